@@ -1,0 +1,1 @@
+"""clipself_d2.modeling."""

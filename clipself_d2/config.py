@@ -1,0 +1,98 @@
+"""Every yaml key this plugin adds to Detectron2's defaults."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_clipself_config(cfg: CN) -> None:
+    """Add the plugin's keys to a Detectron2 config; no default of Detectron2 is changed.
+
+    Args:
+        cfg: A config made by ``detectron2.config.get_cfg()``; changed in place.
+    """
+    _add_clip(cfg)
+    _add_vocabulary(cfg)
+    _add_open_vocab(cfg)
+    _add_distill(cfg)
+
+
+def _add_clip(cfg: CN) -> None:
+    cfg.MODEL.CLIP = CN()
+    # Model name as open_clip knows it, for example ViT-B-16-quickgelu or EVA02-B-16.
+    cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
+    # The whole CLIP: an open_clip pretrained tag or a file. It gives the text embeddings, the
+    # distillation's teacher and, where WEIGHTS is empty, the image tower. Empty: random weights.
+    cfg.MODEL.CLIP.PRETRAINED = ""
+    # A file with an image tower that replaces that of PRETRAINED, such as a distilled student.
+    cfg.MODEL.CLIP.WEIGHTS = ""
+    # Number type of the tower's arithmetic: fp32, bf16, or auto (bf16 where the processor has it).
+    cfg.MODEL.CLIP.PRECISION = "fp32"
+    # Number of last blocks that the detector trains; 0 keeps the whole tower frozen.
+    cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # Attention of the last block in dense features: value (identity attention) or attention.
+    cfg.MODEL.CLIP.LAST_BLOCK = "value"
+    # Blocks whose outputs feed the pyramid, four 0-based indices; [] takes the quarter points.
+    cfg.MODEL.CLIP.TAP_BLOCKS = []
+
+    cfg.MODEL.CLIP_FPN = CN()
+    # Levels of the pyramid, in pixels per cell; powers of two, ascending. Level s is named p<log2 s>.
+    cfg.MODEL.CLIP_FPN.STRIDES = [4, 8, 16, 32]
+    # Channels of every level.
+    cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 256
+    # Norm of the lateral and output convolutions: SyncBN, BN, GN, LN or "".
+    cfg.MODEL.CLIP_FPN.NORM = "SyncBN"
+
+
+def _add_vocabulary(cfg: CN) -> None:
+    cfg.MODEL.VOCABULARY = CN()
+    # Data set whose metadata names the classes of training; empty: the first of DATASETS.TRAIN.
+    cfg.MODEL.VOCABULARY.DATASET = ""
+    # Prompt set: single, vild, imagenet80 or emoji.
+    cfg.MODEL.VOCABULARY.TEMPLATES = "vild"
+    # Prebuilt text embeddings of the training vocabulary; empty: built and cached.
+    cfg.MODEL.VOCABULARY.EMBEDDINGS = ""
+    # Folder of cached text embeddings; empty: nothing is cached.
+    cfg.MODEL.VOCABULARY.CACHE_DIR = ""
+
+
+def _add_open_vocab(cfg: CN) -> None:
+    cfg.MODEL.OPEN_VOCAB = CN()
+    # Background row of the classifier: text (the prompted word background), learned or zero.
+    cfg.MODEL.OPEN_VOCAB.BACKGROUND = "text"
+    # Weight of background regions in the classification loss.
+    cfg.MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT = 0.6
+    # Multiplier of the detector's cosine; the start value where it is learned.
+    cfg.MODEL.OPEN_VOCAB.TEMPERATURE = 50.0
+    # Whether that multiplier is learned.
+    cfg.MODEL.OPEN_VOCAB.LEARN_TEMPERATURE = True
+    # Multiplier of CLIP's cosine at test time.
+    cfg.MODEL.OPEN_VOCAB.CLIP_TEMPERATURE = 75.0
+    # Exponent of CLIP's score for base classes and background; 0 is the detector alone.
+    cfg.MODEL.OPEN_VOCAB.ALPHA = 0.1
+    # Exponent of CLIP's score for novel classes; 1 is CLIP alone.
+    cfg.MODEL.OPEN_VOCAB.BETA = 0.8
+
+
+def _add_distill(cfg: CN) -> None:
+    cfg.MODEL.DISTILL = CN()
+    # Source of the student's regions: grid (m x n patches), proposals (from a file) or both.
+    cfg.MODEL.DISTILL.REGIONS = "grid"
+    # COCO-format file of class-agnostic boxes for REGIONS proposals and both.
+    cfg.MODEL.DISTILL.PROPOSAL_FILE = ""
+    # Longest side of the student's image, px.
+    cfg.MODEL.DISTILL.IMAGE_SIZE = 1024
+    # Longest side of the teacher's crop, px; 0 is the tower's native size.
+    cfg.MODEL.DISTILL.CROP_SIZE = 0
+    # Largest number of rows or columns of the grid.
+    cfg.MODEL.DISTILL.MAX_SPLIT = 6
+    # Most regions of one image, of each source.
+    cfg.MODEL.DISTILL.MAX_BOXES = 20
+    # Square roots of the least and largest area of a proposal, px of the original image.
+    cfg.MODEL.DISTILL.BOX_SIZE_RANGE = [8, 1024]
+    # Factor by which the teacher's crop of a proposal exceeds the proposal.
+    cfg.MODEL.DISTILL.CROP_ENLARGE = 1.5
+    # Number of last blocks of the student that are trained.
+    cfg.MODEL.DISTILL.TRAINABLE_BLOCKS = 12
+    # Whether patch embedding, positions and norms are trained too.
+    cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
+    # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
+    cfg.MODEL.DISTILL.ALPHA = 1.0

@@ -1,0 +1,1 @@
+"""The embedded world: emoji sprites, stuff textures, scenes and their annotation files."""

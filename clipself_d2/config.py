@@ -13,6 +13,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
     _add_distill(cfg)
+    _add_solver(cfg)
 
 
 def _add_clip(cfg: CN) -> None:
@@ -80,6 +81,9 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.PROPOSAL_FILE = ""
     # Longest side of the student's image, px.
     cfg.MODEL.DISTILL.IMAGE_SIZE = 1024
+    # Whether the student's image is padded to IMAGE_SIZE x IMAGE_SIZE, as published, or only to
+    # the largest image of the batch.
+    cfg.MODEL.DISTILL.PAD_TO_SQUARE = True
     # Longest side of the teacher's crop, px; 0 is the tower's native size.
     cfg.MODEL.DISTILL.CROP_SIZE = 0
     # Largest number of rows or columns of the grid.
@@ -96,3 +100,13 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
     cfg.MODEL.DISTILL.ALPHA = 1.0
+
+
+def _add_solver(cfg: CN) -> None:
+    # Optimizer: SGD as in Detectron2, or AdamW.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # AdamW's decay rates of the two moments, and its epsilon.
+    cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
+    cfg.SOLVER.ADAM_EPS = 1e-8
+    # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
+    cfg.TEST.BACKEND = "hotcoco"

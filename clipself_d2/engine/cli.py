@@ -1,0 +1,119 @@
+"""What every command of tools/ shares: reading the config and reporting the user's errors."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+
+from clipself_d2.config import add_clipself_config
+
+USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def load_config(config_file: str, overrides: list[str]) -> CfgNode:
+    """Read a yaml file and KEY VALUE overrides.
+
+    Args:
+        config_file: Path of the yaml file; "" keeps the defaults.
+        overrides: Alternating keys and values.
+
+    Returns:
+        The merged config, not frozen.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a key is unknown, a value has another type, or the list is odd.
+    """
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    source = config_file
+    try:
+        if config_file:
+            if not Path(config_file).is_file():
+                raise FileNotFoundError(f"--config-file {config_file} does not exist")
+            cfg.merge_from_file(config_file)
+        source = "the command line"
+        cfg.merge_from_list(overrides)
+    except (KeyError, AssertionError) as error:
+        raise ValueError(
+            f"{error.args[0] if error.args else error} in {source}; see clipself_d2/config.py and "
+            "Detectron2's config reference for the keys, and give overrides as KEY VALUE pairs"
+        ) from error
+    return cfg
+
+
+def set_up(args: argparse.Namespace) -> CfgNode:
+    """Read the config of a parsed command line and start Detectron2's logging.
+
+    Args:
+        args: Namespace of ``detectron2.engine.default_argument_parser``.
+
+    Returns:
+        The frozen config.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def train_parser(example: str) -> argparse.ArgumentParser:
+    """Detectron2's flags with an example of our own.
+
+    Args:
+        example: A command line that can be pasted.
+
+    Returns:
+        The parser.
+    """
+    parser = default_argument_parser(epilog=f"Example:\n\n    {example}\n")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run_training_tool(main: Callable[[argparse.Namespace], object], example: str) -> int:
+    """Parse Detectron2's flags, start the processes and report errors in one sentence.
+
+    Args:
+        main: Called with the parsed arguments in every process.
+        example: A command line for --help.
+
+    Returns:
+        Exit code: 0, or 1 after a user's error.
+    """
+    args = train_parser(example).parse_args()
+
+    def start() -> None:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+    return run_tool(start, debug=args.debug)
+
+
+def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
+    """Run a command and turn a user's error into one sentence on stderr.
+
+    Args:
+        action: The command.
+        debug: Whether to raise the error with its traceback instead.
+
+    Returns:
+        Exit code: 0, or 1 after a user's error.
+    """
+    try:
+        action()
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,192 @@
+"""Detectron2's trainer, with AdamW, training on several CPU processes, and our evaluators."""
+
+import logging
+import weakref
+from collections import OrderedDict
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.modeling import build_model
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import nn
+
+from clipself_d2.engine.evaluate import evaluate_detector
+
+logger = logging.getLogger(__name__)
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer that refuses weights of another model.
+
+    Detectron2 skips parameters whose shape differs and trains or evaluates what is left.
+    """
+
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        if incompatible.incorrect_shapes:
+            name, got, expected = incompatible.incorrect_shapes[0]
+            raise ValueError(
+                f"the checkpoint's {name} has shape {tuple(got)}, the model's {tuple(expected)}, "
+                f"and {len(incompatible.incorrect_shapes) - 1} more differ; it is of another "
+                "model: check MODEL.WEIGHTS against MODEL.CLIP.NAME and the --config-file"
+            )
+        loaded = len(self.model.state_dict()) - len(incompatible.missing_keys)
+        if loaded == 0:
+            raise ValueError(
+                "the checkpoint has no parameter of this model; check MODEL.WEIGHTS (a distilled "
+                "image tower goes to MODEL.CLIP.WEIGHTS)"
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
+def build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    """Make AdamW from the SOLVER keys.
+
+    Args:
+        cfg: Config with SOLVER.BASE_LR, WEIGHT_DECAY, ADAM_BETAS, ADAM_EPS and CLIP_GRADIENTS.
+        groups: Parameter groups.
+
+    Returns:
+        The optimiser, with gradient clipping where the config asks for it.
+    """
+    cls = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    return cls(
+        groups,
+        lr=cfg.SOLVER.BASE_LR,
+        betas=tuple(cfg.SOLVER.ADAM_BETAS),
+        eps=cfg.SOLVER.ADAM_EPS,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+
+
+class Trainer(DefaultTrainer):
+    """Trainer of detectors.
+
+    Differs from ``DefaultTrainer``: the optimiser follows SOLVER.OPTIMIZER, several processes may
+    train on CPUs, checkpoints of another model are refused, and test data sets are scored with
+    their own vocabularies.
+
+    Args:
+        cfg: The whole config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        parallel = create_ddp_model(model, broadcast_buffers=False, **devices)
+        loop = AMPTrainer if self._use_amp(cfg) else SimpleTrainer
+        self._trainer = loop(parallel, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = self.build_checkpointer(model)
+        self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def _use_amp(cfg: CfgNode) -> bool:
+        if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+            logger.warning(
+                "SOLVER.AMP.ENABLED is ignored on %s; MODEL.CLIP.PRECISION bf16 speeds up the "
+                "tower there",
+                cfg.MODEL.DEVICE,
+            )
+            return False
+        return bool(cfg.SOLVER.AMP.ENABLED)
+
+    def build_checkpointer(self, model: nn.Module) -> DetectionCheckpointer:
+        """Make the checkpointer of the whole detector.
+
+        Args:
+            model: The model, not wrapped.
+
+        Returns:
+            A checkpointer that also keeps the trainer's state.
+        """
+        return StrictCheckpointer(model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build MODEL.META_ARCHITECTURE and log its size.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            The model on its device.
+        """
+        model = build_model(cfg)
+        total = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build SOLVER.OPTIMIZER over the trainable parameters.
+
+        Args:
+            cfg: The whole config.
+            model: The model.
+
+        Returns:
+            The optimiser.
+
+        Raises:
+            ValueError: If SOLVER.OPTIMIZER is neither SGD nor AdamW.
+        """
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD or AdamW")
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        return build_adamw(cfg, groups)
+
+    @classmethod
+    def evaluate_weights(cls, cfg: CfgNode) -> OrderedDict:
+        """Score MODEL.WEIGHTS without training.
+
+        Args:
+            cfg: The whole config; without MODEL.WEIGHTS the model is scored as it is built.
+
+        Returns:
+            As ``test``.
+        """
+        model = cls.build_model(cfg)
+        target = getattr(model, "student", model)
+        StrictCheckpointer(target, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        return cls.test(cfg, model)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
+        """Score the detector on DATASETS.TEST.
+
+        Args:
+            cfg: The whole config.
+            model: The detector, wrapped or not.
+            evaluators: Unused; evaluators follow each data set's metadata.
+
+        Returns:
+            Results by data set, by task, by metric.
+        """
+        if evaluators is not None:
+            raise ValueError("evaluators follow the data sets' evaluator_type; pass none")
+        return evaluate_detector(cfg, model)

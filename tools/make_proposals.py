@@ -1,0 +1,54 @@
+"""Write class-agnostic region proposals of a trained RPN as a COCO-format file."""
+
+import sys
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.cli import run_tool, set_up, train_parser
+from clipself_d2.engine.proposals import write_proposals
+from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
+
+EXAMPLE = (
+    "python tools/make_proposals.py --config-file configs/emoji/rpn.yaml "
+    "--dataset emoji_train_images --output output/emoji/proposals_train.json "
+    "MODEL.WEIGHTS output/emoji/rpn/model_final.pth"
+)
+
+
+def main() -> int:
+    """Parse the flags and write the file.
+
+    Returns:
+        Exit code.
+    """
+    parser = train_parser(EXAMPLE)
+    parser.add_argument("--dataset", required=True, help="registered data set with the images")
+    parser.add_argument("--output", required=True, type=Path, help="json file to write")
+    parser.add_argument("--max-per-image", type=int, default=20, help="most boxes of one image")
+    parser.add_argument("--min-score", type=float, default=0.2, help="least objectness, 0 to 1")
+    args = parser.parse_args()
+
+    def action() -> None:
+        cfg = set_up(args)
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint of a trained RPN")
+        if args.dataset not in DatasetCatalog.list():
+            raise ValueError(f"--dataset {args.dataset} is not registered")
+        model = Trainer.build_model(cfg)
+        StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        write_proposals(
+            cfg,
+            model,
+            args.dataset,
+            args.output,
+            max_per_image=args.max_per_image,
+            min_score=args.min_score,
+        )
+
+    return run_tool(action, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,7 @@
-"""clipself_d2.clip."""
+"""CLIP models behind one door; the only package that imports open_clip and timm."""
+
+from clipself_d2.clip.model import ClipModel, load_clip, load_tower
+from clipself_d2.clip.text import TextEncoder
+from clipself_d2.clip.towers import DenseFeatures, VisionTower
+
+__all__ = ["ClipModel", "DenseFeatures", "TextEncoder", "VisionTower", "load_clip", "load_tower"]

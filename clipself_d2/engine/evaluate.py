@@ -1,5 +1,6 @@
 """Evaluation: every test data set is scored with a vocabulary of its own."""
 
+import json
 import logging
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,9 @@ from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
+
+# Results by data set, task and metric, in OUTPUT_DIR.
+RESULTS_FILE = "results.json"
 
 
 def embed_vocabulary(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
@@ -102,7 +106,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
         if comm.is_main_process():
             logger.info("Results on %s:", name)
             print_csv_format(scores)
-    return results if len(results) != 1 else next(iter(results.values()))
+    return _finish(cfg, results)
 
 
 def evaluate_regions(cfg: CfgNode, distiller: nn.Module) -> OrderedDict:
@@ -133,4 +137,13 @@ def evaluate_regions(cfg: CfgNode, distiller: nn.Module) -> OrderedDict:
         results[name] = inference_on_dataset(distiller, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results[name])
+    return _finish(cfg, results)
+
+
+def _finish(cfg: CfgNode, results: OrderedDict) -> OrderedDict:
+    if comm.is_main_process():
+        path = Path(cfg.OUTPUT_DIR) / RESULTS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        logger.info("Results in %s", path)
     return results if len(results) != 1 else next(iter(results.values()))

@@ -1,1 +1,7 @@
-"""clipself_d2.vocabulary."""
+"""Classes as data, their prompts and their text embeddings."""
+
+from clipself_d2.vocabulary.embeddings import TextEmbeddings, use_vocabulary
+from clipself_d2.vocabulary.templates import fill_templates, get_templates
+from clipself_d2.vocabulary.vocabulary import Vocabulary
+
+__all__ = ["TextEmbeddings", "Vocabulary", "fill_templates", "get_templates", "use_vocabulary"]

@@ -1,0 +1,70 @@
+"""Positions of a ViT for any grid, rectangles included.
+
+Legend: h w patch grid, C width.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import build_rotary_pos_embed
+from torch import Tensor
+
+
+def resize_positions(table_TC: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Interpolate a learned position table; the class token's row is kept.
+
+    Args:
+        table_TC: (1 + h0 * w0, C), class token first.
+        native: Grid (h0, w0) of the table.
+        grid: Grid (h, w) wanted.
+
+    Returns:
+        (1 + h * w, C), differentiable in the table; the table itself where the grids agree.
+
+    Raises:
+        ValueError: If the table does not fit its grid.
+
+    Reference: bicubic (a = -0.75) without antialias, as the published CLIPSelf models use. timm
+    resamples with antialias, which moves dense features by about 5e-4.
+    """
+    if len(table_TC) != 1 + native[0] * native[1]:
+        raise ValueError(f"position table has {len(table_TC)} rows, not 1 + {native[0]}x{native[1]}")
+    if native == grid:
+        return table_TC
+    patches = table_TC[1:].T.reshape(1, -1, *native)
+    resized = F.interpolate(patches.float(), grid, mode="bicubic", align_corners=False)
+    rows = resized.flatten(2)[0].T.to(table_TC.dtype)
+    return torch.cat([table_TC[:1], rows])
+
+
+def rotary_table(
+    grid: tuple[int, int],
+    *,
+    head_dim: int,
+    temperature: float,
+    reference: tuple[int, int],
+    device: torch.device,
+) -> Tensor:
+    """Build EVA02's 2-D rotary positions; every grid is squeezed onto the reference grid.
+
+    Args:
+        grid: Grid (h, w) wanted.
+        head_dim: Channels of one attention head.
+        temperature: Base of the frequencies.
+        reference: Grid of pre-training, (16, 16) for EVA02-CLIP.
+        device: Device of the table.
+
+    Returns:
+        (h * w, 2 * head_dim): sines, then cosines, as timm's attention takes them.
+
+    Reference: EVA-02, arXiv 2303.11331. The published code is for squares only; rectangles scale
+    each axis by itself here.
+    """
+    sin, cos = build_rotary_pos_embed(
+        list(grid),
+        dim=head_dim,
+        temperature=temperature,
+        in_pixels=False,
+        ref_feat_shape=list(reference),
+        device=device,
+    )
+    return torch.cat([sin, cos], dim=-1)

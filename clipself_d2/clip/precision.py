@@ -1,0 +1,58 @@
+"""Number type of a tower's arithmetic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+PRECISIONS = ("fp32", "bf16", "auto")
+_CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Tell whether this processor multiplies bf16 matrices in hardware.
+
+    Returns:
+        False where the operating system does not list the processor's features.
+    """
+    listing = Path("/proc/cpuinfo")
+    if not listing.is_file():
+        return False
+    for line in listing.read_text(errors="replace").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return not set(_CPU_BF16_FLAGS).isdisjoint(line.split())
+    return False
+
+
+@contextmanager
+def compute_context(device: torch.device, precision: str) -> Iterator[None]:
+    """Run a with block in the number type asked for.
+
+    Args:
+        device: Where the tensors are.
+        precision: "fp32", "bf16", or "auto": bf16 on CUDA and on processors that have it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If the precision is none of these.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; MODEL.CLIP.PRECISION is one of {PRECISIONS}")
+    on_cpu = device.type == "cpu"
+    if precision == "fp32" or (precision == "auto" and on_cpu and not cpu_has_bf16()):
+        with torch.autocast(device.type, enabled=False):
+            yield
+        return
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        if not on_cpu:
+            yield
+            return
+        # The flash kernel's backward is half of a training step on CPUs.
+        with sdpa_kernel(SDPBackend.MATH):
+            yield

@@ -1,0 +1,239 @@
+"""CLIP image towers: one embedding for a picture, or one for every patch.
+
+Legend: N images, D joint embedding, C width, H W pixels, h w patch grid, T tokens (class token
+first).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipself_d2.clip.precision import compute_context
+
+LAST_BLOCKS = ("value", "attention")
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """What ``VisionTower.forward_dense`` returns.
+
+    Attributes:
+        embedding: (N, D, h, w) float32, unit norm in every cell.
+        blocks: Outputs of the blocks asked for, (N, C, h, w) float32, without the class token and
+            before the final norm.
+    """
+
+    embedding: Tensor
+    blocks: tuple[Tensor, ...]
+
+
+class VisionTower(nn.Module, ABC):
+    """A CLIP ViT of any input size.
+
+    Args:
+        visual: open_clip's image tower; its parameters keep open_clip's names ``visual.*``.
+        name: Model name as open_clip knows it.
+        pixel_mean: RGB mean of the pixels, 0 to 255.
+        pixel_std: RGB deviation of the pixels.
+        precision: fp32, bf16 or auto.
+
+    Attributes:
+        embed_dim: Width D of the joint embedding.
+        width: Width C of the tokens.
+        patch_size: Side of a patch, px.
+        num_blocks: Number of transformer blocks.
+        image_size: Side of the native input, px.
+    """
+
+    embed_dim: int
+    width: int
+    patch_size: int
+    num_blocks: int
+    image_size: int
+
+    def __init__(
+        self,
+        *,
+        visual: nn.Module,
+        name: str,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.name = name
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.precision = precision
+
+    @property
+    @abstractmethod
+    def transformer_blocks(self) -> nn.ModuleList:
+        """The blocks in order."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn pixels into tokens.
+
+        Args:
+            images: (N, 3, H, W) with H and W multiples of the patch.
+
+        Returns:
+            (N, T, C) tokens with positions, and what ``run_block`` needs beside them.
+        """
+
+    @abstractmethod
+    def run_block(self, block: nn.Module, tokens: Tensor, extra: Tensor | None) -> Tensor:
+        """Apply a block with its global self-attention; (N, T, C) to (N, T, C)."""
+
+    @abstractmethod
+    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Apply a block in which every token attends to itself alone; (N, T, C) to (N, T, C)."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm and the projection; (N, ..., C) to (N, ..., D)."""
+
+    @abstractmethod
+    def outer_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the blocks that may be trained; the projection is not one."""
+
+    @abstractmethod
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the last block that its value-only form never uses."""
+
+    def forward_image(self, images: Tensor) -> Tensor:
+        """Embed whole pictures.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels of any size; positions are resized.
+
+        Returns:
+            (N, D) float32, not normalised.
+        """
+        with compute_context(images.device, self.precision):
+            tokens, extra = self.embed(self._pad(images))
+            for block in self.transformer_blocks:
+                tokens = self.run_block(block, tokens, extra)
+            return self.project(tokens[:, 0]).float()
+
+    def forward_dense(
+        self, images: Tensor, blocks: Sequence[int] = (), last_block: str = "value"
+    ) -> DenseFeatures:
+        """Embed every patch.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of the
+                patch are padded with zeros at the right and the bottom.
+            blocks: 0-based numbers of the blocks whose outputs are wanted.
+            last_block: "value": identity attention in the last block, with its residuals and
+                MLP; "attention": the block as it was trained.
+
+        Returns:
+            A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
+
+        Raises:
+            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
+
+        Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv 2112.01071, the
+        residual and the MLP of the last block are kept.
+        """
+        if last_block not in LAST_BLOCKS:
+            raise ValueError(f"last_block is {last_block!r}, not one of {LAST_BLOCKS}")
+        unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
+        if unknown:
+            raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
+        images = self._pad(images)
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        outputs: dict[int, Tensor] = {}
+        with compute_context(images.device, self.precision):
+            tokens, extra = self.embed(images)
+            for number, block in enumerate(self.transformer_blocks):
+                if number == self.num_blocks - 1 and last_block == "value":
+                    tokens = self.run_value_block(block, tokens)
+                else:
+                    tokens = self.run_block(block, tokens, extra)
+                if number in blocks:
+                    outputs[number] = tokens
+            embedding = self.project(tokens[:, 1:])
+        embedding = F.normalize(embedding.float(), dim=-1)
+        maps = tuple(_to_map(outputs[number][:, 1:].float(), grid) for number in blocks)
+        return DenseFeatures(_to_map(embedding, grid), maps)
+
+    def freeze(self) -> None:
+        """Freeze every parameter."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def unlock(self, num_blocks: int, everything: bool = False) -> None:
+        """Choose what is trained through ``forward_dense`` with the value-only last block.
+
+        Args:
+            num_blocks: Number of last blocks to train.
+            everything: Whether patch embedding, positions and outer norms are trained too. The
+                projection stays frozen, since text embeddings live behind it.
+
+        Raises:
+            ValueError: If the tower has fewer blocks.
+        """
+        if not 0 <= num_blocks <= self.num_blocks:
+            raise ValueError(
+                f"{num_blocks} trainable blocks asked for, but {self.name} has {self.num_blocks}; "
+                "lower TRAINABLE_BLOCKS"
+            )
+        self.freeze()
+        for block in self.transformer_blocks[self.num_blocks - num_blocks :]:
+            block.requires_grad_(True)
+        if everything:
+            for parameter in self.outer_parameters():
+                parameter.requires_grad_(True)
+        for parameter in self.idle_parameters():
+            parameter.requires_grad_(False)
+
+    def no_weight_decay_names(self) -> set[str]:
+        """Name the parameters without weight decay: vectors, norms, biases.
+
+        Returns:
+            Names as in ``named_parameters``.
+
+        Reference: the grouping of open_clip's training, as CLIPSelf uses it.
+        """
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias"))
+        }
+
+    def _pad(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        patch = self.patch_size
+        bottom, right = -height % patch, -width % patch
+        return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+
+
+def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def native_grid(num_patches: int, name: str) -> tuple[int, int]:
+    """Side of a square position table.
+
+    Args:
+        num_patches: Rows of the table without the class token.
+        name: Model name for the message.
+
+    Returns:
+        Grid (h, w).
+
+    Raises:
+        ValueError: If the table is not square.
+    """
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")
+    return side, side

@@ -1,0 +1,107 @@
+"""Tower over open_clip's own ViT: OpenAI, LAION, DataComp, MetaCLIP and the embedded model."""
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clipself_d2.clip.pos_embed import resize_positions
+from clipself_d2.clip.towers import VisionTower, native_grid
+
+
+class OpenClipViTTower(VisionTower):
+    """Tower of ``open_clip.transformer.VisionTransformer`` with a class token.
+
+    Args:
+        visual: open_clip's tower.
+        name: Model name.
+        pixel_mean: RGB mean, 0 to 255.
+        pixel_std: RGB deviation.
+        precision: fp32, bf16 or auto.
+
+    Raises:
+        ValueError: If the tower pools by attention or averaging.
+    """
+
+    visual: VisionTransformer
+
+    def __init__(
+        self,
+        *,
+        visual: VisionTransformer,
+        name: str,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(
+            visual=visual,
+            name=name,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            precision=precision,
+        )
+        plain = visual.attn_pool is None and visual.pool_type == "tok" and visual.proj is not None
+        if not plain or visual.final_ln_after_pool:
+            raise ValueError(
+                f"{name} does not read its embedding off a class token behind one projection; "
+                "such towers have no dense map here, choose a ViT with pool_type tok"
+            )
+        self.width = int(visual.conv1.out_channels)
+        self.embed_dim = int(visual.proj.shape[1])
+        self.patch_size = int(visual.conv1.kernel_size[0])
+        self.num_blocks = len(visual.transformer.resblocks)
+        self.native = native_grid(len(visual.positional_embedding) - 1, name)
+        self.image_size = self.native[0] * self.patch_size
+
+    @property
+    def transformer_blocks(self) -> nn.ModuleList:
+        """The blocks in order."""
+        return self.visual.transformer.resblocks
+
+    def embed(self, images: Tensor) -> tuple[Tensor, None]:
+        """Patches, class token, positions, first norm."""
+        visual = self.visual
+        patches = visual.conv1(images)
+        positions = resize_positions(
+            visual.positional_embedding, self.native, (patches.shape[2], patches.shape[3])
+        )
+        tokens = patches.flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        tokens = torch.cat([cls, tokens], dim=1) + positions.to(tokens.dtype)
+        return visual.ln_pre(tokens), None
+
+    def run_block(self, block: nn.Module, tokens: Tensor, extra: Tensor | None) -> Tensor:
+        """One pre-norm block with global attention."""
+        return block(tokens)
+
+    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """One pre-norm block whose attention passes each token's own value."""
+        attention = block.attn
+        width = tokens.shape[-1]
+        value = F.linear(
+            block.ln_1(tokens),
+            attention.in_proj_weight[2 * width :],
+            attention.in_proj_bias[2 * width :],
+        )
+        tokens = tokens + block.ls_1(attention.out_proj(value))
+        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Final norm and projection matrix."""
+        return self.visual.ln_post(tokens) @ self.visual.proj
+
+    def outer_parameters(self) -> list[nn.Parameter]:
+        """Patch embedding, class token, positions, first and final norm."""
+        visual = self.visual
+        return [
+            *visual.conv1.parameters(),
+            visual.class_embedding,
+            visual.positional_embedding,
+            *visual.ln_pre.parameters(),
+            *visual.ln_post.parameters(),
+        ]
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """None: query, key and value share one matrix, whose value rows are used."""
+        return []

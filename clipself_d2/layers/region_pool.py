@@ -1,0 +1,73 @@
+"""Pooling of a dense map over boxes and masks.
+
+Legend: N images, R regions, D joint embedding, h w patch grid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align
+
+# Added to a mask's area so that an empty mask gives zeros.
+_EPSILON = 1e-12
+
+
+def roi_embeddings(
+    dense_NDhw: Tensor, boxes: Sequence[Tensor], stride: float, normalize: bool = True
+) -> Tensor:
+    """Average a dense map over boxes by RoIAlign to one cell.
+
+    Args:
+        dense_NDhw: Dense maps.
+        boxes: One (Ki, 4) XYXY tensor in input pixels for each image; Ki may be 0.
+        stride: Input pixels per cell of the map.
+        normalize: Whether results have unit norm.
+
+    Returns:
+        (R, D) float32, images in order.
+
+    Raises:
+        ValueError: If the number of box tensors is not N.
+
+    Reference: CLIPSelf, arXiv 2310.01403, section 3.2; adaptive sampling, aligned corners.
+    """
+    if len(boxes) != len(dense_NDhw):
+        raise ValueError(f"got boxes for {len(boxes)} images but maps of {len(dense_NDhw)}")
+    dense = dense_NDhw.float()
+    rois = [box.to(dense) for box in boxes]
+    pooled = roi_align(dense, rois, 1, spatial_scale=1.0 / stride, sampling_ratio=-1, aligned=True)
+    pooled = pooled[..., 0, 0]
+    return F.normalize(pooled, dim=1) if normalize else pooled
+
+
+def mask_embeddings(
+    dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True
+) -> Tensor:
+    """Average a dense map over masks.
+
+    Args:
+        dense_NDhw: Dense maps.
+        masks: One (Ki, h, w) tensor of weights in [0, 1] for each image; Ki may be 0.
+        normalize: Whether results have unit norm; an empty mask gives zeros in any case.
+
+    Returns:
+        (R, D) float32, images in order.
+
+    Raises:
+        ValueError: If the number of mask tensors is not N or a grid differs from the map's.
+    """
+    if len(masks) != len(dense_NDhw):
+        raise ValueError(f"got masks for {len(masks)} images but maps of {len(dense_NDhw)}")
+    pooled = [dense_NDhw.new_zeros((0, dense_NDhw.shape[1]), dtype=torch.float32)]
+    for dense, mask in zip(dense_NDhw.float(), masks, strict=True):
+        if mask.shape[1:] != dense.shape[1:]:
+            raise ValueError(
+                f"mask grid {tuple(mask.shape[1:])} is not the map's {tuple(dense.shape[1:])}"
+            )
+        weight = mask.to(dense)
+        total = torch.einsum("khw,dhw->kd", weight, dense)
+        pooled.append(total / (weight.sum((1, 2))[:, None] + _EPSILON))
+    result = torch.cat(pooled)
+    return F.normalize(result, dim=1) if normalize else result

@@ -1,0 +1,43 @@
+"""Fusion of a detector's scores with those of a vision-language model.
+
+Legend: R regions, K classes.
+"""
+
+import torch
+from torch import Tensor
+
+
+def fuse_scores(
+    detector_RK: Tensor, clip_RK: Tensor, base_mask: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """Weighted geometric mean of two sets of probabilities, other weights for novel classes.
+
+    Args:
+        detector_RK: (R, K) or (R, K + 1) probabilities of the detector, background last.
+        clip_RK: As ``detector_RK``, of the vision-language model.
+        base_mask: (K,) True for base classes; a background column counts as base.
+        alpha: Exponent of ``clip_RK`` for base classes, in [0, 1]; 0 is the detector alone.
+        beta: Exponent of ``clip_RK`` for novel classes, in [0, 1]; 1 is CLIP alone.
+
+    Returns:
+        Scores of the shape of ``detector_RK``, in [0, 1]; rows do not sum to 1.
+
+    Raises:
+        ValueError: If shapes disagree or an exponent is outside [0, 1].
+
+    Reference: F-VLM, arXiv 2209.15639, Eq. 5, as used by F-ViT in CLIPSelf, arXiv 2310.01403.
+    """
+    if detector_RK.shape != clip_RK.shape:
+        raise ValueError(
+            f"detector scores are {tuple(detector_RK.shape)}, CLIP's {tuple(clip_RK.shape)}"
+        )
+    missing = detector_RK.shape[1] - len(base_mask)
+    if missing not in (0, 1):
+        raise ValueError(f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores")
+    for key, value in (("ALPHA", alpha), ("BETA", beta)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
+    is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
+    base = detector_RK ** (1 - alpha) * clip_RK**alpha
+    novel = detector_RK ** (1 - beta) * clip_RK**beta
+    return torch.where(is_base.to(base.device), base, novel)

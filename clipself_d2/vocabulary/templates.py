@@ -1,0 +1,144 @@
+"""Prompt templates by name, and how a class name is put into them."""
+
+from collections.abc import Sequence
+
+SINGLE = ("a photo of {article} {}.",)
+
+EMOJI = (
+    "{article} {}.",
+    "a photo of {article} {}.",
+    "a picture of {article} {}.",
+    "a drawing of {article} {}.",
+    "an emoji of {article} {}.",
+    "a small {}.",
+    "a large {}.",
+    "there is {article} {} in the scene.",
+)
+
+# The prompts of ViLD (arXiv 2104.13921), which F-ViT and CLIPSelf use.
+VILD = (
+    "There is {article} {} in the scene.",
+    "There is the {} in the scene.",
+    "a photo of {article} {} in the scene.",
+    "a photo of the {} in the scene.",
+    "a photo of one {} in the scene.",
+    "itap of {article} {}.",
+    "itap of my {}.",
+    "itap of the {}.",
+    "a photo of {article} {}.",
+    "a photo of my {}.",
+    "a photo of the {}.",
+    "a photo of one {}.",
+    "a photo of many {}.",
+    "a good photo of {article} {}.",
+    "a good photo of the {}.",
+    "a bad photo of {article} {}.",
+    "a bad photo of the {}.",
+    "a photo of a nice {}.",
+    "a photo of the nice {}.",
+    "a photo of a cool {}.",
+    "a photo of the cool {}.",
+    "a photo of a weird {}.",
+    "a photo of the weird {}.",
+    "a photo of a small {}.",
+    "a photo of the small {}.",
+    "a photo of a large {}.",
+    "a photo of the large {}.",
+    "a photo of a clean {}.",
+    "a photo of the clean {}.",
+    "a photo of a dirty {}.",
+    "a photo of the dirty {}.",
+    "a bright photo of {article} {}.",
+    "a bright photo of the {}.",
+    "a dark photo of {article} {}.",
+    "a dark photo of the {}.",
+    "a photo of a hard to see {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of {article} {}.",
+    "a low resolution photo of the {}.",
+    "a cropped photo of {article} {}.",
+    "a cropped photo of the {}.",
+    "a close-up photo of {article} {}.",
+    "a close-up photo of the {}.",
+    "a jpeg corrupted photo of {article} {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a blurry photo of {article} {}.",
+    "a blurry photo of the {}.",
+    "a pixelated photo of {article} {}.",
+    "a pixelated photo of the {}.",
+    "a black and white photo of the {}.",
+    "a black and white photo of {article} {}.",
+    "a plastic {}.",
+    "the plastic {}.",
+    "a toy {}.",
+    "the toy {}.",
+    "a plushie {}.",
+    "the plushie {}.",
+    "a cartoon {}.",
+    "the cartoon {}.",
+    "an embroidered {}.",
+    "the embroidered {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+)
+
+_TEMPLATES = {"single": SINGLE, "emoji": EMOJI, "vild": VILD}
+# ViLD's sentences that are mere noun phrases are made whole.
+_COMPLETED = frozenset({"vild"})
+
+
+def get_templates(name: str) -> tuple[str, ...]:
+    """Look up a prompt set.
+
+    Args:
+        name: single, emoji or vild.
+
+    Returns:
+        Templates with ``{}`` for the class name and, where it has one, ``{article}``.
+
+    Raises:
+        ValueError: If there is no such set.
+    """
+    if name not in _TEMPLATES:
+        raise ValueError(
+            f"prompt set {name!r} is unknown; MODEL.VOCABULARY.TEMPLATES is one of "
+            f"{sorted(_TEMPLATES)}"
+        )
+    if name in _COMPLETED:
+        return tuple(_complete(template) for template in _TEMPLATES[name])
+    return _TEMPLATES[name]
+
+
+def _complete(template: str) -> str:
+    return f"This is {template}" if template.startswith(("a", "the")) else template
+
+
+def clean_name(name: str) -> str:
+    """Turn a data set's class name into words.
+
+    Args:
+        name: Such as ``traffic_light`` or ``cup/mug``.
+
+    Returns:
+        Lower-case words; ``_`` is a space, ``/`` is "or", a full stop at the end is dropped.
+
+    Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403.
+    """
+    return name.replace("_", " ").replace("/", " or ").lower().rstrip(".").strip()
+
+
+def fill_templates(name: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """Put a class name into templates.
+
+    Args:
+        name: Class name of a data set or of a user.
+        templates: As ``get_templates`` gives them.
+
+    Returns:
+        One sentence a template.
+    """
+    words = clean_name(name)
+    article = "an" if words[:1] in tuple("aeiou") else "a"
+    return tuple(
+        template.replace("{article}", article).replace("{}", words) for template in templates
+    )

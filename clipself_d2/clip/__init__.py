@@ -1,4 +1,4 @@
-"""CLIP models behind one door; the only package that imports open_clip and timm."""
+"""CLIP towers and weights; the only package that imports open_clip and timm."""
 
 from clipself_d2.clip.model import ClipModel, load_clip, load_tower
 from clipself_d2.clip.text import TextEncoder

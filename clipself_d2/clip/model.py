@@ -1,205 +1,191 @@
-"""The front door to CLIP models: open_clip's and the embedded one."""
+"""Building CLIP models by name."""
 
-import difflib
-import json
 import logging
-import math
-from functools import cache
-from pathlib import Path
+from typing import Any
 
 import open_clip
-import open_clip.factory
-import torch
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clipself_d2.clip.bpe import read_words
 from clipself_d2.clip.checkpoint import load_clip_weights, load_tower_weights
 from clipself_d2.clip.eva_tower import EvaTower
+from clipself_d2.clip.precision import check_precision
+from clipself_d2.clip.registry import (
+    check_name,
+    find_weights,
+    project_models,
+    register_project_models,
+)
 from clipself_d2.clip.text import TextEncoder
 from clipself_d2.clip.towers import VisionTower
 from clipself_d2.clip.vit_tower import OpenClipViTTower
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).parent
-_CONFIGS = _FOLDER / "model_configs"
-# Weights in this package, by model name and pretrained tag.
-_BUNDLED = {("ViT-Ti-8-emoji", "emoji"): _FOLDER / "weights" / "ViT-Ti-8-emoji.safetensors"}
-_WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
+register_project_models()
 
 
 class ClipModel(nn.Module):
-    """A CLIP, as an image tower and a text tower.
+    """A whole CLIP: image tower and text tower of one joint embedding.
 
     Args:
         name: Model name as open_clip knows it.
         tower: Image tower.
         text: Text tower.
-        logit_scale: CLIP's multiplier of the cosine, about 100.
     """
 
-    def __init__(
-        self, *, name: str, tower: VisionTower, text: TextEncoder, logit_scale: float
-    ) -> None:
+    def __init__(self, *, name: str, tower: VisionTower, text: TextEncoder) -> None:
         super().__init__()
         self.name = name
         self.tower = tower
         self.text = text
-        self.logit_scale = logit_scale
 
-    def open_clip_state(self) -> dict[str, Tensor]:
-        """Collect all weights by open_clip's names.
+    @property
+    def logit_scale(self) -> float:
+        """Multiplier of the cosine in training, exp of the stored weight; about 100."""
+        return float(self.text.clip.logit_scale.detach().exp())
+
+    def open_clip_state_dict(self) -> dict[str, Tensor]:
+        """Collect the weights under the names of open_clip's whole model.
 
         Returns:
-            Tensors of both towers and ``logit_scale``.
+            Tensors that ``load_clip`` and ``open_clip.create_model`` read back.
         """
-        state = {**self.tower.state_dict(), **self.text.model.state_dict()}
-        return {**state, "logit_scale": torch.tensor(math.log(self.logit_scale))}
+        return {**self.tower.state_dict(), **self.text.clip.state_dict()}
+
+
+def build_tower(
+    visual: nn.Module,
+    *,
+    name: str,
+    pixel_mean: tuple[float, float, float],
+    pixel_std: tuple[float, float, float],
+    precision: str = "fp32",
+) -> VisionTower:
+    """Wrap open_clip's image tower.
+
+    Args:
+        visual: The module ``visual`` of a model of open_clip.
+        name: Model name.
+        pixel_mean: RGB mean, 0 to 255.
+        pixel_std: RGB deviation.
+        precision: fp32, bf16 or auto.
+
+    Returns:
+        The tower that fits the module's type.
+
+    Raises:
+        ValueError: If the module is no ViT, or one without class-token embedding.
+    """
+    check_precision(precision)
+    kinds = ((VisionTransformer, OpenClipViTTower), (TimmModel, EvaTower))
+    for kind, tower in kinds:
+        if isinstance(visual, kind):
+            return tower(
+                visual=visual,
+                name=name,
+                pixel_mean=pixel_mean,
+                pixel_std=pixel_std,
+                precision=precision,
+            )
+    raise ValueError(
+        f"{name} has an image tower of type {type(visual).__name__}; dense features need a ViT of "
+        "open_clip or an EVA02 of timm, such as ViT-B-16-quickgelu or EVA02-B-16"
+    )
 
 
 def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32") -> ClipModel:
-    """Build a CLIP.
+    """Build a CLIP in eval mode.
 
     Args:
-        name: Name of an open_clip model, such as ViT-B-16-quickgelu, EVA02-B-16 or the embedded
-            ViT-Ti-8-emoji.
-        weights: A pretrained tag of open_clip, ``emoji`` for the embedded model, or a file with
-            the whole CLIP; None leaves random weights.
-        precision: Number type of the image tower's arithmetic: fp32, bf16 or auto.
+        name: Model name as open_clip knows it, or one of this project's.
+        weights: A pretrained tag, a file with the whole CLIP, or None for random weights.
+        precision: Number type of the image tower: fp32, bf16 or auto.
 
     Returns:
-        The model in evaluation mode on the CPU.
+        The model; its parameters are trainable until frozen.
 
     Raises:
-        ValueError: If the name or the tag is unknown, or the file is of another model.
-        FileNotFoundError: If the file is missing.
+        ValueError: If the name or the tag is unknown, or the file does not fit.
     """
-    model = _create(name, weights)
-    pixels = model.visual.preprocess_cfg
-    mean, std = (tuple(255.0 * value for value in pixels[key]) for key in ("mean", "std"))
-    tower = wrap_tower(model.visual, name, mean, std, precision)
-    text = TextEncoder(
-        model=model,
-        tokenizer=open_clip.get_tokenizer(name),
-        embed_dim=tower.embed_dim,
-        known_words=_known_words(name),
-    )
-    scale = float(model.logit_scale.detach().exp())
-    return ClipModel(name=name, tower=tower, text=text, logit_scale=scale).eval()
+    check_name(name)
+    tag, path = (None, None) if weights is None else find_weights(name, weights)
+    clip, settings = _create(name, tag)
+    tower = _take_tower(clip, name, precision, settings)
+    model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
+    if path is not None:
+        report = load_clip_weights(model, path)
+        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+    return model.eval()
 
 
-def load_tower(
-    name: str,
-    pretrained: str | None = None,
-    *,
-    weights: str | None = None,
-    precision: str = "fp32",
+def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32") -> VisionTower:
+    """Build an image tower in eval mode.
+
+    Args:
+        name: Model name as open_clip knows it, or one of this project's.
+        weights: A pretrained tag, a file with a whole CLIP or an image tower, or None for random
+            weights.
+        precision: Number type: fp32, bf16 or auto.
+
+    Returns:
+        The tower; its parameters are trainable until frozen.
+
+    Raises:
+        ValueError: If the name or the tag is unknown, or the file does not fit.
+    """
+    check_name(name)
+    tag, path = (None, None) if weights is None else find_weights(name, weights)
+    clip, settings = _create(name, tag)
+    tower = _take_tower(clip, name, precision, settings)
+    if path is not None:
+        report = load_tower_weights(tower, path)
+        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+    return tower.eval()
+
+
+def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str, Any]]:
+    """Build open_clip's model, and tell the pixel statistics of its weights."""
+    # Not open_clip.create_model: without a tag it warns of random weights on the root logger, also
+    # where a file follows, and it downloads text towers of other libraries.
+    config = open_clip.get_model_config(name)
+    if "multimodal_cfg" in config:
+        raise ValueError(f"{name} is a CoCa with a captioning decoder; choose a CLIP")
+    kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
+    if "hf_model_name" in config["text_cfg"]:
+        kind = CustomTextCLIP
+        config["text_cfg"]["hf_model_pretrained"] = False
+    clip = kind(**config)
+    if tag is None:
+        return clip, {}
+    settings = open_clip.get_pretrained_cfg(name, tag)
+    open_clip.load_checkpoint(clip, open_clip.download_pretrained(settings))
+    return clip, settings
+
+
+def _take_tower(
+    clip: CLIP | CustomTextCLIP, name: str, precision: str, settings: dict[str, Any]
 ) -> VisionTower:
-    """Build the image tower of a CLIP.
-
-    Args:
-        name: Name of an open_clip model.
-        pretrained: Tag or file of the whole CLIP, as for ``load_clip``.
-        weights: A file with an image tower that replaces that of ``pretrained``, such as a
-            distilled student.
-        precision: Number type of its arithmetic.
-
-    Returns:
-        The tower in evaluation mode on the CPU.
-
-    Raises:
-        ValueError: As ``load_clip``, or if ``weights`` is of another tower.
-        FileNotFoundError: If a file is missing.
-    """
-    tower = load_clip(name, pretrained or None, precision=precision).tower
-    if weights:
-        report = load_tower_weights(tower, weights)
-        logger.info("loaded %d tensors of %s from %s", report.num_tensors, name, report.path)
-    return tower
-
-
-def wrap_tower(
-    visual: nn.Module,
-    name: str,
-    pixel_mean: tuple[float, ...],
-    pixel_std: tuple[float, ...],
-    precision: str = "fp32",
-) -> VisionTower:
-    """Choose the tower class for an image module of open_clip.
-
-    Args:
-        visual: ``model.visual`` of an open_clip model.
-        name: Its name.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        precision: Number type of its arithmetic.
-
-    Returns:
-        The tower.
-
-    Raises:
-        ValueError: If there is no tower for the module.
-    """
-    classes = {VisionTransformer: OpenClipViTTower, TimmModel: EvaTower}
-    if type(visual) not in classes:
-        raise ValueError(
-            f"{name} has an image tower of type {type(visual).__name__}; dense features are "
-            "defined for open_clip's ViT and for EVA02"
-        )
-    return classes[type(visual)](
-        visual=visual,
+    """Move the image tower out of a model, so that each weight has one owner."""
+    visual = clip.visual
+    del clip.visual
+    red, green, blue = settings.get("mean", open_clip.OPENAI_DATASET_MEAN)
+    std_red, std_green, std_blue = settings.get("std", open_clip.OPENAI_DATASET_STD)
+    return build_tower(
+        visual,
         name=name,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
+        pixel_mean=(255.0 * red, 255.0 * green, 255.0 * blue),
+        pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
         precision=precision,
     )
 
 
-@cache
-def register_model_configs() -> None:
-    """Make the model configs of this package known to open_clip, once."""
-    for path in sorted(_CONFIGS.glob("*.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        options = config["text_cfg"].get("tokenizer_kwargs", {})
-        if "bpe_path" in options:
-            options["bpe_path"] = str(_CONFIGS / options["bpe_path"])
-        # add_model_config reads files, and a file cannot know where this package is installed.
-        open_clip.factory._MODEL_CONFIGS[path.stem] = config
-
-
-def _known_words(name: str) -> frozenset[str] | None:
-    options = open_clip.get_model_config(name)["text_cfg"].get("tokenizer_kwargs", {})
-    path = Path(options.get("bpe_path", ""))
-    return read_words(path) if path.parent == _CONFIGS else None
-
-
-def _create(name: str, weights: str | None) -> nn.Module:
-    register_model_configs()
-    known = open_clip.list_models()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 3, 0.4)
-        raise ValueError(
-            f"open_clip has no model {name!r}; MODEL.CLIP.NAME could be {' or '.join(close)}"
-        )
-    if weights is None:
-        return open_clip.create_model(name, load_weights=False)
-    bundled = _BUNDLED.get((name, weights))
-    if bundled is None and not _is_file_name(weights):
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        own = [tag for model, tag in _BUNDLED if model == name]
-        if open_clip.pretrained.get_pretrained_cfg(name, weights):
-            return open_clip.create_model(name, pretrained=weights)
-        raise ValueError(
-            f"{weights!r} is neither a file nor a pretrained tag of {name}; its tags are "
-            f"{tags + own}, set one as MODEL.CLIP.PRETRAINED"
-        )
-    model = open_clip.create_model(name, load_weights=False)
-    report = load_clip_weights(model, name, bundled or weights)
-    logger.info("loaded %d tensors of %s from %s", report.num_tensors, name, report.path)
-    return model
-
-
-def _is_file_name(weights: str) -> bool:
-    return weights.endswith(_WEIGHT_ENDINGS) or "/" in weights or Path(weights).is_file()
+def _make_text(clip: CLIP | CustomTextCLIP, name: str) -> TextEncoder:
+    return TextEncoder(
+        clip=clip,
+        tokenizer=open_clip.get_tokenizer(name),
+        embed_dim=int(open_clip.get_model_config(name)["embed_dim"]),
+        closed_words=name in project_models(),
+    )

@@ -27,7 +27,9 @@ def resize_positions(table_TC: Tensor, native: tuple[int, int], grid: tuple[int,
     resamples with antialias, which moves dense features by about 5e-4.
     """
     if len(table_TC) != 1 + native[0] * native[1]:
-        raise ValueError(f"position table has {len(table_TC)} rows, not 1 + {native[0]}x{native[1]}")
+        raise ValueError(
+            f"position table has {len(table_TC)} rows, not 1 + {native[0]}x{native[1]}"
+        )
     if native == grid:
         return table_TC
     patches = table_TC[1:].T.reshape(1, -1, *native)

@@ -28,6 +28,19 @@ def cpu_has_bf16() -> bool:
     return False
 
 
+def check_precision(precision: str) -> None:
+    """Raise unless a precision is known.
+
+    Args:
+        precision: Name of a number type.
+
+    Raises:
+        ValueError: If it is none of fp32, bf16 and auto.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; MODEL.CLIP.PRECISION is one of {PRECISIONS}")
+
+
 @contextmanager
 def compute_context(device: torch.device, precision: str) -> Iterator[None]:
     """Run a with block in the number type asked for.
@@ -42,8 +55,7 @@ def compute_context(device: torch.device, precision: str) -> Iterator[None]:
     Raises:
         ValueError: If the precision is none of these.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; MODEL.CLIP.PRECISION is one of {PRECISIONS}")
+    check_precision(precision)
     on_cpu = device.type == "cpu"
     if precision == "fp32" or (precision == "auto" and on_cpu and not cpu_has_bf16()):
         with torch.autocast(device.type, enabled=False):

@@ -1,6 +1,6 @@
 """CLIP's text tower.
 
-Legend: N sentences, T tokens, D joint embedding.
+Legend: N texts, T tokens, D joint embedding.
 """
 
 import re
@@ -8,92 +8,94 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
-
-Tokenizer = Callable[[list[str]], Tensor]
 
 
 class TextEncoder(nn.Module):
-    """Text side of an open_clip model.
+    """Text tower with its tokenizer.
 
     Args:
-        model: An open_clip model; its image tower is dropped.
-        tokenizer: open_clip's tokenizer of that model.
+        clip: open_clip's model; its image tower may be gone.
+        tokenizer: open_clip's tokenizer, from a list of texts to (N, T) token numbers.
         embed_dim: Width D of the joint embedding.
-        known_words: Words of its training text where that is a short list; None for CLIPs trained
-            on web text.
+        closed_words: Whether the model has read only the words that its byte-pair merges make
+            whole, as a CLIP trained on made-up captions has.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
-        tokenizer: Tokenizer,
+        clip: CLIP | CustomTextCLIP,
+        tokenizer: Callable[..., Tensor],
         embed_dim: int,
-        known_words: frozenset[str] | None = None,
+        closed_words: bool = False,
     ) -> None:
         super().__init__()
-        model.visual = nn.Identity()
-        self.model = model
+        self.clip = clip
+        self.tokenizer = tokenizer
         self.embed_dim = embed_dim
-        self._tokenizer = tokenizer
-        self._known_words = known_words
+        self.closed_words = closed_words
 
     @property
     def context_length(self) -> int:
-        """Number of tokens of a sentence, start and end included."""
-        return int(self.model.context_length)
+        """Longest text in tokens, start and end included."""
+        return int(self.clip.context_length)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Turn sentences into token ids.
+        """Turn texts into token numbers.
 
         Args:
-            texts: N sentences; longer ones than the context are cut.
+            texts: Texts; what exceeds the context length is cut off.
 
         Returns:
-            (N, T) int64.
+            (N, T) int64 on the CPU.
         """
-        return self._tokenizer(list(texts))
+        if not texts:
+            return torch.zeros((0, self.context_length), dtype=torch.long)
+        return self.tokenizer(list(texts), context_length=self.context_length)
 
-    def forward(self, tokens_NT: Tensor) -> Tensor:
-        """Embed tokens.
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed token numbers.
 
         Args:
-            tokens_NT: (N, T) token ids.
+            tokens: (N, T) token numbers.
 
         Returns:
             (N, D), not normalised.
         """
-        return self.model.encode_text(tokens_NT)
+        return self.clip.encode_text(tokens)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Embed sentences.
+        """Embed texts without gradient.
 
         Args:
-            texts: N sentences; N may be 0.
-            batch_size: Sentences at a time.
+            texts: Any number of texts.
+            batch_size: Texts at a time.
 
         Returns:
-            (N, D) float32 of unit norm.
+            (N, D) unit-norm float32 on the device of the weights.
         """
-        device = next(self.parameters()).device
-        encoded = [torch.zeros(0, self.embed_dim)]
+        device = self.clip.logit_scale.device
+        chunks = [torch.zeros((0, self.embed_dim), device=device)]
         for start in range(0, len(texts), batch_size):
             tokens = self.tokenize(texts[start : start + batch_size]).to(device)
-            encoded.append(F.normalize(self(tokens).float(), dim=1).cpu())
-        return torch.cat(encoded)
+            chunks.append(F.normalize(self(tokens).float(), dim=1))
+        return torch.cat(chunks)
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
-        """List words that the model never read in training.
+        """List words that the model cannot know.
 
         Args:
-            texts: Class names or sentences.
+            texts: Texts, such as class names.
 
         Returns:
-            Lower-case words in order of appearance; empty for CLIPs trained on web text.
+            Lower-case words that fall apart into several tokens, in order of appearance; always
+            empty for a CLIP trained on text of the web.
         """
-        if self._known_words is None:
+        if not self.closed_words or not isinstance(self.tokenizer, SimpleTokenizer):
             return []
-        words = re.findall(r"[^\W_]+", " ".join(texts).lower())
-        return [word for word in dict.fromkeys(words) if word not in self._known_words]
+        words = [word for text in texts for word in re.findall(r"[^\W_]+", text.lower())]
+        return [word for word in dict.fromkeys(words) if len(self.tokenizer.encode(word)) > 1]

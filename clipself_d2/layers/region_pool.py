@@ -42,9 +42,7 @@ def roi_embeddings(
     return F.normalize(pooled, dim=1) if normalize else pooled
 
 
-def mask_embeddings(
-    dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True
-) -> Tensor:
+def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True) -> Tensor:
     """Average a dense map over masks.
 
     Args:

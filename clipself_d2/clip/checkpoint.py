@@ -73,6 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ValueError: If the file is damaged or holds anything but tensors.
     """
     path = Path(path)
+    content: object
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; check MODEL.CLIP.WEIGHTS or PRETRAINED")
     try:

@@ -2,7 +2,7 @@
 
 import torch
 from open_clip.timm_model import TimmModel
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
 from clipself_d2.clip.pos_embed import resize_positions, rotary_table
@@ -21,7 +21,7 @@ class EvaTower(VisionTower):
 
     Raises:
         ValueError: If the trunk is no EVA with a class token, a learned position table and
-            unfused values.
+            pre-norm blocks with separate query, key and value.
     """
 
     visual: TimmModel
@@ -48,8 +48,12 @@ class EvaTower(VisionTower):
                 f"{name} is a timm tower of type {type(trunk).__name__} without class-token "
                 "pooling; of timm's towers only EVA02 has a dense map here"
             )
-        if trunk.blocks[-1].attn.v_proj is None or trunk.pos_embed is None:
-            raise ValueError(f"{name} fuses its values or has no position table; use EVA02-CLIP")
+        plain = all(type(block) is EvaBlock and block.attn.qkv is None for block in trunk.blocks)
+        if not plain or trunk.pos_embed is None or trunk.reg_token is not None:
+            raise ValueError(
+                f"{name} has fused or post-norm blocks, register tokens or no position table; use "
+                "EVA02-B-16 or EVA02-L-14"
+            )
         self.width = int(trunk.embed_dim)
         self.embed_dim = int(trunk.head.out_features)
         self.patch_size = int(trunk.patch_embed.patch_size[0])
@@ -60,7 +64,8 @@ class EvaTower(VisionTower):
     @property
     def transformer_blocks(self) -> nn.ModuleList:
         """The blocks in order."""
-        return self.visual.trunk.blocks
+        blocks: nn.ModuleList = self.visual.trunk.blocks
+        return blocks
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Patches, class token, positions; and the rotary table of the grid."""
@@ -94,23 +99,26 @@ class EvaTower(VisionTower):
             device=device,
         )
 
-    def run_block(self, block: nn.Module, tokens: Tensor, extra: Tensor | None) -> Tensor:
+    def run_block(self, block: EvaBlock, tokens: Tensor, extra: Tensor | None) -> Tensor:
         """One pre-norm block with global attention and rotary positions."""
-        return block(tokens, rope=extra)
+        output: Tensor = block(tokens, rope=extra)
+        return output
 
-    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def run_value_block(self, block: EvaBlock, tokens: Tensor) -> Tensor:
         """One pre-norm block whose attention passes each token's own value."""
         attention = block.attn
         value = attention.proj(attention.norm(attention.v_proj(block.norm1(tokens))))
         gain1, gain2 = block.gamma_1, block.gamma_2
         tokens = tokens + (value if gain1 is None else gain1 * value)
         hidden = block.mlp(block.norm2(tokens))
-        return tokens + (hidden if gain2 is None else gain2 * hidden)
+        output: Tensor = tokens + (hidden if gain2 is None else gain2 * hidden)
+        return output
 
     def project(self, tokens: Tensor) -> Tensor:
         """Final norm and linear head."""
         trunk = self.visual.trunk
-        return self.visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))
+        embedding: Tensor = self.visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))
+        return embedding
 
     def outer_parameters(self) -> list[nn.Parameter]:
         """Patch embedding, class token, positions and outer norms."""
@@ -121,6 +129,6 @@ class EvaTower(VisionTower):
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Query and key of the last block."""
-        attention = self.transformer_blocks[-1].attn
+        attention = self.visual.trunk.blocks[-1].attn
         modules = (attention.q_proj, attention.k_proj, attention.q_norm, attention.k_norm)
         return [parameter for module in modules for parameter in module.parameters()]

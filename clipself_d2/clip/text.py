@@ -65,7 +65,8 @@ class TextEncoder(nn.Module):
         Returns:
             (N, D), not normalised.
         """
-        return self.clip.encode_text(tokens)
+        embedding: Tensor = self.clip.encode_text(tokens)
+        return embedding
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.pos_embed import resize_positions
@@ -20,7 +20,7 @@ class OpenClipViTTower(VisionTower):
         precision: fp32, bf16 or auto.
 
     Raises:
-        ValueError: If the tower pools by attention or averaging.
+        ValueError: If the tower pools by attention or averaging, or its blocks are of another kind.
     """
 
     visual: VisionTransformer
@@ -47,6 +47,10 @@ class OpenClipViTTower(VisionTower):
                 f"{name} does not read its embedding off a class token behind one projection; "
                 "such towers have no dense map here, choose a ViT with pool_type tok"
             )
+        blocks = visual.transformer.resblocks
+        if not all(type(block) is ResidualAttentionBlock for block in blocks):
+            kind = type(blocks[0]).__name__
+            raise ValueError(f"{name} has blocks of type {kind}; use a plain ViT")
         self.width = int(visual.conv1.out_channels)
         self.embed_dim = int(visual.proj.shape[1])
         self.patch_size = int(visual.conv1.kernel_size[0])
@@ -57,7 +61,8 @@ class OpenClipViTTower(VisionTower):
     @property
     def transformer_blocks(self) -> nn.ModuleList:
         """The blocks in order."""
-        return self.visual.transformer.resblocks
+        blocks: nn.ModuleList = self.visual.transformer.resblocks
+        return blocks
 
     def embed(self, images: Tensor) -> tuple[Tensor, None]:
         """Patches, class token, positions, first norm."""
@@ -71,11 +76,14 @@ class OpenClipViTTower(VisionTower):
         tokens = torch.cat([cls, tokens], dim=1) + positions.to(tokens.dtype)
         return visual.ln_pre(tokens), None
 
-    def run_block(self, block: nn.Module, tokens: Tensor, extra: Tensor | None) -> Tensor:
+    def run_block(
+        self, block: ResidualAttentionBlock, tokens: Tensor, extra: Tensor | None
+    ) -> Tensor:
         """One pre-norm block with global attention."""
-        return block(tokens)
+        output: Tensor = block(tokens)
+        return output
 
-    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def run_value_block(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
         """One pre-norm block whose attention passes each token's own value."""
         attention = block.attn
         width = tokens.shape[-1]
@@ -85,11 +93,13 @@ class OpenClipViTTower(VisionTower):
             attention.in_proj_bias[2 * width :],
         )
         tokens = tokens + block.ls_1(attention.out_proj(value))
-        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        output: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        return output
 
     def project(self, tokens: Tensor) -> Tensor:
         """Final norm and projection matrix."""
-        return self.visual.ln_post(tokens) @ self.visual.proj
+        embedding: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
+        return embedding
 
     def outer_parameters(self) -> list[nn.Parameter]:
         """Patch embedding, class token, positions, first and final norm."""

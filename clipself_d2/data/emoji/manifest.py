@@ -1,0 +1,80 @@
+"""The manifest of a written data set: what it was made with and the hash of every file.
+
+It is written last and in one step, so a folder without a valid manifest is never trusted.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+Options = Mapping[str, int | bool | str]
+
+
+def write_manifest(folder: Path, options: Options, files: Iterable[Path]) -> None:
+    """Hash files and vouch for them.
+
+    Args:
+        folder: The data set's folder.
+        options: What the files were made with.
+        files: Files below the folder.
+    """
+    hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
+    text = json.dumps({"options": dict(options), "sha256": hashes}, indent=0)
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def find_problem(folder: Path, options: Options) -> str | None:
+    """Compare a folder with its manifest and with the options wanted.
+
+    Args:
+        folder: The data set's folder.
+        options: What the files shall be made with.
+
+    Returns:
+        What is wrong, as a clause; None if every file is as it was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written, hashes = dict(manifest["options"]), dict(manifest["sha256"])
+    except (ValueError, KeyError, TypeError):
+        return f"{path} is damaged"
+    keys = sorted(written.keys() | options.keys())
+    changed = [key for key in keys if written.get(key) != options.get(key)]
+    if changed:
+        return "made with other options: " + ", ".join(
+            f"{key} is {written.get(key)}, wanted {options.get(key)}" for key in changed
+        )
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            return f"{folder / name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{folder / name} is damaged"
+    return None
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Hash the contents of files, in the order given.
+
+    Args:
+        files: Files to read.
+
+    Returns:
+        The first 16 hexadecimal digits of their common sha256.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -186,7 +186,7 @@ if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$(fingerprint)" ]; then
 else
   rm -f "$stamp"
   install_all
-  report="$(cd / && "$python" -m clipself_d2.doctor)" || {
+  report="$("$python" -m clipself_d2.doctor)" || {
     printf '%s\n' "$report"
     fail "the environment does not work yet; every line with FAIL says what mends it"
   }

@@ -1,0 +1,106 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-6}
+
+
+@pytest.fixture
+def dense():
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn((2, 8, 6, 10), generator=generator), dim=1)
+
+
+def boxes(*rows):
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+def test_whole_image_box_is_the_mean_of_the_map(dense):
+    whole = [boxes((0, 0, 160, 96))] * 2
+    pooled = roi_embeddings(dense, whole, 16, normalize=False)
+    torch.testing.assert_close(pooled, dense.mean((2, 3)), **TOLERANCE)
+
+
+def test_box_of_one_cell_is_that_cell(dense):
+    """A box on cell borders is sampled at the cell's centre, where aligned pooling reads it."""
+    pooled = roi_embeddings(dense, [boxes((48, 32, 64, 48)), boxes()], 16, normalize=False)
+    torch.testing.assert_close(pooled[0], dense[0, :, 2, 3], **TOLERANCE)
+
+
+def test_box_on_cell_borders_is_the_mean_of_its_cells(dense):
+    pooled = roi_embeddings(dense, [boxes(), boxes((16, 0, 64, 32))], 16, normalize=False)
+    torch.testing.assert_close(pooled[0], dense[1, :, 0:2, 1:4].mean((1, 2)), **TOLERANCE)
+
+
+def test_fractional_stride_scales_boxes(dense):
+    rows = boxes((14, 14, 70, 42))
+    pooled = roi_embeddings(dense, [rows, boxes()], 14, normalize=False)
+    doubled = roi_embeddings(dense, [rows / 4, boxes()], 3.5, normalize=False)
+    torch.testing.assert_close(pooled, doubled, **TOLERANCE)
+
+
+def test_rows_follow_the_images_and_have_unit_norm(dense):
+    lists = [boxes((0, 0, 16, 16)), boxes((0, 0, 160, 96), (16, 16, 32, 32))]
+    pooled = roi_embeddings(dense, lists, 16)
+    assert pooled.shape == (3, 8)
+    torch.testing.assert_close(pooled.norm(dim=1), torch.ones(3), **TOLERANCE)
+    torch.testing.assert_close(pooled[0], dense[0, :, 0, 0], **TOLERANCE)
+    torch.testing.assert_close(pooled[2], dense[1, :, 1, 1], **TOLERANCE)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_no_regions_give_no_rows(dense, normalize):
+    assert roi_embeddings(dense, [boxes(), boxes()], 16, normalize).shape == (0, 8)
+    none = [torch.zeros(0, 6, 10)] * 2
+    assert mask_embeddings(dense, none, normalize).shape == (0, 8)
+
+
+def test_box_smaller_than_a_cell_is_finite(dense):
+    pooled = roi_embeddings(dense, [boxes((40, 40, 41, 41)), boxes((5, 5, 5, 5))], 16)
+    assert torch.isfinite(pooled).all()
+
+
+def test_gradient_reaches_exactly_the_pooled_cells(dense):
+    dense.requires_grad_()
+    roi_embeddings(dense, [boxes((48, 32, 64, 48)), boxes()], 16, normalize=False).sum().backward()
+    assert dense.grad.abs().sum(1).nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_half_precision_maps_are_pooled_in_float32(dense):
+    pooled = roi_embeddings(dense.bfloat16(), [boxes((0, 0, 160, 96))] * 2, 16, normalize=False)
+    assert pooled.dtype == torch.float32
+    expected = dense.bfloat16().float().mean((2, 3))
+    torch.testing.assert_close(pooled, expected, **TOLERANCE)
+    masked = mask_embeddings(dense.bfloat16(), [torch.ones(1, 6, 10)] * 2, normalize=False)
+    torch.testing.assert_close(masked, expected, **TOLERANCE)
+
+
+def test_full_mask_equals_the_whole_image_box(dense):
+    masks = [torch.ones(1, 6, 10, dtype=torch.bool)] * 2
+    whole = roi_embeddings(dense, [boxes((0, 0, 160, 96))] * 2, 16)
+    torch.testing.assert_close(mask_embeddings(dense, masks), whole, **TOLERANCE)
+
+
+def test_mask_weights_average_their_cells(dense):
+    mask = torch.zeros(1, 6, 10)
+    mask[0, 1, 2], mask[0, 4, 5] = 0.25, 0.75
+    pooled = mask_embeddings(dense, [torch.zeros(0, 6, 10), mask], normalize=False)
+    expected = 0.25 * dense[1, :, 1, 2] + 0.75 * dense[1, :, 4, 5]
+    torch.testing.assert_close(pooled[0], expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_empty_mask_gives_zeros(dense, normalize):
+    pooled = mask_embeddings(dense, [torch.zeros(1, 6, 10)] * 2, normalize)
+    assert torch.equal(pooled, torch.zeros(2, 8))
+
+
+def test_wrong_counts_and_grids_are_named(dense):
+    with pytest.raises(ValueError, match="boxes for 1 images but maps of 2"):
+        roi_embeddings(dense, [boxes()], 16)
+    with pytest.raises(ValueError, match="masks for 3 images but maps of 2"):
+        mask_embeddings(dense, [torch.zeros(0, 6, 10)] * 3)
+    with pytest.raises(ValueError, match=r"mask grid \(10, 6\) is not the map's \(6, 10\)"):
+        mask_embeddings(dense, [torch.zeros(1, 10, 6)] * 2)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from clipself_d2.config import add_clipself_config
 
@@ -45,6 +47,17 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     return cfg
 
 
+def start_logging(output: str | None = None) -> None:
+    """Show the messages of Detectron2, fvcore and this plugin.
+
+    Args:
+        output: Folder of ``log.txt``; None writes to the terminal alone.
+    """
+    rank = comm.get_rank()
+    for name in ("detectron2", "fvcore", "clipself_d2"):
+        setup_logger(output, distributed_rank=rank, name=name)
+
+
 def set_up(args: argparse.Namespace) -> CfgNode:
     """Read the config of a parsed command line and start Detectron2's logging.
 
@@ -57,6 +70,7 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
     return cfg
 
 

@@ -68,6 +68,25 @@ class DistillTrainer(Trainer):
         cfg: The whole config.
     """
 
+    @staticmethod
+    def complete_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
+        """Let MODEL.DISTILL.CROP_SIZE 0 be the teacher's native size.
+
+        Args:
+            cfg: The whole config.
+            model: The distiller.
+
+        Returns:
+            A config with the size in pixels.
+        """
+        if cfg.MODEL.DISTILL.CROP_SIZE > 0:
+            return cfg
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DISTILL.CROP_SIZE = model.teacher.image_size
+        cfg.freeze()
+        return cfg
+
     def build_checkpointer(self, model: nn.Module) -> DetectionCheckpointer:
         """Make the checkpointer of the student.
 

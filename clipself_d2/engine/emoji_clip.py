@@ -6,12 +6,15 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clipself_d2.clip import ClipModel
 from clipself_d2.clip.precision import compute_context
 from clipself_d2.data.emoji.captioned import CAPTION_STARTS, CaptionedBatch, CaptionedPictures
 from clipself_d2.data.emoji.world import load_world
@@ -231,3 +234,17 @@ def _factor(step: int, options: EmojiClipOptions) -> float:
         return (step + 1) / options.warmup
     progress = (step - options.warmup) / max(1, options.steps - options.warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def save_emoji_clip(model: ClipModel, task: EmojiClipTask, path: Path) -> None:
+    """Write the embedded CLIP in half precision, by open_clip's names.
+
+    Args:
+        model: The CLIP whose towers were trained.
+        task: Its training task, which holds the learned scale.
+        path: safetensors file to write.
+    """
+    state = {**model.open_clip_state_dict(), "logit_scale": task.log_scale.detach()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.half().contiguous() for key, value in state.items()}, path)
+    logger.info("%d tensors, %.1f MB in %s", len(state), path.stat().st_size / 1e6, path)

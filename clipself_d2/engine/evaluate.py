@@ -133,7 +133,13 @@ def evaluate_regions(cfg: CfgNode, distiller: nn.Module) -> OrderedDict:
         evaluator = build_evaluator(
             name, cfg.OUTPUT_DIR, text_embeddings=embeddings.embeddings_KD.to(torch.float32)
         )
-        loader = build_region_test_loader_from_cfg(cfg, name)
+        towers = getattr(distiller, "module", distiller)
+        loader = build_region_test_loader_from_cfg(
+            cfg,
+            name,
+            crop_size=towers.teacher.image_size,
+            patch_size=towers.student.patch_size,
+        )
         results[name] = inference_on_dataset(distiller, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results[name])

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -48,6 +49,32 @@ class StrictCheckpointer(DetectionCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
 
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that first clips the norm of all gradients together.
+
+    Detectron2's own clipping is of each parameter by itself.
+
+    Args:
+        groups: Parameter groups.
+        max_norm: Largest L2 norm of all gradients.
+        kwargs: Keyword arguments of AdamW.
+    """
+
+    def __init__(self, groups: list[dict], *, max_norm: float, **kwargs: object) -> None:
+        super().__init__(groups, **kwargs)
+        self.max_norm = max_norm
+
+    def step(self, closure: None = None) -> None:
+        """Clip, then update.
+
+        Args:
+            closure: Unused; Detectron2's loops give none.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        super().step(closure)
+
+
 def build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
     """Make AdamW from the SOLVER keys.
 
@@ -56,9 +83,14 @@ def build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
         groups: Parameter groups.
 
     Returns:
-        The optimiser, with gradient clipping where the config asks for it.
+        The optimiser, with gradient clipping where the config asks for it; CLIP_TYPE may also be
+        full_model, the norm of all gradients together.
     """
-    cls = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
+        cls = partial(ClippedAdamW, max_norm=clipping.CLIP_VALUE)
+    else:
+        cls = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return cls(
         groups,
         lr=cfg.SOLVER.BASE_LR,
@@ -82,9 +114,9 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        self.cfg = cfg
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
+        self.cfg = cfg = self.complete_config(cfg, model)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
@@ -94,6 +126,19 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(model)
         self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def complete_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
+        """Replace values that stand for "as the model has it".
+
+        Args:
+            cfg: The whole config.
+            model: The model built from it.
+
+        Returns:
+            The config the trainer goes on with.
+        """
+        return cfg
 
     @staticmethod
     def _use_amp(cfg: CfgNode) -> bool:

@@ -82,7 +82,91 @@ VILD = (
     "a painting of a {}.",
 )
 
-_TEMPLATES = {"single": SINGLE, "emoji": EMOJI, "vild": VILD}
+# The 80 prompts of CLIP (arXiv 2103.00020) for ImageNet. Differs: "an" before vowels.
+IMAGENET80 = (
+    "a bad photo of {article} {}.",
+    "a photo of many {}.",
+    "a sculpture of {article} {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of {article} {}.",
+    "graffiti of {article} {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of {article} {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of {article} {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of {article} {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of {article} {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of {article} {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of {article} {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of {article} {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "{article} {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of {article} {}.",
+    "a close-up photo of the {}.",
+    "a photo of {article} {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of {article} {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of {article} {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of {article} {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of {article} {}.",
+    "a cartoon {}.",
+    "art of {article} {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of {article} {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of {article} {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of {article} {}.",
+    "the plushie {}.",
+    "a dark photo of {article} {}.",
+    "itap of {article} {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+
+_TEMPLATES = {"single": SINGLE, "vild": VILD, "imagenet80": IMAGENET80, "emoji": EMOJI}
 # ViLD's sentences that are mere noun phrases are made whole.
 _COMPLETED = frozenset({"vild"})
 
@@ -91,7 +175,7 @@ def get_templates(name: str) -> tuple[str, ...]:
     """Look up a prompt set.
 
     Args:
-        name: single, emoji or vild.
+        name: single, vild, imagenet80 or emoji.
 
     Returns:
         Templates with ``{}`` for the class name and, where it has one, ``{article}``.
@@ -122,7 +206,8 @@ def clean_name(name: str) -> str:
     Returns:
         Lower-case words; ``_`` is a space, ``/`` is "or", a full stop at the end is dropped.
 
-    Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403.
+    Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403. Differs: the article follows
+    the cleaned name, so that "Apple" is "an apple" too.
     """
     return name.replace("_", " ").replace("/", " or ").lower().rstrip(".").strip()
 

@@ -29,6 +29,7 @@ from clipself_d2.data.emoji.world import (
     World,
     load_atlas,
     load_world,
+    sheet_path,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,18 @@ SPLITS = ("train", "val")
 # Image and annotation ids of split s start at s x this + 1, so that no two splits share one.
 SPLIT_ID_STRIDE = 1_000_000
 PARTIAL = ".partial"
+# A data set made by other versions of these is made again.
+RENDERER_MODULES = (
+    "world",
+    "textures",
+    "scenes",
+    "polygons",
+    "annotations",
+    "captioned",
+    "captions",
+    "referring",
+    "prepare",
+)
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,8 @@ def prepare_emoji(root: Path, options: EmojiOptions, *, sprite_dir: Path | None 
 
 
 def _renderer_fingerprint(sprite_dir: Path) -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    sheets = [sprite_dir / f"{family}.webp" for family in TRAIN_FAMILIES]
+    sources = [Path(__file__).parent / f"{module}.py" for module in RENDERER_MODULES]
+    sheets = [sheet_path(family, sprite_dir) for family in TRAIN_FAMILIES]
     index = sprite_dir / "index.json"
     return fingerprint([*sources, CATEGORIES_FILE, index, *sheets])
 

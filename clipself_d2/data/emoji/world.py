@@ -17,6 +17,8 @@ CATEGORIES_FILE = Path(__file__).parents[1] / "datasets" / "emoji_categories.jso
 SPRITE_DIR = Path(__file__).parents[3] / "datasets" / "emoji"
 TRAIN_FAMILIES = ("noto", "twemoji", "fluent")
 UNSEEN_FAMILIES = ("openmoji",)
+# Sheets under a share-alike licence are kept apart from the others.
+UNSEEN_DIR = "unseen_style"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def load_atlas(
 
     Args:
         families: Names of the sheets, without the ending.
-        sprite_dir: Folder with ``index.json`` and one ``<family>.webp`` each.
+        sprite_dir: Folder with ``index.json`` and one ``<family>.webp`` each, those of the
+            unseen families in ``unseen_style/``.
 
     Returns:
         The sprites of every thing.
@@ -125,7 +128,7 @@ def load_atlas(
         )
     index = json.loads(index_path.read_text(encoding="utf-8"))
     size, columns = int(index["sprite_size"]), int(index["columns"])
-    sheets = [_read_sheet(sprite_dir / f"{family}.webp") for family in families]
+    sheets = [_read_sheet(sheet_path(family, sprite_dir)) for family in families]
     variants: dict[str, list[tuple[np.ndarray, ...]]] = {}
     for cell, row in enumerate(index["sprites"]):
         top, left = cell // columns * size, cell % columns * size
@@ -136,6 +139,20 @@ def load_atlas(
     if missing:
         raise ValueError(f"{index_path} has no sprite for {missing}")
     return SpriteAtlas(size, tuple(tuple(variants[name]) for name in load_world().thing_names))
+
+
+def sheet_path(family: str, sprite_dir: Path = SPRITE_DIR) -> Path:
+    """Locate the sheet of a family.
+
+    Args:
+        family: Name of the sheet, without the ending.
+        sprite_dir: Folder of the sheets.
+
+    Returns:
+        Path of the WebP file, whether it exists or not.
+    """
+    folder = sprite_dir / UNSEEN_DIR if family in UNSEEN_FAMILIES else sprite_dir
+    return folder / f"{family}.webp"
 
 
 def _read_sheet(path: Path) -> np.ndarray:

@@ -1,1 +1,20 @@
-"""clipself_d2.modeling.backbone."""
+"""CLIP image towers as Detectron2 backbones."""
+
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from clipself_d2.modeling.backbone.build import (
+    build_clip_vit_backbone,
+    build_clip_vit_fpn_backbone,
+)
+from clipself_d2.modeling.backbone.clip_vit import ClipViT
+from clipself_d2.modeling.backbone.pyramid import ClipViTPyramid
+
+BACKBONE_REGISTRY.register(build_clip_vit_backbone)
+BACKBONE_REGISTRY.register(build_clip_vit_fpn_backbone)
+
+__all__ = [
+    "ClipViT",
+    "ClipViTPyramid",
+    "build_clip_vit_backbone",
+    "build_clip_vit_fpn_backbone",
+]

@@ -1,1 +1,6 @@
-"""clipself_d2.modeling.roi_heads."""
+"""ROI heads in Detectron2's registry."""
+
+from clipself_d2.modeling.roi_heads.output_layers import OpenVocabFastRCNNOutputLayers
+from clipself_d2.modeling.roi_heads.roi_heads import OpenVocabROIHeads
+
+__all__ = ["OpenVocabFastRCNNOutputLayers", "OpenVocabROIHeads"]

@@ -1,0 +1,200 @@
+"""Sprite sheets of the emoji families, from fonts and packages of pictures."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SPRITE_SIZE = 96
+COLUMNS = 20
+# SVG is rendered at this many pixels and then reduced, which keeps fine strokes smooth.
+SVG_SIZE = 384
+# Noto's bitmaps exist at one size only.
+NOTO_FONT_SIZE = 109
+WEBP_QUALITY = 85
+
+Render = Callable[[str], Image.Image]
+
+
+def fit_sprite(picture: Image.Image, size: int = SPRITE_SIZE) -> Image.Image:
+    """Crop a picture to its visible part, scale the longest side to the cell, and centre it.
+
+    Args:
+        picture: RGBA picture of any size.
+        size: Side of the cell, px.
+
+    Returns:
+        A (size, size) RGBA picture.
+
+    Raises:
+        ValueError: If nothing is visible.
+    """
+    box = picture.getchannel("A").getbbox()
+    if box is None:
+        raise ValueError("a sprite has no visible pixel; check that its source has this glyph")
+    part = picture.crop(box)
+    scale = size / max(part.size)
+    width, height = (max(1, round(side * scale)) for side in part.size)
+    cell = Image.new("RGBA", (size, size))
+    cell.paste(
+        part.resize((width, height), Image.Resampling.LANCZOS),
+        ((size - width) // 2, (size - height) // 2),
+    )
+    return cell
+
+
+def lay_out_sheet(sprites: Sequence[Image.Image], columns: int = COLUMNS) -> Image.Image:
+    """Arrange sprites of one size row by row.
+
+    Args:
+        sprites: At least one RGBA picture, all (size, size).
+        columns: Sprites a row.
+
+    Returns:
+        One RGBA picture.
+    """
+    size = sprites[0].width
+    rows = -(-len(sprites) // columns)
+    sheet = Image.new("RGBA", (columns * size, rows * size))
+    for number, sprite in enumerate(sprites):
+        sheet.paste(sprite, (number % columns * size, number // columns * size))
+    return sheet
+
+
+def noto_renderer(font_file: Path) -> Render:
+    """Draw glyphs of Noto Color Emoji.
+
+    Args:
+        font_file: ``NotoColorEmoji.ttf`` with colour bitmaps.
+
+    Returns:
+        A function from a code point, such as "1f436", to an RGBA picture.
+
+    Raises:
+        FileNotFoundError: If the font is missing.
+    """
+    if not font_file.is_file():
+        raise FileNotFoundError(
+            f"font {font_file} is missing; install Debian's fonts-noto-color-emoji or give --noto"
+        )
+    font = ImageFont.truetype(str(font_file), NOTO_FONT_SIZE)
+
+    def render(code_point: str) -> Image.Image:
+        canvas = Image.new("RGBA", (160, 160))
+        text = "".join(chr(int(part, 16)) for part in code_point.split("-"))
+        ImageDraw.Draw(canvas).text((0, 0), text, font=font, embedded_color=True)
+        return canvas
+
+    return render
+
+
+def svg_renderer(folder: Path, package: str, *, upper_case: bool = False) -> Render:
+    """Draw the SVG files of a package.
+
+    Args:
+        folder: Folder with one file a code point.
+        package: Name of the package, for messages.
+        upper_case: Whether file names are upper case.
+
+    Returns:
+        A function from a code point to an RGBA picture.
+
+    Raises:
+        ValueError: If resvg-py is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ValueError("SVG sprites need resvg-py; run pip install resvg-py") from error
+
+    def render(code_point: str) -> Image.Image:
+        path = _find(folder, f"{code_point.upper() if upper_case else code_point}.svg", package)
+        data = resvg_py.svg_to_bytes(svg_path=str(path), width=SVG_SIZE, height=SVG_SIZE)
+        with Image.open(io.BytesIO(bytes(data))) as image:
+            return image.convert("RGBA")
+
+    return render
+
+
+def picture_renderer(folder: Path, package: str) -> Render:
+    """Read the WebP pictures of a package.
+
+    Args:
+        folder: Folder with one file a code point.
+        package: Name of the package, for messages.
+
+    Returns:
+        A function from a code point to an RGBA picture.
+    """
+
+    def render(code_point: str) -> Image.Image:
+        with Image.open(_find(folder, f"{code_point}.webp", package)) as image:
+            return image.convert("RGBA")
+
+    return render
+
+
+def _find(folder: Path, name: str, package: str) -> Path:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder / name} is missing; unpack {package} there")
+    return folder / name
+
+
+def read_code_points(index_file: Path) -> list[str]:
+    """Read the order of the sprites.
+
+    Args:
+        index_file: ``index.json``: the hand-made table of names, groups and code points.
+
+    Returns:
+        Code points in the order of the cells.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If its layout is not that of this module.
+    """
+    if not index_file.is_file():
+        raise FileNotFoundError(f"sprite index {index_file} is missing; give --index")
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    layout = (index["sprite_size"], index["columns"])
+    if layout != (SPRITE_SIZE, COLUMNS):
+        raise ValueError(
+            f"{index_file} has (sprite_size, columns) {layout}, expected {(SPRITE_SIZE, COLUMNS)}"
+        )
+    return [row["codepoint"] for row in index["sprites"]]
+
+
+def build_sheet(render: Render, code_points: Sequence[str], output: Path) -> None:
+    """Draw all sprites of a family and write its sheet.
+
+    Args:
+        render: Draws one code point.
+        code_points: Code points in the order of the cells.
+        output: WebP file to write.
+    """
+    sheet = lay_out_sheet([fit_sprite(render(code_point)) for code_point in code_points])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output, quality=WEBP_QUALITY, method=6)
+
+
+def sheet_difference(first: Path, second: Path) -> float:
+    """Compare two sheets.
+
+    Args:
+        first: A WebP sheet.
+        second: Another of the same size.
+
+    Returns:
+        Mean absolute difference of the premultiplied channels, 0 to 255.
+    """
+    pair = []
+    for path in (first, second):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGBA"), np.float32)
+        pair.append(np.concatenate([pixels[..., :3] * pixels[..., 3:] / 255, pixels[..., 3:]], 2))
+    if pair[0].shape != pair[1].shape:
+        raise ValueError(f"{first} and {second} differ in size: {pair[0].shape}, {pair[1].shape}")
+    return float(np.abs(pair[0] - pair[1]).mean())

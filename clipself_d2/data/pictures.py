@@ -1,0 +1,89 @@
+"""Reading, scaling and cutting pictures for distillation and region classification."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, upright.
+
+    Args:
+        path: File.
+
+    Returns:
+        The decoded picture.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is truncated or no picture.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"image {path} does not exist; check DETECTRON2_DATASETS and the annotation file"
+        )
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"image {path} cannot be decoded ({error}); replace the file") from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Copy a picture's pixels.
+
+    Args:
+        image: RGB picture.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def fit_longest(image: Image.Image, size: int) -> Image.Image:
+    """Scale a picture so that its longest side has a given length.
+
+    Args:
+        image: Picture.
+        size: Length wanted, px.
+
+    Returns:
+        The scaled picture, bicubic.
+
+    Reference: the student's preprocessing of CLIPSelf, arXiv 2310.01403, without its padding.
+    """
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
+    """Cut boxes, scale each crop's longest side to ``size``, and centre it on black.
+
+    Args:
+        image: RGB picture.
+        boxes: (R, 4) XYXY px; R may be 0.
+        size: Side of a crop, px.
+
+    Returns:
+        (R, 3, size, size) uint8.
+
+    Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403.
+    """
+    crops = [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
+    for box in boxes:
+        crop = fit_longest(image.crop(tuple(_whole(box))), size)
+        canvas = Image.new("RGB", (size, size))
+        canvas.paste(crop, ((size - crop.width) // 2, (size - crop.height) // 2))
+        crops.append(to_tensor(canvas)[None])
+    return torch.cat(crops)
+
+
+def _whole(box: np.ndarray) -> list[int]:
+    """Round half to even as PIL does, but never to an empty crop."""
+    left, top, right, bottom = (round(float(side)) for side in box)
+    return [left, top, max(right, left + 1), max(bottom, top + 1)]

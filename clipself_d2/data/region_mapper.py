@@ -1,0 +1,135 @@
+"""Regions of COCO panoptic ground truth, for scoring dense features.
+
+Classes are counted things first, then stuff, in the order of the metadata's ``thing_classes`` and
+``stuff_classes``.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipself_d2.data.distill_mapper import scale_boxes
+from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture, to_tensor
+from clipself_d2.data.regions import enlarge_boxes
+
+MAX_SEGMENTS = 100
+BOX_SIZE_RANGE = (8.0, 1024.0)
+CROP_ENLARGE = 1.5
+
+
+class RegionMapper:
+    """Maps a panoptic record to an image and its ground-truth regions.
+
+    Args:
+        image_size: Longest side of the student's image, px.
+        crop_size: Side of the teacher's crops, px.
+        patch_size: Side of a patch, px.
+        pad_to_square: Whether masks are padded to the grid of a square image.
+
+    Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1: at most 100
+    segments an image, areas from 8^2 to 1024^2 px, crops of things enlarged by 1.5.
+    """
+
+    def __init__(
+        self, *, image_size: int, crop_size: int, patch_size: int, pad_to_square: bool
+    ) -> None:
+        self.image_size, self.crop_size = image_size, crop_size
+        self.patch_size = patch_size
+        self.pad_to_square = pad_to_square
+
+    def __call__(self, record: Mapping[str, object]) -> dict[str, object]:
+        """Read a picture with its regions.
+
+        Args:
+            record: Detectron2's panoptic record; ``category_id`` of a segment is contiguous,
+                things first.
+
+        Returns:
+            ``image`` and ``crops`` as ``DistillMapper`` gives them; ``boxes`` (R, 4); ``masks``
+            (R, h, w) bool on the patch grid; ``region_classes`` (R,) int64; ``region_is_thing``
+            (R,) bool; ``file_name``, ``image_id``, ``height``, ``width``.
+
+        Raises:
+            FileNotFoundError: If the picture or its panoptic PNG is missing.
+            ValueError: If one cannot be decoded, or their sizes differ.
+        """
+        picture = read_picture(str(record["file_name"]))
+        ids = self._segment_ids(record, picture.size)
+        boxes, masks, classes, things = [], [], [], []
+        for segment in list(record["segments_info"])[:MAX_SEGMENTS]:  # type: ignore[call-overload]
+            mask = ids == segment["id"]
+            box = _thing_box(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
+            area = max(0.0, (box[2] - box[0]) * (box[3] - box[1]))
+            if not BOX_SIZE_RANGE[0] ** 2 <= area <= BOX_SIZE_RANGE[1] ** 2:
+                continue
+            boxes.append(box)
+            masks.append(self._shrink(mask))
+            classes.append(segment["category_id"])
+            things.append(bool(segment["isthing"]))
+        box_array = np.array(boxes, np.float64).reshape(-1, 4)
+        is_thing = np.array(things, bool)
+        larger = enlarge_boxes(box_array, CROP_ENLARGE, *picture.size)
+        crop_boxes = np.where(is_thing[:, None], larger, box_array)
+        student = fit_longest(picture, self.image_size)
+        return {
+            "image": to_tensor(student),
+            "boxes": scale_boxes(box_array, picture.size, student.size),
+            "crops": cut_crops(picture, crop_boxes, self.crop_size),
+            "masks": torch.stack(masks) if masks else self._no_masks(student.size),
+            "region_classes": torch.tensor(classes, dtype=torch.int64),
+            "region_is_thing": torch.from_numpy(is_thing),
+            "file_name": record["file_name"],
+            "image_id": record["image_id"],
+            "height": picture.height,
+            "width": picture.width,
+        }
+
+    @staticmethod
+    def _segment_ids(record: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
+        path = str(record["pan_seg_file_name"])
+        rgb = np.asarray(read_picture(path), np.int64)
+        if rgb.shape[:2] != (size[1], size[0]):
+            raise ValueError(
+                f"panoptic map {path} is {rgb.shape[1]}x{rgb.shape[0]} but its image is "
+                f"{size[0]}x{size[1]}"
+            )
+        return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Patch grid (h, w) of a student image of (width, height)."""
+        if self.pad_to_square:
+            side = -(-self.image_size // self.patch_size)
+            return side, side
+        return -(-size[1] // self.patch_size), -(-size[0] // self.patch_size)
+
+    def _no_masks(self, size: tuple[int, int]) -> Tensor:
+        return torch.zeros(0, *self._grid(size), dtype=torch.bool)
+
+    def _shrink(self, mask: np.ndarray) -> Tensor:
+        """Bicubic to the patch grid, then every positive response counts, as published."""
+        small = fit_longest(
+            Image.fromarray(mask.astype(np.float32)), self.image_size // self.patch_size
+        )
+        scale = self.image_size / max(mask.shape)
+        height, width = (max(1, round(side * scale)) for side in mask.shape)
+        grid = np.zeros(self._grid((width, height)), bool)
+        cells = np.asarray(small) > 0
+        rows, columns = (min(a, b) for a, b in zip(cells.shape, grid.shape, strict=True))
+        grid[:rows, :columns] = cells[:rows, :columns]
+        return torch.from_numpy(grid)
+
+
+def _thing_box(bbox: list[float]) -> list[float]:
+    x, y, width, height = (float(side) for side in bbox)
+    return [x, y, x + width, y + height]
+
+
+def _tight_box(mask: np.ndarray) -> list[float]:
+    """The published box of stuff: its last row and column are left out."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return [0.0, 0.0, 0.0, 0.0]
+    return [float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])]

@@ -1,0 +1,156 @@
+"""Regions for distillation: grids, proposals, crops. Numpy in, numpy out.
+
+Boxes are XYXY px of the original image. Legend: R regions, M most rows or columns.
+"""
+
+import math
+
+import numpy as np
+
+
+def grid_choices(max_split: int) -> np.ndarray:
+    """List the grids that a picture may be cut into.
+
+    Args:
+        max_split: Most rows or columns M, >= 1.
+
+    Returns:
+        (G, 2) int64 of (rows, columns): columns from half to twice the rows, at most M. 24 grids
+        for M = 6.
+
+    Raises:
+        ValueError: If ``max_split`` is below 1.
+
+    Reference: CLIPSelf, arXiv 2310.01403, section 3.2 (m x n patches).
+    """
+    if max_split < 1:
+        raise ValueError(f"MODEL.DISTILL.MAX_SPLIT is {max_split}; it must be at least 1")
+    return np.array(
+        [
+            (rows, columns)
+            for rows in range(1, max_split + 1)
+            for columns in range(math.ceil(rows / 2), min(2 * rows, max_split) + 1)
+        ]
+    )
+
+
+def tile_boxes(width: float, height: float, rows: int, columns: int) -> np.ndarray:
+    """Cut a picture into equal tiles.
+
+    Args:
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+        rows: Number of rows.
+        columns: Number of columns.
+
+    Returns:
+        (rows * columns, 4) float64, row by row; the tiles cover the picture exactly.
+    """
+    x, y = np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1)
+    left, top = np.meshgrid(x[:-1], y[:-1])
+    right, bottom = np.meshgrid(x[1:], y[1:])
+    return np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
+
+
+def sample_grid_boxes(
+    rng: np.random.Generator, width: float, height: float, *, max_split: int, max_boxes: int
+) -> np.ndarray:
+    """Draw a grid and some of its tiles.
+
+    Args:
+        rng: Source of randomness.
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+        max_split: Most rows or columns.
+        max_boxes: Most tiles kept.
+
+    Returns:
+        (R, 4) float64 in random order, 1 <= R <= max_boxes.
+    """
+    choices = grid_choices(max_split)
+    rows, columns = choices[int(rng.integers(len(choices)))]
+    boxes = tile_boxes(width, height, int(rows), int(columns))
+    return boxes[rng.permutation(len(boxes))[:max_boxes]]
+
+
+def keep_sizes(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray:
+    """Drop boxes outside a range of area.
+
+    Args:
+        boxes: (R, 4).
+        size_range: Square roots of the least and the largest area, px, both inclusive.
+
+    Returns:
+        The remaining boxes.
+    """
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return boxes[(area >= size_range[0] ** 2) & (area <= size_range[1] ** 2)]
+
+
+def sample_proposals(
+    rng: np.random.Generator,
+    boxes: np.ndarray,
+    *,
+    size_range: tuple[float, float],
+    max_boxes: int,
+) -> np.ndarray:
+    """Draw proposals of fitting size.
+
+    Args:
+        rng: Source of randomness.
+        boxes: (R, 4) proposals; R may be 0.
+        size_range: Square roots of the least and the largest area, px.
+        max_boxes: Most proposals kept.
+
+    Returns:
+        (R', 4), R' <= max_boxes, in random order; may be empty.
+
+    Reference: CLIPSelf, arXiv 2310.01403, appendix A.4. Differs: sizes are checked before the
+    draw, so that images with many tiny proposals do not end up with few regions.
+    """
+    fitting = keep_sizes(boxes.reshape(-1, 4), size_range)
+    return fitting[rng.permutation(len(fitting))[:max_boxes]]
+
+
+def fallback_box(width: float, height: float) -> np.ndarray:
+    """The box of a picture without any proposal: its first quarter along both axes.
+
+    Args:
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+
+    Returns:
+        (1, 4) float64.
+    """
+    return np.array([[0.0, 0.0, width / 4, height / 4]])
+
+
+def enlarge_boxes(boxes: np.ndarray, factor: float, width: float, height: float) -> np.ndarray:
+    """Enlarge boxes about their centres and clip them to the picture.
+
+    Args:
+        boxes: (R, 4).
+        factor: Factor of both sides; 1.5 for the teacher's crops of proposals.
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+
+    Returns:
+        (R, 4) float64.
+    """
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) * factor / 2
+    return clip_boxes(np.concatenate([center - half, center + half], axis=1), width, height)
+
+
+def clip_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Clip boxes to the picture.
+
+    Args:
+        boxes: (R, 4).
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+
+    Returns:
+        (R, 4).
+    """
+    return np.clip(boxes, 0, [width, height, width, height])

@@ -1,0 +1,92 @@
+"""The evaluator that fits a data set."""
+
+import logging
+from collections.abc import Sequence
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from torch import Tensor
+
+from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
+from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
+from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
+
+logger = logging.getLogger(__name__)
+
+EVALUATOR_TYPES = ("coco_ov", "lvis_ov", "lvis", "region_classification", "coco")
+
+
+def build_evaluator(
+    dataset_name: str,
+    output_dir: str | None,
+    *,
+    backend: str = "hotcoco",
+    text_embeddings: Tensor | None = None,
+    tasks: Sequence[str] | None = None,
+) -> DatasetEvaluator:
+    """Build the evaluator that the metadata's ``evaluator_type`` asks for.
+
+    Args:
+        dataset_name: Registered name.
+        output_dir: Folder for the predictions; None writes none.
+        backend: Scorer of ``coco_ov`` and ``lvis_ov``: ``hotcoco``, or ``reference`` for
+            ``pycocotools`` and ``lvis``, which can also be named themselves. ``lvis``,
+            Detectron2's own type, is scored as ``lvis_ov``; ``coco`` by Detectron2's evaluator.
+        text_embeddings: (K, D) unit class embeddings for ``region_classification``, in the order
+            of the metadata's ``thing_classes`` and then ``stuff_classes``.
+        tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
+
+    Returns:
+        The evaluator.
+
+    Raises:
+        FileNotFoundError: If the annotation file does not exist.
+        ValueError: If the type is unknown, or options and metadata do not fit it.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "coco_ov":
+        scorer = "pycocotools" if backend == "reference" else backend
+        return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
+    if kind in ("lvis_ov", "lvis"):
+        scorer = "lvis" if backend == "reference" else backend
+        return LVISOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
+    if kind == "region_classification":
+        if tasks is not None:
+            logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
+        return _build_region_classification(dataset_name, text_embeddings)
+    if kind == "coco":
+        return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
+    raise ValueError(
+        f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
+        f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
+    )
+
+
+def _build_region_classification(
+    dataset_name: str, text_embeddings: Tensor | None
+) -> RegionClassificationEvaluator:
+    if text_embeddings is None:
+        raise ValueError(
+            f"{dataset_name} is scored by region classification, which needs text_embeddings (K, D)"
+        )
+    metadata = MetadataCatalog.get(dataset_name)
+    things = list(metadata.get("thing_classes") or ())
+    stuff = list(metadata.get("stuff_classes") or ())
+    names = [*things, *stuff]
+    if len(names) != len(text_embeddings):
+        raise ValueError(
+            f"{dataset_name} has {len(things)} thing_classes and {len(stuff)} stuff_classes, but "
+            f"there are {len(text_embeddings)} text embeddings; build them for exactly these names"
+        )
+    novel = frozenset(metadata.get("novel_classes") or ())
+    strangers = sorted(novel.difference(names))
+    if strangers:
+        raise ValueError(
+            f"novel_classes of {dataset_name} has {', '.join(strangers)}, not among its classes"
+        )
+    return RegionClassificationEvaluator(
+        text_embeddings_KD=text_embeddings,
+        class_names=names,
+        is_thing=[True] * len(things) + [False] * len(stuff),
+        novel_mask=[name in novel for name in names] if novel else None,
+    )

@@ -1,0 +1,193 @@
+"""Open-vocabulary COCO: average precision over base and over novel classes.
+
+Legend: T IoU thresholds, P recall points, K classes, A area ranges, M detection limits.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import hotcoco
+import numpy as np
+import numpy.typing as npt
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+
+from clipself_d2.evaluation.detection import DetectionEvaluator, warn_undefined
+
+logger = logging.getLogger(__name__)
+
+
+def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average the precision of every class over recall and IoU, all areas, most detections.
+
+    Args:
+        precision_TPKAM: COCO's precision table; -1 where a class has no ground truth.
+
+    Returns:
+        (K,) average precision in 0 to 1; NaN for classes without ground truth.
+    """
+    curves_TPK = precision_TPKAM[:, :, :, 0, -1]
+    present_K = (curves_TPK > -1).all(axis=(0, 1))
+    return np.where(present_K, curves_TPK.mean(axis=(0, 1)), np.nan)
+
+
+def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]) -> float:
+    """Average over the classes of a split that have ground truth.
+
+    Args:
+        score_K: Score of every class; NaN for classes without ground truth.
+        member_K: Which classes belong to the split.
+
+    Returns:
+        The mean; NaN if no class of the split has ground truth.
+    """
+    scores = score_K[member_K & ~np.isnan(score_K)]
+    return float(scores.mean()) if scores.size else float("nan")
+
+
+class CocoOVEvaluator(DetectionEvaluator):
+    """COCO scores, and AP and AP50 over the base, the novel and all classes.
+
+    The metadata's ``novel_classes`` names the novel classes; all others are base. A split's AP50
+    is the mean over its classes of the class's AP50 at all areas. Classes without ground truth
+    have no AP and are left out, as COCO's own AP leaves them out.
+
+    Results of every task: Detectron2's own (``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``
+    and ``AP-<class>``), ``AP50-base``, ``AP50-novel``, ``AP50-all``, ``AP-base`` and ``AP-novel``,
+    in percent. NaN means that there is no ground truth to score against.
+
+    Reference: Bansal et al., arXiv 1804.04340 (base and novel classes of COCO); Zareian et al.,
+    OVR-CNN, arXiv 2011.10678 (all classes compete).
+    """
+
+    backends: ClassVar[tuple[str, ...]] = ("hotcoco", "pycocotools")
+    required_keys: ClassVar[Mapping[str, Sequence[str]]] = {
+        "images": ("id",),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+        "categories": ("id", "name"),
+    }
+    results_name: ClassVar[str] = "coco_instances_results.json"
+    first_category_id: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        backend: str = "hotcoco",
+        max_dets_per_image: int | None = None,
+    ) -> None:
+        """Read annotations and the base and novel classes.
+
+        Args:
+            dataset_name: Registered name; the metadata needs ``thing_classes`` and may have
+                ``novel_classes``, a list of names.
+            tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
+            distributed: Whether to gather the predictions of all processes.
+            output_dir: Folder for the predictions; None writes none.
+            backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference); the same numbers.
+            max_dets_per_image: Most detections of an image that count; None is COCO's 100.
+
+        Raises:
+            FileNotFoundError: If the annotation file does not exist.
+            ValueError: As ``DetectionEvaluator``, and if a novel class is not a class.
+        """
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed,
+            output_dir,
+            backend=backend,
+            max_dets_per_image=max_dets_per_image,
+        )
+        self._novel = frozenset(self._metadata.get("novel_classes") or ())
+        strangers = sorted(self._novel.difference(self._metadata.thing_classes))
+        if strangers:
+            raise ValueError(
+                f"novel_classes of {dataset_name} has {', '.join(strangers)}, not among its "
+                "thing_classes"
+            )
+
+    def _score(
+        self,
+        results: list[dict[str, Any]],
+        task: str,
+        img_ids: Sequence[int] | None,
+    ) -> dict[str, float]:
+        limit = self._max_dets_per_image[-1]
+        # pycocotools cannot load an empty list; where nothing matches, the scorers agree.
+        if self._backend == "hotcoco" or not results:
+            coco_gt, scorer = hotcoco.COCO(self._json_file), hotcoco.COCOeval
+        else:
+            # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
+            coco_gt, scorer = self._coco_api, COCOeval if limit == 100 else COCOevalMaxDets
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # Of its lines on recall, which are not reported here.
+            warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
+            coco_eval = scorer(coco_gt, coco_gt.loadRes(results), task)
+            # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
+            coco_eval.params.maxDets = [1, min(10, limit), limit]
+            if img_ids is not None:
+                coco_eval.params.imgIds = list(img_ids)
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+        return self._derive_coco_results(coco_eval, task, self._metadata.thing_classes)
+
+    def _derive_coco_results(
+        self,
+        coco_eval: COCOeval,
+        iou_type: str,
+        class_names: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Add the scores of the splits to Detectron2's.
+
+        Args:
+            coco_eval: A scorer that has run; its classes are in the order of their category ids.
+            iou_type: ``bbox`` or ``segm``.
+            class_names: None leaves out the scores of single classes. The names themselves are
+                taken in the scorer's order, which need not be that of ``thing_classes``.
+
+        Returns:
+            Percent by metric.
+        """
+        names = [self._class_names[category_id] for category_id in coco_eval.params.catIds]
+        results: dict[str, float] = super()._derive_coco_results(
+            coco_eval, iou_type, class_names=names if class_names else None
+        )
+        novel_K = np.array([name in self._novel for name in names], dtype=bool)
+        precision_TPKAM = coco_eval.eval["precision"]
+        splits = {"base": ~novel_K, "novel": novel_K, "all": np.ones_like(novel_K)}
+        ap_K, ap50_K = class_ap(precision_TPKAM), class_ap(precision_TPKAM[:1])
+        scores = {f"AP50-{split}": 100 * split_mean(ap50_K, m) for split, m in splits.items()}
+        scores |= {f"AP-{s}": 100 * split_mean(ap_K, splits[s]) for s in ("base", "novel")}
+        clashes = sorted(scores.keys() & results.keys())
+        if clashes:
+            logger.warning("%s is the split's score, not the class's", ", ".join(clashes))
+        logger.info("Open-vocabulary %s scores:\n%s", iou_type, _split_table(splits, ap_K, ap50_K))
+        warn_undefined(iou_type, scores)
+        return results | scores
+
+
+def _split_table(
+    splits: Mapping[str, npt.NDArray[np.bool_]],
+    ap_K: npt.NDArray[np.float64],
+    ap50_K: npt.NDArray[np.float64],
+) -> str:
+    """Return a table of the splits' scores in percent."""
+    rows: list[list[str | int | float]] = []
+    for split, member_K in splits.items():
+        num_scored = int((member_K & ~np.isnan(ap_K)).sum())
+        scores = [100 * split_mean(score_K, member_K) for score_K in (ap_K, ap50_K)]
+        shown = scores if num_scored else ["no ground truth"] * 2
+        rows.append([split, num_scored, *shown])
+    headers = ["split", "classes with ground truth", "AP", "AP50"]
+    table: str = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+    return table

@@ -1,0 +1,285 @@
+"""F-ViT's feature pyramid over the blocks of a CLIP ViT.
+
+Legend: N images, C tower width, H W pixels, h w cells of a level.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypedDict
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import Backbone
+from detectron2.utils import comm
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from clipself_d2.modeling.backbone.clip_vit import CLIP_FEATURE, ClipViT
+
+NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN", "GN", "LN", "")
+
+
+class ClipViTPyramidOptions(TypedDict):
+    """Keyword arguments of ``ClipViTPyramid``."""
+
+    backbone: ClipViT
+    strides: Sequence[int]
+    out_channels: int
+    norm: str
+
+
+class ClipViTPyramid(Backbone):
+    """Feature pyramid of power-of-two strides from one block of a ViT for each level.
+
+    Every block's map is brought to its level's stride by ``make_adapter`` and, where the patch is
+    no power of two, by ``resample``; lateral, top-down and output convolutions follow as in FPN.
+    Features are ``p<log2 stride>``, one more level of twice the last stride, and the backbone's
+    ``clip`` map untouched. Images of any size are taken; levels have ceil(H / stride) rows.
+
+    Args:
+        backbone: The ViT; its ``tap_blocks`` are read in order, the first for the finest level.
+        strides: Pixels per cell of the levels, powers of two, ascending.
+        out_channels: Channels of every level.
+        norm: Norm of the adapters, lateral and output convolutions, one of ``NORMS``.
+
+    Raises:
+        ValueError: If strides are not such, their number is not that of the taps, the norm is
+            unknown or does not fit the channels, or a trained block is behind the last tap.
+
+    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1. Differs for patches of 14 px: its
+    strides 3.5, 7, 14, 28 are resampled to 4, 8, 16, 32, which Detectron2's pooler needs.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ClipViT,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        out_channels: int = 256,
+        norm: str = "SyncBN",
+    ) -> None:
+        super().__init__()
+        _check_levels(backbone, strides)
+        patch, width = backbone.tower.patch_size, backbone.tower.width
+        use_bias = norm == ""
+        self.bottom_up = backbone
+        self.strides = tuple(strides)
+        self._tap_strides = [_adapted_stride(patch, stride) for stride in strides]
+        self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
+        self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
+        for _ in strides:
+            lateral = Conv2d(
+                width, out_channels, 1, bias=use_bias, norm=make_norm(norm, out_channels)
+            )
+            output = Conv2d(
+                out_channels,
+                out_channels,
+                3,
+                padding=1,
+                bias=use_bias,
+                norm=make_norm(norm, out_channels),
+            )
+            c2_xavier_fill(lateral)
+            c2_xavier_fill(output)
+            self.laterals.append(lateral)
+            self.outputs.append(output)
+        self._level_names = [
+            f"p{stride.bit_length() - 1}" for stride in (*strides, 2 * strides[-1])
+        ]
+        self._set_output_shapes(out_channels)
+
+    def _set_output_shapes(self, out_channels: int) -> None:
+        clip = self.bottom_up.output_shape()[CLIP_FEATURE]
+        self._out_features = [*self._level_names, CLIP_FEATURE]
+        self._out_feature_channels = dict.fromkeys(self._level_names, out_channels)
+        self._out_feature_channels[CLIP_FEATURE] = clip.channels
+        strides = (*self.strides, 2 * self.strides[-1])
+        self._out_feature_strides = dict(zip(self._level_names, strides, strict=True))
+        self._out_feature_strides[CLIP_FEATURE] = clip.stride
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
+        """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shape of the images.
+
+        Returns:
+            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
+
+        Raises:
+            ValueError: If SyncBN is to train in several processes on CPUs.
+        """
+        fpn = cfg.MODEL.CLIP_FPN
+        if fpn.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+            raise ValueError(
+                "SyncBN does not train in several processes on CPUs; set MODEL.CLIP_FPN.NORM to "
+                "naiveSyncBN, GN or LN"
+            )
+        options = ClipViT.from_config(cfg, input_shape)
+        if not options["tap_blocks"]:
+            options["tap_blocks"] = spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
+        return {
+            "backbone": ClipViT(**options),
+            "strides": fpn.STRIDES,
+            "out_channels": fpn.OUT_CHANNELS,
+            "norm": fpn.NORM,
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """Common multiple of the patch and the largest stride, px; Detectron2 pads to it."""
+        return math.lcm(self.bottom_up.size_divisibility, self.strides[-1])
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The same for the parts of Detectron2 that ask here."""
+        return {"size_divisibility": self.size_divisibility}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features.
+
+        Args:
+            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
+
+        Returns:
+            Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
+            the dense map ``clip``.
+        """
+        height, width = images.shape[-2:]
+        features = self.bottom_up(images)
+        laterals = []
+        for level, stride in enumerate(self.strides):
+            tap = features[f"block{self.bottom_up.tap_blocks[level]}"]
+            adapted = self.adapters[level](tap)
+            grid = (-(-height // stride), -(-width // stride))
+            aligned = resample(adapted, self._tap_strides[level], stride, grid)
+            laterals.append(self.laterals[level](aligned))
+        for level in reversed(range(len(laterals) - 1)):
+            coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
+            laterals[level] = laterals[level] + coarse
+        levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
+        levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+        named = dict(zip(self._level_names, levels, strict=True))
+        return {**named, CLIP_FEATURE: features[CLIP_FEATURE]}
+
+
+def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
+    """Choose blocks at equal distances that end with the last one.
+
+    Args:
+        num_blocks: Depth of the tower.
+        num_taps: Number of blocks wanted; above ``num_blocks`` some come twice.
+
+    Returns:
+        Ascending 0-based numbers: 2, 5, 8, 11 for 4 of 12.
+    """
+    return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
+
+
+def make_norm(norm: str, channels: int) -> nn.Module | None:
+    """Make a norm by Detectron2's name.
+
+    Args:
+        norm: One of ``NORMS``.
+        channels: Number of channels.
+
+    Returns:
+        The module, None for "".
+
+    Raises:
+        ValueError: If the name is unknown or GN's 32 groups do not divide the channels.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; MODEL.CLIP_FPN.NORM is one of {NORMS}")
+    if norm == "GN" and channels % 32:
+        raise ValueError(
+            f"GN has 32 groups, which do not divide {channels} channels; change "
+            "MODEL.CLIP_FPN.NORM to LN or MODEL.CLIP_FPN.OUT_CHANNELS to a multiple of 32"
+        )
+    return get_norm(norm, channels)
+
+
+def make_adapter(channels: int, patch_size: int, stride: int, norm: str) -> nn.Module:
+    """Make the module that brings a block's map nearest to a stride by factors of two.
+
+    Upwards 2 x 2 transposed convolutions of stride 2, with norm and GELU between two of them;
+    downwards one max-pooling. The result's stride is ``patch_size`` times or over a power of two.
+
+    Args:
+        channels: Channels C in and out.
+        patch_size: Stride of the block's map, px.
+        stride: Stride wanted, px.
+        norm: Norm between transposed convolutions, one of ``NORMS``.
+
+    Returns:
+        A module from (N, C, h, w) to (N, C, h * f, w * f) with f a power of two; sides are
+        rounded up.
+    """
+    doublings = _doublings(patch_size, stride)
+    if doublings < 0:
+        return nn.MaxPool2d(2**-doublings, ceil_mode=True)
+    layers: list[nn.Module] = []
+    for step in range(doublings):
+        if step > 0:
+            between = make_norm(norm, channels)
+            layers += [nn.GELU()] if between is None else [between, nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, int]) -> Tensor:
+    """Interpolate a map to another stride with the upper left corner of the image kept in place.
+
+    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
+    ``grid`` would stretch a map whose cells do not end where the image does.
+
+    Args:
+        map_NChw: Map; past its border the last cells are repeated.
+        source: Its stride, px.
+        target: Stride wanted, px.
+        grid: Cells (h, w) wanted.
+
+    Returns:
+        Bilinear values at the centres of the cells; a crop of the map where the strides agree.
+    """
+    if source != target:
+        scale = source / target
+        # Enough cells that rounding down after scaling leaves the grid.
+        height, width = (math.ceil(cells / scale) for cells in grid)
+        missing = (0, max(0, width - map_NChw.shape[-1]), 0, max(0, height - map_NChw.shape[-2]))
+        padded = F.pad(map_NChw, missing, mode="replicate")
+        map_NChw = F.interpolate(padded, scale_factor=scale, mode="bilinear", align_corners=False)
+    return map_NChw[..., : grid[0], : grid[1]]
+
+
+def _doublings(patch_size: int, stride: int) -> int:
+    return round(math.log2(patch_size / stride))
+
+
+def _adapted_stride(patch_size: int, stride: int) -> float:
+    return patch_size / 2.0 ** _doublings(patch_size, stride)
+
+
+def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
+    ascending = all(fine < coarse for fine, coarse in pairwise(strides))
+    if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
+        raise ValueError(
+            f"strides are {list(strides)}; MODEL.CLIP_FPN.STRIDES are powers of two, ascending"
+        )
+    taps = backbone.tap_blocks
+    if len(taps) != len(strides):
+        raise ValueError(
+            f"{len(taps)} blocks {list(taps)} for {len(strides)} levels; MODEL.CLIP.TAP_BLOCKS "
+            "and MODEL.CLIP_FPN.STRIDES need the same length"
+        )
+    last = backbone.tower.num_blocks - 1
+    if backbone.trainable_blocks > 0 and last not in taps:
+        raise ValueError(
+            f"the last {backbone.trainable_blocks} blocks are trained but no level reads block "
+            f"{last}; end MODEL.CLIP.TAP_BLOCKS with it or set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -88,11 +88,11 @@ def train_parser(example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_training_tool(main: Callable[[argparse.Namespace], object], example: str) -> int:
-    """Parse Detectron2's flags, start the processes and report errors in one sentence.
+def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
+    """Be a train_net: parse Detectron2's flags, start the processes, train or evaluate.
 
     Args:
-        main: Called with the parsed arguments in every process.
+        trainer: Class with ``evaluate_weights``.
         example: A command line for --help.
 
     Returns:
@@ -102,15 +102,24 @@ def run_training_tool(main: Callable[[argparse.Namespace], object], example: str
 
     def start() -> None:
         launch(
-            main,
+            _train_or_evaluate,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(trainer, args),
         )
 
     return run_tool(start, debug=args.debug)
+
+
+def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) -> object:
+    cfg = set_up(args)
+    if args.eval_only:
+        return trainer.evaluate_weights(cfg)
+    session = trainer(cfg)
+    session.resume_or_load(resume=args.resume)
+    return session.train()
 
 
 def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:

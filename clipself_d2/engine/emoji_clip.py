@@ -163,7 +163,9 @@ class EmojiClipTask(nn.Module):
             Share of right answers, in [0, 1].
         """
         num_things = len(load_world().things)
-        embeddings = [F.normalize(self.text(t[:num_things]).float(), dim=1) for t in self.prompt_tokens]
+        embeddings = [
+            F.normalize(self.text(t[:num_things]).float(), dim=1) for t in self.prompt_tokens
+        ]
         classes = F.normalize(torch.stack(embeddings).mean(0), dim=1)
         pictures = CaptionedPictures(
             batch_size=256, picture_size=self.tower.image_size, seed=seed, num_batches=num_batches
@@ -220,7 +222,12 @@ def train_emoji_clip(task: EmojiClipTask, options: EmojiClipOptions) -> float:
             mean = sum(recent) / len(recent)
             scale = task.log_scale.exp().item()
             logger.info(
-                "step %d/%d loss %.4f scale %.1f eta %.1f min", step, options.steps, mean, scale, left
+                "step %d/%d loss %.4f scale %.1f eta %.1f min",
+                step,
+                options.steps,
+                mean,
+                scale,
+                left,
             )
             recent.clear()
         if step % options.eval_period == 0 or step == options.steps:

@@ -54,7 +54,11 @@ def write_proposals(
                     )
                 images.append(_image_entry(item))
                 annotations += _annotation_entries(
-                    item["image_id"], result["proposals"], max_per_image, min_score, len(annotations)
+                    item["image_id"],
+                    result["proposals"],
+                    max_per_image,
+                    min_score,
+                    len(annotations),
                 )
             log_every_n_seconds(logging.INFO, f"proposals: {number}/{len(loader)} images", n=10)
     document = {

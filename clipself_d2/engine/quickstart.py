@@ -110,7 +110,12 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
     )
     untouched = tool("train_net", "fvit_untouched", "fvit_untouched", iterations)
     distilled = tool(
-        "train_net", "fvit_clipself", "fvit_clipself", iterations, "MODEL.CLIP.WEIGHTS", str(student)
+        "train_net",
+        "fvit_clipself",
+        "fvit_clipself",
+        iterations,
+        "MODEL.CLIP.WEIGHTS",
+        str(student),
     )
     return [
         *stages,

@@ -62,10 +62,10 @@ def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
         output_dir: Folder of ``curves.png``.
     """
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    rows = [row for row in rows if "loss_cosine" in row]
+    rows = [row for row in rows if "total_loss" in row]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
     steps = [row["iteration"] for row in rows]
-    left.plot(steps, [row["loss_cosine"] for row in rows], label="student")
+    left.plot(steps, [row["total_loss"] for row in rows], label="student")
     constant = [row.get("distill/constant_loss") for row in rows]
     if all(value is not None for value in constant):
         left.plot(steps, constant, "--", color="gray", label="best constant")
@@ -84,8 +84,13 @@ def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
 
 def _bars(axes: plt.Axes, groups: Sequence[tuple[str, float, float]]) -> None:
     position = np.arange(len(groups))
-    for shift, label, color, column in ((-0.2, "untouched", "#9aa5b1", 1), (0.2, "distilled", "#2a7f62", 2)):
-        bars = axes.bar(position + shift, [group[column] for group in groups], 0.4, label=label, color=color)
+    for shift, label, color, column in (
+        (-0.2, "untouched", "#9aa5b1", 1),
+        (0.2, "distilled", "#2a7f62", 2),
+    ):
+        bars = axes.bar(
+            position + shift, [group[column] for group in groups], 0.4, label=label, color=color
+        )
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.set_xticks(position, [group[0] for group in groups])
     axes.legend(fontsize=8)
@@ -124,9 +129,7 @@ def draw_detections(
         ("distilled CLIP", _read_detections(after_dir)),
     ]
     pictures = shows_novel[:NUM_PICTURES]
-    figure, grid = plt.subplots(
-        len(pictures), 3, figsize=(13, 3.35 * len(pictures)), squeeze=False
-    )
+    figure, grid = plt.subplots(len(pictures), 3, figsize=(13, 3.35 * len(pictures)), squeeze=False)
     for row_axes, image in zip(grid, pictures, strict=True):
         pixels = read_image(str(data_dir / "val" / image["file_name"]), "RGB")
         for axes, (title, boxes) in zip(row_axes, columns, strict=True):

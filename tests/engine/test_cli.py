@@ -1,0 +1,56 @@
+import logging
+
+import pytest
+
+from clipself_d2.engine.cli import run_tool, start_logging, train_parser
+
+
+def test_a_users_error_becomes_one_sentence_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise ValueError("MODEL.X is 3, use 4")
+
+    assert run_tool(fail) == 1
+    assert capsys.readouterr().err == "error: MODEL.X is 3, use 4\n"
+
+
+def test_debug_shows_the_error_itself() -> None:
+    def fail() -> None:
+        raise FileNotFoundError("gone")
+
+    with pytest.raises(FileNotFoundError):
+        run_tool(fail, debug=True)
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    def fail() -> None:
+        raise AssertionError("invariant")
+
+    with pytest.raises(AssertionError):
+        run_tool(fail)
+
+
+def test_success_is_exit_code_0() -> None:
+    assert run_tool(lambda: None) == 0
+
+
+def test_the_flags_are_those_of_detectron2_and_debug() -> None:
+    args = train_parser("x").parse_args(
+        ["--config-file", "a.yaml", "--eval-only", "--num-gpus", "2", "SEED", "1"]
+    )
+    assert args.config_file == "a.yaml"
+    assert args.eval_only
+    assert args.num_gpus == 2
+    assert args.opts == ["SEED", "1"]
+    assert not args.debug
+
+
+def test_logging_shows_our_messages() -> None:
+    logger = logging.getLogger("clipself_d2")
+    before = list(logger.handlers)
+    try:
+        start_logging()
+        assert logger.isEnabledFor(logging.INFO)
+    finally:
+        logger.handlers[:] = before

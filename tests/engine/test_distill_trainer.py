@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipself_d2.clip import load_tower
+from clipself_d2.engine.distill_trainer import DistillTrainer
+
+
+def run(cfg, resume: bool = False) -> DistillTrainer:
+    cfg.freeze()
+    torch.manual_seed(cfg.SEED)
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def model_file(cfg, name: str = "model_final.pth") -> dict:
+    return torch.load(Path(cfg.OUTPUT_DIR) / name, weights_only=True)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+def test_a_resumed_run_equals_an_uninterrupted_one(emoji_cfg, tmp_path, alpha: float) -> None:
+    common = ("MODEL.DISTILL.ALPHA", alpha, "SOLVER.CHECKPOINT_PERIOD", 2)
+    straight = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "a"))
+    whole = run(straight)
+    broken = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "b"))
+    folder = tmp_path / "b"
+    folder.mkdir()
+    half = model_file(straight, "model_0000001.pth")
+    torch.save(half, folder / "model_0000001.pth")
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = run(broken, resume=True)
+    assert resumed.start_iter == 2
+    theirs, ours = whole.model.student.state_dict(), resumed.model.student.state_dict()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    assert set(model_file(straight)["model"]) == set(model_file(broken)["model"])
+
+
+def test_the_checkpoint_is_the_student_and_loads_as_clip_weights(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches")
+    trainer = run(cfg)
+    weights = model_file(cfg)["model"]
+    assert all(key.startswith("visual.") for key in weights)
+    tower = load_tower("ViT-Ti-8-emoji", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
+    student = trainer.model.student.state_dict()
+    assert all(torch.equal(value, student[key]) for key, value in tower.state_dict().items())
+
+
+def test_alpha_mixes_only_what_is_saved(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.ALPHA", 0.7)
+    trainer = run(cfg)
+    key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    student = trainer.model.student.state_dict()[key]
+    teacher = trainer.model.teacher.state_dict()[key]
+    saved = model_file(cfg)["model"][key]
+    torch.testing.assert_close(saved, 0.7 * student + 0.3 * teacher)
+    assert not torch.equal(student, teacher)
+
+
+def test_the_loss_falls(emoji_cfg) -> None:
+    small = ("MODEL.DISTILL.IMAGE_SIZE", 64, "MODEL.DISTILL.MAX_SPLIT", 2)
+    cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 40, "SOLVER.WARMUP_ITERS", 4, *small)
+    run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
+    losses = [row["total_loss"] for row in rows if "total_loss" in row]
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+def test_a_tower_of_another_size_is_refused_by_name(emoji_cfg, tmp_path) -> None:
+    cfg = emoji_cfg("clipself_patches")
+    state = DistillTrainer.build_model(cfg).student.state_dict()
+    state["visual.proj"] = torch.zeros(128, 64)
+    torch.save({"model": state}, tmp_path / "other.pth")
+    bad = emoji_cfg("clipself_patches", "MODEL.CLIP.WEIGHTS", str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match=r"other\.pth"):
+        DistillTrainer.build_model(bad)
+
+
+def test_nothing_to_train_is_an_error(emoji_cfg) -> None:
+    cfg = emoji_cfg(
+        "clipself_patches",
+        "MODEL.DISTILL.TRAINABLE_BLOCKS", 0, "MODEL.DISTILL.TRAIN_EMBEDDING", False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="TRAINABLE_BLOCKS"):
+        DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
+
+
+def test_only_adamw_distils(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", "SOLVER.OPTIMIZER", "SGD")
+    with pytest.raises(ValueError, match="AdamW"):
+        DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
+
+
+@pytest.mark.multi_process
+def test_two_processes_equal_one_with_the_whole_batch(emoji_root, tmp_path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(_SCRIPT)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second, single = (
+        torch.load(tmp_path / f"student{name}.pth", weights_only=True) for name in ("0", "1", "one")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for key in first:
+        torch.testing.assert_close(first[key], single[key], atol=2e-6, rtol=1e-5)
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+import clipself_d2
+from detectron2.engine import launch
+from detectron2.utils import comm
+from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.distill_trainer import DistillTrainer
+
+ROOT, OUT = sys.argv[1:]
+
+def work(name):
+    cfg = load_config(ROOT + "/configs/emoji/clipself_patches.yaml", [])
+    cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.PRECISION", "fp32", "SEED", 7,
+        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", (),
+        "DATALOADER.NUM_WORKERS", 0, "SOLVER.WARMUP_ITERS", 0,
+        "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
+    cfg.freeze()
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True)
+    torch.manual_seed(7)
+    trainer = DistillTrainer(cfg)
+    trainer.train()
+    model = getattr(trainer._trainer.model, "module", trainer._trainer.model)
+    suffix = name if comm.get_world_size() == 1 else comm.get_rank()
+    torch.save(model.student.state_dict(), f"{OUT}/student{suffix}.pth")
+
+if __name__ == "__main__":
+    launch(work, 2, dist_url="auto", args=("pair",))
+    launch(work, 1, args=("one",))
+"""

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from clipself_d2.engine.trainer import ClippedAdamW, StrictCheckpointer, Trainer
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
+    optimizer = ClippedAdamW([{"params": parameters}], max_norm=1.0, lr=0.0)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 5.0)
+    optimizer.step()
+    norm = torch.cat([parameter.grad for parameter in parameters]).norm()
+    assert float(norm) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_small_gradients_are_left_alone() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = ClippedAdamW([{"params": [parameter]}], max_norm=1.0, lr=0.0)
+    parameter.grad = torch.tensor([0.3, 0.4])
+    optimizer.step()
+    assert parameter.grad.tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path) -> None:
+    file = tmp_path / "other.pth"
+    torch.save({"model": nn.Linear(3, 2).state_dict()}, file)
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\), the model's \(2, 4\)"):
+        StrictCheckpointer(nn.Linear(4, 2)).load(str(file))
+
+
+def test_a_checkpoint_without_any_parameter_of_the_model_is_refused(tmp_path) -> None:
+    file = tmp_path / "other.pth"
+    torch.save({"model": {"visual.proj": torch.zeros(2)}}, file)
+    with pytest.raises(ValueError, match=r"MODEL\.CLIP\.WEIGHTS"):
+        StrictCheckpointer(nn.Linear(4, 2)).load(str(file))
+
+
+def test_a_fitting_checkpoint_is_loaded(tmp_path) -> None:
+    source, target = nn.Linear(4, 2), nn.Linear(4, 2)
+    torch.save({"model": source.state_dict()}, tmp_path / "same.pth")
+    StrictCheckpointer(target).load(str(tmp_path / "same.pth"))
+    assert torch.equal(source.weight, target.weight)
+
+
+def test_the_optimizer_follows_its_key(emoji_cfg) -> None:
+    cfg = emoji_cfg("rpn")
+    model = Trainer.build_model(cfg)
+    assert isinstance(Trainer.build_optimizer(cfg, model), torch.optim.AdamW)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    assert isinstance(Trainer.build_optimizer(cfg, model), torch.optim.SGD)
+    cfg.SOLVER.OPTIMIZER = "Adam"
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'Adam'"):
+        Trainer.build_optimizer(cfg, model)
+
+
+def test_a_frozen_tower_is_no_part_of_the_optimizer(emoji_cfg) -> None:
+    cfg = emoji_cfg("rpn")
+    model = Trainer.build_model(cfg)
+    trained = {id(p) for g in Trainer.build_optimizer(cfg, model).param_groups for p in g["params"]}
+    expected = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained == expected
+    assert not any("visual" in name for name, p in model.named_parameters() if id(p) in trained)
+
+
+def test_evaluators_cannot_be_passed(emoji_cfg) -> None:
+    with pytest.raises(ValueError, match="evaluator_type"):
+        Trainer.test(emoji_cfg("rpn"), nn.Linear(1, 1), evaluators=[])

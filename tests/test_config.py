@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from clipself_d2.config import add_clipself_config
+from clipself_d2.engine.cli import load_config
+
+ROOT = Path(__file__).parents[1]
+YAML_FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
+    keys: dict[str, object] = {}
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            keys.update(flatten(value, f"{prefix}{name}."))
+        else:
+            keys[prefix + name] = value
+    return keys
+
+
+def own_keys() -> list[str]:
+    cfg = get_cfg()
+    before = set(flatten(cfg))
+    add_clipself_config(cfg)
+    return sorted(set(flatten(cfg)) - before)
+
+
+def test_no_default_of_detectron2_is_changed() -> None:
+    cfg = get_cfg()
+    before = flatten(cfg)
+    add_clipself_config(cfg)
+    after = flatten(cfg)
+    assert {key: after[key] for key in before} == before
+
+
+def test_there_are_at_most_45_keys() -> None:
+    assert len(own_keys()) <= 45
+
+
+@pytest.mark.parametrize("key", own_keys())
+def test_every_key_is_read_outside_the_defaults(key: str) -> None:
+    leaf = key.rsplit(".", 1)[-1]
+    sources = [path for path in (ROOT / "clipself_d2").rglob("*.py") if path.name != "config.py"]
+    pattern = re.compile(rf"\.{leaf}\b")
+    assert any(pattern.search(path.read_text()) for path in sources), f"nothing reads {key}"
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_merges(path: Path) -> None:
+    cfg = load_config(str(path), [])
+    assert cfg.VERSION == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["rpn", "fvit_untouched", "clipself_patches", "clipself_proposals"]
+)
+def test_every_emoji_recipe_builds_its_model(name: str, emoji_cfg) -> None:
+    model = build_model(emoji_cfg(name))
+    assert type(model).__name__ == emoji_cfg(name).MODEL.META_ARCHITECTURE
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_unknown_key_names_itself_and_its_source() -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.CLIP\.NAMES.*command line"):
+        load_config("", ["MODEL.CLIP.NAMES", "x"])
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("MODEL:\n  CLIPS: 1\n")
+    with pytest.raises(ValueError, match=r"CLIPS.*bad\.yaml"):
+        load_config(str(file), [])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        load_config("nowhere.yaml", [])

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture, to_tensor
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "preprocess.npz")
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
+STD = np.array([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
+
+
+def normalise(pixels: torch.Tensor) -> np.ndarray:
+    return (pixels.numpy() / 255.0 - MEAN) / STD
+
+
+def test_the_students_picture_is_the_published_one() -> None:
+    image = fit_longest(Image.fromarray(GOLDEN["image"]), 160)
+    padded = torch.zeros(3, 160, 160, dtype=torch.uint8)
+    pixels = to_tensor(image)
+    padded[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    np.testing.assert_allclose(normalise(padded), GOLDEN["det"], atol=1e-5)
+    assert 160 / 131 == pytest.approx(float(GOLDEN["det_scale"]))
+
+
+@pytest.mark.parametrize("grid", ["2x3", "5x6"])
+def test_the_teachers_crops_of_tiles_are_the_published_ones(grid: str) -> None:
+    crops = GOLDEN[f"grid_{grid}_crops"]
+    boxes = GOLDEN[f"grid_{grid}_boxes_px"][: len(crops)]
+    ours = cut_crops(Image.fromarray(GOLDEN["image"]), boxes, 64)
+    np.testing.assert_allclose(
+        np.stack([normalise(crop) for crop in ours]), crops, atol=1e-5
+    )
+
+
+def test_the_teachers_crop_of_a_proposal_is_the_published_one() -> None:
+    box = GOLDEN["proposal_crop_box"][None]
+    ours = cut_crops(Image.fromarray(GOLDEN["image"]), box, 64)
+    np.testing.assert_allclose(normalise(ours[0]), GOLDEN["proposal_crop"], atol=1e-5)
+
+
+def test_a_box_thinner_than_a_pixel_gives_a_crop() -> None:
+    crops = cut_crops(Image.new("RGB", (20, 20), "red"), np.array([[3.2, 3.2, 3.3, 9.0]]), 8)
+    assert crops.shape == (1, 3, 8, 8)
+    assert crops[0, 0].max() == 255
+
+
+def test_no_box_gives_no_crop() -> None:
+    assert cut_crops(Image.new("RGB", (4, 4)), np.zeros((0, 4)), 8).shape == (0, 3, 8, 8)
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        read_picture(tmp_path / "gone.jpg")
+
+
+def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cut.jpg"
+    Image.fromarray(GOLDEN["image"]).save(file)
+    file.write_bytes(file.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"cut\.jpg.*cannot be decoded"):
+        read_picture(file)
+
+
+def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
+    file = tmp_path / "note.jpg"
+    file.write_text("hello")
+    with pytest.raises(ValueError, match=r"note\.jpg"):
+        read_picture(file)
+
+
+def test_a_turned_picture_is_read_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").size == (20, 30)

@@ -60,7 +60,7 @@ def corpus_words() -> list[str]:
     """
     world = load_world()
     texts = [*world.thing_names, *world.stuff, *CAPTION_STARTS, "an and on"]
-    texts += [template.replace("{}", " ") for template in get_templates("emoji")]
+    texts += [re.sub(r"\{\w*\}", " ", template) for template in get_templates("emoji")]
     return sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
 
 

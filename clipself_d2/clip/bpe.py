@@ -57,17 +57,3 @@ def write_merges(path: Path, merges: Sequence[tuple[str, str]]) -> int:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     path.write_bytes(gzip.compress("\n".join(lines).encode("utf-8"), mtime=0))
     return NUM_BYTE_TOKENS + len(merges) + NUM_SPECIAL_TOKENS
-
-
-def read_words(path: Path) -> frozenset[str]:
-    """List the words that a merges file makes one token of.
-
-    Args:
-        path: File of ``write_merges``.
-
-    Returns:
-        The words, single letters included.
-    """
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()[1:]
-    whole = {line.replace(" ", "") for line in lines if line.endswith("</w>")}
-    return frozenset(word.removesuffix("</w>") for word in whole) | frozenset("a")

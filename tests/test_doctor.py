@@ -252,22 +252,41 @@ def test_report_of_a_broken_environment_ends_with_one(
     assert "2 of these parts do not work" in printed
 
 
-def test_command_speaks_where_detectron2_cannot_be_imported(tmp_path: Path) -> None:
-    # The package's own __init__ imports Detectron2; the command has to get past it.
-    for name in ("detectron2", "torch"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('planted failure')\n")
-    run = subprocess.run(
+def run_with_planted_packages(folder: Path, **sources: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with packages of the given sources in front of the installed ones."""
+    for name, source in sources.items():
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(source, encoding="utf-8")
+    return subprocess.run(
         [sys.executable, "-m", "clipself_d2.doctor"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+# In both, the package's own registration cannot be imported; the command has to get past it.
+
+
+def test_command_speaks_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    planted = "raise ImportError('planted failure')\n"
+    run = run_with_planted_packages(tmp_path, torch=planted, detectron2=planted)
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     failing = [line for line in run.stdout.splitlines() if line.startswith("FAIL")]
     assert "cannot be imported (ImportError: planted failure)" in failing[0]
     assert "mend it with: " in failing[0]
     assert "FAIL  detectron2 waits for torchvision, fvcore" in failing
+
+
+def test_command_speaks_where_torchvision_does_not_fit_torch(tmp_path: Path) -> None:
+    planted = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    run = run_with_planted_packages(tmp_path, torchvision=planted)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    failing = [line for line in run.stdout.splitlines() if line.startswith("FAIL")]
+    assert failing[0].startswith("FAIL  torchvision")
+    assert "does not fit torch" in failing[0]
+    assert "FAIL  detectron2 waits for torchvision" in failing

@@ -7,6 +7,21 @@ import torch
 from torch import Tensor
 
 
+def check_exponents(alpha: float, beta: float) -> None:
+    """Refuse exponents outside [0, 1].
+
+    Args:
+        alpha: Exponent for base classes.
+        beta: Exponent for novel classes.
+
+    Raises:
+        ValueError: If one is outside.
+    """
+    for key, value in (("ALPHA", alpha), ("BETA", beta)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
+
+
 def fuse_scores(
     detector_RK: Tensor, clip_RK: Tensor, base_mask: Tensor, alpha: float, beta: float
 ) -> Tensor:
@@ -33,10 +48,10 @@ def fuse_scores(
         )
     missing = detector_RK.shape[1] - len(base_mask)
     if missing not in (0, 1):
-        raise ValueError(f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores")
-    for key, value in (("ALPHA", alpha), ("BETA", beta)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
+        raise ValueError(
+            f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores"
+        )
+    check_exponents(alpha, beta)
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
     base = detector_RK ** (1 - alpha) * clip_RK**alpha
     novel = detector_RK ** (1 - beta) * clip_RK**beta

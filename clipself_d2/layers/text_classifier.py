@@ -3,13 +3,13 @@
 Legend: R regions, K classes, D joint embedding.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 BACKGROUND_MODES = ("text", "learned", "zero")
+# Vectors whose norm is this close to 1 are taken as they are.
+_UNIT_TOLERANCE = 1e-5
 
 
 class TextClassifier(nn.Module):
@@ -20,8 +20,8 @@ class TextClassifier(nn.Module):
     Args:
         embeddings_KD: (K, D) class embeddings; normalised here.
         base_mask_K: (K,) True for classes with training boxes.
-        background_D: (D,) embedding of the word background; needed for the modes text and, as the
-            start value, learned.
+        background: (D,) embedding of the prompted word background; needed for the mode text and, as
+            the start value, learned.
         background_mode: "text", "learned" (a trained vector) or "zero" (cosine 0).
         temperature: Multiplier of the cosine, > 0; the start value where it is learned.
         learn_temperature: Whether the multiplier is a parameter.
@@ -31,15 +31,15 @@ class TextClassifier(nn.Module):
     """
 
     embeddings_KD: Tensor
-    base_mask_K: Tensor
-    background_D: Tensor
+    base_mask: Tensor
+    background: Tensor
 
     def __init__(
         self,
         *,
         embeddings_KD: Tensor,
         base_mask_K: Tensor,
-        background_D: Tensor | None,
+        background: Tensor | None,
         background_mode: str = "text",
         temperature: float = 50.0,
         learn_temperature: bool = True,
@@ -53,20 +53,23 @@ class TextClassifier(nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; MODEL.OPEN_VOCAB.TEMPERATURE is > 0")
         self.background_mode = background_mode
-        self.embed_dim = int(embeddings_KD.shape[1])
+        self.embed_dim = int(embeddings_KD.shape[-1])
         scale = torch.tensor(float(temperature))
         if learn_temperature:
             self.temperature = nn.Parameter(scale)
         else:
             self.register_buffer("temperature", scale, persistent=False)
         if background_mode == "learned":
-            if background_D is None:
-                raise ValueError("a learned background starts from a text embedding; got None")
-            self.learned_background_D = nn.Parameter(F.normalize(background_D.float(), dim=0))
+            if background is None:
+                raise ValueError(
+                    "a learned background (MODEL.OPEN_VOCAB.BACKGROUND) starts from the text "
+                    "embedding of the word background, but these embeddings have none; rebuild them"
+                )
+            self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)
-        self.register_buffer("base_mask_K", torch.empty(0, dtype=torch.bool), persistent=False)
-        self.register_buffer("background_D", torch.zeros(self.embed_dim), persistent=False)
-        self.set_embeddings(embeddings_KD, base_mask_K, background_D)
+        self.register_buffer("base_mask", torch.empty(0, dtype=torch.bool), persistent=False)
+        self.register_buffer("background", torch.zeros(self.embed_dim), persistent=False)
+        self.set_embeddings(embeddings_KD, base_mask_K, background)
 
     @property
     def num_classes(self) -> int:
@@ -74,45 +77,52 @@ class TextClassifier(nn.Module):
         return int(self.embeddings_KD.shape[0])
 
     def set_embeddings(
-        self, embeddings_KD: Tensor, base_mask_K: Tensor, background_D: Tensor | None
+        self, embeddings_KD: Tensor, base_mask: Tensor, background: Tensor | None
     ) -> None:
         """Replace the classes.
 
         Args:
             embeddings_KD: (K, D), any K >= 1; normalised here.
-            base_mask_K: (K,) bool.
-            background_D: (D,), or None where the background mode is not "text".
+            base_mask: (K,) bool.
+            background: (D,), or None where the background mode is not "text".
 
         Raises:
-            ValueError: If shapes disagree or the background's embedding lacks.
+            ValueError: If shapes disagree, a value is not finite or the background's embedding
+                lacks; the present classes are then kept.
         """
-        if embeddings_KD.ndim != 2 or embeddings_KD.shape[1] != self.embed_dim:
+        shape = tuple(embeddings_KD.shape)
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != self.embed_dim:
             raise ValueError(
-                f"class embeddings have shape {tuple(embeddings_KD.shape)}, expected "
-                f"(K, {self.embed_dim})"
+                f"class embeddings have shape {shape}, expected (K, {self.embed_dim}) with K >= 1"
             )
-        if base_mask_K.shape != embeddings_KD.shape[:1]:
-            raise ValueError(
-                f"base mask has {base_mask_K.numel()} entries for {len(embeddings_KD)} classes"
-            )
-        if background_D is None and self.background_mode == "text":
+        if tuple(base_mask.shape) != shape[:1]:
+            raise ValueError(f"base mask has shape {tuple(base_mask.shape)} for {shape[0]} classes")
+        if background is None and self.background_mode == "text":
             raise ValueError(
                 "these text embeddings have no background; rebuild them, or set "
                 "MODEL.OPEN_VOCAB.BACKGROUND to zero or learned"
             )
+        if background is None:
+            background = torch.zeros_like(self.background)
+        if tuple(background.shape) != shape[1:]:
+            raise ValueError(
+                f"the background's embedding has shape {tuple(background.shape)}, expected "
+                f"({self.embed_dim},)"
+            )
+        if not (embeddings_KD.isfinite().all() and background.isfinite().all()):
+            raise ValueError("text embeddings hold values that are not finite; rebuild them")
         device = self.embeddings_KD.device
-        self.embeddings_KD = F.normalize(embeddings_KD.detach().float(), dim=1).to(device)
-        self.base_mask_K = base_mask_K.detach().bool().to(device)
-        if background_D is not None:
-            self.background_D = F.normalize(background_D.detach().float(), dim=0).to(device)
+        self.embeddings_KD = _unit(embeddings_KD).to(device)
+        self.base_mask = base_mask.detach().bool().to(device)
+        self.background = _unit(background).to(device)
 
     def get_embeddings(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return what ``set_embeddings`` takes to come back to the present classes.
 
         Returns:
-            Class embeddings (K, D), base mask (K,) and background (D,).
+            Class embeddings (K, D), base mask (K,) and background (D,), zeros where it is not set.
         """
-        return self.embeddings_KD, self.base_mask_K, self.background_D
+        return self.embeddings_KD, self.base_mask, self.background
 
     def background_embedding(self) -> Tensor:
         """Return the background's row.
@@ -121,10 +131,10 @@ class TextClassifier(nn.Module):
             (D,) of unit norm, or zeros in the mode "zero".
         """
         if self.background_mode == "zero":
-            return torch.zeros_like(self.background_D)
+            return torch.zeros_like(self.background)
         if self.background_mode == "learned":
-            return F.normalize(self.learned_background_D, dim=0)
-        return self.background_D
+            return F.normalize(self.learned_background, dim=0)
+        return self.background
 
     def cosine(self, region_RD: Tensor) -> Tensor:
         """Cosines without the temperature.
@@ -142,8 +152,10 @@ class TextClassifier(nn.Module):
             raise ValueError(
                 f"regions are {region_RD.shape[-1]}-d but the text embeddings {self.embed_dim}-d"
             )
-        rows = torch.cat([self.embeddings_KD, self.background_embedding()[None]])
-        return F.normalize(region_RD.float(), dim=-1) @ rows.T
+        # Mixed precision would round the cosine to 8 or 11 bits, and the temperature multiply that.
+        with torch.autocast(region_RD.device.type, enabled=False):
+            rows = torch.cat([self.embeddings_KD, self.background_embedding()[None]]).float()
+            return F.normalize(region_RD.float(), dim=-1) @ rows.T
 
     def forward(self, region_RD: Tensor) -> Tensor:
         """Score regions.
@@ -154,12 +166,20 @@ class TextClassifier(nn.Module):
         Returns:
             (R, K + 1) float32 logits, background last.
 
-        Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1.
+        Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the background's
+        prompted word is scored like a class.
         """
         return self.temperature * self.cosine(region_RD)
 
     def extra_repr(self) -> str:
         """Describe the classifier in the printed model."""
-        scale = float(self.temperature)
-        shown = f"{scale:.1f}" if math.isfinite(scale) else "not finite"
-        return f"D={self.embed_dim}, background={self.background_mode}, temperature={shown}"
+        scale = self.temperature.item()
+        return f"D={self.embed_dim}, background={self.background_mode}, temperature={scale:.4g}"
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Normalise the last axis; what has unit norm is kept bit for bit, so that a reset is exact."""
+    vectors = vectors.detach().float()
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    is_unit = (norm - 1).abs() <= _UNIT_TOLERANCE
+    return torch.where(is_unit, vectors, F.normalize(vectors, dim=-1))

@@ -1,15 +1,18 @@
 """The text embeddings that a detector is built with."""
 
 import logging
+from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 logger = logging.getLogger(__name__)
 
-DETECTRON2_NUM_CLASSES = 80
+_DETECTRON2_NUM_CLASSES = 80
 
 
 def training_vocabulary(cfg: CfgNode) -> Vocabulary:
@@ -30,11 +33,18 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
             "there is no data set to take classes from; set MODEL.VOCABULARY.DATASET or "
             "DATASETS.TRAIN"
         )
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"data set {name!r} is not registered; check MODEL.VOCABULARY.DATASET")
+    if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
+        key = "MODEL.VOCABULARY.DATASET" if cfg.MODEL.VOCABULARY.DATASET else "DATASETS.TRAIN"
+        raise ValueError(f"data set {name!r} is not registered; check {key}")
     metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None and name in DatasetCatalog.list():
+        # Detectron2's COCO loader learns the classes only when it reads the annotations.
+        DatasetCatalog.get(name)
     if metadata.get("thing_classes") is None:
-        raise ValueError(f"the metadata of {name} has no thing_classes to take a vocabulary from")
+        raise ValueError(
+            f"the metadata of {name} has no thing_classes to take a vocabulary from; name a "
+            "detection data set in MODEL.VOCABULARY.DATASET"
+        )
     return Vocabulary.from_metadata(metadata)
 
 
@@ -53,32 +63,86 @@ def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
     """
     vocabulary = training_vocabulary(cfg)
     given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if given not in (DETECTRON2_NUM_CLASSES, vocabulary.num_classes):
+    if given not in (_DETECTRON2_NUM_CLASSES, vocabulary.num_classes):
         logger.warning(
             "MODEL.ROI_HEADS.NUM_CLASSES %d is ignored: the vocabulary has %d classes",
             given,
             vocabulary.num_classes,
         )
-    path = cfg.MODEL.VOCABULARY.EMBEDDINGS
-    if not path:
-        return TextEmbeddings.load_or_build(
-            vocabulary,
-            clip=cfg.MODEL.CLIP.NAME,
-            weights=cfg.MODEL.CLIP.PRETRAINED or None,
-            templates=cfg.MODEL.VOCABULARY.TEMPLATES,
-            cache_dir=cfg.MODEL.VOCABULARY.CACHE_DIR or None,
+    if cfg.MODEL.VOCABULARY.EMBEDDINGS:
+        return _given_embeddings(cfg, vocabulary)
+    if not cfg.MODEL.CLIP.PRETRAINED:
+        logger.warning(
+            "MODEL.CLIP.PRETRAINED is empty: the text embeddings come from random weights"
         )
+    return TextEmbeddings.load_or_build(
+        vocabulary,
+        clip=cfg.MODEL.CLIP.NAME,
+        weights=cfg.MODEL.CLIP.PRETRAINED or None,
+        templates=cfg.MODEL.VOCABULARY.TEMPLATES,
+        cache_dir=cfg.MODEL.VOCABULARY.CACHE_DIR or None,
+    )
+
+
+def build_text_classifier(
+    embeddings: TextEmbeddings,
+    *,
+    background_mode: str = "text",
+    temperature: float = 50.0,
+    learn_temperature: bool = True,
+) -> TextClassifier:
+    """Make a text classifier of a vocabulary's embeddings.
+
+    Args:
+        embeddings: The classes and their embeddings.
+        background_mode: "text", "learned" or "zero".
+        temperature: Multiplier of the cosine.
+        learn_temperature: Whether that is a parameter.
+
+    Returns:
+        The classifier.
+    """
+    return TextClassifier(
+        embeddings_KD=embeddings.embeddings_KD,
+        base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
+        background=embeddings.background_D,
+        background_mode=background_mode,
+        temperature=temperature,
+        learn_temperature=learn_temperature,
+    )
+
+
+def _given_embeddings(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
+    """Read MODEL.VOCABULARY.EMBEDDINGS and hold it against the rest of the config."""
+    path = Path(cfg.MODEL.VOCABULARY.EMBEDDINGS).expanduser()
+    remedy = "rebuild the file, or empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
+    if not path.is_file():
+        raise FileNotFoundError(f"MODEL.VOCABULARY.EMBEDDINGS {path} does not exist; {remedy}")
     loaded = TextEmbeddings.load(path)
-    if loaded.clip != cfg.MODEL.CLIP.NAME:
+    clip = cfg.MODEL.CLIP
+    if loaded.clip != clip.NAME:
         raise ValueError(
-            f"text embeddings {path} come from {loaded.clip}, but MODEL.CLIP.NAME is "
-            f"{cfg.MODEL.CLIP.NAME}; rebuild them or empty MODEL.VOCABULARY.EMBEDDINGS"
+            f"text embeddings {path} come from {loaded.clip}, but MODEL.CLIP.NAME is {clip.NAME}; "
+            f"{remedy}"
         )
     if loaded.vocabulary.names != vocabulary.names:
+        differing = [
+            f"{got!r} instead of {name!r}"
+            for got, name in zip(loaded.vocabulary.names, vocabulary.names, strict=False)
+            if got != name
+        ]
         raise ValueError(
-            f"text embeddings {path} are of {loaded.vocabulary.num_classes} other classes than "
-            f"the {vocabulary.num_classes} of the training set; rebuild them or empty "
-            "MODEL.VOCABULARY.EMBEDDINGS"
+            f"text embeddings {path} are of {loaded.vocabulary.num_classes} classes, the training "
+            f"vocabulary has {vocabulary.num_classes}, and the names differ "
+            f"({', '.join(differing[:3]) or 'in their number'}); {remedy}"
         )
-    made_from = (loaded.clip, loaded.weights, loaded.templates)
-    return TextEmbeddings(vocabulary, loaded.embeddings_KD, loaded.background_D, *made_from)
+    _warn_of_difference("MODEL.CLIP.PRETRAINED", clip.PRETRAINED, loaded.weights, path)
+    templates = cfg.MODEL.VOCABULARY.TEMPLATES
+    _warn_of_difference("MODEL.VOCABULARY.TEMPLATES", templates, loaded.templates, path)
+    return loaded.with_vocabulary(vocabulary)
+
+
+def _warn_of_difference(key: str, configured: str, stored: str, path: Path) -> None:
+    # A file has another folder on another machine.
+    if configured and stored and Path(configured).name != Path(stored).name:
+        logger.warning("%s is %s, but %s was made with %s", key, configured, path, stored)

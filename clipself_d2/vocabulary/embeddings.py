@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import pickle
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipself_d2.clip import load_clip
+from clipself_d2.clip.registry import find_weights
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.templates import fill_templates, get_templates
 from clipself_d2.vocabulary.vocabulary import Vocabulary
@@ -22,7 +24,19 @@ from clipself_d2.vocabulary.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
-_UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError)
+# What torch.load and reading its answer raise for damaged and foreign files.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+# Embeddings stored in float16 have norms this close to 1.
+_UNIT_TOLERANCE = 1e-2
 
 
 class SentenceEncoder(Protocol):
@@ -41,21 +55,59 @@ class TextEmbeddings:
         embeddings_KD: (K, D) float32, unit norm, in the order of ``vocabulary.names``.
         background_D: (D,) unit-norm embedding of the prompted word "background", or None.
         clip: Name of the CLIP they come from.
-        weights: Its pretrained tag or file name.
         templates: Name of the prompt set.
+        weights: Pretrained tag or file of that CLIP; empty where not known.
+
+    Raises:
+        ValueError: If shapes disagree or rows have not unit norm.
     """
 
     vocabulary: Vocabulary
     embeddings_KD: Tensor
     background_D: Tensor | None
     clip: str
-    weights: str
     templates: str
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the tensors against the vocabulary."""
+        shape = tuple(self.embeddings_KD.shape)
+        if len(shape) != 2 or shape[0] != self.vocabulary.num_classes:
+            raise ValueError(
+                f"text embeddings have shape {shape} for {self.vocabulary.num_classes} classes"
+            )
+        rows = self.embeddings_KD
+        if self.background_D is not None:
+            if tuple(self.background_D.shape) != shape[1:]:
+                raise ValueError(
+                    f"the background's embedding has shape {tuple(self.background_D.shape)}, the "
+                    f"classes' are {shape[1]}-d"
+                )
+            rows = torch.cat([rows, self.background_D[None]])
+        # Written so that NaN fails.
+        if not ((rows.norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE).all():
+            raise ValueError("text embeddings have rows whose norm is not 1")
 
     @property
     def embed_dim(self) -> int:
         """Width D."""
         return int(self.embeddings_KD.shape[1])
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> "TextEmbeddings":
+        """Keep the embeddings but take another split into base and novel classes.
+
+        Args:
+            vocabulary: One with the same names in the same order.
+
+        Returns:
+            A copy that shares the tensors.
+
+        Raises:
+            ValueError: If the names differ.
+        """
+        if vocabulary.names != self.vocabulary.names:
+            raise ValueError("the vocabularies have other names; build embeddings for each")
+        return replace(self, vocabulary=vocabulary)
 
     def check(self, embed_dim: int) -> None:
         """Refuse embeddings of another width.
@@ -80,17 +132,19 @@ class TextEmbeddings:
         vocabulary: Vocabulary,
         *,
         clip: str,
-        weights: str,
         templates: str,
+        weights: str = "",
+        background: str | None = BACKGROUND,
     ) -> "TextEmbeddings":
         """Prompt, encode and average every class.
 
         Args:
             encoder: Text tower.
-            vocabulary: The classes.
+            vocabulary: The classes; synonyms are averaged with the name.
             clip: Name of the CLIP, kept for the record.
-            weights: Its weights, kept for the record.
             templates: Name of a prompt set.
+            weights: The CLIP's weights, kept for the record.
+            background: Word prompted for the background, or None for no background.
 
         Returns:
             The embeddings; each is the renormalised mean of unit sentence embeddings.
@@ -98,12 +152,26 @@ class TextEmbeddings:
         Reference: prompt ensembling of CLIP, arXiv 2103.00020, section 3.1.4.
         """
         prompt_set = get_templates(templates)
-        names = [*vocabulary.names, BACKGROUND]
-        sentences = [text for name in names for text in fill_templates(name, prompt_set)]
-        encoded = F.normalize(encoder.encode(sentences).float(), dim=1)
-        mean = encoded.view(len(names), len(prompt_set), -1).mean(1)
-        unit = F.normalize(mean, dim=1)
-        return cls(vocabulary, unit[:-1], unit[-1], clip, weights, templates)
+        synonyms = vocabulary.synonyms or ((),) * vocabulary.num_classes
+        words = [(name, *more) for name, more in zip(vocabulary.names, synonyms, strict=True)]
+        if background is not None:
+            words.append((background,))
+        sentences = [
+            [text for word in group for text in fill_templates(word, prompt_set)] for group in words
+        ]
+        encoded = encoder.encode([text for group in sentences for text in group]).float().cpu()
+        sizes = [len(group) for group in sentences]
+        means = [rows.mean(0) for rows in torch.split(F.normalize(encoded, dim=1), sizes)]
+        unit = F.normalize(torch.stack(means), dim=1)
+        count = vocabulary.num_classes
+        return cls(
+            vocabulary=vocabulary,
+            embeddings_KD=unit[:count],
+            background_D=None if background is None else unit[count],
+            clip=clip,
+            templates=templates,
+            weights=weights,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the embeddings; the file appears whole or not at all.
@@ -113,20 +181,26 @@ class TextEmbeddings:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         content = {
             "names": list(self.vocabulary.names),
             "base_mask": list(self.vocabulary.base_mask),
             "frequency": self.vocabulary.frequency and list(self.vocabulary.frequency),
             "synonyms": [list(synonyms) for synonyms in self.vocabulary.synonyms],
+            "fingerprint": self.vocabulary.fingerprint,
+            # A view would be written with all of its storage.
             "embeddings": self.embeddings_KD.clone(),
             "background": None if self.background_D is None else self.background_D.clone(),
             "clip": self.clip,
-            "weights": self.weights,
             "templates": self.templates,
+            "weights": self.weights,
         }
-        torch.save(content, partial)
-        os.replace(partial, path)
+        # Several processes may write the same file at once.
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            torch.save(content, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextEmbeddings":
@@ -146,27 +220,31 @@ class TextEmbeddings:
             raise FileNotFoundError(f"text embeddings {path} do not exist")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            frequency = content["frequency"]
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+            frequency, background = content["frequency"], content["background"]
             vocabulary = Vocabulary(
-                tuple(content["names"]),
-                tuple(content["base_mask"]),
-                None if frequency is None else tuple(frequency),
-                tuple(tuple(synonyms) for synonyms in content["synonyms"]),
+                names=tuple(content["names"]),
+                base_mask=tuple(content["base_mask"]),
+                frequency=None if frequency is None else tuple(frequency),
+                synonyms=tuple(tuple(synonyms) for synonyms in content["synonyms"]),
             )
-            embeddings = content["embeddings"].float()
-            made_from = (content["clip"], content["weights"], content["templates"])
-            background = content["background"]
+            if content["fingerprint"] != vocabulary.fingerprint:
+                raise ValueError("the fingerprint is not that of the class names")
+            return cls(
+                vocabulary=vocabulary,
+                embeddings_KD=content["embeddings"].float(),
+                background_D=None if background is None else background.float(),
+                clip=content["clip"],
+                templates=content["templates"],
+                weights=content["weights"],
+            )
         except _UNREADABLE as error:
             raise ValueError(
-                f"text embeddings {path} are damaged or of another kind ({error}); delete the "
-                "file, or rebuild it"
+                f"text embeddings {path} are damaged or of another kind "
+                f"({type(error).__name__}: {str(error)[:200]}); delete the file, or "
+                "empty MODEL.VOCABULARY.EMBEDDINGS, to have them built"
             ) from error
-        if embeddings.ndim != 2 or len(embeddings) != vocabulary.num_classes:
-            raise ValueError(
-                f"text embeddings {path} have shape {tuple(embeddings.shape)} for "
-                f"{vocabulary.num_classes} classes; rebuild the file"
-            )
-        return cls(vocabulary, embeddings, background, *made_from)
 
     @classmethod
     def load_or_build(
@@ -192,32 +270,41 @@ class TextEmbeddings:
         """
         path = None
         if cache_dir is not None and weights is not None:
-            stamp = _weights_stamp(weights)
+            stamp = _weights_stamp(clip, weights)
             key = "\n".join([vocabulary.fingerprint, clip, stamp, templates])
             digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-            path = Path(cache_dir) / f"text_{clip}_{digest}.pt"
-        if path is not None and path.is_file():
-            try:
-                cached = cls.load(path)
-            except ValueError as error:
-                logger.warning("%s; they are built again", error)
-            else:
-                made_from = (cached.clip, cached.weights, cached.templates)
-                return cls(vocabulary, cached.embeddings_KD, cached.background_D, *made_from)
+            path = Path(cache_dir).expanduser() / f"text_{clip}_{digest}.pt"
+            cached = _read_cache(path)
+            if cached is not None:
+                made_for = (cached.vocabulary.fingerprint, cached.clip, cached.templates)
+                if made_for == (vocabulary.fingerprint, clip, templates):
+                    return cached.with_vocabulary(vocabulary)
+                logger.warning("%s is of other classes or another CLIP; it is built again", path)
         encoder = load_clip(clip, weights).text
         built = cls.build(
-            encoder, vocabulary, clip=clip, weights=weights or "random", templates=templates
+            encoder, vocabulary, clip=clip, templates=templates, weights=weights or ""
         )
         if path is not None:
             built.save(path)
+            logger.info("%d text embeddings of %s kept in %s", vocabulary.num_classes, clip, path)
         return built
 
 
-def _weights_stamp(weights: str) -> str:
-    """A tag as it is; a file with its size and time, so that a new file is not an old cache."""
-    path = Path(weights)
+def _read_cache(path: Path) -> TextEmbeddings | None:
     if not path.is_file():
-        return weights
+        return None
+    try:
+        return TextEmbeddings.load(path)
+    except ValueError as error:
+        logger.warning("cached %s; they are built again", error)
+        return None
+
+
+def _weights_stamp(clip: str, weights: str) -> str:
+    """A tag as it is; a file with its size and time, so that a new file is not an old cache."""
+    tag, path = find_weights(clip, weights)
+    if path is None or not path.is_file():
+        return tag or weights
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -245,9 +332,7 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
     base_mask = torch.tensor(embeddings.vocabulary.base_mask)
     try:
         for classifier in classifiers:
-            classifier.set_embeddings(
-                embeddings.embeddings_KD, base_mask, embeddings.background_D
-            )
+            classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
         yield
     finally:
         for classifier, state in zip(classifiers, former, strict=True):

@@ -4,19 +4,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
+
+FREQUENCIES = frozenset("rcf")
 
 
 class ClassMetadata(Protocol):
     """What a vocabulary needs of a data set's metadata, such as Detectron2's ``Metadata``."""
 
     thing_classes: list[str]
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return an optional entry."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,11 @@ class Vocabulary:
         names: Class names, as prompted.
         base_mask: True for classes with training boxes; all True where nothing is known.
         frequency: "r", "c" or "f" for each class as in LVIS, or None.
-        synonyms: Further names for each class, or an empty tuple.
+        synonyms: Further names for each class, prompted beside its name; or an empty tuple.
 
     Raises:
-        ValueError: If there is no class, a name is empty or repeated, or lengths differ.
+        ValueError: If there is no class, a name is empty or repeated, a frequency is unknown, or
+            lengths differ.
     """
 
     names: tuple[str, ...]
@@ -47,11 +47,17 @@ class Vocabulary:
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise ValueError(f"the vocabulary repeats {repeated[:5]}; name every class once")
-        for label, field in (("base_mask", self.base_mask), ("frequency", self.frequency)):
-            if field is not None and len(field) != len(self.names):
-                raise ValueError(
-                    f"{label} has {len(field)} entries for {len(self.names)} class names"
-                )
+        lengths = {"base_mask": len(self.base_mask)}
+        if self.frequency is not None:
+            lengths["frequency"] = len(self.frequency)
+            unknown = set(self.frequency) - FREQUENCIES
+            if unknown:
+                raise ValueError(f"frequency is r, c or f for every class, not {sorted(unknown)}")
+        if self.synonyms:
+            lengths["synonyms"] = len(self.synonyms)
+        for field, length in lengths.items():
+            if length != len(self.names):
+                raise ValueError(f"{field} has {length} entries for {len(self.names)} class names")
 
     @property
     def num_classes(self) -> int:
@@ -83,8 +89,10 @@ class Vocabulary:
         Raises:
             ValueError: If ``novel`` has a name that ``names`` lacks, or as the class does.
         """
-        stripped = tuple(name.strip() for name in names)
-        novel_set = {name.strip() for name in novel}
+        if isinstance(names, str):
+            raise ValueError(f"class names are a list of texts, got the text {names!r}")
+        stripped = tuple(_strip(name) for name in names)
+        novel_set = {_strip(name) for name in novel}
         unknown = sorted(novel_set - set(stripped))
         if unknown:
             raise ValueError(f"novel names {unknown[:5]} are not among the class names")
@@ -96,25 +104,23 @@ class Vocabulary:
 
         Args:
             metadata: Object with ``thing_classes`` and, optionally, ``novel_classes`` (names) and
-                ``class_frequency``.
+                ``class_frequency`` (r, c or f for each class).
 
         Returns:
             The vocabulary.
         """
-        names = list(metadata.thing_classes)
-        novel = metadata.get("novel_classes") or ()
-        frequency = metadata.get("class_frequency")
-        plain = cls.from_names(names, novel)  # type: ignore[arg-type]
-        if frequency is None:
-            return plain
-        return cls(plain.names, plain.base_mask, tuple(frequency))  # type: ignore[arg-type]
+        novel = getattr(metadata, "novel_classes", None)
+        frequency = getattr(metadata, "class_frequency", None)
+        plain = cls.from_names(list(metadata.thing_classes), novel or ())
+        return plain if frequency is None else replace(plain, frequency=tuple(frequency))
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
         """Read class names from a text file, one a line, or a json list or object.
 
         Args:
-            path: File; a json object has ``names`` and optionally ``novel``.
+            path: File; a json object has ``names`` and optionally ``novel`` (names) and
+                ``synonyms`` (a list of further names for some of the names).
 
         Returns:
             The vocabulary.
@@ -126,15 +132,29 @@ class Vocabulary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"vocabulary file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return cls.from_names([line for line in text.splitlines() if line.strip()])
         try:
+            # Some editors of Windows begin a file with a byte order mark.
+            text = path.read_text(encoding="utf-8-sig")
+            if path.suffix != ".json":
+                return cls.from_names([line for line in text.splitlines() if line.strip()])
             content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"vocabulary file {path} is not JSON: {error}") from error
-        if isinstance(content, list):
-            return cls.from_names(content)
-        if not isinstance(content, dict) or "names" not in content:
-            raise ValueError(f"vocabulary file {path} needs a list, or an object with 'names'")
-        return cls.from_names(content["names"], content.get("novel", ()))
+            if isinstance(content, list):
+                return cls.from_names(content)
+            if not isinstance(content, dict) or "names" not in content:
+                raise ValueError("a list is needed, or an object with 'names'")
+            plain = cls.from_names(content["names"], content.get("novel", ()))
+            synonyms = content.get("synonyms", {})
+            unknown = sorted(set(synonyms) - set(plain.names))
+            if unknown:
+                raise ValueError(f"synonyms are given for {unknown[:5]}, which are no class names")
+        except ValueError as error:
+            raise ValueError(f"vocabulary file {path}: {error}") from error
+        if not synonyms:
+            return plain
+        return replace(plain, synonyms=tuple(tuple(synonyms.get(n, ())) for n in plain.names))
+
+
+def _strip(name: object) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"class names are texts, got {name!r}")
+    return name.strip()

@@ -12,11 +12,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from clipself_d2.layers.score_fusion import fuse_scores
+from clipself_d2.layers.score_fusion import check_exponents, fuse_scores
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.modeling.text_embeddings import training_embeddings
+from clipself_d2.modeling.text_embeddings import build_text_classifier, training_embeddings
 
 # Field of the proposals that holds CLIP's (R, D) embeddings at test time.
 CLIP_FIELD = "clip_embeddings"
@@ -37,17 +38,11 @@ def base_only_loss(
         Weighted sum over regions divided by R, a scalar; 0 without regions.
 
     Raises:
-        ValueError: If a region is labelled with a novel class.
+        ValueError: If a region is labelled with a novel class, or with none of the vocabulary.
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1; the weights are not renormalised.
     """
-    kept = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
-    novel = labels_R[~kept[labels_R]]
-    if len(novel):
-        raise ValueError(
-            f"a training box is of novel class number {int(novel[0])}; DATASETS.TRAIN must be the "
-            "base-only split of the vocabulary's data set"
-        )
+    _check_labels(labels_R, base_mask_K)
     if not len(labels_R):
         return logits_RK1.sum() * 0.0
     log_probability = F.log_softmax(mask_novel(logits_RK1, base_mask_K), dim=1)
@@ -71,21 +66,49 @@ def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
     return logits_RK1.masked_fill(novel, float("-inf"))
 
 
+def _check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
+    num_classes = len(base_mask_K)
+    trained = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
+    inside = (labels_R >= 0) & (labels_R <= num_classes)
+    wrong = labels_R[~(inside & trained[labels_R.clamp(0, num_classes)])]
+    if not len(wrong):
+        return
+    label = int(wrong[0])
+    if not 0 <= label <= num_classes:
+        raise ValueError(
+            f"a training box has class number {label}, but the vocabulary has {num_classes} "
+            "classes; MODEL.VOCABULARY.DATASET must have the classes of DATASETS.TRAIN"
+        )
+    raise ValueError(
+        f"a training box is of the novel class number {label}; the data set is not base-only: "
+        "DATASETS.TRAIN must be the split without boxes of novel classes"
+    )
+
+
 class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Fast R-CNN's predictor with text embeddings for a classifier, as in F-ViT.
 
-    Both branches have a hidden layer with ReLU; the class branch's is the region embedding.
+    Both branches have a hidden layer with ReLU; the class branch's is the region embedding. Boxes
+    are coded without regard to the class, so that any vocabulary fits.
 
     Args:
         input_shape: Shape of a region's feature.
         box2box_transform: Coding of boxes.
         classifier: Text classifier of width D; gives the number of classes.
-        background_weight: Weight of background regions in the loss.
-        clip_temperature: Multiplier of CLIP's cosine at test time.
-        alpha: Exponent of CLIP's score for base classes and background.
-        beta: Exponent of CLIP's score for novel classes.
+        background_weight: Weight of background regions in the loss, >= 0.
+        clip_temperature: Multiplier of CLIP's cosine at test time, > 0.
+        alpha: Exponent of CLIP's score for base classes and background, in [0, 1].
+        beta: Exponent of CLIP's score for novel classes, in [0, 1].
         kwargs: Further keyword arguments of ``FastRCNNOutputLayers``.
+
+    Raises:
+        ValueError: If a number is out of its range, or a loss other than softmax's is asked for.
+
+    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
+
+    cls_score: nn.Sequential
+    bbox_pred: nn.Module
 
     @configurable
     def __init__(
@@ -94,12 +117,27 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         box2box_transform: Box2BoxTransform,
         classifier: TextClassifier,
-        background_weight: float,
-        clip_temperature: float,
-        alpha: float,
-        beta: float,
+        background_weight: float = 0.6,
+        clip_temperature: float = 75.0,
+        alpha: float = 0.1,
+        beta: float = 0.8,
         **kwargs: object,
     ) -> None:
+        for option in ("use_sigmoid_ce", "use_fed_loss"):
+            if kwargs.get(option):
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{option.upper()} is True, but text classes are trained "
+                    "with softmax over base classes; set it to False"
+                )
+        check_exponents(alpha, beta)
+        if clip_temperature <= 0:
+            raise ValueError(
+                f"MODEL.OPEN_VOCAB.CLIP_TEMPERATURE is {clip_temperature}; it must be > 0"
+            )
+        if background_weight < 0:
+            raise ValueError(
+                f"MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT is {background_weight}; it must be >= 0"
+            )
         super().__init__(
             input_shape,
             box2box_transform=box2box_transform,
@@ -107,26 +145,35 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
             cls_agnostic_bbox_reg=True,
             **kwargs,
         )
-        width = self.bbox_pred.in_features
-        hidden = nn.Linear(width, classifier.embed_dim)
-        self.cls_score = nn.Sequential(hidden, nn.ReLU(), classifier)
-        self.bbox_pred = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.bbox_pred)
+        deltas = self.bbox_pred
+        assert isinstance(deltas, nn.Linear), f"bbox_pred of Detectron2 is {type(deltas)}"
+        width = deltas.in_features
+        embed, hidden = nn.Linear(width, classifier.embed_dim), nn.Linear(width, width)
+        c2_xavier_fill(embed)
+        c2_xavier_fill(hidden)
+        self.cls_score = nn.Sequential(embed, nn.ReLU(), classifier)
+        self.bbox_pred = nn.Sequential(hidden, nn.ReLU(), deltas)
         self.background_weight = background_weight
         self.clip_temperature = clip_temperature
         self.alpha, self.beta = alpha, beta
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads."""
-        kwargs = super().from_config(cfg, input_shape)
-        for derived in ("num_classes", "cls_agnostic_bbox_reg"):
-            kwargs.pop(derived)
+        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shape of a region's feature.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        kwargs: dict[str, object] = super().from_config(cfg, input_shape)
+        # Both follow from the vocabulary.
+        del kwargs["num_classes"], kwargs["cls_agnostic_bbox_reg"]
         options = cfg.MODEL.OPEN_VOCAB
-        embeddings = training_embeddings(cfg)
-        kwargs["classifier"] = TextClassifier(
-            embeddings_KD=embeddings.embeddings_KD,
-            base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
-            background_D=embeddings.background_D,
+        kwargs["classifier"] = build_text_classifier(
+            training_embeddings(cfg),
             background_mode=options.BACKGROUND,
             temperature=options.TEMPERATURE,
             learn_temperature=options.LEARN_TEMPERATURE,
@@ -139,7 +186,9 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
     @property
     def classifier(self) -> TextClassifier:
         """The text classifier at the end of the class branch."""
-        return self.cls_score[-1]
+        classifier = self.cls_score[-1]
+        assert isinstance(classifier, TextClassifier), f"cls_score ends in {type(classifier)}"
+        return classifier
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -151,13 +200,18 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
             proposals: Sampled proposals with ``gt_classes`` and ``gt_boxes``.
 
         Returns:
-            ``loss_cls`` and ``loss_box_reg``.
+            ``loss_cls`` and ``loss_box_reg``, scalars.
+
+        Raises:
+            ValueError: If a proposal is labelled with a class that is not trained.
         """
         logits, deltas = predictions
         labels = torch.cat([item.gt_classes for item in proposals])
-        base_mask = self.classifier.base_mask_K
-        losses = super().losses((mask_novel(logits, base_mask), deltas), proposals)
+        base_mask = self.classifier.base_mask
         loss = base_only_loss(logits, labels, base_mask, self.background_weight)
+        losses: dict[str, Tensor] = super().losses(
+            (mask_novel(logits, base_mask), deltas), proposals
+        )
         losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
         return losses
 
@@ -168,17 +222,22 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
 
         Args:
             predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals with ``clip_embeddings`` (Ri, D); without that field the
-                detector's probabilities stand alone.
+            proposals: Proposals with ``clip_embeddings`` (Ri, D).
 
         Returns:
             (Ri, K + 1) scores for each image, background last.
+
+        Raises:
+            ValueError: If proposals have no such field.
         """
+        if not all(item.has(CLIP_FIELD) for item in proposals):
+            raise ValueError(
+                f"proposals have no field {CLIP_FIELD!r} with the embeddings of their boxes; set "
+                "MODEL.ROI_HEADS.NAME to OpenVocabROIHeads, which makes it"
+            )
         detector = F.softmax(predictions[0], dim=1)
         counts = [len(item) for item in proposals]
-        if not all(item.has(CLIP_FIELD) for item in proposals):
-            return detector.split(counts)
         embeddings = torch.cat([item.get(CLIP_FIELD) for item in proposals])
         clip = F.softmax(self.clip_temperature * self.classifier.cosine(embeddings), dim=1)
-        base_mask = self.classifier.base_mask_K
-        return fuse_scores(detector, clip, base_mask, self.alpha, self.beta).split(counts)
+        base_mask = self.classifier.base_mask
+        return torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)

@@ -9,63 +9,106 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from clipself_d2.layers.region_pool import roi_embeddings
+from clipself_d2.modeling.backbone.clip_vit import CLIP_FEATURE
 from clipself_d2.modeling.roi_heads.output_layers import CLIP_FIELD, OpenVocabFastRCNNOutputLayers
-
-CLIP_FEATURE = "clip"
 
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabROIHeads(StandardROIHeads):
     """Detectron2's standard heads with a text classifier and CLIP's scores at test time.
 
+    CLIP sees the proposals, not the refined boxes. A mask head must be class-agnostic.
+
     Args:
+        box_predictor: Predictor with a text classifier.
         clip_stride: Input pixels per cell of the feature ``clip``.
-        kwargs: Keyword arguments of ``StandardROIHeads``.
+        num_classes: Number of training classes; None takes the classifier's.
+        kwargs: Further keyword arguments of ``StandardROIHeads``.
+
+    Raises:
+        ValueError: If ``num_classes`` is not the classifier's.
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
 
     @configurable
-    def __init__(self, *, clip_stride: float, **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        box_predictor: OpenVocabFastRCNNOutputLayers,
+        clip_stride: float,
+        num_classes: int | None = None,
+        **kwargs: object,
+    ) -> None:
+        known = box_predictor.classifier.num_classes
+        if num_classes not in (None, known):
+            raise ValueError(
+                f"num_classes is {num_classes} but the vocabulary has {known} classes; leave "
+                "num_classes out"
+            )
+        super().__init__(box_predictor=box_predictor, num_classes=known, **kwargs)
         self.clip_stride = clip_stride
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Read what ``StandardROIHeads`` reads; the number of classes is the vocabulary's."""
+        """Read what ``StandardROIHeads`` reads; the number of classes is the vocabulary's.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shapes of the backbone's features, ``clip`` among them.
+
+        Returns:
+            Arguments of the constructor.
+
+        Raises:
+            ValueError: If the backbone has no ``clip``, or the text embeddings another width.
+        """
         if CLIP_FEATURE not in input_shape:
             raise ValueError(
-                f"{cls.__name__} needs a backbone with the feature 'clip', got "
+                f"{cls.__name__} needs a backbone with the feature {CLIP_FEATURE!r}, got "
                 f"{sorted(input_shape)}; set MODEL.BACKBONE.NAME to build_clip_vit_fpn_backbone"
             )
-        kwargs = super().from_config(cfg, input_shape)
-        classifier = kwargs["box_predictor"].classifier
-        clip = input_shape[CLIP_FEATURE]
-        if classifier.embed_dim != clip.channels:
-            raise ValueError(
-                f"text embeddings are {classifier.embed_dim}-d but the tower projects to "
-                f"{clip.channels}-d; MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
-            )
-        kwargs["num_classes"] = classifier.num_classes
-        kwargs["clip_stride"] = clip.stride
+        kwargs: dict[str, object] = super().from_config(cfg, input_shape)
+        kwargs.pop("num_classes")
+        kwargs["clip_stride"] = input_shape[CLIP_FEATURE].stride
         return kwargs
 
     @classmethod
-    def _init_box_head(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
-    ) -> dict[str, object]:
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         parts = super()._init_box_head(cfg, input_shape)
-        shape = parts["box_head"].output_shape
-        parts["box_predictor"] = OpenVocabFastRCNNOutputLayers(cfg, shape)
+        predictor = OpenVocabFastRCNNOutputLayers(cfg, parts["box_head"].output_shape)
+        text_width, clip_width = predictor.classifier.embed_dim, input_shape[CLIP_FEATURE].channels
+        if text_width != clip_width:
+            raise ValueError(
+                f"text embeddings are {text_width}-d but the tower projects to {clip_width}-d; "
+                "MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
+            )
+        return {**parts, "box_predictor": predictor}
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+            raise ValueError(
+                "masks of each class of their own cannot follow a change of vocabulary; set "
+                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
+            )
+        parts: dict[str, object] = super()._init_mask_head(cfg, input_shape)
         return parts
 
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
         if not self.training:
-            boxes = [item.proposal_boxes.tensor for item in proposals]
-            pooled = roi_embeddings(features[CLIP_FEATURE], boxes, self.clip_stride)
-            rows = torch.split(pooled, [len(item) for item in proposals])
-            for item, embeddings in zip(proposals, rows, strict=True):
-                item.set(CLIP_FIELD, embeddings)
+            proposals = self._embed_proposals(features[CLIP_FEATURE], proposals)
         return super()._forward_box(features, proposals)
+
+    def _embed_proposals(self, dense_NDhw: Tensor, proposals: list[Instances]) -> list[Instances]:
+        boxes = [item.proposal_boxes.tensor for item in proposals]
+        pooled = roi_embeddings(dense_NDhw, boxes, self.clip_stride)
+        embedded = []
+        rows = torch.split(pooled, [len(item) for item in proposals])
+        for item, embeddings in zip(proposals, rows, strict=True):
+            # A copy: the caller's proposals keep their fields.
+            fields = {**item.get_fields(), CLIP_FIELD: embeddings}
+            embedded.append(Instances(item.image_size, **fields))
+        return embedded

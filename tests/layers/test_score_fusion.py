@@ -1,0 +1,77 @@
+"""Score fusion against the reference and at its two ends."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clipself_d2.layers import fuse_scores
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
+BASE = torch.tensor([True, False, True])
+
+
+def scores(seed: int, columns: int = 4) -> Tensor:
+    return torch.rand(6, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def test_fused_scores_are_the_references() -> None:
+    with np.load(GOLDEN / "score_fusion.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    fused = fuse_scores(
+        arrays["det"],
+        arrays["vlm"],
+        arrays["base"][:-1],
+        float(arrays["alpha"]),
+        float(arrays["beta"]),
+    )
+    torch.testing.assert_close(fused, arrays["fused"], atol=1e-5, rtol=0)
+
+
+def test_exponents_of_0_are_the_detector_and_of_1_are_clip() -> None:
+    detector, clip = scores(0), scores(1)
+    assert torch.equal(fuse_scores(detector, clip, BASE, 0.0, 0.0), detector)
+    assert torch.equal(fuse_scores(detector, clip, BASE, 1.0, 1.0), clip)
+
+
+def test_alpha_is_for_base_and_background_and_beta_for_novel() -> None:
+    detector, clip = scores(0), scores(1)
+    fused = fuse_scores(detector, clip, BASE, 0.0, 1.0)
+    assert torch.equal(fused[:, [0, 2, 3]], detector[:, [0, 2, 3]])
+    assert torch.equal(fused[:, 1], clip[:, 1])
+
+
+def test_background_column_may_be_missing() -> None:
+    detector, clip = scores(0), scores(1)
+    without = fuse_scores(detector[:, :3], clip[:, :3], BASE, 0.2, 0.7)
+    assert torch.equal(without, fuse_scores(detector, clip, BASE, 0.2, 0.7)[:, :3])
+
+
+def test_equal_scores_stay_and_order_within_a_class_is_kept() -> None:
+    detector = scores(0)
+    torch.testing.assert_close(fuse_scores(detector, detector, BASE, 0.3, 0.8), detector)
+    clip = torch.full_like(detector, 0.5)
+    fused = fuse_scores(detector, clip, BASE, 0.3, 0.8)
+    assert torch.equal(fused.argsort(0), detector.argsort(0))
+
+
+def test_zero_probabilities_give_zero_and_no_nan() -> None:
+    zeros = torch.zeros(2, 4)
+    assert torch.equal(fuse_scores(zeros, scores(1)[:2], BASE, 0.1, 0.8), zeros)
+    assert fuse_scores(torch.zeros(0, 4), torch.zeros(0, 4), BASE, 0.1, 0.8).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("detector", "clip", "alpha", "beta", "complaint"),
+    [
+        (scores(0), scores(0, 3), 0.1, 0.8, r"\(6, 4\), CLIP's \(6, 3\)"),
+        (scores(0, 5), scores(0, 5), 0.1, 0.8, "3 entries for 5 scores"),
+        (scores(0), scores(0), -0.1, 0.8, r"MODEL\.OPEN_VOCAB\.ALPHA is -0\.1"),
+        (scores(0), scores(0), 0.1, 1.8, r"MODEL\.OPEN_VOCAB\.BETA is 1\.8"),
+    ],
+)
+def test_wrong_arguments_are_refused(detector, clip, alpha, beta, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        fuse_scores(detector, clip, BASE, alpha, beta)

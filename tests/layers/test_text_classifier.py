@@ -1,0 +1,185 @@
+"""Scaled cosines: against the reference's scores, under a change of classes, in mixed precision."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipself_d2.layers import TextClassifier
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
+K, D = 5, 8
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(**options: object) -> TextClassifier:
+    arguments = {
+        "embeddings_KD": random(K, D),
+        "base_mask_K": torch.tensor([True, True, False, True, False]),
+        "background": random(D, seed=1),
+        "background_mode": "text",
+        "temperature": 50.0,
+        "learn_temperature": True,
+    }
+    return TextClassifier(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    ("region", "temperature", "expected"), [("x_cls", "t_det", "det"), ("x_vlm", "t_vlm", "vlm")]
+)
+def test_probabilities_are_the_references(region: str, temperature: str, expected: str) -> None:
+    with np.load(GOLDEN / "score_fusion.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    classifier = TextClassifier(
+        embeddings_KD=arrays["text_embed"][:-1],
+        base_mask_K=arrays["base"][:-1],
+        background=arrays["text_embed"][-1],
+        background_mode="text",
+        temperature=float(arrays[temperature]),
+        learn_temperature=False,
+    )
+    scores = classifier(arrays[region]).softmax(1)
+    torch.testing.assert_close(scores, arrays[expected], atol=1e-5, rtol=0)
+
+
+def test_logits_are_temperature_times_cosine_with_background_last() -> None:
+    region_RD = 7 * random(3, D, seed=2)
+    logits = make()(region_RD)
+    for row in range(3):
+        for column in range(K):
+            cosine = F.cosine_similarity(region_RD[row], random(K, D)[column], dim=0)
+            torch.testing.assert_close(logits[row, column], 50 * cosine)
+        cosine = F.cosine_similarity(region_RD[row], random(D, seed=1), dim=0)
+        torch.testing.assert_close(logits[row, K], 50 * cosine)
+
+
+def test_norm_of_regions_and_embeddings_does_not_matter() -> None:
+    region_RD = random(4, D, seed=2)
+    scaled = make(embeddings_KD=3 * random(K, D), background=0.1 * random(D, seed=1))
+    torch.testing.assert_close(scaled(9 * region_RD), make()(region_RD))
+
+
+def test_no_region_gives_no_row_and_a_zero_region_no_nan() -> None:
+    assert make()(torch.zeros(0, D)).shape == (0, K + 1)
+    assert torch.equal(make()(torch.zeros(1, D)), torch.zeros(1, K + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, {"temperature"}),
+        ({"learn_temperature": False}, set()),
+        ({"background_mode": "learned"}, {"temperature", "learned_background"}),
+        ({"background_mode": "zero", "background": None}, {"temperature"}),
+    ],
+)
+def test_text_embeddings_stay_out_of_the_checkpoint(options, keys: set[str]) -> None:
+    assert set(make(**options).state_dict()) == keys
+
+
+def test_checkpoint_fits_any_number_of_classes() -> None:
+    trained = make()
+    with torch.no_grad():
+        trained.temperature.fill_(33.0)
+    other = make(embeddings_KD=random(2, D, seed=5), base_mask_K=torch.tensor([True, True]))
+    other.load_state_dict(trained.state_dict())
+    assert other.temperature.item() == 33.0
+
+
+def test_temperature_learns_where_asked() -> None:
+    for learn in (True, False):
+        classifier = make(learn_temperature=learn)
+        region_RD = random(3, D, seed=2).requires_grad_()
+        classifier(region_RD)[:, 0].sum().backward()
+        assert region_RD.grad.abs().sum() > 0
+        if learn:
+            expected = classifier.cosine(region_RD)[:, 0].sum()
+            torch.testing.assert_close(classifier.temperature.grad, expected)
+        else:
+            assert list(classifier.parameters()) == []
+
+
+def test_background_modes() -> None:
+    region_RD = random(3, D, seed=2)
+    zero = make(background_mode="zero", background=None)(region_RD)
+    assert torch.equal(zero[:, -1], torch.zeros(3))
+    learned = make(background_mode="learned")
+    text = make()(region_RD)
+    torch.testing.assert_close(learned(region_RD), text)
+    torch.testing.assert_close(zero[:, :-1], text[:, :-1])
+    learned(region_RD)[:, -1].sum().backward()
+    assert learned.learned_background.grad.abs().sum() > 0
+
+
+def test_set_embeddings_changes_classes_and_their_number() -> None:
+    classifier = make()
+    region_RD = random(3, D, seed=2)
+    before = classifier(region_RD)
+    former = classifier.get_embeddings()
+    classifier.set_embeddings(random(2, D, seed=3), torch.tensor([False, True]), random(D, seed=4))
+    assert classifier.num_classes == 2
+    assert classifier.base_mask.tolist() == [False, True]
+    torch.testing.assert_close(
+        classifier(region_RD)[:, 1],
+        50 * F.cosine_similarity(region_RD, random(2, D, seed=3)[1:], dim=1),
+    )
+    classifier.set_embeddings(*former)
+    assert torch.equal(classifier(region_RD), before)
+
+
+def test_embeddings_given_are_not_modified_nor_shared() -> None:
+    given = F.normalize(random(K, D), dim=1)
+    copy = given.clone()
+    classifier = make(embeddings_KD=given)
+    assert torch.equal(given, copy)
+    given.zero_()
+    assert torch.equal(classifier.embeddings_KD, copy)
+
+
+def test_mixed_precision_leaves_logits_in_float32() -> None:
+    region_RD = random(16, D, seed=2)
+    expected = make()(region_RD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = make()(region_RD)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
+    assert make()(region_RD.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"background_mode": "none"}, r"MODEL\.OPEN_VOCAB\.BACKGROUND is one of"),
+        ({"temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.TEMPERATURE"),
+        ({"background": None}, "no background"),
+        ({"background": None, "background_mode": "learned"}, "starts from"),
+        ({"background": torch.ones(D + 1)}, r"background's embedding has shape \(9,\)"),
+        ({"base_mask_K": torch.ones(K + 1)}, r"base mask has shape \(6,\) for 5 classes"),
+        ({"embeddings_KD": torch.ones(0, D)}, r"K >= 1"),
+        ({"embeddings_KD": torch.ones(D)}, r"expected \(K, 8\)"),
+        ({"embeddings_KD": torch.full((K, D), torch.nan)}, "not finite"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make(**options)
+
+
+def test_regions_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="regions are 9-d but the text embeddings 8-d"):
+        make()(torch.zeros(2, D + 1))
+
+
+def test_refused_embeddings_leave_the_classes() -> None:
+    classifier = make()
+    region_RD = random(3, D, seed=2)
+    before = classifier(region_RD)
+    with pytest.raises(ValueError, match="base mask"):
+        classifier.set_embeddings(random(2, D), torch.ones(3), random(D))
+    assert torch.equal(classifier(region_RD), before)

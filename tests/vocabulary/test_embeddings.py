@@ -1,0 +1,300 @@
+"""Text embeddings: prompts averaged, kept on disk, refused when wrong, put into models."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipself_d2.layers import TextClassifier
+from clipself_d2.vocabulary import (
+    TextEmbeddings,
+    Vocabulary,
+    embeddings,
+    fill_templates,
+    get_templates,
+    use_vocabulary,
+)
+
+D = 6
+
+
+class StubEncoder:
+    """Embeds a text as random numbers seeded by the text."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        self.calls += 1
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+            rows.append(torch.randn(D, generator=torch.Generator().manual_seed(seed)))
+        return F.normalize(torch.stack(rows), dim=1)
+
+
+PETS = Vocabulary.from_names(["cat", "dog", "owl"], novel=["owl"])
+TOOLS = Vocabulary.from_names(["saw", "axe"])
+
+
+def build(vocabulary: Vocabulary = PETS, **options: object) -> TextEmbeddings:
+    made_from = {"clip": "stub", "templates": "single", **options}
+    return TextEmbeddings.build(StubEncoder(), vocabulary, **made_from)
+
+
+def test_embedding_is_the_unit_mean_of_unit_sentences() -> None:
+    built = build(templates="vild")
+    assert built.embeddings_KD.shape == (3, D)
+    for index, name in enumerate([*PETS.names, "background"]):
+        sentences = fill_templates(name, get_templates("vild"))
+        mean = StubEncoder().encode(sentences).mean(0)
+        row = built.background_D if index == 3 else built.embeddings_KD[index]
+        torch.testing.assert_close(row, mean / mean.norm())
+
+
+def test_synonyms_are_averaged_with_the_name() -> None:
+    pets = Vocabulary(("cat", "dog"), (True, True), synonyms=((), ("hound", "mutt")))
+    built = build(pets)
+    mean = StubEncoder().encode([f"a photo of a {word}." for word in ("dog", "hound", "mutt")])
+    torch.testing.assert_close(built.embeddings_KD[1], F.normalize(mean.mean(0), dim=0))
+    torch.testing.assert_close(built.embeddings_KD[0], build().embeddings_KD[0])
+
+
+def test_background_may_be_another_word_or_none() -> None:
+    assert build(background=None).background_D is None
+    torch.testing.assert_close(build(background="cat").background_D, build().embeddings_KD[0])
+
+
+def test_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    pets = Vocabulary(("cat", "dog"), (True, False), ("f", "r"), (("puss",), ()))
+    for built in (build(pets, weights="tag"), build(pets, background=None)):
+        built.save(tmp_path / "deep" / "text.pt")
+        loaded = TextEmbeddings.load(tmp_path / "deep" / "text.pt")
+        assert loaded.vocabulary == pets
+        assert (loaded.clip, loaded.templates, loaded.weights) == ("stub", "single", built.weights)
+        assert torch.equal(loaded.embeddings_KD, built.embeddings_KD)
+        assert (loaded.background_D is None) == (built.background_D is None)
+        if built.background_D is not None:
+            assert torch.equal(loaded.background_D, built.background_D)
+
+
+def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "text.pt"
+    build().save(file)
+    before = file.read_bytes()
+
+    def write_half(content: object, path: Path) -> None:
+        Path(path).write_bytes(before[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embeddings.torch, "save", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        build(TOOLS).save(file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["text.pt"]
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "text.pt"
+    build().save(file)
+    content = file.read_bytes()
+    damaged = [b"", b"no such format", content[: len(content) // 2], content[:-30], content[64:]]
+    foreign = [[1, 2], {"embeddings": torch.ones(2)}, torch.ones(3)]
+    for wrong in [*damaged, *foreign]:
+        if isinstance(wrong, bytes):
+            file.write_bytes(wrong)
+        else:
+            torch.save(wrong, file)
+        with pytest.raises(ValueError, match=r"text\.pt are damaged or of another kind"):
+            TextEmbeddings.load(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("names", ["cat", "hound", "owl"], "fingerprint"),
+        ("names", ["cat", "dog"], "base_mask has 3 entries for 2"),
+        ("embeddings", torch.ones(3, D) / D**0.5 * 1.5, "norm is not 1"),
+        ("embeddings", torch.full((3, D), float("nan")), "norm is not 1"),
+        ("embeddings", F.normalize(torch.ones(2, D)), "shape .2, 6. for 3 classes"),
+        ("background", F.normalize(torch.ones(D + 1), dim=0), "background's embedding"),
+    ],
+)
+def test_altered_file_is_refused(key: str, value, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.pt"
+    build().save(file)
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, key: value}, file)
+    with pytest.raises(ValueError, match=f"damaged or of another kind.*{complaint}"):
+        TextEmbeddings.load(file)
+
+
+def test_missing_file_is_told() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt do not exist"):
+        TextEmbeddings.load("nowhere.pt")
+
+
+def test_another_width_is_refused_with_the_key() -> None:
+    build().check(D)
+    with pytest.raises(ValueError, match=r"stub are 6-d .* 512-d.*MODEL\.CLIP\.NAME"):
+        build().check(512)
+
+
+def test_split_may_change_but_not_the_names() -> None:
+    other = Vocabulary.from_names(["cat", "dog", "owl"])
+    assert build().with_vocabulary(other).vocabulary is other
+    with pytest.raises(ValueError, match="other names"):
+        build().with_vocabulary(TOOLS)
+
+
+@pytest.fixture
+def encoder(monkeypatch) -> StubEncoder:
+    """The text tower of whatever CLIP is loaded, and of any tag."""
+    stub = StubEncoder()
+    monkeypatch.setattr(embeddings, "load_clip", lambda name, weights: SimpleNamespace(text=stub))
+    monkeypatch.setattr(
+        embeddings,
+        "find_weights",
+        lambda name, weights: (None, Path(weights)) if Path(weights).is_file() else (weights, None),
+    )
+    return stub
+
+
+def load_or_build(cache: Path, vocabulary: Vocabulary = PETS, **options: object) -> TextEmbeddings:
+    made_from = {"clip": "stub", "weights": "tag", "templates": "single", **options}
+    return TextEmbeddings.load_or_build(vocabulary, cache_dir=cache, **made_from)
+
+
+def test_cache_is_read_the_second_time(tmp_path: Path, encoder: StubEncoder) -> None:
+    first = load_or_build(tmp_path)
+    second = load_or_build(tmp_path)
+    assert encoder.calls == 1
+    assert torch.equal(first.embeddings_KD, second.embeddings_KD)
+    # Base and novel do not change an embedding, so another split shares the file.
+    split = Vocabulary.from_names(["cat", "dog", "owl"], novel=["cat"])
+    assert load_or_build(tmp_path, split).vocabulary == split
+    assert encoder.calls == 1
+
+
+def test_cache_tells_vocabularies_clips_weights_and_prompts_apart(
+    tmp_path: Path, encoder: StubEncoder
+) -> None:
+    file = tmp_path / "clip.bin"
+    file.write_bytes(b"1")
+    others = [
+        {},
+        {"vocabulary": TOOLS},
+        {"clip": "other"},
+        {"weights": "other"},
+        {"templates": "emoji"},
+        {"weights": str(file)},
+    ]
+    for count, options in enumerate(others, 1):
+        load_or_build(tmp_path / "cache", **options)
+        assert encoder.calls == count, options
+    file.write_bytes(b"22")
+    load_or_build(tmp_path / "cache", weights=str(file))
+    assert encoder.calls == len(others) + 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other classes"])
+def test_damaged_cache_is_built_again_with_a_warning(
+    damage: str, tmp_path: Path, encoder: StubEncoder, caplog
+) -> None:
+    first = load_or_build(tmp_path)
+    (file,) = tmp_path.iterdir()
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:200])
+    else:
+        build(TOOLS).save(file)
+    with caplog.at_level(logging.WARNING):
+        again = load_or_build(tmp_path)
+    assert len(caplog.records) == 1
+    assert "built again" in caplog.text
+    assert file.name in caplog.text
+    assert encoder.calls == 2
+    assert torch.equal(first.embeddings_KD, again.embeddings_KD)
+    assert load_or_build(tmp_path).vocabulary == PETS
+    assert encoder.calls == 2
+
+
+def test_random_weights_and_no_folder_are_not_cached(tmp_path: Path, encoder: StubEncoder) -> None:
+    load_or_build(tmp_path, weights=None)
+    TextEmbeddings.load_or_build(PETS, clip="stub", weights="tag", templates="single")
+    assert encoder.calls == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_classifier(built: TextEmbeddings, **options: object) -> TextClassifier:
+    return TextClassifier(
+        embeddings_KD=built.embeddings_KD,
+        base_mask_K=torch.tensor(built.vocabulary.base_mask),
+        background=built.background_D,
+        **options,
+    )
+
+
+def test_vocabulary_a_b_a_gives_identical_scores() -> None:
+    model = nn.ModuleList([make_classifier(build()), make_classifier(build())])
+    region_RD = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
+    first = [classifier(region_RD) for classifier in model]
+    with use_vocabulary(model, build(TOOLS)):
+        for classifier in model:
+            assert classifier(region_RD).shape == (5, 3)
+            assert classifier.num_classes == 2
+            assert classifier.base_mask.tolist() == [True, True]
+    assert model[0].base_mask.tolist() == [True, True, False]
+    for classifier, scores in zip(model, first, strict=True):
+        assert torch.equal(classifier(region_RD), scores)
+
+
+def test_blocks_may_be_nested() -> None:
+    model = make_classifier(build())
+    with use_vocabulary(model, build(TOOLS)):
+        with use_vocabulary(model, build(Vocabulary.from_names(["sun"]))):
+            assert model.num_classes == 1
+        assert model.num_classes == 2
+    assert model.num_classes == 3
+
+
+def test_classes_come_back_after_an_error() -> None:
+    model = make_classifier(build())
+    with pytest.raises(RuntimeError, match="in the block"), use_vocabulary(model, build(TOOLS)):
+        raise RuntimeError("in the block")
+    assert model.num_classes == 3
+
+
+def test_embeddings_that_do_not_fit_leave_the_model_alone() -> None:
+    model = nn.ModuleList(
+        [make_classifier(build(), background_mode="zero"), make_classifier(build())]
+    )
+    with (
+        pytest.raises(ValueError, match="no background"),
+        use_vocabulary(model, build(TOOLS, background=None)),
+    ):
+        pytest.fail("the block ran")
+    assert [classifier.num_classes for classifier in model] == [3, 3]
+
+
+def test_model_without_text_classifier_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="Linear has no text classifier"),
+        use_vocabulary(nn.Linear(2, 2), build()),
+    ):
+        pytest.fail("the block ran")
+
+
+def test_other_width_is_refused_before_anything_changes() -> None:
+    model = make_classifier(build())
+    wide = F.normalize(torch.ones(2, D + 1), dim=1)
+    other = TextEmbeddings(TOOLS, wide, None, "wide", "single")
+    with pytest.raises(ValueError, match="wide are 7-d"), use_vocabulary(model, other):
+        pytest.fail("the block ran")
+    assert model.num_classes == 3

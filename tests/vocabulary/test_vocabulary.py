@@ -1,0 +1,122 @@
+"""Vocabularies from names, files and metadata, and what they refuse."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from detectron2.data.catalog import Metadata
+
+from clipself_d2.vocabulary import Vocabulary
+
+
+def test_names_keep_their_order_and_novel_classes_are_marked() -> None:
+    vocabulary = Vocabulary.from_names([" cat", "dog ", "bird"], novel=["dog"])
+    assert vocabulary.names == ("cat", "dog", "bird")
+    assert vocabulary.base_mask == (True, False, True)
+    assert vocabulary.novel_names == ("dog",)
+    assert vocabulary.num_classes == 3
+
+
+def test_custom_names_are_all_base() -> None:
+    assert Vocabulary.from_names(["cat", "dog"]).base_mask == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "novel", "complaint"),
+    [
+        ([], [], "is empty"),
+        (["cat", " "], [], "empty name"),
+        (["cat", "dog", "cat "], [], r"repeats \['cat'\]"),
+        (["cat"], ["dog"], r"\['dog'\] are not among"),
+        ("cat", [], "a list of texts"),
+        (["cat", 3], [], "got 3"),
+    ],
+)
+def test_wrong_names_are_refused(names, novel, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Vocabulary.from_names(names, novel)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"base_mask": (True,)}, "base_mask has 1 entries for 2"),
+        ({"frequency": ("r",)}, "frequency has 1 entries for 2"),
+        ({"frequency": ("r", "x")}, r"r, c or f for every class, not \['x'\]"),
+        ({"synonyms": (("puss",),)}, "synonyms has 1 entries for 2"),
+    ],
+)
+def test_fields_that_disagree_are_refused(fields, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Vocabulary(**{"names": ("cat", "dog"), "base_mask": (True, True), **fields})
+
+
+def test_fingerprint_depends_on_names_their_order_and_synonyms_only() -> None:
+    plain = Vocabulary.from_names(["cat", "dog"])
+    assert len(plain.fingerprint) == 64
+    assert Vocabulary.from_names(["cat", "dog"], novel=["dog"]).fingerprint == plain.fingerprint
+    others = [
+        Vocabulary.from_names(["dog", "cat"]),
+        Vocabulary.from_names(["cat, dog"]),
+        Vocabulary(("cat", "dog"), (True, True), synonyms=(("puss",), ())),
+    ]
+    assert len({plain.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_metadata_gives_novel_classes_and_frequencies() -> None:
+    metadata = Metadata(
+        name="pets",
+        thing_classes=["cat", "dog"],
+        novel_classes=["dog"],
+        class_frequency=["f", "r"],
+    )
+    vocabulary = Vocabulary.from_metadata(metadata)
+    assert vocabulary == Vocabulary(("cat", "dog"), (True, False), ("f", "r"))
+
+
+def test_metadata_with_classes_alone_is_all_base() -> None:
+    for metadata in (Metadata(thing_classes=["cat"]), SimpleNamespace(thing_classes=["cat"])):
+        assert Vocabulary.from_metadata(metadata) == Vocabulary(("cat",), (True,))
+
+
+def test_text_file_has_one_name_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "pets.txt"
+    file.write_bytes(b"\xef\xbb\xbfcat\r\n\r\npolice dog\r\n")
+    assert Vocabulary.from_file(file).names == ("cat", "police dog")
+
+
+def test_json_file_is_a_list_or_an_object(tmp_path: Path) -> None:
+    file = tmp_path / "pets.json"
+    file.write_text(json.dumps(["cat", "dog"]))
+    assert Vocabulary.from_file(file) == Vocabulary.from_names(["cat", "dog"])
+    file.write_text(
+        json.dumps({"names": ["cat", "dog"], "novel": ["cat"], "synonyms": {"dog": ["hound"]}})
+    )
+    expected = Vocabulary(("cat", "dog"), (False, True), synonyms=((), ("hound",)))
+    assert Vocabulary.from_file(file) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", "", "a.txt: the vocabulary is empty"),
+        ("a.json", "[", "a.json: Expecting value"),
+        ("a.json", '{"classes": []}', "a.json: a list is needed, or an object with 'names'"),
+        ("a.json", '["cat", "cat"]', "a.json: the vocabulary repeats"),
+        ("a.json", "[1]", "a.json: class names are texts"),
+        ("a.json", '{"names": ["cat"], "synonyms": {"dog": []}}', r"a.json: .*\['dog'\]"),
+    ],
+)
+def test_wrong_file_is_refused_by_name(name, content, complaint, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        Vocabulary.from_file(tmp_path / name)
+
+
+def test_missing_and_binary_files_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
+        Vocabulary.from_file(tmp_path / "nowhere.txt")
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ValueError, match=r"picture\.txt"):
+        Vocabulary.from_file(tmp_path / "picture.txt")

@@ -1,0 +1,116 @@
+"""The evaluator that fits a data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.evaluation import COCOEvaluator
+
+from clipself_d2.evaluation import (
+    CocoOVEvaluator,
+    LVISOVEvaluator,
+    RegionClassificationEvaluator,
+    build_evaluator,
+)
+
+Register = Callable[..., str]
+Draw = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("coco_ov", CocoOVEvaluator),
+        ("lvis_ov", LVISOVEvaluator),
+        ("lvis", LVISOVEvaluator),
+        ("coco", COCOEvaluator),
+    ],
+)
+def test_the_metadata_choose_the_detection_evaluator(
+    register: Register, draw_world: Draw, tmp_path: Path, kind: str, expected: type
+) -> None:
+    name = register(draw_world(0, lvis=True).annotations, evaluator_type=kind)
+    assert type(build_evaluator(name, str(tmp_path))) is expected
+
+
+@pytest.mark.parametrize("kind", ["coco_ov", "lvis_ov"])
+def test_fast_and_reference_backends_give_the_same_scores(
+    register: Register, draw_world: Draw, run: Callable[..., Any], kind: str
+) -> None:
+    world = draw_world(1, lvis=kind == "lvis_ov")
+    name = register(world.annotations, evaluator_type=kind)
+    fast = run(build_evaluator(name, None, tasks=("segm",)), world)
+    reference = run(build_evaluator(name, None, tasks=("segm",), backend="reference"), world)
+    assert list(fast) == ["segm"]
+    assert fast["segm"] == pytest.approx(reference["segm"], abs=1e-6, nan_ok=True)
+
+
+def test_a_backend_of_the_other_protocol_is_refused(register: Register, draw_world: Draw) -> None:
+    name = register(draw_world(0).annotations, evaluator_type="coco_ov")
+    with pytest.raises(ValueError, match="backend is 'lvis'"):
+        build_evaluator(name, None, backend="lvis")
+
+
+def panoptic(register: Register, **metadata: Any) -> str:
+    """Register two things and two kinds of stuff."""
+    usual = {
+        "evaluator_type": "region_classification",
+        "thing_classes": ["ant", "bee"],
+        "stuff_classes": ["sky", "sea"],
+        "novel_classes": ["bee"],
+    }
+    return register({}, **(usual | metadata))
+
+
+def test_regions_are_classified_among_things_and_stuff(register: Register) -> None:
+    judge = build_evaluator(panoptic(register), None, text_embeddings=torch.eye(4))
+    assert isinstance(judge, RegionClassificationEvaluator)
+    item = {
+        "region_classes": torch.tensor([0, 1, 2, 3]),
+        "region_is_thing": torch.tensor([True, True, False, False]),
+    }
+    judge.process([item], [{"roi": torch.eye(4)[[0, 0, 2, 2]]}])
+    scores = judge.evaluate()["region"]
+    assert scores["roi.thing.base.macc1"] == 100
+    assert scores["roi.thing.novel.macc1"] == 0
+    assert scores["roi.stuff.macc1"] == 50
+
+
+@pytest.mark.parametrize("novel", [None, []])
+def test_without_novel_classes_there_are_no_splits_of_things(
+    register: Register, novel: list[str] | None
+) -> None:
+    name = panoptic(register, novel_classes=novel)
+    judge = build_evaluator(name, None, text_embeddings=torch.eye(4))
+    item = {"region_classes": torch.tensor([0]), "region_is_thing": torch.tensor([True])}
+    judge.process([item], [{"roi": torch.eye(4)[:1]}])
+    assert not any("novel" in key for key in judge.evaluate()["region"])
+
+
+def test_tasks_have_no_meaning_for_regions(register: Register, messages: list[str]) -> None:
+    build_evaluator(panoptic(register), None, text_embeddings=torch.eye(4), tasks=("bbox",))
+    assert any("tasks has no meaning" in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "metadata", "words"),
+    [
+        (None, {}, r"needs text_embeddings \(K, D\)"),
+        (torch.eye(5), {}, "2 thing_classes and 2 stuff_classes, but there are 5"),
+        (torch.eye(4), {"novel_classes": ["yak"]}, "has yak, not among its classes"),
+    ],
+)
+def test_embeddings_must_fit_the_classes(
+    register: Register, embeddings: torch.Tensor | None, metadata: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_evaluator(panoptic(register, **metadata), None, text_embeddings=embeddings)
+
+
+@pytest.mark.parametrize("kind", [None, "sem_seg"])
+def test_an_unknown_type_is_refused(register: Register, kind: str | None) -> None:
+    name = register({}, evaluator_type=kind)
+    with pytest.raises(ValueError, match=f"evaluator_type of {name} is {kind!r}, expected one of"):
+        build_evaluator(name, None)

@@ -1,0 +1,205 @@
+"""LVIS scores against the lvis package and against sums done by hand."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipself_d2.evaluation.lvis_ov import METRICS, LVISOVEvaluator, numpy_float_alias
+
+Register = Callable[..., str]
+Draw = Callable[..., Any]
+Run = Callable[..., dict[str, Any]]
+BACKENDS = pytest.mark.parametrize("backend", LVISOVEvaluator.backends)
+
+
+def evaluator(name: str, **options: Any) -> LVISOVEvaluator:
+    return LVISOVEvaluator(name, distributed=False, **options)
+
+
+def both(run: Run, name: str, world: Any, **options: Any) -> dict[str, Any]:
+    """Return hotcoco's scores after comparing them with those of lvis."""
+    fast = run(evaluator(name, **options), world)
+    reference = run(evaluator(name, backend="lvis", **options), world)
+    assert list(fast) == list(reference)
+    for task, scores in fast.items():
+        assert tuple(scores) == METRICS
+        assert scores == pytest.approx(reference[task], abs=1e-6, nan_ok=True)
+    return fast
+
+
+@pytest.mark.parametrize("max_dets", [None, 9])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_hotcoco_and_lvis_agree(
+    register: Register, draw_world: Draw, run: Run, seed: int, max_dets: int | None
+) -> None:
+    world = draw_world(seed, lvis=True)
+    scores = both(run, register(world.annotations), world, max_dets_per_image=max_dets)
+    assert list(scores) == ["bbox", "segm"]
+    assert 2 < scores["segm"]["APr"] < 95
+
+
+def test_both_leave_out_objects_and_results_without_area(
+    register: Register, draw_world: Draw, run: Run
+) -> None:
+    world = draw_world(3, lvis=True)
+    plain = both(run, register(world.annotations), world)
+    for output in world.outputs:
+        found = output["instances"]
+        best = int(found.scores.argmax())
+        found.pred_masks[best] = False
+        found.pred_boxes.tensor[best] = 0
+    empty_results = both(run, register(world.annotations), world, max_dets_per_image=20)
+    assert empty_results["segm"]["AP"] != plain["segm"]["AP"]
+    world.annotations["annotations"][0]["area"] = 0
+    both(run, register(world.annotations), world)
+
+
+@BACKENDS
+def test_perfect_predictions_score_100(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    world = draw_world(4, lvis=True, num_images=8).perfect()
+    scores = run(evaluator(register(world.annotations), backend=backend), world)
+    for task in ("bbox", "segm"):
+        assert scores[task] == pytest.approx(dict.fromkeys(METRICS, 100.0))
+
+
+@BACKENDS
+def test_right_places_under_wrong_names_score_0(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    world = draw_world(5, lvis=True, apart=True).perfect(shift=1)
+    scores = run(evaluator(register(world.annotations), backend=backend), world)["bbox"]
+    assert [scores[key] for key in ("AP", "AP50", "APr", "APc", "APf")] == [0] * 5
+
+
+@BACKENDS
+def test_frequency_groups_are_means_over_their_classes(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    # bee and elk are rare, ant common (as fox, which has no object), cat and dog frequent.
+    world = draw_world(6, lvis=True, apart=True).perfect().without("bee").without("ant")
+    scores = run(evaluator(register(world.annotations), backend=backend), world)["bbox"]
+    expected = {"APr": 50, "APc": 0, "APf": 100, "AP": 60}
+    assert {key: scores[key] for key in expected} == pytest.approx(expected)
+
+
+@BACKENDS
+def test_only_images_annotated_for_a_class_can_hold_its_false_positives(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    world = draw_world(7, lvis=True, num_images=2, apart=True)
+    annotations = world.annotations
+    bee, elk = (world.category_ids[world.classes.index(name)] for name in ("bee", "elk"))
+    annotations["annotations"] = [a for a in annotations["annotations"] if a["image_id"] == 101]
+    annotations["annotations"][0]["category_id"] = bee
+    world = world.perfect()
+    # A false bee in image 102, sure of itself.
+    false = copy.deepcopy(world.outputs[0]["instances"][:1])
+    false.scores[:] = 0.99
+    world.outputs[1] = {"instances": false}
+
+    scores = {}
+    for case, negative in (("unknown", [elk]), ("absent", [bee])):
+        annotations["images"][1]["neg_category_ids"] = negative
+        name = register(annotations)
+        scores[case] = run(evaluator(name, backend=backend), world)["bbox"]["AP50"]
+    assert scores["unknown"] == pytest.approx(100)
+    assert scores["absent"] < 95
+
+
+@BACKENDS
+def test_no_predictions_score_0(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    world = draw_world(8, lvis=True, num_images=8).emptied()
+    name = register(world.annotations)
+    scores = run(evaluator(name, backend=backend, tasks=("bbox", "segm")), world)
+    assert scores == {task: dict.fromkeys(METRICS, 0.0) for task in ("bbox", "segm")}
+
+
+@BACKENDS
+def test_a_frequency_without_truth_is_nan_with_a_word(
+    register: Register, draw_world: Draw, run: Run, messages: list[str], backend: str
+) -> None:
+    world = draw_world(9, lvis=True)
+    for category in world.annotations["categories"]:
+        category["frequency"] = "f"
+    scores = run(evaluator(register(world.annotations), backend=backend), world)["bbox"]
+    assert math.isnan(scores["APr"])
+    assert scores["APf"] == pytest.approx(scores["AP"])
+    assert any("no ground truth to score" in text and "APr, APc" in text for text in messages)
+
+
+@BACKENDS
+def test_a_choice_of_images_leaves_the_others_out(
+    register: Register, draw_world: Draw, run: Run, backend: str
+) -> None:
+    world = draw_world(10, lvis=True, num_images=4)
+    world.outputs[:2] = world.perfect().outputs[:2]
+    judge = evaluator(register(world.annotations), backend=backend)
+    assert run(judge, world)["bbox"]["AP50"] < 99
+    assert judge.evaluate(img_ids=[101, 102])["bbox"]["AP50"] == pytest.approx(100)
+
+
+def test_300_detections_of_an_image_count(
+    register: Register, draw_world: Draw, run: Run, messages: list[str]
+) -> None:
+    world = draw_world(11, lvis=True, num_images=2).perfect()
+    for output in world.outputs:
+        found = output["instances"]
+        # 297 surer results of other places push all but three of the right ones out.
+        noise = copy.deepcopy(found[[0] * 297])
+        noise.pred_boxes.tensor[:] = noise.pred_boxes.tensor.new_tensor([1.0, 1.0, 2.0, 2.0])
+        noise.scores[:] = 0.95
+        output["instances"] = type(found).cat([noise, found])
+    scores = both(run, register(world.annotations), world.without_masks())
+    assert 5 < scores["bbox"]["AP50"] < 80
+    assert any("300 detections an image" in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "words"),
+    [
+        ("annotations", {"iscrowd": 1}, "iscrowd or ignore"),
+        ("annotations", {"ignore": 1}, "iscrowd or ignore"),
+        ("categories", {"frequency": "often"}, "frequency often, expected r, c or f"),
+    ],
+)
+def test_what_lvis_does_not_know_is_refused(
+    register: Register, draw_world: Draw, section: str, change: dict[str, Any], words: str
+) -> None:
+    world = draw_world(0, lvis=True)
+    world.annotations[section][2].update(change)
+    with pytest.raises(ValueError, match=words):
+        evaluator(register(world.annotations))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("images", "neg_category_ids"), ("categories", "frequency")]
+)
+def test_a_coco_file_is_refused_by_name(
+    register: Register, draw_world: Draw, section: str, key: str
+) -> None:
+    world = draw_world(0, lvis=True)
+    for entry in world.annotations[section]:
+        del entry[key]
+    with pytest.raises(ValueError, match=rf"evaluation_test_0\.json lacks the key '{key}'"):
+        evaluator(register(world.annotations))
+
+
+def test_the_numpy_alias_lives_in_its_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(np, "float", raising=False)
+    before = dict(vars(np))
+    with numpy_float_alias():
+        assert np.float is float
+        with numpy_float_alias():
+            assert np.float is float
+        assert np.float is float
+    with pytest.raises(ZeroDivisionError), numpy_float_alias():
+        raise ZeroDivisionError
+    assert vars(np) == before

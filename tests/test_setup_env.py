@@ -23,7 +23,9 @@ case "$1 $2" in
   "-c import sys; sys.exit("*) [ "${{FAKE_VERSION:-3.11}}" = 3.11 ] ; exit ;;
   "-c import sys; print(sys.executable)") echo "$0"; exit ;;
   "-m pip" | "-m ensurepip") shift 2; echo "pip $*" >> "$FAKE_LOG"
-    for word in "$@"; do case "$word" in */detectron2.txt) cat "$word" >> "$FAKE_LOG" ;; esac; done
+    for word in "$@"; do
+      case "$word" in */detectron2.txt | */constraints.txt) cat "$word" >> "$FAKE_LOG" ;; esac
+    done
     case "$*" in *"${{FAKE_PIP_FAILURE:-nothing}}"*) exit 1 ;; esac ;;
   "-m venv") echo "venv" >> "$FAKE_LOG"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m clipself_d2.doctor") echo "doctor" >> "$FAKE_LOG"; echo "ok    python 3.11"
@@ -152,6 +154,17 @@ def test_active_environment_is_used_without_venv(project: Project) -> None:
     assert project.steps() == []
 
 
+def test_active_environment_keeps_the_packages_it_has(project: Project) -> None:
+    def pinned_names() -> set[str]:
+        return {re.split("[=<]", step)[0] for step in project.steps() if "=" in step or "<" in step}
+
+    project.run()
+    assert {"numpy", "torch", "torchvision", "setuptools"} <= pinned_names()
+    project.run(CLIPSELF_D2_NO_VENV="1")
+    assert "setuptools<81" in project.steps()
+    assert not {"numpy", "torch", "torchvision"} & pinned_names()
+
+
 def test_python_flag_prints_the_interpreter_alone(project: Project) -> None:
     for _ in range(2):
         run = project.run("--python")
@@ -229,7 +242,7 @@ def test_test_script_runs_every_stage_and_hands_arguments_to_pytest(project: Pro
 def test_test_script_ends_where_the_set_up_fails(project: Project) -> None:
     run = project.run(script="test.sh", FAKE_DOCTOR="1")
     assert run.returncode == 1
-    assert not any(step.startswith("pytest") for step in project.steps())
+    assert not any(step.startswith("pytest ") for step in project.steps())
 
 
 def setup_fields(*fields: str) -> list[str]:

@@ -103,9 +103,9 @@ if keep_installed:
     if kept & {"torch", "torchvision"}:
         kept |= {"torch", "torchvision"}
 lines = (root / "tools/constraints.txt").read_text(encoding="utf-8").splitlines()
-target.write_text(
-    "".join(f"{line}\n" for line in lines if line.partition("==")[0] not in kept), encoding="utf-8"
-)
+lines = [line for line in lines if line.partition("==")[0] not in kept]
+lines.append("setuptools<81")
+target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 PYTHON_CODE
 }
 

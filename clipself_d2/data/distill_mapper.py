@@ -124,9 +124,7 @@ class DistillMapper:
         self.box_size_range = box_size_range
         self.crop_enlarge = crop_enlarge
 
-    def __call__(
-        self, record: Mapping[str, object], rng: np.random.Generator
-    ) -> dict[str, object]:
+    def __call__(self, record: Mapping[str, object], rng: np.random.Generator) -> dict[str, object]:
         """Read the picture once and cut everything from it.
 
         Args:

@@ -28,7 +28,10 @@ def cosine_distances(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
             f"student regions are {tuple(student_RD.shape)}, the teacher's "
             f"{tuple(teacher_RD.shape)}"
         )
-    student, teacher = F.normalize(student_RD.float(), dim=1), F.normalize(teacher_RD.float(), dim=1)
+    student, teacher = (
+        F.normalize(student_RD.float(), dim=1),
+        F.normalize(teacher_RD.float(), dim=1),
+    )
     return 1.0 - (student * teacher).sum(1)
 
 

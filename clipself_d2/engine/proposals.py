@@ -15,6 +15,8 @@ from torchvision.ops import box_convert
 
 logger = logging.getLogger(__name__)
 
+BATCH_SIZE = 8
+
 
 def write_proposals(
     cfg: CfgNode,
@@ -41,7 +43,7 @@ def write_proposals(
     Raises:
         ValueError: If the model gives no proposals.
     """
-    loader = build_detection_test_loader(cfg, dataset_name)
+    loader = build_detection_test_loader(cfg, dataset_name, batch_size=BATCH_SIZE)
     images, annotations = [], []
     model.eval()
     with torch.no_grad():
@@ -60,7 +62,7 @@ def write_proposals(
                     min_score,
                     len(annotations),
                 )
-            log_every_n_seconds(logging.INFO, f"proposals: {number}/{len(loader)} images", n=10)
+            log_every_n_seconds(logging.INFO, f"proposals: {number}/{len(loader)} batches", n=10)
     document = {
         "info": {
             "description": "class-agnostic region proposals",

@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 SPRITE_SIZE = 96
 COLUMNS = 20
 # SVG is rendered at this many pixels and then reduced, which keeps fine strokes smooth.
-SVG_SIZE = 384
+SVG_SIZE = 256
 # Noto's bitmaps exist at one size only.
 NOTO_FONT_SIZE = 109
-WEBP_QUALITY = 85
+WEBP_QUALITY = 80
+# Haloes up to this opacity do not count as visible, 0 to 255.
+FAINT_ALPHA = 16
 
 Render = Callable[[str], Image.Image]
 
@@ -32,7 +34,7 @@ def fit_sprite(picture: Image.Image, size: int = SPRITE_SIZE) -> Image.Image:
     Raises:
         ValueError: If nothing is visible.
     """
-    box = picture.getchannel("A").getbbox()
+    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT_ALPHA)).getbbox()
     if box is None:
         raise ValueError("a sprite has no visible pixel; check that its source has this glyph")
     part = picture.crop(box)
@@ -111,7 +113,8 @@ def svg_renderer(folder: Path, package: str, *, upper_case: bool = False) -> Ren
         raise ValueError("SVG sprites need resvg-py; run pip install resvg-py") from error
 
     def render(code_point: str) -> Image.Image:
-        path = _find(folder, f"{code_point.upper() if upper_case else code_point}.svg", package)
+        stem = code_point.upper() if upper_case else code_point
+        path = _find(folder, stem, ".svg", package)
         data = resvg_py.svg_to_bytes(svg_path=str(path), width=SVG_SIZE, height=SVG_SIZE)
         with Image.open(io.BytesIO(bytes(data))) as image:
             return image.convert("RGBA")
@@ -131,16 +134,18 @@ def picture_renderer(folder: Path, package: str) -> Render:
     """
 
     def render(code_point: str) -> Image.Image:
-        with Image.open(_find(folder, f"{code_point}.webp", package)) as image:
+        with Image.open(_find(folder, code_point, ".webp", package)) as image:
             return image.convert("RGBA")
 
     return render
 
 
-def _find(folder: Path, name: str, package: str) -> Path:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder / name} is missing; unpack {package} there")
-    return folder / name
+def _find(folder: Path, stem: str, ending: str, package: str) -> Path:
+    # Some packages name the emoji form of a sign by the variation selector FE0F.
+    for name in (f"{stem}{ending}", f"{stem}-fe0f{ending}"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder / (stem + ending)} is missing; unpack {package} there")
 
 
 def read_code_points(index_file: Path) -> list[str]:

@@ -289,7 +289,7 @@ def test_pins_are_exact_and_cover_each_python_once() -> None:
     for name, markers in versions.items():
         assert len(set(markers)) == len(markers), f"{name} is pinned twice for one Python"
         assert "" not in markers or markers == [""], f"{name} is pinned twice for one Python"
-    assert versions["torch"] == ["<", ">="]
+    assert versions["torch"] == versions["torchvision"] == ["<", ">="]
 
 
 def test_no_package_index_is_named() -> None:

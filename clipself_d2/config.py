@@ -35,7 +35,7 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TAP_BLOCKS = []
 
     cfg.MODEL.CLIP_FPN = CN()
-    # Levels of the pyramid, in pixels per cell; powers of two, ascending. Level s is named p<log2 s>.
+    # Levels of the pyramid, in pixels per cell; ascending powers of two. Level s is p<log2 s>.
     cfg.MODEL.CLIP_FPN.STRIDES = [4, 8, 16, 32]
     # Channels of every level.
     cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 256

@@ -42,7 +42,9 @@ def main() -> int:
         "--twemoji twemoji/package --fluent fluent/package/assets",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new sheets")
-    parser.add_argument("--index", type=Path, default=SPRITE_DIR / "index.json", help="sprite table")
+    parser.add_argument(
+        "--index", type=Path, default=SPRITE_DIR / "index.json", help="sprite table"
+    )
     parser.add_argument("--noto", type=Path, default=NOTO_FONT, help="NotoColorEmoji.ttf")
     parser.add_argument("--twemoji", type=Path, help="folder of the svg files")
     parser.add_argument("--fluent", type=Path, help="folder of the webp files")

@@ -76,14 +76,14 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
     """
     crops = [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
     for box in boxes:
-        crop = fit_longest(image.crop(tuple(_whole(box))), size)
+        crop = fit_longest(image.crop(_whole(box)), size)
         canvas = Image.new("RGB", (size, size))
         canvas.paste(crop, ((size - crop.width) // 2, (size - crop.height) // 2))
         crops.append(to_tensor(canvas)[None])
     return torch.cat(crops)
 
 
-def _whole(box: np.ndarray) -> list[int]:
+def _whole(box: np.ndarray) -> tuple[int, int, int, int]:
     """Round half to even as PIL does, but never to an empty crop."""
     left, top, right, bottom = (round(float(side)) for side in box)
-    return [left, top, max(right, left + 1), max(bottom, top + 1)]
+    return left, top, max(right, left + 1), max(bottom, top + 1)

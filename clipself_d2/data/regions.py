@@ -70,7 +70,8 @@ def sample_grid_boxes(
     choices = grid_choices(max_split)
     rows, columns = choices[int(rng.integers(len(choices)))]
     boxes = tile_boxes(width, height, int(rows), int(columns))
-    return boxes[rng.permutation(len(boxes))[:max_boxes]]
+    order = rng.permutation(len(boxes))[:max_boxes]
+    return np.asarray(boxes[order])
 
 
 def keep_sizes(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray:
@@ -153,4 +154,4 @@ def clip_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
     Returns:
         (R, 4).
     """
-    return np.clip(boxes, 0, [width, height, width, height])
+    return np.asarray(np.clip(boxes, 0, [width, height, width, height]))

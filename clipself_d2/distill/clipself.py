@@ -125,7 +125,7 @@ class CLIPSelfDistiller(nn.Module):
             ``mask`` (Ri, D), unit-norm, of the student's dense map, and ``crop`` (Ri, D) of the
             teacher.
         """
-        images = self.preprocess_images([item["image"] for item in batched_inputs])
+        images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
         crops = torch.cat([item["crops"] for item in batched_inputs])  # type: ignore[misc]
         teacher_RD = self.embed_crops(crops)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
     )
 
 
-def detect(cfg: CfgNode, model: nn.Module, image: np.ndarray) -> dict[str, object]:
+def detect(cfg: CfgNode, model: nn.Module, image: np.ndarray) -> dict[str, Any]:
     """Run a detector on one picture.
 
     Args:
@@ -74,7 +75,7 @@ def detect(cfg: CfgNode, model: nn.Module, image: np.ndarray) -> dict[str, objec
         return model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])[0]
 
 
-def draw(image: np.ndarray, output: dict[str, object], names: Sequence[str]) -> np.ndarray:
+def draw(image: np.ndarray, output: dict[str, Any], names: Sequence[str]) -> np.ndarray:
     """Draw detections.
 
     Args:

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
+from clipself_d2.distill import CLIPSelfDistiller
 from clipself_d2.engine.evaluate import evaluate_regions
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, build_adamw
 
@@ -41,7 +43,7 @@ class StudentCheckpointer(StrictCheckpointer):
     """
 
     def __init__(
-        self, *, distiller: nn.Module, save_dir: str, alpha: float, trainer: object
+        self, *, distiller: CLIPSelfDistiller, save_dir: str, alpha: float, trainer: object
     ) -> None:
         super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
@@ -69,7 +71,7 @@ class DistillTrainer(Trainer):
     """
 
     @staticmethod
-    def complete_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
+    def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
         """Let MODEL.DISTILL.CROP_SIZE 0 be the teacher's native size.
 
         Args:
@@ -87,7 +89,7 @@ class DistillTrainer(Trainer):
         cfg.freeze()
         return cfg
 
-    def build_checkpointer(self, model: nn.Module) -> DetectionCheckpointer:
+    def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the student.
 
         Args:
@@ -128,7 +130,7 @@ class DistillTrainer(Trainer):
         return build_distill_train_loader_from_cfg(cfg, start_iter=0)
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
         """Build AdamW over the student, without decay on norms, biases and scalars.
 
         Args:
@@ -144,7 +146,8 @@ class DistillTrainer(Trainer):
         if cfg.SOLVER.OPTIMIZER != "AdamW":
             raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; distill with AdamW")
         plain_names = model.student.no_weight_decay_names()
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in model.student.named_parameters():
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipself_d2.clip import ClipModel
+from clipself_d2.clip import ClipModel, TextEncoder, VisionTower
 from clipself_d2.clip.precision import compute_context
 from clipself_d2.data.emoji.captioned import CAPTION_STARTS, CaptionedBatch, CaptionedPictures
 from clipself_d2.data.emoji.world import load_world
@@ -104,11 +104,17 @@ class EmojiClipTask(nn.Module):
     """The embedded CLIP with its loss.
 
     Args:
-        tower: Image tower with ``forward_image``, ``pixel_mean`` and ``pixel_std``.
-        text: Text tower with ``tokenize`` and a forward over tokens.
+        tower: Image tower.
+        text: Text tower.
     """
 
-    def __init__(self, *, tower: nn.Module, text: nn.Module) -> None:
+    tower: VisionTower
+    text: TextEncoder
+    prompt_tokens: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, *, tower: VisionTower, text: TextEncoder) -> None:
         super().__init__()
         self.tower, self.text = tower, text
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -109,7 +110,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     return _finish(cfg, results)
 
 
-def evaluate_regions(cfg: CfgNode, distiller: nn.Module) -> OrderedDict:
+def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
     """Score a distiller's region features on every data set of DATASETS.TEST.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.structures import Instances
 from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from torchvision.ops import box_convert
@@ -44,7 +45,8 @@ def write_proposals(
         ValueError: If the model gives no proposals.
     """
     loader = build_detection_test_loader(cfg, dataset_name, batch_size=BATCH_SIZE)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     model.eval()
     with torch.no_grad():
         for number, inputs in enumerate(loader, start=1):
@@ -95,7 +97,7 @@ def _image_entry(item: dict) -> dict:
 
 
 def _annotation_entries(
-    image_id: int, proposals: object, max_per_image: int, min_score: float, first_id: int
+    image_id: int, proposals: Instances, max_per_image: int, min_score: float, first_id: int
 ) -> list[dict]:
     scores = proposals.objectness_logits.sigmoid()
     order = scores.argsort(descending=True)[:max_per_image]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import matplotlib
 
@@ -15,7 +15,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from tabulate import tabulate
 
-Summary = dict[str, float | int | str | dict[str, float] | dict[str, str]]
+Summary = dict[str, Any]
 
 BASE_COLOR = (0.16, 0.75, 0.25)
 NOVEL_COLOR = (0.95, 0.2, 0.2)
@@ -117,7 +117,8 @@ def draw_detections(
     novel = set(MetadataCatalog.get("emoji_ov_val").novel_classes)
     by_image: dict[int, list[Box]] = {}
     for row in truth["annotations"]:
-        by_image.setdefault(row["image_id"], []).append({**row, "score": 1.0})
+        row["score"] = 1.0
+        by_image.setdefault(row["image_id"], []).append(row)
     shows_novel = [
         image
         for image in truth["images"]

@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -60,11 +61,11 @@ class ClippedAdamW(torch.optim.AdamW):
         kwargs: Keyword arguments of AdamW.
     """
 
-    def __init__(self, groups: list[dict], *, max_norm: float, **kwargs: object) -> None:
+    def __init__(self, groups: list[dict], *, max_norm: float, **kwargs: Any) -> None:
         super().__init__(groups, **kwargs)
         self.max_norm = max_norm
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Clip, then update.
 
         Args:
@@ -128,7 +129,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @staticmethod
-    def complete_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
+    def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
         """Replace values that stand for "as the model has it".
 
         Args:
@@ -151,7 +152,7 @@ class Trainer(DefaultTrainer):
             return False
         return bool(cfg.SOLVER.AMP.ENABLED)
 
-    def build_checkpointer(self, model: nn.Module) -> DetectionCheckpointer:
+    def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the whole detector.
 
         Args:
@@ -179,7 +180,7 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
         """Build SOLVER.OPTIMIZER over the trainable parameters.
 
         Args:

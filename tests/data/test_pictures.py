@@ -22,7 +22,7 @@ def test_the_students_picture_is_the_published_one() -> None:
     pixels = to_tensor(image)
     padded[:, : pixels.shape[1], : pixels.shape[2]] = pixels
     np.testing.assert_allclose(normalise(padded), GOLDEN["det"], atol=1e-5)
-    assert 160 / 131 == pytest.approx(float(GOLDEN["det_scale"]))
+    assert pytest.approx(float(GOLDEN["det_scale"])) == 160 / 131
 
 
 @pytest.mark.parametrize("grid", ["2x3", "5x6"])
@@ -30,9 +30,7 @@ def test_the_teachers_crops_of_tiles_are_the_published_ones(grid: str) -> None:
     crops = GOLDEN[f"grid_{grid}_crops"]
     boxes = GOLDEN[f"grid_{grid}_boxes_px"][: len(crops)]
     ours = cut_crops(Image.fromarray(GOLDEN["image"]), boxes, 64)
-    np.testing.assert_allclose(
-        np.stack([normalise(crop) for crop in ours]), crops, atol=1e-5
-    )
+    np.testing.assert_allclose(np.stack([normalise(crop) for crop in ours]), crops, atol=1e-5)
 
 
 def test_the_teachers_crop_of_a_proposal_is_the_published_one() -> None:

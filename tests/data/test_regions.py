@@ -51,9 +51,7 @@ def test_a_drawn_grid_is_capped_and_repeats_with_its_generator() -> None:
 
 
 def test_every_grid_is_drawn(rng: np.random.Generator) -> None:
-    sizes = {
-        len(sample_grid_boxes(rng, 80, 60, max_split=2, max_boxes=20)) for _ in range(100)
-    }
+    sizes = {len(sample_grid_boxes(rng, 80, 60, max_split=2, max_boxes=20)) for _ in range(100)}
     assert sizes == {1, 2, 4}
 
 
@@ -66,9 +64,7 @@ def test_the_crop_of_a_proposal_is_the_published_one() -> None:
 def test_sizes_are_checked_before_the_draw(rng: np.random.Generator) -> None:
     tiny = np.tile([[0.0, 0.0, 2.0, 2.0]], (50, 1))
     good = np.tile([[0.0, 0.0, 20.0, 20.0]], (5, 1))
-    drawn = sample_proposals(
-        rng, np.concatenate([tiny, good]), size_range=(8, 1024), max_boxes=5
-    )
+    drawn = sample_proposals(rng, np.concatenate([tiny, good]), size_range=(8, 1024), max_boxes=5)
     np.testing.assert_array_equal(drawn, good)
 
 

@@ -50,7 +50,9 @@ def test_the_shipped_merges_are_those_of_the_corpus(tmp_path) -> None:
     clip = load_clip(NAME)
     shipped = Path(clip_package.__file__).parent / "model_configs" / "emoji_bpe.txt.gz"
     assert (tmp_path / "merges.txt.gz").read_bytes() == shipped.read_bytes()
-    assert size == json.loads((shipped.parent / f"{NAME}.json").read_text())["text_cfg"]["vocab_size"]
+    assert (
+        size == json.loads((shipped.parent / f"{NAME}.json").read_text())["text_cfg"]["vocab_size"]
+    )
     assert clip.text.unseen_words(corpus_words()) == []
 
 

@@ -80,7 +80,9 @@ class CaptionedPictures(IterableDataset[CaptionedBatch]):
             The batch.
         """
         rng = np.random.default_rng([self.seed, number])
-        images, labels, captions = [], [], []
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        captions: list[str] = []
         while len(images) < self.batch_size:
             scene = self.renderer.render(rng)
             boxes = [_loose_box(rng, scene, number) for number in range(len(scene.objects))]
@@ -121,7 +123,8 @@ def crop_and_pad(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (size, size, 3) uint8.
     """
-    crop = Image.fromarray(image).crop(tuple(int(round(float(side))) for side in box))
+    left, top, right, bottom = (round(float(side)) for side in box)
+    crop = Image.fromarray(image).crop((left, top, right, bottom))
     scale = size / max(crop.size)
     width, height = (max(1, round(side * scale)) for side in crop.size)
     canvas = Image.new("RGB", (size, size))

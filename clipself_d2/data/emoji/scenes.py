@@ -139,7 +139,7 @@ class SceneRenderer:
         instance_map: np.ndarray,
         placed: list[tuple[int, int]],
     ) -> int:
-        """Find a place for a thing and paint it; returns the sprite's area in px, 0 if none fits."""
+        """Find a place for a thing and paint it; returns its area in px, 0 if none fits."""
         variants = self.atlas.sprites[thing]
         variant = variants[int(rng.integers(len(variants)))]
         for attempt in range(PLACEMENT_TRIES):

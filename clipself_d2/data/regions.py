@@ -85,7 +85,8 @@ def keep_sizes(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray
         The remaining boxes.
     """
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return boxes[(area >= size_range[0] ** 2) & (area <= size_range[1] ** 2)]
+    fits = (area >= size_range[0] ** 2) & (area <= size_range[1] ** 2)
+    return np.asarray(boxes[fits])
 
 
 def sample_proposals(

@@ -1,0 +1,76 @@
+"""Every command of the README names files, flags and keys that exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from clipself_d2.engine.cli import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"python ((?:tools|datasets)/\w+\.py[^`\n]*)", README)
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def has_key(cfg: CfgNode, key: str) -> bool:
+    for part in key.split("."):
+        if part not in cfg:
+            return False
+        cfg = cfg[part]
+    return True
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 8
+    assert "bash tools/quickstart.sh" in README
+    assert "bash tools/test.sh" in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_files_and_keys_of_a_command_exist(command: str) -> None:
+    words = command.split()
+    assert (ROOT / words[0]).is_file()
+    if "--config-file" in words:
+        config = words[words.index("--config-file") + 1]
+        cfg = load_config(str(ROOT / config), [])
+        keys = re.findall(r"\b([A-Z][A-Z_0-9]+(?:\.[A-Z_0-9]+)+) ", command)
+        assert all(has_key(cfg, key) for key in keys), keys
+
+
+@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
+def test_flags_of_every_script_are_in_its_help(script: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", script, "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    used = {
+        flag
+        for command in COMMANDS
+        if command.startswith(script)
+        for flag in re.findall(r"(?<!\S)--[\w-]+", command)
+    }
+    assert all(flag in shown for flag in used)
+    assert "xample" in shown
+
+
+def test_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_notebook_block_runs() -> None:
+    block = next(block for block in PYTHON_BLOCKS if "roi_embeddings" in block)
+    scope = {"images": torch.zeros(1, 3, 64, 96), "boxes": [torch.tensor([[0.0, 0.0, 32.0, 32.0]])]}
+    exec(block, scope)
+    assert scope["scores"].shape == (1, 2)
+
+
+def test_the_coco_block_is_six_lines_of_python() -> None:
+    block = next(block for block in PYTHON_BLOCKS if "register_coco_instances" in block)
+    compile(block, "README", "exec")
+    assert len(block.strip().splitlines()) == 6

@@ -59,7 +59,7 @@ def test_the_demo_takes_typed_words(quickstart: Path) -> None:
     done = run(
         "tools/demo.py", "--config-file", "configs/emoji/fvit_clipself.yaml",
         "--input", picture, "--output", quickstart / "drawn", "--vocabulary", "custom",
-        "--custom-vocabulary", "police car,wombat", "MODEL.CLIP.WEIGHTS", "", "MODEL.WEIGHTS",
+        "--custom-vocabulary", "police car,wombat", "MODEL.WEIGHTS",
         quickstart / "out" / "fvit_clipself" / "model_final.pth", data_root=quickstart / "data",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.engine.cli import run_tool, set_up, train_parser
 from clipself_d2.engine.proposals import write_proposals
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
+from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
 
 EXAMPLE = (
     "python tools/make_proposals.py --config-file configs/emoji/rpn.yaml "
@@ -36,7 +36,7 @@ def main() -> int:
             raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint of a trained RPN")
         if args.dataset not in DatasetCatalog.list():
             raise ValueError(f"--dataset {args.dataset} is not registered")
-        model = Trainer.build_model(cfg)
+        model = Trainer.build_model(self_contained(cfg))
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         write_proposals(
             cfg,

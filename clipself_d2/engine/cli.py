@@ -137,6 +137,14 @@ def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
     except USER_ERRORS as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_sentence(error)}\n")
         return 1
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    """The message; of an error in a loader's worker, what follows the worker's traceback."""
+    lines = str(error).strip().splitlines()
+    if len(lines) > 1 and "worker process" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return str(error)

@@ -16,7 +16,7 @@ from torch import nn
 
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.evaluate import embed_vocabulary, warn_unseen_words
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
+from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def run_demo(
         raise ValueError("MODEL.WEIGHTS is empty; give the detector's checkpoint as KEY VALUE")
     pictures = [(path, np.asarray(read_picture(path))) for path in inputs]
     warn_unseen_words(cfg, vocabulary)
-    model = Trainer.build_model(cfg).eval()
+    model = Trainer.build_model(self_contained(cfg)).eval()
     StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     output_dir.mkdir(parents=True, exist_ok=True)
     written = []

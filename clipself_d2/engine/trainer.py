@@ -101,6 +101,24 @@ def build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
     )
 
 
+def self_contained(cfg: CfgNode) -> CfgNode:
+    """Ignore MODEL.CLIP.WEIGHTS where MODEL.WEIGHTS brings the tower with it.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        A config for a model that is then filled from MODEL.WEIGHTS.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.CLIP.WEIGHTS = ""
+    cfg.freeze()
+    return cfg
+
+
 class Trainer(DefaultTrainer):
     """Trainer of detectors.
 
@@ -216,6 +234,7 @@ class Trainer(DefaultTrainer):
         Returns:
             As ``test``.
         """
+        cfg = self_contained(cfg)
         model = cls.build_model(cfg)
         target = getattr(model, "student", model)
         StrictCheckpointer(target, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)

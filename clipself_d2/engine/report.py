@@ -98,7 +98,7 @@ def _bars(axes: plt.Axes, groups: Sequence[tuple[str, float, float]]) -> None:
 
 
 def draw_detections(
-    data_dir: Path, before_dir: Path, after_dir: Path, output: Path, min_score: float = 0.25
+    data_dir: Path, before_dir: Path, after_dir: Path, output: Path, min_score: float = 0.4
 ) -> None:
     """Draw ground truth and the detections of two detectors side by side.
 

@@ -53,6 +53,22 @@ def test_both_protocols_score_a_detector_and_the_results_are_written(emoji_cfg) 
     assert {"AP", "APr", "APc", "APf"} <= set(lvis)
 
 
+def test_both_scorers_agree_on_both_protocols(emoji_cfg) -> None:
+    scores = []
+    for backend in ("hotcoco", "reference"):
+        cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+        cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
+        cfg.merge_from_list(["TEST.BACKEND", backend])
+        torch.manual_seed(0)
+        results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
+        scores.append({**results["emoji_ov_val"]["bbox"], **results["emoji_lvis_val"]["bbox"]})
+    fast, reference = scores
+    assert set(fast) == set(reference)
+    assert max(fast["AP50"], fast["APf"]) > 0
+    for name, value in fast.items():
+        assert value == pytest.approx(reference[name], abs=1e-6, nan_ok=True), name
+
+
 def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
     results = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]

@@ -209,9 +209,15 @@ class Trainer(DefaultTrainer):
             The optimiser.
 
         Raises:
-            ValueError: If SOLVER.OPTIMIZER is neither SGD nor AdamW.
+            ValueError: If SOLVER.OPTIMIZER is neither SGD nor AdamW, or clipping does not fit it.
         """
+        clipping = cfg.SOLVER.CLIP_GRADIENTS
         if cfg.SOLVER.OPTIMIZER == "SGD":
+            if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
+                raise ValueError(
+                    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
+                    "use value or norm with SGD"
+                )
             return super().build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
             raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD or AdamW")

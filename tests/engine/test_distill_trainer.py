@@ -130,6 +130,8 @@ def work(name):
     cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.PRECISION", "fp32", "SEED", 7,
         "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", (),
         "DATALOADER.NUM_WORKERS", 0, "SOLVER.WARMUP_ITERS", 0,
+        # Adam would blow up the rounding of gradients that are zero, such as those of key biases.
+        "SOLVER.ADAM_EPS", 1e-3,
         "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
     cfg.freeze()
     Path(cfg.OUTPUT_DIR).mkdir(parents=True)

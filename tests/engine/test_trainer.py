@@ -49,6 +49,9 @@ def test_the_optimizer_follows_its_key(emoji_cfg) -> None:
     model = Trainer.build_model(cfg)
     assert isinstance(Trainer.build_optimizer(cfg, model), torch.optim.AdamW)
     cfg.SOLVER.OPTIMIZER = "SGD"
+    with pytest.raises(ValueError, match="full_model goes with"):
+        Trainer.build_optimizer(cfg, model)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     assert isinstance(Trainer.build_optimizer(cfg, model), torch.optim.SGD)
     cfg.SOLVER.OPTIMIZER = "Adam"
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'Adam'"):

@@ -199,6 +199,7 @@ def test_cache_tells_vocabularies_clips_weights_and_prompts_apart(
     for count, options in enumerate(others, 1):
         load_or_build(tmp_path / "cache", **options)
         assert encoder.calls == count, options
+        assert len(list((tmp_path / "cache").iterdir())) == count, "each has a file of its own"
     file.write_bytes(b"22")
     load_or_build(tmp_path / "cache", weights=str(file))
     assert encoder.calls == len(others) + 1

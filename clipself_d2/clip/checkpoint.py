@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from clipself_d2.clip.model import ClipModel
+    from clipself_d2.clip.resnet_tower import ResNetTower
     from clipself_d2.clip.towers import VisionTower
 
 # Settings that OpenAI's files store as tensors, and tables that open_clip and timm recompute.
@@ -125,7 +126,7 @@ def to_open_clip_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return renamed, "eva_clip"
 
 
-def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
+def load_tower_weights(tower: "VisionTower | ResNetTower", path: str | Path) -> LoadReport:
     """Load an image tower; text weights in the file are passed over.
 
     Args:

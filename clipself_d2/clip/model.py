@@ -5,6 +5,7 @@ from typing import Any
 
 import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from clipself_d2.clip.registry import (
     project_models,
     register_project_models,
 )
+from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.clip.text import TextEncoder
 from clipself_d2.clip.towers import VisionTower
 from clipself_d2.clip.vit_tower import OpenClipViTTower
@@ -36,7 +38,9 @@ class ClipModel(nn.Module):
         text: Text tower.
     """
 
-    def __init__(self, *, name: str, tower: VisionTower, text: TextEncoder) -> None:
+    def __init__(
+        self, *, name: str, tower: VisionTower | ResNetTower, text: TextEncoder
+    ) -> None:
         super().__init__()
         self.name = name
         self.tower = tower
@@ -63,7 +67,7 @@ def build_tower(
     pixel_mean: tuple[float, float, float],
     pixel_std: tuple[float, float, float],
     precision: str = "fp32",
-) -> VisionTower:
+) -> VisionTower | ResNetTower:
     """Wrap open_clip's image tower.
 
     Args:
@@ -77,10 +81,14 @@ def build_tower(
         The tower that fits the module's type.
 
     Raises:
-        ValueError: If the module is no ViT, or one without class-token embedding.
+        ValueError: If the module is neither a CLIP ResNet nor a ViT with class-token embedding.
     """
     check_precision(precision)
-    kinds = ((VisionTransformer, OpenClipViTTower), (TimmModel, EvaTower))
+    kinds = (
+        (VisionTransformer, OpenClipViTTower),
+        (TimmModel, EvaTower),
+        (ModifiedResNet, ResNetTower),
+    )
     for kind, tower in kinds:
         if isinstance(visual, kind):
             return tower(
@@ -91,8 +99,9 @@ def build_tower(
                 precision=precision,
             )
     raise ValueError(
-        f"{name} has an image tower of type {type(visual).__name__}; dense features need a ViT of "
-        "open_clip or an EVA02 of timm, such as ViT-B-16-quickgelu or EVA02-B-16"
+        f"{name} has an image tower of type {type(visual).__name__}; dense features need a ViT or "
+        "a ResNet of open_clip or an EVA02 of timm, such as ViT-B-16-quickgelu, RN50-quickgelu or "
+        "EVA02-B-16"
     )
 
 
@@ -122,12 +131,37 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
 
 
 def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32") -> VisionTower:
-    """Build an image tower in eval mode.
+    """Build the image tower of a ViT in eval mode.
 
     Args:
         name: Model name as open_clip knows it, or one of this project's.
         weights: A pretrained tag, a file with a whole CLIP or an image tower, or None for random
             weights.
+        precision: Number type: fp32, bf16 or auto.
+
+    Returns:
+        The tower; its parameters are trainable until frozen.
+
+    Raises:
+        ValueError: If the name or the tag is unknown, the file does not fit, or it is no ViT.
+    """
+    tower = load_any_tower(name, weights, precision=precision)
+    if isinstance(tower, ResNetTower):
+        raise ValueError(
+            f"{name} is a ResNet; this part needs a ViT, such as ViT-B-16-quickgelu: change "
+            "MODEL.CLIP.NAME"
+        )
+    return tower
+
+
+def load_any_tower(
+    name: str, weights: str | None = None, *, precision: str = "fp32"
+) -> VisionTower | ResNetTower:
+    """Build an image tower in eval mode, ViT or ResNet.
+
+    Args:
+        name: Model name as open_clip knows it, or one of this project's.
+        weights: As of ``load_tower``.
         precision: Number type: fp32, bf16 or auto.
 
     Returns:
@@ -167,7 +201,7 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
 
 def _take_tower(
     clip: CLIP | CustomTextCLIP, name: str, precision: str, settings: dict[str, Any]
-) -> VisionTower:
+) -> VisionTower | ResNetTower:
     """Move the image tower out of a model, so that each weight has one owner."""
     visual = clip.visual
     del clip.visual

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 
@@ -43,18 +44,25 @@ class TextEncoder(nn.Module):
         """Longest text in tokens, start and end included."""
         return int(self.clip.context_length)
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    @property
+    def word_dim(self) -> int:
+        """Width C of the word features."""
+        return int(self._text_part().ln_final.normalized_shape[0])
+
+    def tokenize(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         """Turn texts into token numbers.
 
         Args:
             texts: Texts; what exceeds the context length is cut off.
+            context_length: T, start and end included; None is the model's own.
 
         Returns:
-            (N, T) int64 on the CPU.
+            (N, T) int64 on the CPU, zero behind the end token.
         """
+        length = self.context_length if context_length is None else context_length
         if not texts:
-            return torch.zeros((0, self.context_length), dtype=torch.long)
-        return self.tokenizer(list(texts), context_length=self.context_length)
+            return torch.zeros((0, length), dtype=torch.long)
+        return self.tokenizer(list(texts), context_length=length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed token numbers.
@@ -67,6 +75,40 @@ class TextEncoder(nn.Module):
         """
         embedding: Tensor = self.clip.encode_text(tokens)
         return embedding
+
+    def word_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed every token, and the text.
+
+        Args:
+            tokens: (N, T) token numbers, T at most ``context_length``.
+
+        Returns:
+            (N, T, C) after the final norm, not projected, and (N, D), the projected row of the end
+            token, not normalised: what ``forward`` gives for the same text.
+
+        Raises:
+            ValueError: If T exceeds the position table.
+        """
+        length = tokens.shape[1]
+        if length > self.context_length:
+            raise ValueError(
+                f"texts have {length} tokens but the model reads {self.context_length}; lower the "
+                "key that sets the length, such as MODEL.CRIS.WORD_LEN"
+            )
+        part = self._text_part()
+        # open_clip adds the whole position table, so its own pass takes full length only.
+        embedded = part.token_embedding(tokens) + part.positional_embedding[:length]
+        mask = None if part.attn_mask is None else part.attn_mask[:length, :length]
+        words = part.ln_final(part.transformer(embedded, attn_mask=mask))
+        # The end token has the largest number.
+        last = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
+        projection = part.text_projection
+        state = projection(last) if isinstance(projection, nn.Linear) else last @ projection
+        return words, state
+
+    def _text_part(self) -> CLIP | TextTransformer:
+        part: CLIP | TextTransformer = getattr(self.clip, "text", self.clip)
+        return part
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

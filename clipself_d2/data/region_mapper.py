@@ -4,12 +4,15 @@ Classes are counted things first, then stuff, in the order of the metadata's ``t
 ``stuff_classes``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from detectron2.data.common import MapDataset
+from detectron2.data.samplers import InferenceSampler
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from clipself_d2.data.distill_mapper import scale_boxes
 from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture, to_tensor
@@ -25,17 +28,23 @@ class RegionMapper:
 
     Args:
         image_size: Longest side of the student's image, px.
-        crop_size: Side of the teacher's crops, px.
+        crop_size: Side of the teacher's crops, px; None cuts none.
         patch_size: Side of a patch, px.
         pad_to_square: Whether masks are padded to the grid of a square image.
+
+    Raises:
+        ValueError: If a size is not positive.
 
     Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1: at most 100
     segments an image, areas from 8^2 to 1024^2 px, crops of things enlarged by 1.5.
     """
 
     def __init__(
-        self, *, image_size: int, crop_size: int, patch_size: int, pad_to_square: bool
+        self, *, image_size: int, crop_size: int | None, patch_size: int, pad_to_square: bool
     ) -> None:
+        for name, size in (("image", image_size), ("crop", crop_size), ("patch", patch_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"the {name} size is {size} px; it must be positive")
         self.image_size, self.crop_size = image_size, crop_size
         self.patch_size = patch_size
         self.pad_to_square = pad_to_square
@@ -48,9 +57,10 @@ class RegionMapper:
                 things first.
 
         Returns:
-            ``image`` and ``crops`` as ``DistillMapper`` gives them; ``boxes`` (R, 4); ``masks``
-            (R, h, w) bool on the patch grid; ``region_classes`` (R,) int64; ``region_is_thing``
-            (R,) bool; ``file_name``, ``image_id``, ``height``, ``width``.
+            ``image`` (3, h, w) uint8; ``boxes`` (R, 4) XYXY px of it; ``crops`` (R, 3, s, s)
+            uint8, where wanted; ``masks`` (R, h, w) bool on the patch grid; ``region_classes``
+            (R,) int64; ``region_is_thing`` (R,) bool; ``file_name``, ``image_id``, ``height``,
+            ``width``.
 
         Raises:
             FileNotFoundError: If the picture or its panoptic PNG is missing.
@@ -74,10 +84,9 @@ class RegionMapper:
         larger = enlarge_boxes(box_array, CROP_ENLARGE, *picture.size)
         crop_boxes = np.where(is_thing[:, None], larger, box_array)
         student = fit_longest(picture, self.image_size)
-        return {
+        item: dict[str, object] = {
             "image": to_tensor(student),
             "boxes": scale_boxes(box_array, picture.size, student.size),
-            "crops": cut_crops(picture, crop_boxes, self.crop_size),
             "masks": torch.stack(masks) if masks else self._no_masks(student.size),
             "region_classes": torch.tensor(classes, dtype=torch.int64),
             "region_is_thing": torch.from_numpy(is_thing),
@@ -86,6 +95,9 @@ class RegionMapper:
             "height": picture.height,
             "width": picture.width,
         }
+        if self.crop_size is not None:
+            item["crops"] = cut_crops(picture, crop_boxes, self.crop_size)
+        return item
 
     @staticmethod
     def _segment_ids(record: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
@@ -110,16 +122,54 @@ class RegionMapper:
 
     def _shrink(self, mask: np.ndarray) -> Tensor:
         """Bicubic to the patch grid, then every positive response counts, as published."""
-        small = fit_longest(
-            Image.fromarray(mask.astype(np.float32)), self.image_size // self.patch_size
-        )
         scale = self.image_size / max(mask.shape)
         height, width = (max(1, round(side * scale)) for side in mask.shape)
         grid = np.zeros(self._grid((width, height)), bool)
-        cells = np.asarray(small) > 0
+        # Published for sizes that are multiples of the patch; of others the nearest whole grid.
+        cell_scale = self.image_size / self.patch_size / max(mask.shape)
+        rows, columns = (max(1, round(side * cell_scale)) for side in mask.shape)
+        picture = Image.fromarray(mask.astype(np.float32))
+        cells = np.asarray(picture.resize((columns, rows), Image.Resampling.BICUBIC)) > 0
         rows, columns = (min(a, b) for a, b in zip(cells.shape, grid.shape, strict=True))
         grid[:rows, :columns] = cells[:rows, :columns]
         return torch.from_numpy(grid)
+
+
+def build_region_loader(
+    records: Sequence[Mapping[str, object]],
+    mapper: RegionMapper,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Build a loader of regions.
+
+    Args:
+        records: Panoptic records.
+        mapper: From a record to an item.
+        batch_size: Images at a time, in each process.
+        num_workers: Worker processes.
+
+    Returns:
+        A loader of lists of items, each image once over all processes, in order.
+
+    Raises:
+        ValueError: If the batch is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"a batch of {batch_size} images is asked for; it must be at least 1")
+    dataset = MapDataset(list(records), mapper)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=num_workers,
+        collate_fn=_as_list,
+    )
+
+
+def _as_list(batch: list[dict[str, object]]) -> list[dict[str, object]]:
+    return batch
 
 
 def _thing_box(bbox: list[float]) -> list[float]:

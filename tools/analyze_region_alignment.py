@@ -1,0 +1,87 @@
+"""Compare how towers name regions: by image crops and by dense features; draw dense maps."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.alignment_report import report_accuracy
+from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.heat_maps import draw_components, draw_heat_maps, read_words
+from clipself_d2.engine.region_alignment import STRATEGIES, AlignmentOptions
+from clipself_d2.engine.tower_spec import SPEC_FORM, TowerSpec
+
+TOOL = "python tools/analyze_region_alignment.py"
+EXAMPLE = (
+    f"{TOOL} accuracy --dataset emoji_panoptic_val --towers ViT-Ti-8-emoji:emoji "
+    "--sizes 96 192 --limit 20 --output output/alignment"
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line.
+
+    Returns:
+        The flags; ``analysis`` is accuracy, heatmap or pca.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n\nFlags of each: {TOOL} accuracy --help\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="analysis", required=True)
+    score = kinds.add_parser("accuracy", help="crops against dense features over input sizes")
+    heat = kinds.add_parser("heatmap", help="similarity of a picture to typed words")
+    parts = kinds.add_parser("pca", help="three principal components of the dense map")
+    for command in (score, parts):
+        command.add_argument("--towers", required=True, nargs="+", metavar="T", help=SPEC_FORM)
+    heat.add_argument("--tower", required=True, metavar="T", help=SPEC_FORM)
+    heat.add_argument("--words", required=True, help='between commas, such as "dog,police car"')
+    score.add_argument("--dataset", required=True, help="registered panoptic data set")
+    score.add_argument("--sizes", required=True, nargs="+", type=int, help="longest sides, px")
+    score.add_argument("--limit", type=int, default=0, help="first N images; default: all")
+    score.add_argument("--batch-size", type=int, default=1, help="images at a time")
+    score.add_argument("--keep-shape", action="store_true", help="do not pad images to squares")
+    score.add_argument("--precision", default="fp32", help="fp32, bf16 or auto")
+    score.add_argument("--num-workers", type=int, default=0, help="processes that read images")
+    for command in (heat, parts):
+        command.add_argument("--image", required=True, type=Path, help="a picture")
+        command.add_argument("--size", type=int, default=0, help="longest side, px; 0: its own")
+        command.add_argument("--last-block", nargs="+", choices=STRATEGIES, default=["value"])
+    for command in (score, heat):
+        command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
+    for command in (score, heat, parts):
+        command.add_argument("--output", required=True, type=Path, help="folder or picture")
+        command.add_argument("--device", default="", help="default: the GPU, if there is one")
+        command.add_argument("--debug", action="store_true", help="show an error's traceback")
+    return parser.parse_args()
+
+
+def analyze(args: argparse.Namespace) -> None:
+    """Run the analysis that was asked for.
+
+    Args:
+        args: Of ``parse_arguments``.
+    """
+    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision")
+    given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
+    if args.analysis == "heatmap":
+        spec, words = TowerSpec.parse(args.tower), read_words(args.words)
+        draw_heat_maps(spec, args.image, words, strategies=args.last_block, **given)
+        return
+    specs = [TowerSpec.parse(text) for text in args.towers]
+    if args.analysis == "pca":
+        draw_components(specs, args.image, strategies=args.last_block, **given)
+        return
+    sizes, output = tuple(args.sizes), given.pop("output")
+    options = AlignmentOptions(sizes=sizes, pad_to_square=not args.keep_shape, **given)
+    print(report_accuracy(args.dataset, specs, options, output))
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    start_logging()
+    # Every score stands in the table at the end.
+    logging.getLogger("clipself_d2.evaluation").setLevel(logging.WARNING)
+    sys.exit(run_tool(lambda: analyze(arguments), debug=arguments.debug))

@@ -1,5 +1,6 @@
 """Reading, scaling and cutting pictures for distillation and region classification."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from clipself_d2.data.tar_shards import is_member, read_member
+
 
 def read_picture(path: str | Path) -> Image.Image:
     """Read a picture as RGB, upright.
 
     Args:
-        path: File.
+        path: File, or address of a picture in a tar shard.
 
     Returns:
         The decoded picture.
@@ -21,12 +24,13 @@ def read_picture(path: str | Path) -> Image.Image:
         FileNotFoundError: If the file is missing.
         ValueError: If it is truncated or no picture.
     """
-    if not Path(path).is_file():
+    source = io.BytesIO(read_member(str(path))) if is_member(path) else path
+    if source is path and not Path(path).is_file():
         raise FileNotFoundError(
             f"image {path} does not exist; check DETECTRON2_DATASETS and the annotation file"
         )
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"image {path} cannot be decoded ({error}); replace the file") from error
@@ -81,6 +85,19 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
         canvas.paste(crop, ((size - crop.width) // 2, (size - crop.height) // 2))
         crops.append(to_tensor(canvas)[None])
     return torch.cat(crops)
+
+
+def cut_pieces(image: Image.Image, boxes: np.ndarray) -> list[Tensor]:
+    """Cut boxes and leave their sizes as they are.
+
+    Args:
+        image: RGB picture.
+        boxes: (R, 4) XYXY px; R may be 0.
+
+    Returns:
+        R tensors (3, hi, wi) uint8.
+    """
+    return [to_tensor(image.crop(_whole(box))) for box in boxes]
 
 
 def _whole(box: np.ndarray) -> tuple[int, int, int, int]:

@@ -1,6 +1,25 @@
 """Data sets in Detectron2's catalogs; importing this package registers them."""
 
+import os
+
+from clipself_d2.data.datasets.coco_ov import register_coco_ov
+from clipself_d2.data.datasets.coco_panoptic import register_coco_panoptic
+from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.data.datasets.emoji import register_emoji
+from clipself_d2.data.datasets.lvis_ov import register_lvis_ov
+from clipself_d2.data.datasets.transfer import register_transfer
 from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
 
-__all__ = ["check_coco_file", "check_images_exist", "register_emoji"]
+__all__ = [
+    "check_coco_file",
+    "check_images_exist",
+    "register_coco_ov",
+    "register_coco_panoptic",
+    "register_emoji",
+    "register_lvis_ov",
+    "register_transfer",
+    "resolve_dataset_names",
+]
+
+for _register in (register_coco_ov, register_lvis_ov, register_transfer, register_coco_panoptic):
+    _register(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

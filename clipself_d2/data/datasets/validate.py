@@ -1,11 +1,14 @@
 """Checks of annotation files before Detectron2 reads them: each fault in one sentence."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-IMAGE_KEYS = ("id", "file_name", "width", "height")
+IMAGE_KEYS = ("id", "width", "height")
+# One of these names an image's file; LVIS has the second alone.
+FILE_KEYS = ("file_name", "coco_url")
 CATEGORY_KEYS = ("id", "name")
 INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox")
 PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
@@ -52,9 +55,46 @@ def read_annotation_file(
             )
     if "images" in sections:
         _check_keys(path, "images", content["images"], IMAGE_KEYS, remedy)
+        if not all(any(key in row for key in FILE_KEYS) for row in content["images"]):
+            _check_keys(path, "images", content["images"], FILE_KEYS[:1], remedy)
         if not content["images"]:
             raise ValueError(f"annotation file {path} lists no image; {remedy}")
     return content
+
+
+def read_annotation_rows(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Row]:
+    """Read the annotations of a COCO file, or the rows of a COCO results file.
+
+    Args:
+        path: The file: an object with ``annotations``, or a list of objects.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Returns:
+        Rows with ``image_id`` and ``bbox``.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not JSON, holds neither, or a row lacks a key.
+    """
+    rows = _read_results(Path(path))
+    if rows is None:
+        rows = read_annotation_file(path, ("annotations",), remedy=remedy)["annotations"]
+    _check_keys(Path(path), "annotations", rows, ("image_id", "bbox"), remedy)
+    return rows
+
+
+def _read_results(path: Path) -> list[Row] | None:
+    """The rows of a file that is a list of objects; None for any other."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        if not stream.read(64).lstrip().startswith(b"["):
+            return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return rows if all(isinstance(row, dict) for row in rows) else None
 
 
 def check_coco_file(
@@ -107,7 +147,7 @@ def check_coco_file(
 
 
 def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REMEDY) -> None:
-    """Check that files are there.
+    """Check that files are there, reading every folder once.
 
     Args:
         paths: Files that annotations name.
@@ -116,9 +156,26 @@ def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REM
     Raises:
         FileNotFoundError: If one is missing.
     """
+    listed: dict[str, set[str]] = {}
+    missing: list[str] = []
     for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"image {path} is missing; {remedy}")
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = _files_in(folder)
+        if name not in listed[folder]:
+            missing.append(str(path))
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        verb = "are" if others else "is"
+        raise FileNotFoundError(f"image {missing[0]}{others} {verb} missing; {remedy}")
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _check_keys(

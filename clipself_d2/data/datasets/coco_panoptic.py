@@ -1,0 +1,115 @@
+"""COCO panoptic validation for region classification: 80 things, then 53 kinds of stuff.
+
+``coco_2017_val_panoptic_regions`` is registered under ``$DETECTRON2_DATASETS`` (``datasets`` when
+not set). The PNGs of segment ids lie in ``coco/panoptic_val2017``, where Detectron2 looks for them,
+or in ``coco/annotations/panoptic_val2017``, where the official archive puts them.
+
+Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+
+from clipself_d2.data.datasets.coco_ov import COCO_THINGS, NOVEL_CLASSES
+from clipself_d2.data.datasets.instances import Record, class_metadata
+from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
+
+# Name by category id, as the official file has it; "-merged" and "-other" stay, as published.
+COCO_STUFF: dict[int, str] = {
+    row["id"]: row["name"] for row in COCO_CATEGORIES if not row["isthing"]
+}
+
+
+def panoptic_metadata() -> dict[str, Any]:
+    """Describe the 133 classes for Detectron2's metadata.
+
+    Returns:
+        Names of things and of stuff, the 17 novel things of open-vocabulary COCO, and contiguous
+        ids: things 0 to 79, stuff 80 to 132.
+    """
+    return {
+        **class_metadata(COCO_THINGS, NOVEL_CLASSES),
+        "stuff_classes": [COCO_STUFF[number] for number in sorted(COCO_STUFF)],
+        "stuff_dataset_id_to_contiguous_id": {
+            stuff_id: len(COCO_THINGS) + number
+            for number, stuff_id in enumerate(sorted(COCO_STUFF))
+        },
+    }
+
+
+def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
+    """Register COCO panoptic validation; its files are read when the data set is used.
+
+    Args:
+        root: Folder that holds ``coco/``.
+        prefix: Beginning of the registered name.
+
+    Returns:
+        The registered name, in a list.
+    """
+    folder = Path(root) / "coco"
+    return [
+        register_panoptic(
+            f"{prefix}coco_2017_val_panoptic_regions",
+            json_file=folder / "annotations" / "panoptic_val2017.json",
+            image_root=folder / "val2017",
+            png_roots=(folder / "panoptic_val2017", folder / "annotations" / "panoptic_val2017"),
+            remedy=f"download COCO 2017 and its panoptic annotations to {folder}, or set "
+            "DETECTRON2_DATASETS",
+        )
+    ]
+
+
+def register_panoptic(
+    name: str, *, json_file: Path, image_root: Path, png_roots: tuple[Path, ...], remedy: str
+) -> str:
+    """Register a panoptic file with COCO's 133 categories.
+
+    Args:
+        name: Name of the data set.
+        json_file: COCO panoptic file.
+        image_root: Folder of the JPEGs.
+        png_roots: Folders that may hold the PNGs; the first that exists counts.
+        remedy: What the user can do about a missing file, an imperative clause.
+
+    Returns:
+        The name.
+    """
+    metadata = panoptic_metadata()
+    DatasetCatalog.register(
+        name, partial(_load, json_file, image_root, png_roots, metadata, remedy)
+    )
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(json_file),
+        image_root=str(image_root),
+        evaluator_type="region_classification",
+        ignore_label=255,
+        label_divisor=1000,
+        **metadata,
+    )
+    return name
+
+
+def _load(
+    json_file: Path,
+    image_root: Path,
+    png_roots: tuple[Path, ...],
+    metadata: dict[str, Any],
+    remedy: str,
+) -> list[Record]:
+    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
+    rows = check_coco_file(json_file, names, remedy=remedy)["annotations"]
+    png_root = next((folder for folder in png_roots if folder.is_dir()), png_roots[0])
+    # Detectron2 asserts that the first pair of files exists; here all are checked, with a remedy.
+    stems = [Path(row["file_name"]).stem for row in rows]
+    check_images_exist((image_root / f"{stem}.jpg" for stem in stems), remedy=remedy)
+    check_images_exist((png_root / f"{stem}.png" for stem in stems), remedy=remedy)
+    records: list[Record] = load_coco_panoptic_json(
+        str(json_file), str(image_root), str(png_root), metadata
+    )
+    return records

@@ -1,0 +1,166 @@
+"""Data sets that are named by where they lie, in DATASETS.TRAIN and DATASETS.TEST.
+
+- ``images:/folder`` or ``images:/list.txt``: images without annotations;
+- ``coco_images:/images.json:/folder``: the images of a COCO or LVIS file;
+- ``webdataset:/shards-{000000..000331}.tar``: pictures in tar shards;
+- ``coco_json:/train.json:/folder`` or ``coco_json:/train.json:/folder:/base.txt``: detection, with
+  all classes base, or those that a vocabulary file names.
+
+Paths may be relative to the working directory and begin with ``~``; they have no colon.
+"""
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
+from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
+from clipself_d2.data.datasets.validate import check_coco_file
+from clipself_d2.data.tar_shards import expand_shards
+from clipself_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+REMEDY = "correct the file, or its path in DATASETS"
+
+
+def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Register the data sets that are named by where they lie, each under its own specification.
+
+    Args:
+        names: Entries of DATASETS.TRAIN or DATASETS.TEST; a name without a colon, or one that is
+            registered, is left alone.
+
+    Returns:
+        The same names.
+
+    Raises:
+        FileNotFoundError: If a file, a folder or an image is missing.
+        ValueError: If a specification has an unknown kind or another number of parts, or a file's
+            content is faulty.
+    """
+    for name in names:
+        kind, colon, rest = name.partition(":")
+        if not colon or name in DatasetCatalog.list():
+            continue
+        if kind not in KINDS:
+            raise ValueError(
+                f"data set {name!r} is of the kind {kind!r}, expected one of "
+                f"{', '.join(FORMS.values())}"
+            )
+        KINDS[kind](name, rest)
+    return tuple(names)
+
+
+def _register_pictures(name: str, rest: str) -> None:
+    path = _parts(name, rest, 1, 1)[0]
+    if not path.exists():
+        raise FileNotFoundError(f"data set {name!r}: {path} does not exist")
+    DatasetCatalog.register(name, partial(folder_records if path.is_dir() else list_records, path))
+    MetadataCatalog.get(name).set(image_root=str(path if path.is_dir() else path.parent))
+
+
+def _register_shards(name: str, rest: str) -> None:
+    if not rest:
+        raise ValueError(f"data set {name!r} names no shard; expected {FORMS['webdataset']}")
+    first = expand_shards(rest)[0]
+    DatasetCatalog.register(name, partial(shard_records, rest))
+    MetadataCatalog.get(name).set(image_root=str(first.parent))
+
+
+def _register_coco_images(name: str, rest: str) -> None:
+    json_file, image_root = _parts(name, rest, 2, 2)
+    _check_paths(name, json_file, image_root)
+    register_images(name, json_file=json_file, image_root=image_root, remedy=REMEDY)
+
+
+def _register_coco_json(name: str, rest: str) -> None:
+    json_file, image_root, *base_file = _parts(name, rest, 2, 3)
+    _check_paths(name, json_file, image_root)
+    categories = _read_categories(json_file)
+    novel: list[str] = []
+    if base_file:
+        base = _read_base_names(base_file[0], json_file, list(categories.values()))
+        novel = [category for category in categories.values() if category not in base]
+        logger.info("%s: %d base and %d novel classes", json_file, len(base), len(novel))
+    register_instances(
+        name,
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco_ov",
+        metadata=class_metadata(categories, novel),
+        remedy=REMEDY,
+        # The evaluator reads the file itself; records serve training, which sees base boxes only.
+        drop_novel=True,
+    )
+
+
+def _parts(name: str, rest: str, fewest: int, most: int) -> list[Path]:
+    parts = rest.split(":")
+    if not fewest <= len(parts) <= most or not all(parts):
+        raise ValueError(
+            f"data set {name!r} has {len(parts)} paths after its kind; expected "
+            f"{FORMS[name.partition(':')[0]]}"
+        )
+    return [Path(part).expanduser() for part in parts]
+
+
+def _check_paths(name: str, json_file: Path, image_root: Path) -> None:
+    if not json_file.is_file():
+        raise FileNotFoundError(f"data set {name!r}: annotation file {json_file} does not exist")
+    if not image_root.is_dir():
+        raise FileNotFoundError(f"data set {name!r}: image folder {image_root} does not exist")
+
+
+def _read_categories(json_file: Path) -> dict[int, str]:
+    """Names by category id; the whole file is checked on the way."""
+    rows = check_coco_file(json_file, remedy=REMEDY)["categories"]
+    for row in rows:
+        if not isinstance(row["name"], str) or not row["name"].strip():
+            raise ValueError(
+                f"annotation file {json_file} gives category {row['id']!r} the name "
+                f"{row['name']!r}, expected words; {REMEDY}"
+            )
+    if not rows:
+        raise ValueError(f"annotation file {json_file} lists no category; {REMEDY}")
+    for key in ("id", "name"):
+        value, count = Counter(row[key] for row in rows).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"annotation file {json_file} has {count} categories with {key} {value!r}, "
+                f"expected each once; {REMEDY}"
+            )
+    return {row["id"]: row["name"] for row in rows}
+
+
+def _read_base_names(base_file: Path, json_file: Path, names: list[str]) -> set[str]:
+    vocabulary = Vocabulary.from_file(base_file)
+    base = set(vocabulary.names) - set(vocabulary.novel_names)
+    strangers = sorted(base.difference(names))
+    if strangers:
+        near = difflib.get_close_matches(strangers[0], names, n=1)
+        hint = f"; {near[0]!r} is" if near else f", such as {names[0]!r}"
+        raise ValueError(
+            f"base class {strangers[0]!r} of {base_file} is none of the {len(names)} categories "
+            f"of {json_file}{hint}"
+        )
+    return base
+
+
+KINDS: dict[str, Callable[[str, str], None]] = {
+    "images": _register_pictures,
+    "coco_images": _register_coco_images,
+    "webdataset": _register_shards,
+    "coco_json": _register_coco_json,
+}
+FORMS = {
+    "images": "images:FOLDER or images:LIST.txt",
+    "coco_images": "coco_images:FILE.json:FOLDER",
+    "webdataset": "webdataset:SHARD-{000..331}.tar",
+    "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt]",
+}

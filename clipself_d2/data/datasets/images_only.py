@@ -1,0 +1,93 @@
+"""Images without annotations, for distillation: a folder, a list, a COCO file, or tar shards."""
+
+import os
+from pathlib import Path
+
+from clipself_d2.data.datasets.instances import Record
+from clipself_d2.data.datasets.validate import check_images_exist
+from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, expand_shards, index_shard, member_address
+
+
+def folder_records(folder: Path) -> list[Record]:
+    """Find the images of a folder and of those in it.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Records with ``file_name`` and ``image_id``, the path inside the folder; sorted.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} of images:{folder} does not exist")
+    inside = []
+    for place, _, files in os.walk(folder, followlinks=True):
+        inside += [
+            (Path(place) / file).relative_to(folder).as_posix()
+            for file in files
+            if file.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    if not inside:
+        raise ValueError(f"folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return [{"file_name": str(folder / path), "image_id": path} for path in sorted(inside)]
+
+
+def list_records(file: Path) -> list[Record]:
+    """Read a list of images.
+
+    Args:
+        file: Text with one path a line, relative to the list's folder or absolute.
+
+    Returns:
+        Records with ``file_name`` and ``image_id``, the line; in the order of the list.
+
+    Raises:
+        FileNotFoundError: If the list or an image is missing.
+        ValueError: If it is empty or no text, or repeats a line.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"list {file} of images:{file} does not exist")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list {file} is no text ({error}); write one path a line") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"list {file} names no image; write one path a line")
+    if len(set(lines)) != len(lines):
+        raise ValueError(f"list {file} names an image twice; write every path once")
+    records = [{"file_name": str(file.parent / line), "image_id": line} for line in lines]
+    check_images_exist((record["file_name"] for record in records), remedy=f"correct {file}")
+    return records
+
+
+def shard_records(pattern: str) -> list[Record]:
+    """List the pictures of tar shards.
+
+    Args:
+        pattern: As ``expand_shards``.
+
+    Returns:
+        Records with ``file_name``, an address that ``read_picture`` can open, and ``image_id``,
+        the shard's name and the member's.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        ValueError: If a shard is no plain tar file, or all are without pictures.
+    """
+    records = [
+        {
+            "file_name": member_address(shard, member),
+            "image_id": f"{shard.stem}/{member[0]}",
+        }
+        for shard in expand_shards(pattern)
+        for member in index_shard(shard)
+    ]
+    if not records:
+        raise ValueError(
+            f"the shards of webdataset:{pattern} hold no image ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    return records

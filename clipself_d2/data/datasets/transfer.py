@@ -1,0 +1,142 @@
+"""Data sets for transfer: a detector trained elsewhere is scored with their vocabularies.
+
+Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), all with COCO's protocol:
+
+- ``coco_80_val``: COCO 2017 validation with all 80 classes, the official file.
+- ``voc_ov_2007_test``, ``voc_ov_2012_val``: Pascal VOC, 20 classes.
+- ``objects365_v1_val``, ``objects365_v2_val``: 365 classes, their misspelt names set right.
+
+``datasets/prepare_transfer.py`` writes the files of all but the first. No class is called novel
+here: ``MODEL.OPEN_VOCAB.ALPHA`` is the one exponent of all classes, as in the published transfer.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from clipself_d2.data.datasets.coco_ov import COCO_THINGS
+from clipself_d2.data.datasets.instances import class_metadata, register_instances
+
+OBJECTS365_FILE = Path(__file__).with_name("objects365_classes.json")
+
+# Name in the annotations, name in prompts.
+VOC_CLASSES: dict[str, str] = {
+    "aeroplane": "aeroplane",
+    "bicycle": "bicycle",
+    "bird": "bird",
+    "boat": "boat",
+    "bottle": "bottle",
+    "bus": "bus",
+    "car": "car",
+    "cat": "cat",
+    "chair": "chair",
+    "cow": "cow",
+    "diningtable": "dining table",
+    "dog": "dog",
+    "horse": "horse",
+    "motorbike": "motorbike",
+    "person": "person",
+    "pottedplant": "potted plant",
+    "sheep": "sheep",
+    "sofa": "sofa",
+    "train": "train",
+    "tvmonitor": "tv monitor",
+}
+
+# Registered name: version, prepared file and folder of the images below the root.
+OBJECTS365_SETS = {
+    "objects365_v1_val": ("v1", "objects365v1/ov_val.json", "objects365v1/val"),
+    "objects365_v2_val": ("v2", "objects365v2/ov_val.json", "objects365v2/val"),
+}
+# Registered name: folder below the root and split.
+VOC_SETS = {"voc_ov_2007_test": ("VOC2007", "test"), "voc_ov_2012_val": ("VOC2012", "val")}
+
+
+@cache
+def objects365_names(version: str) -> dict[str, str]:
+    """Look up the class names of Objects365.
+
+    Args:
+        version: ``v1`` or ``v2``; the order of the classes and many names differ.
+
+    Returns:
+        365 entries in the order of the category ids: name in the official file (without the spaces
+        that some end in) to name in prompts.
+    """
+    table = json.loads(OBJECTS365_FILE.read_text(encoding="utf-8"))[version]
+    return {name: table["fixes"].get(name, name) for name in table["names"]}
+
+
+def plain_name(name: str) -> str:
+    """Reduce a class name to what copies of an annotation file agree on.
+
+    Args:
+        name: Class name of an annotation file.
+
+    Returns:
+        The name without capitals, double spaces, and spaces at its ends and around slashes.
+    """
+    return re.sub(r" ?/ ?", "/", " ".join(name.split())).casefold()
+
+
+def voc_file(folder: Path, split: str) -> Path:
+    """Name the prepared file of a VOC split.
+
+    Args:
+        folder: Such as ``VOC2007``.
+        split: Such as ``test``.
+
+    Returns:
+        Its path.
+    """
+    return folder / f"ov_{split}.json"
+
+
+def register_transfer(root: str | Path, prefix: str = "") -> list[str]:
+    """Register the transfer sets; their files are read when a data set is used.
+
+    Args:
+        root: Folder that holds ``coco/``, ``VOC2007/``, ``VOC2012/``, ``objects365v1/`` and
+            ``objects365v2/``, or some of them.
+        prefix: Beginning of the registered names.
+
+    Returns:
+        The registered names.
+    """
+    root = Path(root)
+    prepare = f"run python datasets/prepare_transfer.py --root {root}, or set DETECTRON2_DATASETS"
+    names = [
+        register_instances(
+            f"{prefix}coco_80_val",
+            json_file=root / "coco" / "annotations" / "instances_val2017.json",
+            image_root=root / "coco" / "val2017",
+            evaluator_type="coco_ov",
+            metadata=class_metadata(COCO_THINGS),
+            remedy=f"download COCO 2017 to {root / 'coco'}, or set DETECTRON2_DATASETS",
+        )
+    ]
+    for name, (folder, split) in VOC_SETS.items():
+        names += [
+            register_instances(
+                f"{prefix}{name}",
+                json_file=voc_file(root / folder, split),
+                image_root=root / folder / "JPEGImages",
+                evaluator_type="coco_ov",
+                metadata=class_metadata(dict(enumerate(VOC_CLASSES.values(), start=1))),
+                remedy=prepare,
+            )
+        ]
+    for name, (version, file, images) in OBJECTS365_SETS.items():
+        classes = objects365_names(version).values()
+        names += [
+            register_instances(
+                f"{prefix}{name}",
+                json_file=root / file,
+                image_root=root / images,
+                evaluator_type="coco_ov",
+                metadata=class_metadata(dict(enumerate(classes, start=1))),
+                remedy=prepare,
+            )
+        ]
+    return names

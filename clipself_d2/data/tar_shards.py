@@ -1,0 +1,181 @@
+"""Pictures inside tar files, as WebDataset shards such as those of CC3M have them.
+
+A member is addressed as ``<shard>.tar::<member>@<offset>+<size>``, with offset and size in bytes:
+whoever has the address can read the member without an index. ``<shard>.tar::<member>`` alone is
+found by a search through the shard.
+"""
+
+import glob
+import json
+import logging
+import os
+import re
+import tarfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = ".tar::"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+INDEX_SUFFIX = ".index.json"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PLACE = re.compile(r"@(\d+)\+(\d+)$")
+
+# Name, offset and size in bytes.
+Member = tuple[str, int, int]
+
+
+def is_member(path: str | Path) -> bool:
+    """Tell whether a path addresses a picture in a shard.
+
+    Args:
+        path: Path of a file or address of a member.
+
+    Returns:
+        True for an address.
+    """
+    return SEPARATOR in str(path)
+
+
+def member_address(shard: Path, member: Member) -> str:
+    """Make the address of a member.
+
+    Args:
+        shard: The tar file.
+        member: Name, offset and size.
+
+    Returns:
+        The address, for ``read_member``.
+    """
+    name, offset, size = member
+    return f"{shard}::{name}@{offset}+{size}"
+
+
+def read_member(address: str) -> bytes:
+    """Read a picture's bytes.
+
+    Args:
+        address: As ``member_address`` makes it, or without the place.
+
+    Returns:
+        The content of the member.
+
+    Raises:
+        FileNotFoundError: If the shard or the member is missing.
+        ValueError: If the shard is no tar file.
+    """
+    stem, _, name = address.partition(SEPARATOR)
+    shard = Path(stem + ".tar")
+    place = _PLACE.search(name)
+    if place is None:
+        found = [member for member in index_shard(shard) if member[0] == name]
+        if not found:
+            raise FileNotFoundError(f"shard {shard} has no picture {name}")
+        _, offset, size = found[0]
+    else:
+        offset, size = int(place[1]), int(place[2])
+    if not shard.is_file():
+        raise FileNotFoundError(f"shard {shard} does not exist; check DATASETS.TRAIN")
+    with shard.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """List the shards of a pattern.
+
+    Args:
+        pattern: A path with a range such as ``{000000..000331}``, with ``*`` and ``?``, or plain.
+
+    Returns:
+        The shards, sorted; they exist.
+
+    Raises:
+        FileNotFoundError: If a shard is missing, or none matches.
+        ValueError: If a file does not end in ``.tar``, or a range counts down.
+    """
+    found = []
+    for name in _expand_ranges(os.path.expanduser(pattern)):
+        matches = glob.glob(name) if glob.has_magic(name) else [name]
+        if not matches or not Path(matches[0]).is_file():
+            raise FileNotFoundError(f"shard {name} of webdataset:{pattern} does not exist")
+        found += matches
+    wrong = [name for name in found if not name.endswith(".tar")]
+    if wrong:
+        raise ValueError(f"shard {wrong[0]} of webdataset:{pattern} is no .tar file")
+    return [Path(name) for name in sorted(set(found))]
+
+
+def _expand_ranges(pattern: str) -> list[str]:
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match[1], match[2]
+    if int(first) > int(last):
+        raise ValueError(f"range {match[0]} of {pattern} counts down; write the smaller first")
+    names = []
+    for number in range(int(first), int(last) + 1):
+        text = str(number).zfill(len(first))
+        names += _expand_ranges(pattern[: match.start()] + text + pattern[match.end() :])
+    return names
+
+
+def index_shard(shard: Path) -> list[Member]:
+    """List the pictures of a shard.
+
+    The list is kept beside the shard as ``<shard>.index.json`` where that folder can be written,
+    and made again when the shard's size or time changes.
+
+    Args:
+        shard: The tar file.
+
+    Returns:
+        Name, offset and size of every picture, in the order of the shard.
+
+    Raises:
+        FileNotFoundError: If the shard is missing.
+        ValueError: If it is no tar file, or compressed.
+    """
+    if not shard.is_file():
+        raise FileNotFoundError(f"shard {shard} does not exist; check DATASETS.TRAIN")
+    state = shard.stat()
+    stamp = [state.st_size, state.st_mtime_ns]
+    cache = shard.with_name(shard.name + INDEX_SUFFIX)
+    members = _read_index(cache, stamp)
+    if members is None:
+        members = _scan(shard)
+        _write_index(cache, stamp, members)
+    return members
+
+
+def _scan(shard: Path) -> list[Member]:
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            return [
+                (entry.name, entry.offset_data, entry.size)
+                for entry in archive
+                if entry.isreg() and entry.name.lower().endswith(IMAGE_SUFFIXES)
+            ]
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"shard {shard} cannot be read ({error}); it must be a tar file without compression"
+        ) from error
+
+
+def _read_index(cache: Path, stamp: list[int]) -> list[Member] | None:
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        if content["stamp"] != stamp:
+            return None
+        return [(str(name), int(offset), int(size)) for name, offset, size in content["members"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_index(cache: Path, stamp: list[int], members: list[Member]) -> None:
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps({"stamp": stamp, "members": members}), encoding="utf-8")
+        os.replace(partial, cache)
+    except OSError as error:
+        logger.warning("the index %s cannot be kept (%s); shards are read again", cache, error)

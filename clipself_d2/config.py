@@ -13,6 +13,8 @@ def add_clipself_config(cfg: CN) -> None:
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
     _add_distill(cfg)
+    _add_cris(cfg)
+    _add_input(cfg)
     _add_solver(cfg)
 
 
@@ -25,7 +27,8 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.PRETRAINED = ""
     # A file with an image tower that replaces that of PRETRAINED, such as a distilled student.
     cfg.MODEL.CLIP.WEIGHTS = ""
-    # Number type of the tower's arithmetic: fp32, bf16, or auto (bf16 where the processor has it).
+    # Number type of the tower's arithmetic: fp32, bf16, fp16 (train with
+    # SOLVER.AMP.ENABLED, which scales the loss), or auto (bf16 where the processor has it).
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Number of last blocks that the detector trains; 0 keeps the whole tower frozen.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
@@ -41,6 +44,11 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 256
     # Norm of the lateral and output convolutions: SyncBN, BN, GN, LN or "".
     cfg.MODEL.CLIP_FPN.NORM = "SyncBN"
+    # Side of the square to which images are padded with the pixel mean, px; 0: no square.
+    cfg.MODEL.CLIP_FPN.SQUARE_SIZE = 0
+
+    # Norm of the convolutions of RPN.HEAD_NAME NormRPNHead, as CLIP_FPN.NORM.
+    cfg.MODEL.RPN.NORM = ""
 
 
 def _add_vocabulary(cfg: CN) -> None:
@@ -49,7 +57,8 @@ def _add_vocabulary(cfg: CN) -> None:
     cfg.MODEL.VOCABULARY.DATASET = ""
     # Prompt set: single, vild, imagenet80 or emoji.
     cfg.MODEL.VOCABULARY.TEMPLATES = "vild"
-    # Prebuilt text embeddings of the training vocabulary; empty: built and cached.
+    # Prebuilt text embeddings of the training vocabulary, used in tests of the same classes too;
+    # empty: built and cached.
     cfg.MODEL.VOCABULARY.EMBEDDINGS = ""
     # Folder of cached text embeddings; empty: nothing is cached.
     cfg.MODEL.VOCABULARY.CACHE_DIR = ""
@@ -75,14 +84,18 @@ def _add_open_vocab(cfg: CN) -> None:
 
 def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL = CN()
-    # Source of the student's regions: grid (m x n patches), proposals (from a file) or both.
+    # Source of the student's regions: grid (m x n patches), proposals (from a file), both, or
+    # labels (the annotations of DATASETS.TRAIN with their classes, for RegionTextDistiller).
     cfg.MODEL.DISTILL.REGIONS = "grid"
     # COCO-format file of class-agnostic boxes for REGIONS proposals and both.
     cfg.MODEL.DISTILL.PROPOSAL_FILE = ""
     # Longest side of the student's image, px.
     cfg.MODEL.DISTILL.IMAGE_SIZE = 1024
-    # Whether the student's image is padded to IMAGE_SIZE x IMAGE_SIZE, as published, or only to
-    # the largest image of the batch.
+    # Longest sides of the student's image, px, one of which is drawn for every iteration;
+    # [] is IMAGE_SIZE alone.
+    cfg.MODEL.DISTILL.MULTISCALE_SIZES = []
+    # Whether the student's image is padded to a square, as published, or only to the largest
+    # height and width of the batch.
     cfg.MODEL.DISTILL.PAD_TO_SQUARE = True
     # Longest side of the teacher's crop, px; 0 is the tower's native size.
     cfg.MODEL.DISTILL.CROP_SIZE = 0
@@ -94,6 +107,16 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.BOX_SIZE_RANGE = [8, 1024]
     # Factor by which the teacher's crop of a proposal exceeds the proposal.
     cfg.MODEL.DISTILL.CROP_ENLARGE = 1.5
+    # Draw proposals before their sizes are checked, as the published code does; fewer than
+    # MAX_BOXES may be left.
+    cfg.MODEL.DISTILL.REFERENCE_SAMPLING = False
+    # Who resizes the teacher's crops: device (cut by the workers, resized where the model is), or
+    # pil (by the workers).
+    cfg.MODEL.DISTILL.CROP_RESIZER = "device"
+    # Weight of the loss between student and teacher on the whole picture at the native size.
+    cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT = 0.0
+    # Classes that a batch is scored against by RegionTextDistiller, its own included.
+    cfg.MODEL.DISTILL.SAMPLED_CLASSES = 100
     # Number of last blocks of the student that are trained.
     cfg.MODEL.DISTILL.TRAINABLE_BLOCKS = 12
     # Whether patch embedding, positions and norms are trained too.
@@ -102,11 +125,59 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.ALPHA = 1.0
 
 
+def _add_cris(cfg: CN) -> None:
+    cfg.MODEL.CRIS = CN()
+    # Tokens of a sentence, start and end included; 17 for RefCOCO and RefCOCO+, 22 for RefCOCOg.
+    cfg.MODEL.CRIS.WORD_LEN = 17
+    # Channels of the neck's three levels, fine to coarse; the middle one is the decoder's width.
+    cfg.MODEL.CRIS.FPN_OUT = [256, 512, 1024]
+    # Layers of the vision-language decoder; 0 leaves it out, the paper's ablation.
+    cfg.MODEL.CRIS.NUM_LAYERS = 3
+    # Attention heads of the decoder.
+    cfg.MODEL.CRIS.NUM_HEADS = 8
+    # Hidden channels of the decoder's feed-forward networks.
+    cfg.MODEL.CRIS.DIM_FFN = 2048
+    # Share of the decoder's channels dropped in training.
+    cfg.MODEL.CRIS.DROPOUT = 0.1
+    # Side of the sentence's kernel over the pixels: 3 as released, 1 the paper's dot product, 0 a
+    # plain classifier without the sentence, the paper's ablation.
+    cfg.MODEL.CRIS.KERNEL_SIZE = 3
+    # Norm of neck and projector: SyncBN, BN (two pairs a process at least) or GN (any batch; the
+    # batch norms of a ResNet tower then keep their statistics).
+    cfg.MODEL.CRIS.NORM = "SyncBN"
+    # Whether CLIP's image and text towers are trained, at SOLVER.BACKBONE_MULTIPLIER.
+    cfg.MODEL.CRIS.TRAIN_CLIP = True
+    # Probability above which a pixel belongs to the mask.
+    cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
+
+
+def _add_input(cfg: CN) -> None:
+    # Side of the image after large-scale jitter, px; 0 keeps Detectron2's augmentations.
+    cfg.INPUT.LSJ_SIZE = 0
+    # Least and largest ratio of the image's longest side to LSJ_SIZE before the crop.
+    cfg.INPUT.LSJ_RANGE = [0.1, 2.0]
+    # Side of the canvas that a referring expression's picture is letterboxed to, px.
+    cfg.INPUT.REFER_SIZE = 416
+
+
 def _add_solver(cfg: CN) -> None:
-    # Optimizer: SGD as in Detectron2, or AdamW.
+    # Optimizer: SGD as in Detectron2, AdamW, or Adam with BACKBONE_MULTIPLIER.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW's decay rates of the two moments, and its epsilon.
     cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
     cfg.SOLVER.ADAM_EPS = 1e-8
+    # Factor of BASE_LR for the pretrained towers with OPTIMIZER Adam; position tables excepted.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Parts into which a process works through its share of IMS_PER_BATCH, one after another, to
+    # save memory; the gradients are those of the whole batch.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"
+    # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no
+    # limit an image. TEST.DETECTIONS_PER_IMAGE, which limits the model, must then be raised.
+    cfg.TEST.FIXED_AP = False
+    # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
+    # one, instead of by their name.
+    cfg.TEST.SYNONYMS = False
+    # Whether region classification rounds every class's rate to half precision, as published.
+    cfg.TEST.LEGACY_ROUNDING = False

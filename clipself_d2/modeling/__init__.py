@@ -1,5 +1,5 @@
 """Parts of detectors for Detectron2; importing it registers them."""
 
-from clipself_d2.modeling import backbone, roi_heads
+from clipself_d2.modeling import backbone, meta_arch, roi_heads, rpn
 
-__all__ = ["backbone", "roi_heads"]
+__all__ = ["backbone", "meta_arch", "roi_heads", "rpn"]

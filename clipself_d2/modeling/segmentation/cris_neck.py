@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipself_d2.modeling.segmentation.norms import MakeNorm, conv_norm_relu
+from clipself_d2.modeling.segmentation.norms import MakeNorm, SharedBatchNorm, conv_norm_relu
 
 
 class CrisNeck(nn.Module):
@@ -34,7 +34,7 @@ class CrisNeck(nn.Module):
         in_dims: Sequence[int],
         state_dim: int,
         out_dims: Sequence[int] = (256, 512, 1024),
-        make_norm: MakeNorm = nn.SyncBatchNorm,
+        make_norm: MakeNorm = SharedBatchNorm,
     ) -> None:
         super().__init__()
         in3, in4, in5 = in_dims

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipself_d2.modeling.segmentation.norms import MakeNorm, conv_norm_relu
+from clipself_d2.modeling.segmentation.norms import MakeNorm, SharedBatchNorm, conv_norm_relu
 
 _UPSAMPLING = 2.0
 
@@ -38,13 +38,13 @@ class CrisProjector(nn.Module):
         dim: int = 512,
         state_dim: int,
         kernel_size: int = 3,
-        make_norm: MakeNorm = nn.SyncBatchNorm,
+        make_norm: MakeNorm = SharedBatchNorm,
     ) -> None:
         super().__init__()
         if dim % 2 or kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
             raise ValueError(
                 f"a kernel of side {kernel_size} over a map of {dim} channels; "
-                "MODEL.CRIS.KERNEL_SIZE is odd or 0 and MODEL.CRIS.VIS_DIM even"
+                "MODEL.CRIS.KERNEL_SIZE is odd or 0 and the middle of MODEL.CRIS.FPN_OUT even"
             )
         self.kernel_size = kernel_size
         pixel_dim = dim // 2

@@ -6,24 +6,54 @@ Legend: N images, C channels.
 import math
 from collections.abc import Callable
 
-from torch import nn
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 MakeNorm = Callable[[int], nn.Module]
 NORMS = ("BN", "SyncBN", "GN")
 _GROUPS = 32
 
 
-class FlexibleBatchNorm(nn.BatchNorm2d):
-    """Batch norm of maps (N, C, H, W) and of vectors (N, C), on one process's batch."""
+class LocalBatchNorm(nn.BatchNorm2d):
+    """Batch norm of maps (N, C, H, W) and of vectors (N, C), over one process's batch."""
 
-    def _check_input_dim(self, input) -> None:  # type: ignore[no-untyped-def]
-        if input.dim() not in (2, 4):
-            raise ValueError(f"expected (N, C) or (N, C, H, W), got {tuple(input.shape)}")
-        if self.training and input.dim() == 2 and len(input) < 2:
-            raise ValueError(
-                "batch norm of sentences needs two of them in a process's batch; raise "
-                "SOLVER.IMS_PER_BATCH or set MODEL.CRIS.NORM to GN"
-            )
+    def _check_input_dim(self, input: Tensor) -> None:
+        _check_batch(self, input)
+
+
+class SharedBatchNorm(nn.SyncBatchNorm):
+    """Batch norm of maps and vectors over the batches of all processes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not torch.distributed.is_initialized():
+            _check_batch(self, input)
+
+
+class SampleNorm(nn.GroupNorm):
+    """Group norm of maps (N, C, H, W), layer norm of vectors (N, C): each sample by itself.
+
+    Args:
+        channels: C; maps have up to 32 groups of at least 4 channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1 if channels % 4 else math.gcd(_GROUPS, channels // 4), channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; the shape is kept."""
+        if input.dim() == 2:
+            return F.layer_norm(input, (self.num_channels,), self.weight, self.bias, self.eps)
+        return super().forward(input)
+
+
+def _check_batch(module: nn.Module, features: Tensor) -> None:
+    if module.training and features.dim() == 2 and len(features) < 2:
+        raise ValueError(
+            "batch norm of sentences needs two of them in a batch; raise SOLVER.IMS_PER_BATCH or "
+            "set MODEL.CRIS.NORM to GN"
+        )
 
 
 def norm_maker(norm: str) -> MakeNorm:
@@ -41,11 +71,11 @@ def norm_maker(norm: str) -> MakeNorm:
         ValueError: If it is none of these.
     """
     if norm == "BN":
-        return FlexibleBatchNorm
+        return LocalBatchNorm
     if norm == "SyncBN":
-        return nn.SyncBatchNorm
+        return SharedBatchNorm
     if norm == "GN":
-        return lambda channels: nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+        return SampleNorm
     raise ValueError(f"MODEL.CRIS.NORM is {norm!r}, expected one of {NORMS}")
 
 

@@ -54,7 +54,7 @@ def map_positions(grid: tuple[int, int], channels: int, device: torch.device) ->
     if channels % 4:
         raise ValueError(
             f"positions of a map need a multiple of 4 channels, not {channels}; change "
-            "MODEL.CRIS.VIS_DIM"
+            "MODEL.CRIS.FPN_OUT"
         )
     height, width = grid
     columns = line_positions(width, channels // 2, device)

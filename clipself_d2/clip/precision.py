@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-PRECISIONS = ("fp32", "bf16", "auto")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 _CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -35,7 +35,7 @@ def check_precision(precision: str) -> None:
         precision: Name of a number type.
 
     Raises:
-        ValueError: If it is none of fp32, bf16 and auto.
+        ValueError: If it is none of fp32, bf16, fp16 and auto.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; MODEL.CLIP.PRECISION is one of {PRECISIONS}")
@@ -47,7 +47,7 @@ def compute_context(device: torch.device, precision: str) -> Iterator[None]:
 
     Args:
         device: Where the tensors are.
-        precision: "fp32", "bf16", or "auto": bf16 on CUDA and on processors that have it.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 on CUDA and on processors that have it.
 
     Yields:
         Nothing.
@@ -61,7 +61,8 @@ def compute_context(device: torch.device, precision: str) -> Iterator[None]:
         with torch.autocast(device.type, enabled=False):
             yield
         return
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, dtype=dtype):
         if not on_cpu:
             yield
             return

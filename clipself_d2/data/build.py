@@ -1,18 +1,20 @@
-"""Loaders for distillation and for region classification."""
+"""Loaders for distillation, for region classification and for the training of detectors."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clipself_d2.data.distill_mapper import DistillMapper, ProposalFile
+from clipself_d2.data.detection_mapper import build_train_mapper
+from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.region_mapper import RegionMapper
+from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
 Record = Mapping[str, object]
 
@@ -20,24 +22,37 @@ Record = Mapping[str, object]
 class CountedDataset(Dataset[dict[str, object]]):
     """An endless data set over a running count of samples.
 
-    Sample k is record ``permutation(epoch)[k % n]`` with a generator seeded by (seed, k): it does
-    not depend on workers, processes or interruptions.
+    Sample k is record ``permutation(epoch)[k % n]`` with a generator seeded by (seed, k), and its
+    size is drawn for iteration ``k // total_batch``: it does not depend on workers, processes or
+    interruptions.
 
     Args:
         records: Records of the data set.
-        mapper: Called with a record and the generator.
+        mapper: Called with a record, the generator and the size of the student's image.
         seed: Seed of order and augmentation.
+        total_batch: Samples of one iteration over all processes.
+        sizes: Longest sides of the student's image, px, one of which all samples of an iteration
+            have; empty leaves it to the mapper.
 
     Raises:
         ValueError: If there is no record.
     """
 
-    def __init__(self, *, records: Sequence[Record], mapper: DistillMapper, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        records: Sequence[Record],
+        mapper: DistillMapper,
+        seed: int,
+        total_batch: int = 1,
+        sizes: Sequence[int] = (),
+    ) -> None:
         if not len(records):
             raise ValueError("the training set is empty; check DATASETS.TRAIN")
         self._records = records
         self._mapper = mapper
         self._seed = seed
+        self._total_batch, self._sizes = total_batch, tuple(sizes)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, count: int) -> dict[str, object]:
@@ -54,7 +69,11 @@ class CountedDataset(Dataset[dict[str, object]]):
             rng = np.random.default_rng([self._seed, epoch, 1])
             self._epoch, self._order = epoch, rng.permutation(len(self._records))
         record = self._records[int(self._order[position])]
-        return self._mapper(record, np.random.default_rng([self._seed, count]))
+        rng = np.random.default_rng([self._seed, count])
+        if not self._sizes:
+            return self._mapper(record, rng)
+        draw = np.random.default_rng([self._seed, count // self._total_batch, 2])
+        return self._mapper(record, rng, self._sizes[int(draw.integers(len(self._sizes)))])
 
 
 class CountSampler(Sampler[int]):
@@ -92,6 +111,7 @@ def build_distill_train_loader(
     mapper: DistillMapper,
     total_batch: int,
     seed: int,
+    sizes: Sequence[int] = (),
     start_iter: int = 0,
     num_workers: int = 0,
 ) -> DataLoader:
@@ -102,6 +122,7 @@ def build_distill_train_loader(
         mapper: From a record to an item.
         total_batch: Images of one iteration over all processes.
         seed: Seed of order and regions.
+        sizes: Longest sides of the student's image to draw from, px.
         start_iter: First iteration, for resume.
         num_workers: Worker processes.
 
@@ -116,7 +137,9 @@ def build_distill_train_loader(
         world_size=world_size,
     )
     return DataLoader(
-        CountedDataset(records=records, mapper=mapper, seed=seed),
+        CountedDataset(
+            records=records, mapper=mapper, seed=seed, total_batch=total_batch, sizes=sizes
+        ),
         batch_size=total_batch // world_size,
         sampler=sampler,
         num_workers=num_workers,
@@ -141,27 +164,51 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     options = cfg.MODEL.DISTILL
     records = _read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     proposals = None
-    if options.REGIONS != "grid":
+    if options.REGIONS in ("proposals", "both"):
         proposals = ProposalFile(options.PROPOSAL_FILE)
         proposals.check_images([record["image_id"] for record in records])
-    mapper = DistillMapper(
-        regions=options.REGIONS,
+    sampler = RegionSampler(
+        source=options.REGIONS,
         proposals=proposals,
-        image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE,
         max_split=options.MAX_SPLIT,
         max_boxes=options.MAX_BOXES,
         box_size_range=tuple(options.BOX_SIZE_RANGE),
         crop_enlarge=options.CROP_ENLARGE,
+        reference_sampling=options.REFERENCE_SAMPLING,
+    )
+    mapper = DistillMapper(
+        sampler=sampler,
+        image_size=options.IMAGE_SIZE,
+        crop_size=options.CROP_SIZE,
+        crop_resizer=options.CROP_RESIZER,
+        whole_image=options.IMAGE_LOSS_WEIGHT > 0,
     )
     return build_distill_train_loader(
         records=DatasetFromList(records, copy=False),
         mapper=mapper,
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
+        sizes=options.MULTISCALE_SIZES,
         start_iter=start_iter,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
+    """Build a detector's training loader of DATASETS.TRAIN.
+
+    Args:
+        cfg: The whole config; INPUT.LSJ_SIZE chooses the augmentations.
+
+    Returns:
+        An endless loader of lists of this process's items, as Detectron2's models take them.
+
+    Raises:
+        ValueError: If DATASETS.TRAIN is empty.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; name a registered data set")
+    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 
 def build_region_test_loader_from_cfg(

@@ -95,6 +95,7 @@ def sample_proposals(
     *,
     size_range: tuple[float, float],
     max_boxes: int,
+    check_sizes_first: bool = True,
 ) -> np.ndarray:
     """Draw proposals of fitting size.
 
@@ -103,15 +104,19 @@ def sample_proposals(
         boxes: (R, 4) proposals; R may be 0.
         size_range: Square roots of the least and the largest area, px.
         max_boxes: Most proposals kept.
+        check_sizes_first: Whether sizes are checked before the draw, so that pictures with many
+            tiny proposals do not end up with few regions; the published code checks after it.
 
     Returns:
         (R', 4), R' <= max_boxes, in random order; may be empty.
 
-    Reference: CLIPSelf, arXiv 2310.01403, appendix A.4. Differs: sizes are checked before the
-    draw, so that images with many tiny proposals do not end up with few regions.
+    Reference: CLIPSelf, arXiv 2310.01403, appendix A.4.
     """
-    fitting = keep_sizes(boxes.reshape(-1, 4), size_range)
-    return fitting[rng.permutation(len(fitting))[:max_boxes]]
+    boxes = boxes.reshape(-1, 4)
+    if check_sizes_first:
+        boxes = keep_sizes(boxes, size_range)
+    drawn = boxes[rng.permutation(len(boxes))[:max_boxes]]
+    return drawn if check_sizes_first else keep_sizes(drawn, size_range)
 
 
 def fallback_box(width: float, height: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Distillers: META_ARCHITECTUREs that return losses."""
 
+from clipself_d2.distill.base import RegionDistiller
 from clipself_d2.distill.clipself import CLIPSelfDistiller
+from clipself_d2.distill.region_text import RegionTextDistiller
 
-__all__ = ["CLIPSelfDistiller"]
+__all__ = ["CLIPSelfDistiller", "RegionDistiller", "RegionTextDistiller"]

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clipself_d2.config import add_clipself_config
+from clipself_d2.engine.launch import run_processes
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -101,13 +102,13 @@ def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
     args = train_parser(example).parse_args()
 
     def start() -> None:
-        launch(
+        run_processes(
             _train_or_evaluate,
-            args.num_gpus,
+            (trainer, args),
+            num_gpus=args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(trainer, args),
         )
 
     return run_tool(start, debug=args.debug)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
-from clipself_d2.distill import CLIPSelfDistiller
+from clipself_d2.distill import RegionDistiller
+from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import evaluate_regions
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, build_adamw
 
@@ -43,7 +44,7 @@ class StudentCheckpointer(StrictCheckpointer):
     """
 
     def __init__(
-        self, *, distiller: CLIPSelfDistiller, save_dir: str, alpha: float, trainer: object
+        self, *, distiller: RegionDistiller, save_dir: str, alpha: float, trainer: object
     ) -> None:
         super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
@@ -175,4 +176,4 @@ class DistillTrainer(Trainer):
         """
         if evaluators is not None:
             raise ValueError("regions have one evaluator; pass none")
-        return evaluate_regions(cfg, model)
+        return evaluate_regions(cfg, unwrap(model))

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,9 @@ from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
-from torch import nn
+from torch import Tensor, nn
 
+from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 from clipself_d2.engine.evaluate import evaluate_detector
 
 logger = logging.getLogger(__name__)
@@ -140,8 +142,7 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         parallel = create_ddp_model(model, broadcast_buffers=False, **devices)
-        loop = AMPTrainer if self._use_amp(cfg) else SimpleTrainer
-        self._trainer = loop(parallel, loader, optimizer)
+        self._trainer = self._build_loop(cfg, parallel, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(model)
         self.register_hooks(self.build_hooks())
@@ -159,6 +160,30 @@ class Trainer(DefaultTrainer):
         """
         return cfg
 
+    @classmethod
+    def _build_loop(
+        cls, cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+    ) -> SimpleTrainer:
+        """Detectron2's loop, in mixed precision and with accumulation where the config asks."""
+        steps = cfg.SOLVER.ACCUMULATION_STEPS
+        options: dict[str, Any] = {"zero_grad_before_forward": steps > 1}
+        backward: Callable[[Tensor], None] = torch.Tensor.backward
+        loop = SimpleTrainer
+        if cls._use_amp(cfg):
+            loop = AMPTrainer
+            # bf16 has the exponents of fp32, so that gradients need no scaling.
+            is_bf16 = cfg.MODEL.CLIP.PRECISION == "bf16"
+            scaler = torch.amp.GradScaler("cuda", enabled=not is_bf16)
+            options["precision"] = torch.bfloat16 if is_bf16 else torch.float16
+            options["grad_scaler"] = scaler
+
+            def backward(loss: Tensor) -> None:
+                scaler.scale(loss).backward()
+
+        if steps != 1:
+            model = AccumulatingModel(model, steps=steps, backward=backward)
+        return loop(model, loader, optimizer, **options)
+
     @staticmethod
     def _use_amp(cfg: CfgNode) -> bool:
         if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -168,6 +193,11 @@ class Trainer(DefaultTrainer):
                 cfg.MODEL.DEVICE,
             )
             return False
+        if cfg.MODEL.CLIP.PRECISION == "fp16" and not cfg.SOLVER.AMP.ENABLED:
+            logger.warning(
+                "MODEL.CLIP.PRECISION fp16 without SOLVER.AMP.ENABLED trains without loss scaling; "
+                "small gradients of the tower become zero"
+            )
         return bool(cfg.SOLVER.AMP.ENABLED)
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
@@ -260,4 +290,4 @@ class Trainer(DefaultTrainer):
         """
         if evaluators is not None:
             raise ValueError("evaluators follow the data sets' evaluator_type; pass none")
-        return evaluate_detector(cfg, model)
+        return evaluate_detector(cfg, unwrap(model))

@@ -6,16 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.distill_mapper import DistillMapper, ProposalFile, scale_boxes
+from clipself_d2.data.distill_mapper import DistillMapper, scale_boxes
+from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
-OPTIONS = {
-    "image_size": 96,
-    "crop_size": 32,
-    "max_split": 3,
-    "max_boxes": 4,
-    "box_size_range": (4.0, 200.0),
-    "crop_enlarge": 1.5,
-}
+GRID = RegionSampler(source="grid", max_split=3, max_boxes=4)
 
 
 @pytest.fixture
@@ -25,15 +19,12 @@ def record(tmp_path: Path) -> dict[str, object]:
     return {"file_name": str(tmp_path / "a.png"), "image_id": 5}
 
 
-def write_proposals(path: Path, boxes: list[list[float]], image_id: int = 5) -> ProposalFile:
-    rows = [{"image_id": image_id, "bbox": box, "category_id": 1} for box in boxes]
-    path.write_text(json.dumps({"annotations": rows}))
-    return ProposalFile(path)
+def mapper(sampler: RegionSampler = GRID, **options: object) -> DistillMapper:
+    return DistillMapper(sampler=sampler, **{"image_size": 96, "crop_size": 32, **options})
 
 
 def test_grid_items_hold_boxes_of_the_scaled_picture_and_as_many_crops(record) -> None:
-    mapper = DistillMapper(regions="grid", proposals=None, **OPTIONS)
-    item = mapper(record, np.random.default_rng(0))
+    item = mapper()(record, np.random.default_rng(0))
     assert item["image"].shape == (3, 72, 96)
     assert item["image"].dtype == torch.uint8
     assert item["crops"].shape == (len(item["boxes"]), 3, 32, 32)
@@ -43,16 +34,16 @@ def test_grid_items_hold_boxes_of_the_scaled_picture_and_as_many_crops(record) -
 
 
 def test_the_same_generator_gives_the_same_item(record) -> None:
-    mapper = DistillMapper(regions="grid", proposals=None, **OPTIONS)
-    first, second = (mapper(record, np.random.default_rng(4)) for _ in range(2))
+    first, second = (mapper()(record, np.random.default_rng(4)) for _ in range(2))
     assert torch.equal(first["boxes"], second["boxes"])
     assert torch.equal(first["crops"], second["crops"])
 
 
-def test_a_proposal_is_the_students_box_and_its_crop_is_larger(record, tmp_path) -> None:
-    proposals = write_proposals(tmp_path / "p.json", [[20, 20, 20, 10]])
-    mapper = DistillMapper(regions="proposals", proposals=proposals, **OPTIONS)
-    item = mapper(record, np.random.default_rng(0))
+def test_the_crop_of_a_proposal_is_cut_from_the_original(record, tmp_path) -> None:
+    rows = [{"image_id": 5, "bbox": [20, 20, 20, 10]}]
+    (tmp_path / "p.json").write_text(json.dumps({"annotations": rows}))
+    sampler = RegionSampler(source="proposals", proposals=ProposalFile(tmp_path / "p.json"))
+    item = mapper(sampler)(record, np.random.default_rng(0))
     torch.testing.assert_close(item["boxes"], torch.tensor([[24.0, 24.0, 48.0, 36.0]]))
     pixels = np.asarray(Image.open(record["file_name"]))
     expected = Image.fromarray(pixels[18:32, 15:45]).resize((32, 15), Image.Resampling.BICUBIC)
@@ -61,52 +52,42 @@ def test_a_proposal_is_the_students_box_and_its_crop_is_larger(record, tmp_path)
     assert got[:8].max() == 0
 
 
-def test_both_sources_are_joined(record, tmp_path) -> None:
-    proposals = write_proposals(tmp_path / "p.json", [[20, 20, 20, 10], [0, 0, 30, 30]])
-    mapper = DistillMapper(regions="both", proposals=proposals, **OPTIONS)
-    grid = DistillMapper(regions="grid", proposals=None, **OPTIONS)
-    count = len(grid(record, np.random.default_rng(0))["boxes"])
-    assert len(mapper(record, np.random.default_rng(0))["boxes"]) == count + 2
+def test_crops_for_the_device_are_the_pixels_of_the_original(record) -> None:
+    sampler = RegionSampler(source="grid", max_split=1)
+    item = mapper(sampler, crop_resizer="device", whole_image=True)(
+        record, np.random.default_rng(0)
+    )
+    pixels = torch.from_numpy(np.array(Image.open(record["file_name"]))).permute(2, 0, 1)
+    for key in ("crops", "whole"):
+        assert len(item[key]) == 1
+        assert torch.equal(item[key][0], pixels)
 
 
-def test_a_picture_without_proposals_takes_its_first_quarter(record, tmp_path) -> None:
-    proposals = write_proposals(tmp_path / "p.json", [[0, 0, 9, 9]], image_id=6)
-    mapper = DistillMapper(regions="proposals", proposals=proposals, **OPTIONS)
-    item = mapper(record, np.random.default_rng(0))
-    assert torch.allclose(item["boxes"], torch.tensor([[0.0, 0.0, 24.0, 18.0]]))
+def test_the_sizes_of_ragged_crops_are_those_of_their_boxes(record) -> None:
+    item = mapper(crop_resizer="device")(record, np.random.default_rng(3))
+    sides = (item["boxes"][:, 2:] - item["boxes"][:, :2]) / 1.2
+    got = torch.tensor([[crop.shape[2], crop.shape[1]] for crop in item["crops"]]).float()
+    assert float((got - sides).abs().max()) <= 1.0
 
 
-def test_unknown_regions_name_their_key() -> None:
-    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.REGIONS"):
-        DistillMapper(regions="tiles", proposals=None, **OPTIONS)
+def test_a_size_of_the_call_replaces_the_mappers(record) -> None:
+    item = mapper()(record, np.random.default_rng(0), 48)
+    assert item["image"].shape == (3, 36, 48)
+    assert item["boxes"].max() <= 48
 
 
-def test_proposals_without_a_file_name_their_key() -> None:
-    with pytest.raises(ValueError, match="PROPOSAL_FILE"):
-        DistillMapper(regions="both", proposals=None, **OPTIONS)
-    with pytest.raises(ValueError, match="PROPOSAL_FILE"):
-        ProposalFile("")
+def test_labelled_regions_have_classes_and_no_crops(record) -> None:
+    rows = [{"bbox": [0.0, 0.0, 40.0, 30.0], "bbox_mode": 1, "category_id": 7}]
+    sampler = RegionSampler(source="labels")
+    item = mapper(sampler)({**record, "annotations": rows}, np.random.default_rng(0))
+    assert item["region_classes"].tolist() == [7]
+    assert "crops" not in item
+    torch.testing.assert_close(item["boxes"], torch.tensor([[0.0, 0.0, 48.0, 36.0]]))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "JSON"),
-        ("{}", "annotations"),
-        ('{"annotations": []}', "no box"),
-    ],
-)
-def test_broken_proposal_files_are_named(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "p.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"p\.json.*{message}|{message}.*p\.json"):
-        ProposalFile(tmp_path / "p.json")
-
-
-def test_proposals_of_another_data_set_are_refused(tmp_path: Path) -> None:
-    proposals = write_proposals(tmp_path / "p.json", [[0, 0, 9, 9]])
-    with pytest.raises(ValueError, match="none|any of the 2"):
-        proposals.check_images([1, 2])
-    proposals.check_images([5, 6])
+def test_an_unknown_resizer_names_its_key() -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.CROP_RESIZER"):
+        mapper(crop_resizer="gpu")
 
 
 def test_boxes_are_scaled_by_the_longest_side() -> None:

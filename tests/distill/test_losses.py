@@ -1,7 +1,17 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from clipself_d2.distill.losses import constant_prediction_loss, cosine_distances
+from clipself_d2.distill.losses import (
+    constant_prediction_loss,
+    cosine_distances,
+    federated_bce,
+    sample_classes,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "distill"
 
 
 def test_equal_vectors_have_distance_0_and_opposite_ones_2() -> None:
@@ -47,3 +57,45 @@ def test_the_yardstick_is_the_loss_of_the_best_constant() -> None:
 
 def test_the_yardstick_without_regions_is_0() -> None:
     assert constant_prediction_loss(torch.zeros(0, 4)) == 0.0
+
+
+def test_federated_bce_meets_the_golden_value() -> None:
+    data = np.load(GOLDEN / "region_text.npz")
+    text, region, label, sampled = (
+        torch.from_numpy(data[key])
+        for key in ("noun_embeddings", "box_features", "labels", "sampled")
+    )
+    losses = federated_bce(region, text, label, sampled, float(data["temperature"]))
+    assert float(losses.mean()) == pytest.approx(float(data["loss"]), rel=1e-6)
+
+
+def test_the_order_of_the_sampled_classes_does_not_matter() -> None:
+    region, text = torch.randn(4, 8), torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+    label = torch.tensor([0, 5, 5, 2])
+    first = federated_bce(region, text, label, torch.tensor([0, 2, 5]), 10.0)
+    second = federated_bce(region, text, label, torch.tensor([5, 0, 2]), 10.0)
+    torch.testing.assert_close(first, second)
+
+
+def test_a_class_that_is_not_sampled_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampled"):
+        federated_bce(torch.ones(1, 4), torch.eye(4), torch.tensor([3]), torch.tensor([0, 1]), 1.0)
+
+
+def test_sampled_classes_hold_all_of_the_batch_and_no_class_twice() -> None:
+    label = torch.tensor([7, 3, 7, 0])
+    sampled = sample_classes(label, 20, 8, torch.Generator().manual_seed(1))
+    assert sampled[:3].tolist() == [0, 3, 7]
+    assert len(sampled) == 8
+    assert len(set(sampled.tolist())) == 8
+    assert int(sampled.max()) < 20
+
+
+def test_a_batch_with_many_classes_is_scored_against_those_alone() -> None:
+    sampled = sample_classes(torch.arange(9), 20, 5, torch.Generator())
+    assert sampled.tolist() == list(range(9))
+
+
+def test_no_more_classes_are_drawn_than_there_are() -> None:
+    sampled = sample_classes(torch.tensor([1]), 4, 100, torch.Generator())
+    assert sorted(sampled.tolist()) == [0, 1, 2, 3]

@@ -1,0 +1,198 @@
+"""Regions of one picture for distillation, drawn from a grid, proposals or annotations.
+
+Boxes are XYXY px of the original picture.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipself_d2.data.datasets.validate import read_annotation_rows
+from clipself_d2.data.regions import (
+    clip_boxes,
+    enlarge_boxes,
+    fallback_box,
+    sample_grid_boxes,
+    sample_proposals,
+)
+
+logger = logging.getLogger(__name__)
+
+REGION_SOURCES = ("grid", "proposals", "both", "labels")
+_USES_GRID = ("grid", "both")
+_USES_PROPOSALS = ("proposals", "both")
+_XYWH_ABS = 1  # Detectron2's BoxMode of COCO annotations
+
+
+class ProposalFile:
+    """Class-agnostic boxes by image id, from a file in COCO's format.
+
+    Args:
+        path: A json file: annotations of a COCO file, whose category ids are ignored, or a list of
+            COCO results.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not JSON, lacks ``annotations`` or has no box.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        remedy = "write it with tools/make_proposals.py and set MODEL.DISTILL.PROPOSAL_FILE"
+        if not self.path:
+            raise ValueError(f"MODEL.DISTILL.PROPOSAL_FILE is empty; {remedy}")
+        rows = read_annotation_rows(path, remedy=remedy)
+        by_image: dict[object, list[list[float]]] = {}
+        for row in rows:
+            x, y, width, height = row["bbox"]
+            by_image.setdefault(row["image_id"], []).append([x, y, x + width, y + height])
+        if not by_image:
+            raise ValueError(f"proposal file {path} has no box; {remedy}")
+        self._boxes = {key: np.array(boxes, np.float64) for key, boxes in by_image.items()}
+
+    def __contains__(self, image_id: object) -> bool:
+        """Tell whether an image has a box."""
+        return image_id in self._boxes
+
+    def boxes(self, image_id: object) -> np.ndarray:
+        """Look up the boxes of an image.
+
+        Args:
+            image_id: Id as in the data set.
+
+        Returns:
+            (R, 4) XYXY px; R may be 0.
+        """
+        return self._boxes.get(image_id, np.zeros((0, 4)))
+
+    def check_images(self, image_ids: list[object]) -> None:
+        """Refuse a file of another data set.
+
+        Args:
+            image_ids: Ids of the training images.
+
+        Raises:
+            ValueError: If no image has a box.
+        """
+        covered = sum(image_id in self for image_id in image_ids)
+        if covered == 0:
+            raise ValueError(
+                f"proposal file {self.path} has no box for any of the {len(image_ids)} training "
+                "images; make it for DATASETS.TRAIN with tools/make_proposals.py --dataset"
+            )
+        if covered < len(image_ids):
+            logger.warning("%d images have no proposal", len(image_ids) - covered)
+
+
+@dataclass(frozen=True)
+class DrawnRegions:
+    """Regions of one picture.
+
+    Attributes:
+        boxes: (R, 4), what the student pools.
+        crop_boxes: (R, 4), what the teacher sees.
+        classes: (R,) int64 class indices, or None where regions have no class.
+    """
+
+    boxes: np.ndarray
+    crop_boxes: np.ndarray
+    classes: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSampler:
+    """Draws the regions of a picture.
+
+    Attributes:
+        source: "grid" (m x n patches), "proposals", "both", or "labels" (the annotations of the
+            data set with their classes, in the order of the file).
+        proposals: Boxes for "proposals" and "both".
+        max_split: Most rows or columns of a grid.
+        max_boxes: Most regions of each source.
+        box_size_range: Square roots of the least and largest area of a proposal, px.
+        crop_enlarge: Factor of the teacher's crop of a proposal.
+        reference_sampling: Draw proposals before their sizes are checked, as the published code
+            does, so that fewer than ``max_boxes`` may be left.
+
+    Raises:
+        ValueError: If the source is unknown or proposals lack.
+
+    Reference: CLIPSelf, arXiv 2310.01403, section 3.2 and appendix A.4.
+    """
+
+    source: str
+    proposals: ProposalFile | None = None
+    max_split: int = 6
+    max_boxes: int = 20
+    box_size_range: tuple[float, float] = (8.0, 1024.0)
+    crop_enlarge: float = 1.5
+    reference_sampling: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the source."""
+        if self.source not in REGION_SOURCES:
+            raise ValueError(
+                f"regions are {self.source!r}; MODEL.DISTILL.REGIONS is one of {REGION_SOURCES}"
+            )
+        if self.source in _USES_PROPOSALS and self.proposals is None:
+            raise ValueError(f"regions {self.source!r} need MODEL.DISTILL.PROPOSAL_FILE")
+
+    def draw(
+        self, record: Mapping[str, object], size: tuple[int, int], rng: np.random.Generator
+    ) -> DrawnRegions:
+        """Draw the regions of one picture.
+
+        Args:
+            record: Detectron2's record with ``image_id`` and, for "labels", ``annotations``.
+            size: (width, height) of the picture, px.
+            rng: Source of all randomness.
+
+        Returns:
+            The regions; at least one but for "both" and "labels".
+        """
+        if self.source == "labels":
+            return self._labelled(record, size)
+        width, height = size
+        boxes, crops = [], []
+        if self.source in _USES_GRID:
+            tiles = sample_grid_boxes(
+                rng, width, height, max_split=self.max_split, max_boxes=self.max_boxes
+            )
+            boxes.append(tiles)
+            crops.append(tiles)
+        if self.source in _USES_PROPOSALS and self.proposals is not None:
+            found = clip_boxes(self.proposals.boxes(record["image_id"]), width, height)
+            drawn = sample_proposals(
+                rng,
+                found,
+                size_range=self.box_size_range,
+                max_boxes=self.max_boxes,
+                check_sizes_first=not self.reference_sampling,
+            )
+            if not len(drawn) and self.source == "proposals":
+                drawn = fallback_box(width, height)
+            boxes.append(drawn)
+            crops.append(enlarge_boxes(drawn, self.crop_enlarge, width, height))
+        return DrawnRegions(np.concatenate(boxes), np.concatenate(crops))
+
+    def _labelled(self, record: Mapping[str, object], size: tuple[int, int]) -> DrawnRegions:
+        if "annotations" not in record:
+            raise ValueError(
+                f"image {record['image_id']} has no annotations, but MODEL.DISTILL.REGIONS is "
+                "labels; name a detection data set in DATASETS.TRAIN"
+            )
+        rows = list(record["annotations"])[: self.max_boxes]  # type: ignore[call-overload]
+        corners = [_corners(row["bbox"], int(row["bbox_mode"])) for row in rows]
+        boxes = clip_boxes(np.array(corners, np.float64).reshape(-1, 4), *size)
+        classes = np.array([row["category_id"] for row in rows], np.int64)
+        return DrawnRegions(boxes, boxes, classes)
+
+
+def _corners(bbox: list[float], mode: int) -> list[float]:
+    first, second, third, fourth = (float(side) for side in bbox)
+    if mode == _XYWH_ABS:
+        return [first, second, first + third, second + fourth]
+    return [first, second, third, fourth]

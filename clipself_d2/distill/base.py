@@ -1,0 +1,259 @@
+"""What all distillers share: a student, the frozen original, and region scoring.
+
+Legend: N images, R regions of the batch, D joint embedding, H W pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.distributed
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from clipself_d2.clip import VisionTower
+from clipself_d2.layers import mask_embeddings, resize_crops, roi_embeddings
+
+Item = dict[str, object]
+Losses = dict[str, Tensor]
+# Crops that the teacher embeds at once.
+TEACHER_BATCH = 256
+
+
+class RegionDistiller(nn.Module, ABC):
+    """A CLIP tower that is trained, and its frozen original.
+
+    Subclasses define ``compute_losses``; outside training all of them embed regions for
+    ``RegionClassificationEvaluator``.
+
+    Args:
+        student: Tower that is trained.
+        teacher: Tower of the same width, frozen here and always in evaluation mode.
+        pixel_mean: RGB mean, 0 to 255.
+        pixel_std: RGB deviation.
+        trainable_blocks: Number of the student's last blocks that are trained.
+        train_embedding: Whether its patch embedding, positions and outer norms are trained too.
+        pad_to_square: Whether student images are padded to the square of the batch's longest side,
+            instead of to its largest height and width.
+
+    Raises:
+        ValueError: If the towers' embeddings differ in width.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        student: VisionTower,
+        teacher: VisionTower,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        trainable_blocks: int,
+        train_embedding: bool = False,
+        pad_to_square: bool = False,
+    ) -> None:
+        super().__init__()
+        if student.embed_dim != teacher.embed_dim:
+            raise ValueError(
+                f"student embeddings are {student.embed_dim}-d, the teacher's "
+                f"{teacher.embed_dim}-d; MODEL.CLIP.WEIGHTS and PRETRAINED must be of one CLIP"
+            )
+        self.student = student
+        self.teacher = teacher.eval()
+        self.teacher.freeze()
+        self.student.unlock(trainable_blocks, everything=train_embedding)
+        self.pad_to_square = pad_to_square
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "RegionDistiller":
+        """Switch the student's mode; the teacher stays in evaluation mode.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            Self.
+        """
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batched_inputs: list[Item]) -> Losses | list[dict[str, Tensor]]:
+        """Distil, or embed regions.
+
+        Args:
+            batched_inputs: Items of ``DistillMapper`` or ``RegionMapper``: ``image`` (3, H, W)
+                uint8 RGB, ``boxes`` (Ri, 4) XYXY px of the image, and what the losses need beside
+                them; for scoring ``crops``, Ri pictures of uint8, and ``masks`` (Ri, h, w).
+
+        Returns:
+            In training the losses. Otherwise a dict for each image: ``roi`` and ``mask`` (Ri, D),
+            unit-norm, of the student's dense map, and ``crop`` (Ri, D) of the teacher.
+        """
+        images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
+        boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
+        dense = self.student.forward_dense(images).embedding
+        student_RD = roi_embeddings(dense, boxes, self.student.patch_size)
+        if self.training:
+            return self.compute_losses(batched_inputs, student_RD)
+        return self._split(batched_inputs, dense, student_RD)
+
+    @abstractmethod
+    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+        """Compare the student's regions with what they should be.
+
+        Args:
+            items: The batch.
+            student_RD: (R, D) unit-norm region features of all images, in order.
+
+        Returns:
+            Scalars by name; their sum is minimised.
+        """
+
+    def preprocess_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Pad with black at the right and the bottom, then normalise.
+
+        Args:
+            images: (3, Hi, Wi) uint8 each.
+
+        Returns:
+            (N, 3, H, W) float32.
+        """
+        patch = self.student.patch_size
+        height = max(image.shape[1] for image in images)
+        width = max(image.shape[2] for image in images)
+        if self.pad_to_square:
+            height = width = max(height, width)
+        height, width = -(-height // patch) * patch, -(-width // patch) * patch
+        batch = torch.zeros(len(images), 3, height, width, device=self.device)
+        for canvas, image in zip(batch, images, strict=True):
+            canvas[:, : image.shape[1], : image.shape[2]] = image.to(self.device)
+        return (batch - self.pixel_mean) / self.pixel_std
+
+    def preprocess_crops(self, items: Sequence[Item], key: str) -> Tensor:
+        """Join the crops of a batch, resizing those that come as they were cut, and normalise.
+
+        Args:
+            items: The batch.
+            key: "crops" or "whole".
+
+        Returns:
+            (R, 3, s, s) float32; s is that of resized crops, else the teacher's native size.
+
+        Raises:
+            ValueError: If an item has no crops.
+        """
+        if any(key not in item for item in items):
+            raise ValueError(
+                f"the batch has no {key!r} for {type(self).__name__}; MODEL.DISTILL.REGIONS labels "
+                "goes with RegionTextDistiller alone"
+            )
+        values = [item[key] for item in items]
+        if isinstance(values[0], Tensor):
+            pixels = torch.cat(values).to(self.device).float()  # type: ignore[arg-type]
+        else:
+            pieces = [piece for value in values for piece in value]  # type: ignore[attr-defined]
+            pixels = resize_crops(pieces, self.crop_size, self.device)
+        return (pixels - self.pixel_mean) / self.pixel_std
+
+    @property
+    def crop_size(self) -> int:
+        """Side to which crops are resized here, px."""
+        return self.teacher.image_size
+
+    @torch.no_grad()
+    def embed_crops(self, items: Sequence[Item]) -> Tensor:
+        """Embed the crops of a batch with the teacher.
+
+        Args:
+            items: Items with ``crops``.
+
+        Returns:
+            (R, D) float32, not normalised.
+        """
+        parts = [torch.zeros(0, self.teacher.embed_dim, device=self.device)]
+        for chunk in self.preprocess_crops(items, "crops").split(TEACHER_BATCH):
+            if len(chunk):
+                parts.append(self.teacher.forward_image(chunk))
+        return torch.cat(parts)
+
+    def loss_weight(self, items: Sequence[Item]) -> float:
+        """Tell how much a part of a batch counts against its other parts.
+
+        Args:
+            items: The part.
+
+        Returns:
+            Its number of regions, averaged over all processes.
+        """
+        return self.mean_count(sum(len(item["boxes"]) for item in items))  # type: ignore[arg-type, misc]
+
+    def mean_count(self, count: int) -> float:
+        """Average a number of regions over all processes.
+
+        Losses are divided by it, so that averaged gradients are those of the joined batch.
+
+        Args:
+            count: Number in this process.
+
+        Returns:
+            The mean, at least one over the number of processes.
+        """
+        if comm.get_world_size() == 1:
+            return float(max(1, count))
+        total = torch.tensor(float(count), device=self.device)
+        torch.distributed.all_reduce(total)
+        return max(1.0, float(total)) / comm.get_world_size()
+
+    def student_state_dict(self, alpha: float = 1.0) -> dict[str, Tensor]:
+        """Mix the student with its teacher.
+
+        Args:
+            alpha: Share of the student, in [0, 1].
+
+        Returns:
+            Weights by open_clip's names ``visual.*``, ready for MODEL.CLIP.WEIGHTS.
+
+        Raises:
+            ValueError: If ``alpha`` is out of range.
+
+        Reference: CLIPSelf's weight ensemble, arXiv 2310.01403, appendix A.1.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"MODEL.DISTILL.ALPHA is {alpha}; it must be in [0, 1]")
+        student, teacher = self.student.state_dict(), self.teacher.state_dict()
+        if alpha == 1.0:
+            return student
+        return {key: alpha * student[key] + (1 - alpha) * teacher[key] for key in student}
+
+    def _split(
+        self, items: list[Item], dense: Tensor, student_RD: Tensor
+    ) -> list[dict[str, Tensor]]:
+        counts = [len(item["boxes"]) for item in items]  # type: ignore[arg-type]
+        rows = [
+            {"roi": roi, "crop": crop}
+            for roi, crop in zip(
+                student_RD.split(counts), self.embed_crops(items).split(counts), strict=True
+            )
+        ]
+        for number, (row, item) in enumerate(zip(rows, items, strict=True)):
+            if "masks" in item:
+                masks = _fit_grid(item["masks"], dense.shape[2:]).to(dense)  # type: ignore[arg-type]
+                row["mask"] = mask_embeddings(dense[number : number + 1], [masks])
+        return rows
+
+
+def _fit_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:
+    """Pad masks of one image to the grid of the batch."""
+    padded = masks.new_zeros(len(masks), *grid)
+    padded[:, : masks.shape[1], : masks.shape[2]] = masks
+    return padded

@@ -1,0 +1,109 @@
+"""Gradient accumulation behind the interface of a model, for Detectron2's training loops."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+Losses = Mapping[str, Tensor]
+
+
+class AccumulatingModel(nn.Module):
+    """Works through a batch in parts; gradients of all but the last are computed in the forward.
+
+    The loop that calls it must clear gradients before the forward. Each part's losses are weighted
+    by ``loss_weight`` of the model, where it has that, else by the number of items, so that the
+    sum over the parts is the loss of the whole batch.
+
+    Args:
+        model: A model, perhaps wrapped in DistributedDataParallel, that returns losses in training.
+        steps: Number of parts.
+        backward: How a loss is differentiated, such as through a gradient scaler.
+
+    Raises:
+        ValueError: If there is less than one part.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, steps: int, backward: Callable[[Tensor], None]
+    ) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {steps}; it must be at least 1")
+        self.module = model
+        self.steps = steps
+        self._backward = backward
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, object]]) -> Any:
+        """Run the model, in training part by part.
+
+        Args:
+            batched_inputs: A batch.
+
+        Returns:
+            In training the losses of the whole batch, whose gradient is that of the last part;
+            otherwise the model's output.
+
+        Raises:
+            ValueError: If the batch has fewer items than there are parts.
+        """
+        if not self.training or self.steps == 1:
+            return self.module(batched_inputs)
+        parts = self._split(batched_inputs)
+        weights = self._weights(parts)
+        total: dict[str, Tensor] = {}
+        for part, weight in zip(parts[:-1], weights[:-1], strict=True):
+            with self._without_sync():
+                losses = {name: weight * loss for name, loss in self.module(part).items()}
+                self._backward(sum_of(losses))
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0.0) + loss.detach()
+        last = self.module(parts[-1])
+        return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
+
+    def _split(
+        self, items: Sequence[Mapping[str, object]]
+    ) -> list[Sequence[Mapping[str, object]]]:
+        if len(items) < self.steps:
+            raise ValueError(
+                f"a process has {len(items)} images of SOLVER.IMS_PER_BATCH, too few for "
+                f"SOLVER.ACCUMULATION_STEPS {self.steps}"
+            )
+        ends = [len(items) * number // self.steps for number in range(self.steps + 1)]
+        return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _weights(self, parts: Sequence[Sequence[Mapping[str, object]]]) -> list[float]:
+        inner = getattr(self.module, "module", self.module)
+        weigh = getattr(inner, "loss_weight", len)
+        weights = [float(weigh(part)) for part in parts]
+        return [weight / sum(weights) for weight in weights]
+
+    def _without_sync(self) -> Any:
+        no_sync = getattr(self.module, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()
+
+
+def sum_of(losses: Losses) -> Tensor:
+    """Add up a model's losses.
+
+    Args:
+        losses: Scalars by name, at least one.
+
+    Returns:
+        Their sum.
+    """
+    values = list(losses.values())
+    return sum(values[1:], start=values[0])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take off what the training loop put around a model.
+
+    Args:
+        model: A model, perhaps in an ``AccumulatingModel``.
+
+    Returns:
+        The model, perhaps still in DistributedDataParallel.
+    """
+    return model.module if isinstance(model, AccumulatingModel) else model

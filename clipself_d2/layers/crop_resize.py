@@ -1,0 +1,55 @@
+"""Resizing of crops on the device, equal to PIL's bicubic filter.
+
+Legend: R crops.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_crops(crops: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
+    """Scale each crop's longest side to ``size`` and centre it on black.
+
+    Args:
+        crops: R tensors (3, hi, wi) of uint8, any device; R may be 0.
+        size: Side wanted, px.
+        device: Where to resize.
+
+    Returns:
+        (R, 3, size, size) float32 of whole numbers from 0 to 255.
+
+    Raises:
+        ValueError: If ``size`` is below 1.
+
+    Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403. Against PIL's bicubic, on
+    crops of photographs: at most 0.15 of the 255 levels in the mean of a crop (0.01 over many), and
+    about 1 value in 1000 off by more than 2, where overshoot is clipped and the order of the two
+    passes, which is PIL's to choose, matters.
+    """
+    if size < 1:
+        raise ValueError(f"crops are to have {size} px; MODEL.DISTILL.CROP_SIZE must be positive")
+    canvas = torch.zeros(len(crops), 3, size, size, device=device)
+    for number, crop in enumerate(crops):
+        height, width = crop.shape[-2:]
+        scale = size / max(height, width)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (size - rows) // 2, (size - columns) // 2
+        canvas[number, :, top : top + rows, left : left + columns] = _resize(
+            crop.to(device), rows, columns
+        )
+    return canvas
+
+
+def _resize(crop: Tensor, rows: int, columns: int) -> Tensor:
+    """PIL works through the columns first and rounds to whole numbers between the two passes."""
+    with torch.autocast(crop.device.type, enabled=False):
+        for grid in ((crop.shape[1], columns), (rows, columns)):
+            if tuple(crop.shape[1:]) != grid:
+                resized = F.interpolate(
+                    crop[None].float(), grid, mode="bicubic", align_corners=False, antialias=True
+                )
+                crop = resized[0].round().clamp(0, 255)
+    return crop.float()

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from clipself_d2.engine.accumulation import AccumulatingModel, sum_of, unwrap
+
+
+class Weighted(nn.Module):
+    """Mean of w * x over the rows of all items; items count by their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, items):
+        self.calls += 1
+        if not self.training:
+            return "evaluated"
+        rows = torch.cat([item["rows"] for item in items])
+        return {"loss_a": (self.weight * rows).mean(), "loss_b": (self.weight**2 * rows).mean()}
+
+    def loss_weight(self, items) -> int:
+        return sum(len(item["rows"]) for item in items)
+
+
+ITEMS = [{"rows": torch.arange(1.0, n + 1)} for n in (1, 4, 2, 3)]
+
+
+def run(steps: int) -> tuple[float, float, int]:
+    model = Weighted()
+    wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
+    loss = sum_of(wrapped(ITEMS))
+    loss.backward()
+    return float(loss), float(model.weight.grad), model.calls
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_parts_give_the_loss_and_gradient_of_the_whole(steps: int) -> None:
+    loss, gradient, calls = run(steps)
+    whole_loss, whole_gradient, _ = run(1)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    assert gradient == pytest.approx(whole_gradient, rel=1e-6)
+    assert calls == steps
+
+
+def test_items_count_alike_where_the_model_does_not_weigh_them() -> None:
+    class Plain(Weighted):
+        loss_weight = property()  # raises AttributeError, as if it were not there
+
+    model = Plain()
+    wrapped = AccumulatingModel(model, steps=2, backward=torch.Tensor.backward).train()
+    loss = float(wrapped(ITEMS)["loss_a"])
+    means = [torch.cat([i["rows"] for i in part]).mean() for part in (ITEMS[:2], ITEMS[2:])]
+    assert loss == pytest.approx(2.0 * float(sum(means)) / 2)
+
+
+def test_evaluation_passes_through_in_one_call() -> None:
+    model = Weighted()
+    wrapped = AccumulatingModel(model, steps=4, backward=torch.Tensor.backward).eval()
+    assert wrapped(ITEMS) == "evaluated"
+    assert model.calls == 1
+
+
+def test_gradients_are_synchronised_by_the_last_part_alone() -> None:
+    entered = []
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = Weighted()
+
+        def forward(self, items):
+            return self.module(items)
+
+        def no_sync(self):
+            entered.append(self.module.calls)
+            return torch.enable_grad()
+
+    wrapped = AccumulatingModel(Parallel(), steps=3, backward=torch.Tensor.backward).train()
+    wrapped(ITEMS)
+    assert entered == [0, 1]
+
+
+def test_too_few_items_name_the_keys() -> None:
+    wrapped = AccumulatingModel(Weighted(), steps=5, backward=torch.Tensor.backward).train()
+    with pytest.raises(ValueError, match=r"4 images.*IMS_PER_BATCH.*ACCUMULATION_STEPS 5"):
+        wrapped(ITEMS)
+    with pytest.raises(ValueError, match="at least 1"):
+        AccumulatingModel(Weighted(), steps=0, backward=torch.Tensor.backward)
+
+
+def test_unwrap_takes_off_only_its_own_wrapper() -> None:
+    model = Weighted()
+    assert unwrap(AccumulatingModel(model, steps=2, backward=torch.Tensor.backward)) is model
+    assert unwrap(model) is model

@@ -3,7 +3,9 @@
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,32 @@ from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Results by data set, task and metric, in OUTPUT_DIR.
+Protocol = dict[str, object]
+
+# Results by data set, task and metric, in OUTPUT_DIR; and by data set, the protocol.
 RESULTS_FILE = "results.json"
+# Limit an image of LVIS's standard protocol.
+LVIS_DETECTIONS = 300
 
 
 def embed_vocabulary(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
-    """Embed class names with the config's CLIP and prompts, from the cache where it has them.
+    """Embed class names with the config's CLIP and prompts.
 
     Args:
         cfg: Config with MODEL.CLIP and MODEL.VOCABULARY.
         vocabulary: The classes.
 
     Returns:
-        Their text embeddings.
+        Their text embeddings: from MODEL.VOCABULARY.EMBEDDINGS where that file has the same names
+        in the same order, else from the cache, else built.
+
+    Raises:
+        FileNotFoundError: If that file is missing.
+        ValueError: If it is damaged, or has these names from another CLIP.
     """
+    given = _given_embeddings(cfg, vocabulary)
+    if given is not None:
+        return given
     return TextEmbeddings.load_or_build(
         vocabulary,
         clip=cfg.MODEL.CLIP.NAME,
@@ -43,6 +57,95 @@ def embed_vocabulary(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
         templates=cfg.MODEL.VOCABULARY.TEMPLATES,
         cache_dir=cfg.MODEL.VOCABULARY.CACHE_DIR or None,
     )
+
+
+def _given_embeddings(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings | None:
+    file = cfg.MODEL.VOCABULARY.EMBEDDINGS
+    if not file:
+        return None
+    given = TextEmbeddings.load(Path(file).expanduser())
+    if given.vocabulary.names != vocabulary.names:
+        logger.info(
+            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs "
+            "are built",
+            file,
+            vocabulary.num_classes,
+        )
+        return None
+    if given.clip != cfg.MODEL.CLIP.NAME:
+        raise ValueError(
+            f"text embeddings {file} come from {given.clip}, but MODEL.CLIP.NAME is "
+            f"{cfg.MODEL.CLIP.NAME}; empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
+        )
+    return given.with_vocabulary(vocabulary)
+
+
+def replace_by_synonyms(
+    vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]]
+) -> tuple[Vocabulary, int]:
+    """Name classes by a synonym; their order and the base classes stay.
+
+    Args:
+        vocabulary: K classes.
+        synonyms: Other names of the first classes, in order. A class takes the first of its own
+            that is nobody's name; without one it keeps its name.
+
+    Returns:
+        The vocabulary under the other names, and how many were replaced.
+
+    Raises:
+        ValueError: If there are more lists of synonyms than classes.
+    """
+    if len(synonyms) > vocabulary.num_classes:
+        raise ValueError(
+            f"class_synonyms has {len(synonyms)} entries for {vocabulary.num_classes} classes; "
+            "give a list of names, which may be empty, for every class"
+        )
+    names = list(vocabulary.names)
+    taken = {_spoken(name) for name in names}
+    replaced = 0
+    for number, words in enumerate(synonyms):
+        free = [word for word in words if word.strip() and _spoken(word) not in taken]
+        if free:
+            names[number] = free[0].strip()
+            taken.add(_spoken(free[0]))
+            replaced += 1
+    return replace(vocabulary, names=tuple(names), synonyms=()), replaced
+
+
+def _spoken(name: str) -> str:
+    """What prompts make of a name: mail_box is mail box."""
+    return name.replace("_", " ").strip().lower()
+
+
+def _test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, dict[str, object]]:
+    """Return the things of a data set as they are prompted, and what to report of the prompts."""
+    metadata = MetadataCatalog.get(dataset_name)
+    report: dict[str, object] = {
+        "clip": cfg.MODEL.CLIP.NAME,
+        "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,
+        "names": "synonyms" if cfg.TEST.SYNONYMS else "own",
+    }
+    vocabulary = Vocabulary.from_metadata(metadata)
+    stuff = metadata.get("stuff_classes")
+    if metadata.get("evaluator_type") == "region_classification" and stuff:
+        vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
+    if not cfg.TEST.SYNONYMS:
+        return vocabulary, report
+    synonyms = metadata.get("class_synonyms")
+    if not synonyms:
+        raise ValueError(
+            f"TEST.SYNONYMS needs class_synonyms in the metadata of {dataset_name}: for every "
+            "class a list of other names; set TEST.SYNONYMS to False for this data set"
+        )
+    vocabulary, replaced = replace_by_synonyms(vocabulary, synonyms)
+    logger.info(
+        "%d of %d classes of %s are prompted by a synonym",
+        replaced,
+        vocabulary.num_classes,
+        dataset_name,
+    )
+    return vocabulary, report | {"names_replaced": replaced}
 
 
 def warn_unseen_words(cfg: CfgNode, vocabulary: Vocabulary) -> list[str]:
@@ -72,17 +175,21 @@ def vocabulary_of(
     """Switch a detector to the classes of a data set for the time of a with block.
 
     Args:
-        cfg: The whole config.
+        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms.
         model: The detector; one without a text classifier is left alone.
         dataset_name: Registered name.
 
     Returns:
         A context manager.
     """
-    if not any(isinstance(module, TextClassifier) for module in model.modules()):
+    if not _reads_text(model):
         return nullcontext()
-    vocabulary = Vocabulary.from_metadata(MetadataCatalog.get(dataset_name))
+    vocabulary, _ = _test_vocabulary(cfg, dataset_name)
     return use_vocabulary(model, embed_vocabulary(cfg, vocabulary))
+
+
+def _reads_text(model: nn.Module) -> bool:
+    return any(isinstance(module, TextClassifier) for module in model.modules())
 
 
 def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -94,20 +201,40 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
 
     Returns:
         Results by data set, by task, by metric; of a single data set as Detectron2 does, without
-        the data set's name.
+        the data set's name. The file in OUTPUT_DIR adds the protocol of every data set.
     """
     results: OrderedDict = OrderedDict()
+    protocols: dict[str, Protocol] = {}
+    _warn_of_limit(cfg)
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
         output_dir = Path(cfg.OUTPUT_DIR) / "inference" / name
-        evaluator = build_evaluator(name, str(output_dir), backend=cfg.TEST.BACKEND)
+        evaluator = build_evaluator(
+            name, str(output_dir), backend=cfg.TEST.BACKEND, fixed_ap=cfg.TEST.FIXED_AP
+        )
         with vocabulary_of(cfg, model, name):
             scores = inference_on_dataset(model, loader, evaluator)
         results[name] = scores
+        protocols[name] = {
+            "evaluator": MetadataCatalog.get(name).get("evaluator_type"),
+            **(evaluator.protocol() if hasattr(evaluator, "protocol") else {}),
+            "model_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            **(_test_vocabulary(cfg, name)[1] if _reads_text(model) else {}),
+        }
         if comm.is_main_process():
             logger.info("Results on %s:", name)
             print_csv_format(scores)
-    return _finish(cfg, results)
+    return _finish(cfg, results, protocols)
+
+
+def _warn_of_limit(cfg: CfgNode) -> None:
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if cfg.TEST.FIXED_AP and 0 <= limit <= LVIS_DETECTIONS:
+        logger.warning(
+            "TEST.FIXED_AP counts detections without a limit an image, but the model gives "
+            "%d at most; raise TEST.DETECTIONS_PER_IMAGE, for example to 1000",
+            limit,
+        )
 
 
 def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
@@ -121,18 +248,22 @@ def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
         As ``evaluate_detector``; metrics of ``RegionClassificationEvaluator``.
     """
     results: OrderedDict = OrderedDict()
+    protocols: dict[str, Protocol] = {}
     for name in cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "region_classification":
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind != "region_classification":
             raise ValueError(
                 f"DATASETS.TEST holds {name}, whose evaluator_type is "
-                f"{metadata.get('evaluator_type')!r}; region features are scored on panoptic "
+                f"{kind!r}; region features are scored on panoptic "
                 "ground truth, for example emoji_panoptic_val"
             )
-        names = [*metadata.thing_classes, *metadata.stuff_classes]
-        embeddings = embed_vocabulary(cfg, Vocabulary.from_names(names))
+        vocabulary, prompting = _test_vocabulary(cfg, name)
+        embeddings = embed_vocabulary(cfg, vocabulary)
         evaluator = build_evaluator(
-            name, cfg.OUTPUT_DIR, text_embeddings=embeddings.embeddings_KD.to(torch.float32)
+            name,
+            cfg.OUTPUT_DIR,
+            text_embeddings=embeddings.embeddings_KD.to(torch.float32),
+            legacy_rounding=cfg.TEST.LEGACY_ROUNDING,
         )
         towers = getattr(distiller, "module", distiller)
         loader = build_region_test_loader_from_cfg(
@@ -142,15 +273,19 @@ def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
             patch_size=towers.student.patch_size,
         )
         results[name] = inference_on_dataset(distiller, loader, evaluator)
+        protocols[name] = {"evaluator": kind, **evaluator.protocol(), **prompting}
         if comm.is_main_process():
             print_csv_format(results[name])
-    return _finish(cfg, results)
+    return _finish(cfg, results, protocols)
 
 
-def _finish(cfg: CfgNode, results: OrderedDict) -> OrderedDict:
+def _finish(cfg: CfgNode, results: OrderedDict, protocols: Mapping[str, Protocol]) -> OrderedDict:
     if comm.is_main_process():
+        content = {
+            name: {**scores, "protocol": protocols[name]} for name, scores in results.items()
+        }
         path = Path(cfg.OUTPUT_DIR) / RESULTS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
         logger.info("Results in %s", path)
     return results if len(results) != 1 else next(iter(results.values()))

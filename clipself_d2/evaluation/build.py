@@ -23,6 +23,8 @@ def build_evaluator(
     backend: str = "hotcoco",
     text_embeddings: Tensor | None = None,
     tasks: Sequence[str] | None = None,
+    fixed_ap: bool = False,
+    legacy_rounding: bool = False,
 ) -> DatasetEvaluator:
     """Build the evaluator that the metadata's ``evaluator_type`` asks for.
 
@@ -35,6 +37,9 @@ def build_evaluator(
         text_embeddings: (K, D) unit class embeddings for ``region_classification``, in the order
             of the metadata's ``thing_classes`` and then ``stuff_classes``.
         tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
+        fixed_ap: Whether ``lvis_ov`` adds Fixed AP; of no meaning for the others.
+        legacy_rounding: Whether ``region_classification`` rounds every class's rate to half
+            precision; of no meaning for the others.
 
     Returns:
         The evaluator.
@@ -49,11 +54,13 @@ def build_evaluator(
         return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
     if kind in ("lvis_ov", "lvis"):
         scorer = "lvis" if backend == "reference" else backend
-        return LVISOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
+        return LVISOVEvaluator(
+            dataset_name, tasks, output_dir=output_dir, backend=scorer, fixed_ap=fixed_ap
+        )
     if kind == "region_classification":
         if tasks is not None:
             logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
-        return _build_region_classification(dataset_name, text_embeddings)
+        return _build_region_classification(dataset_name, text_embeddings, legacy_rounding)
     if kind == "coco":
         return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
     raise ValueError(
@@ -63,7 +70,7 @@ def build_evaluator(
 
 
 def _build_region_classification(
-    dataset_name: str, text_embeddings: Tensor | None
+    dataset_name: str, text_embeddings: Tensor | None, legacy_rounding: bool
 ) -> RegionClassificationEvaluator:
     if text_embeddings is None:
         raise ValueError(
@@ -89,4 +96,5 @@ def _build_region_classification(
         class_names=names,
         is_thing=[True] * len(things) + [False] * len(stuff),
         novel_mask=[name in novel for name in names] if novel else None,
+        legacy=legacy_rounding,
     )

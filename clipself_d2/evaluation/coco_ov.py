@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import hotcoco
 import numpy as np
@@ -17,49 +17,27 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from clipself_d2.evaluation.detection import DetectionEvaluator, warn_undefined
+from clipself_d2.evaluation.class_table import class_ap, class_scores, split_mean
+from clipself_d2.evaluation.detection import DetectionEvaluator
+from clipself_d2.evaluation.prediction_log import PredictionLog
+from clipself_d2.evaluation.results import Survey, warn_undefined
 
 logger = logging.getLogger(__name__)
-
-
-def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average the precision of every class over recall and IoU, all areas, most detections.
-
-    Args:
-        precision_TPKAM: COCO's precision table; -1 where a class has no ground truth.
-
-    Returns:
-        (K,) average precision in 0 to 1; NaN for classes without ground truth.
-    """
-    curves_TPK = precision_TPKAM[:, :, :, 0, -1]
-    present_K = (curves_TPK > -1).all(axis=(0, 1))
-    return np.where(present_K, curves_TPK.mean(axis=(0, 1)), np.nan)
-
-
-def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]) -> float:
-    """Average over the classes of a split that have ground truth.
-
-    Args:
-        score_K: Score of every class; NaN for classes without ground truth.
-        member_K: Which classes belong to the split.
-
-    Returns:
-        The mean; NaN if no class of the split has ground truth.
-    """
-    scores = score_K[member_K & ~np.isnan(score_K)]
-    return float(scores.mean()) if scores.size else float("nan")
 
 
 class CocoOVEvaluator(DetectionEvaluator):
     """COCO scores, and AP and AP50 over the base, the novel and all classes.
 
-    The metadata's ``novel_classes`` names the novel classes; all others are base. A split's AP50
-    is the mean over its classes of the class's AP50 at all areas. Classes without ground truth
-    have no AP and are left out, as COCO's own AP leaves them out.
+    The metadata's ``novel_classes`` names the novel classes; all others are base. Without it, as
+    in the transfer to another data set, there are no such splits. A split's AP50 is the mean over
+    its classes of the class's AP50 at all areas. Classes without ground truth have no AP and are
+    left out, as COCO's own AP leaves them out. Classes go by the names of the metadata, which
+    need not be those of the annotation file.
 
     Results of every task: Detectron2's own (``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``
-    and ``AP-<class>``), ``AP50-base``, ``AP50-novel``, ``AP50-all``, ``AP-base`` and ``AP-novel``,
-    in percent. NaN means that there is no ground truth to score against.
+    and ``AP-<class>``), ``AP50-all`` and, where classes are novel, ``AP50-base``, ``AP50-novel``,
+    ``AP-base`` and ``AP-novel``, in percent. NaN means that there is no ground truth to score
+    against.
 
     Reference: Bansal et al., arXiv 1804.04340 (base and novel classes of COCO); Zareian et al.,
     OVR-CNN, arXiv 2011.10678 (all classes compete).
@@ -73,65 +51,39 @@ class CocoOVEvaluator(DetectionEvaluator):
     }
     results_name: ClassVar[str] = "coco_instances_results.json"
     first_category_id: ClassVar[int] = 0
+    usual_max_dets: ClassVar[int] = 100
 
-    def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | None = None,
-        distributed: bool = True,
-        output_dir: str | None = None,
-        *,
-        backend: str = "hotcoco",
-        max_dets_per_image: int | None = None,
-    ) -> None:
-        """Read annotations and the base and novel classes.
+    def protocol(self) -> dict[str, object]:
+        """Say by which rules the scores are made.
 
-        Args:
-            dataset_name: Registered name; the metadata needs ``thing_classes`` and may have
-                ``novel_classes``, a list of names.
-            tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
-            distributed: Whether to gather the predictions of all processes.
-            output_dir: Folder for the predictions; None writes none.
-            backend: ``hotcoco`` (fast) or ``pycocotools`` (the reference); the same numbers.
-            max_dets_per_image: Most detections of an image that count; None is COCO's 100.
-
-        Raises:
-            FileNotFoundError: If the annotation file does not exist.
-            ValueError: As ``DetectionEvaluator``, and if a novel class is not a class.
+        Returns:
+            Names and numbers for a report; what JSON can hold.
         """
-        super().__init__(
-            dataset_name,
-            tasks,
-            distributed,
-            output_dir,
-            backend=backend,
-            max_dets_per_image=max_dets_per_image,
-        )
-        self._novel = frozenset(self._metadata.get("novel_classes") or ())
-        strangers = sorted(self._novel.difference(self._metadata.thing_classes))
-        if strangers:
-            raise ValueError(
-                f"novel_classes of {dataset_name} has {', '.join(strangers)}, not among its "
-                "thing_classes"
-            )
+        limit = self._max_dets_per_image[-1]
+        return {"name": "COCO", "detections_per_image_and_class": limit, **super().protocol()}
 
     def _score(
         self,
-        results: list[dict[str, Any]],
+        log: PredictionLog,
+        survey: Survey,
         task: str,
         img_ids: Sequence[int] | None,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         limit = self._max_dets_per_image[-1]
         # pycocotools cannot load an empty list; where nothing matches, the scorers agree.
-        if self._backend == "hotcoco" or not results:
+        if self._backend == "hotcoco" or survey.num_results == 0:
             coco_gt, scorer = hotcoco.COCO(self._json_file), hotcoco.COCOeval
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
             coco_gt, scorer = self._coco_api, COCOeval if limit == 100 else COCOevalMaxDets
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (
+            self._results_file(log, task) as path,
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             # Of its lines on recall, which are not reported here.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
-            coco_eval = scorer(coco_gt, coco_gt.loadRes(results), task)
+            coco_eval = scorer(coco_gt, coco_gt.loadRes(path), task)
             # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
             coco_eval.params.maxDets = [1, min(10, limit), limit]
             if img_ids is not None:
@@ -139,7 +91,8 @@ class CocoOVEvaluator(DetectionEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
             coco_eval.summarize()
-        return self._derive_coco_results(coco_eval, task, self._metadata.thing_classes)
+        scores = self._derive_coco_results(coco_eval, task, self._metadata.thing_classes)
+        return scores, class_scores(coco_eval.eval["precision"], coco_eval.eval["recall"])
 
     def _derive_coco_results(
         self,
@@ -163,11 +116,12 @@ class CocoOVEvaluator(DetectionEvaluator):
             coco_eval, iou_type, class_names=names if class_names else None
         )
         novel_K = np.array([name in self._novel for name in names], dtype=bool)
+        parts = {"base": ~novel_K, "novel": novel_K} if self._novel else {}
+        splits = {**parts, "all": np.ones_like(novel_K)}
         precision_TPKAM = coco_eval.eval["precision"]
-        splits = {"base": ~novel_K, "novel": novel_K, "all": np.ones_like(novel_K)}
         ap_K, ap50_K = class_ap(precision_TPKAM), class_ap(precision_TPKAM[:1])
         scores = {f"AP50-{split}": 100 * split_mean(ap50_K, m) for split, m in splits.items()}
-        scores |= {f"AP-{s}": 100 * split_mean(ap_K, splits[s]) for s in ("base", "novel")}
+        scores |= {f"AP-{split}": 100 * split_mean(ap_K, m) for split, m in parts.items()}
         clashes = sorted(scores.keys() & results.keys())
         if clashes:
             logger.warning("%s is the split's score, not the class's", ", ".join(clashes))

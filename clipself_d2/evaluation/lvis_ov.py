@@ -8,15 +8,20 @@ from typing import Any, ClassVar
 
 import hotcoco
 import numpy as np
+import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.utils.logger import create_small_table
 
-from clipself_d2.evaluation.detection import DetectionEvaluator, warn_undefined
+from clipself_d2.evaluation.class_table import class_scores
+from clipself_d2.evaluation.detection import DetectionEvaluator
+from clipself_d2.evaluation.prediction_log import PredictionLog
+from clipself_d2.evaluation.results import Result, Survey, best_of_each_class, warn_undefined
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-MAX_DETS_PER_IMAGE = 300
+# Of Fixed AP, over all images.
+FIXED_DETS_PER_CLASS = 10_000
 
 
 @contextlib.contextmanager
@@ -43,12 +48,16 @@ class LVISOVEvaluator(DetectionEvaluator):
     against (Detectron2's own LVIS evaluator says -100 there). Objects and results without area do
     not exist for lvis, and therefore for either backend.
 
+    With ``fixed_ap``, the same metrics followed by ``Fixed``: no image has a limit, but of every
+    class the 10,000 detections of highest score over all images count, so that one class's
+    detections do not push out those of another. The model must not limit an image either.
+
     An LVIS file is a COCO file with three more keys, so this stands on Detectron2's COCO
     evaluator. Detectron2's LVIS evaluator has no seam for the scorer, and cannot run where numpy
     is newer than 1.23.
 
     Reference: Gupta et al., LVIS, arXiv 1908.03195 (federated evaluation); Gu et al., ViLD,
-    arXiv 2104.13921 (rare classes as novel).
+    arXiv 2104.13921 (rare classes as novel); Dave et al., arXiv 2102.01066 (Fixed AP).
     """
 
     backends: ClassVar[tuple[str, ...]] = ("hotcoco", "lvis")
@@ -59,39 +68,8 @@ class LVISOVEvaluator(DetectionEvaluator):
     }
     results_name: ClassVar[str] = "lvis_instances_results.json"
     first_category_id: ClassVar[int] = 1
-
-    def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | None = None,
-        distributed: bool = True,
-        output_dir: str | None = None,
-        *,
-        backend: str = "hotcoco",
-        max_dets_per_image: int | None = None,
-    ) -> None:
-        """Read the annotations.
-
-        Args:
-            dataset_name: Registered name; the metadata needs ``json_file`` and ``thing_classes``.
-            tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
-            distributed: Whether to gather the predictions of all processes.
-            output_dir: Folder for the predictions; None writes none.
-            backend: ``hotcoco`` (fast) or ``lvis`` (the reference); the same numbers.
-            max_dets_per_image: Most detections of an image that count; None is LVIS's 300.
-
-        Raises:
-            FileNotFoundError: If the annotation file does not exist.
-            ValueError: As ``DetectionEvaluator``.
-        """
-        super().__init__(
-            dataset_name,
-            tasks,
-            distributed,
-            output_dir,
-            backend=backend,
-            max_dets_per_image=max_dets_per_image or MAX_DETS_PER_IMAGE,
-        )
+    usual_max_dets: ClassVar[int] = 300
+    has_fixed_ap: ClassVar[bool] = True
 
     def _check_annotations(
         self, content: Mapping[str, Sequence[Mapping[str, object]]], path: str
@@ -108,31 +86,91 @@ class LVISOVEvaluator(DetectionEvaluator):
                 f"{', '.join(sorted(strangers))}, expected r, c or f"
             )
 
+    def _read_novel(self) -> frozenset[str]:
+        novel = super()._read_novel()
+        rare = [i for i, name in self._class_names.items() if self._frequency(i) == "r"]
+        return novel or frozenset(self._class_names[category_id] for category_id in rare)
+
+    def _frequency(self, category_id: int) -> str:
+        return str(self._coco_api.cats[category_id]["frequency"])
+
+    def protocol(self) -> dict[str, object]:
+        """Say by which rules the scores are made.
+
+        Returns:
+            Names and numbers for a report; what JSON can hold.
+        """
+        rules = {"name": "LVIS", "detections_per_image": self._max_dets_per_image[-1]}
+        if self._fixed_ap:
+            rules["fixed_ap_detections_per_class"] = FIXED_DETS_PER_CLASS
+        return {**rules, **super().protocol()}
+
     def _score(
         self,
-        results: list[dict[str, Any]],
+        log: PredictionLog,
+        survey: Survey,
         task: str,
         img_ids: Sequence[int] | None,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         max_dets = self._max_dets_per_image[-1]
+        is_empty = survey.num_results == 0
+        with self._results_file(log, task) as path:
+            scores, by_class = self._run_scorer(path, is_empty, task, img_ids, max_dets)
+        _log_scores(f"LVIS {task} scores, {max_dets} detections an image", scores)
+        warn_undefined(task, scores)
+        if self._fixed_ap:
+            chosen_N = best_of_each_class(
+                np.asarray(survey.category_ids), np.asarray(survey.scores), FIXED_DETS_PER_CLASS
+            )
+            with self._results_file(log, task, chosen_N) as path:
+                fixed, fixed_by_class = self._run_scorer(path, is_empty, task, img_ids, -1)
+            _log_scores(f"Fixed AP of {task}, {FIXED_DETS_PER_CLASS} detections a class", fixed)
+            scores |= {f"{metric}Fixed": score for metric, score in fixed.items()}
+            by_class |= {"APFixed": fixed_by_class["AP"]}
+        return scores, by_class
+
+    def _run_scorer(
+        self,
+        path: str,
+        is_empty: bool,
+        task: str,
+        img_ids: Sequence[int] | None,
+        max_dets: int,
+    ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
+        """Return percent by metric, and the score of every class in 0 to 1 by category id."""
         # lvis cannot load an empty list; where nothing matches, the scorers agree.
-        if self._backend == "hotcoco" or not results:
+        if self._backend == "hotcoco" or is_empty:
             truth = _truth_for_hotcoco(self._json_file, self._coco_api.dataset)
-            raw = _score_hotcoco(truth, results, task, img_ids, max_dets)
+            results = hotcoco.LVISResults(truth, path, max_dets)
+            lvis_eval = hotcoco.LVISEval(truth, results, task)
         else:
-            raw = _score_lvis(self._json_file, results, task, img_ids, max_dets)
+            lvis_eval = _lvis_scorer(self._json_file, path, task, max_dets)
+        if img_ids is not None:
+            lvis_eval.params.img_ids = list(img_ids)
+        with contextlib.redirect_stdout(io.StringIO()), numpy_float_alias():
+            lvis_eval.run()
+        raw = lvis_eval.get_results()
         scores = {
             metric: 100 * float(raw[metric]) if raw[metric] >= 0 else float("nan")
             for metric in METRICS
         }
-        logger.info(
-            "LVIS %s scores, %d detections an image:\n%s",
-            task,
-            max_dets,
-            create_small_table(scores),
-        )
-        warn_undefined(task, scores)
-        return scores
+        # lvis has one limit only and no axis for it.
+        precision, recall = (np.asarray(lvis_eval.eval[key]) for key in ("precision", "recall"))
+        if precision.ndim == 4:
+            precision, recall = precision[..., None], recall[..., None]
+        return scores, class_scores(precision, recall)
+
+    def _for_scorer(self, result: Result, task: str) -> dict[str, Any]:
+        own = super()._for_scorer(result, task)
+        if self._backend == "hotcoco" and not _has_area(own):
+            # lvis leaves results without area out only after it has cut every image to max_dets,
+            # so they keep their place under the id of no category.
+            own["category_id"] = max(self._category_ids) + 1
+        return own
+
+
+def _log_scores(title: str, scores: Mapping[str, float]) -> None:
+    logger.info("%s:\n%s", title, create_small_table(scores))
 
 
 def _truth_for_hotcoco(
@@ -152,35 +190,8 @@ def _has_area(result: Mapping[str, Any]) -> bool:
     return bool(width * height > 0)
 
 
-def _score_hotcoco(
-    lvis_gt: hotcoco.COCO,
-    results: list[dict[str, Any]],
-    task: str,
-    img_ids: Sequence[int] | None,
-    max_dets: int,
-) -> Mapping[str, float]:
-    """Return scores in 0 to 1 by metric, -1 where undefined."""
-    # lvis leaves results without area out only after it has cut every image to max_dets, so they
-    # keep their place under the id of no category.
-    nowhere = max(lvis_gt.get_cat_ids()) + 1
-    results = [r if _has_area(r) else {**r, "category_id": nowhere} for r in results]
-    lvis_eval = hotcoco.LVISEval(lvis_gt, hotcoco.LVISResults(lvis_gt, results, max_dets), task)
-    if img_ids is not None:
-        lvis_eval.params.img_ids = list(img_ids)
-    with contextlib.redirect_stdout(io.StringIO()):
-        lvis_eval.run()
-    scores: Mapping[str, float] = lvis_eval.get_results()
-    return scores
-
-
-def _score_lvis(
-    json_file: str,
-    results: list[dict[str, Any]],
-    task: str,
-    img_ids: Sequence[int] | None,
-    max_dets: int,
-) -> Mapping[str, float]:
-    """Return scores in 0 to 1 by metric, -1 where undefined."""
+def _lvis_scorer(json_file: str, results_file: str, task: str, max_dets: int) -> Any:
+    """Return the reference's scorer, not run yet."""
     try:
         from lvis import LVIS, LVISEval, LVISResults
     except ImportError as error:
@@ -189,10 +200,4 @@ def _score_lvis(
             "hotcoco"
         ) from error
     lvis_gt = LVIS(json_file)
-    lvis_eval = LVISEval(lvis_gt, LVISResults(lvis_gt, results, max_dets), task)
-    if img_ids is not None:
-        lvis_eval.params.img_ids = list(img_ids)
-    with numpy_float_alias():
-        lvis_eval.run()
-    scores: Mapping[str, float] = lvis_eval.get_results()
-    return scores
+    return LVISEval(lvis_gt, LVISResults(lvis_gt, results_file, max_dets), task)

@@ -136,6 +136,19 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         self._counts: dict[str, Tensor] = {}
         self._num_regions = 0
 
+    def protocol(self) -> dict[str, object]:
+        """Say by which rules the scores are made.
+
+        Returns:
+            Names and numbers for a report; what JSON can hold.
+        """
+        return {
+            "name": "region classification",
+            "classes": len(self._class_names),
+            "novel_classes": 0 if self._novel_K is None else int(self._novel_K.sum()),
+            "rounding": "half precision per class" if self._legacy else "none",
+        }
+
     def process(
         self, inputs: Sequence[Mapping[str, object]], outputs: Sequence[Mapping[str, object]]
     ) -> None:

@@ -1,91 +1,19 @@
-"""Careful reading of annotation files and predictions."""
+"""What both protocols share: options, classes, tasks, files, few bytes in memory."""
 
 import copy
+import gc
 import json
-import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
-from clipself_d2.evaluation.detection import dataset_results, read_annotation_file, warn_undefined
-
-REQUIRED = {"images": ("id",), "annotations": ("id", "area"), "categories": ("id",)}
-GOOD = {
-    "images": [{"id": 4}],
-    "annotations": [{"id": 1, "area": 2.0}, {"id": 2, "area": 3.0}],
-    "categories": [{"id": 9}],
-}
-RESULT = {"image_id": 4, "category_id": 1, "score": 0.5, "bbox": [0.0, 0.0, 2.0, 2.0]}
-
-
-def write(folder: Path, content: object) -> str:
-    path = folder / "truth.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="ascii")
-    return str(path)
-
-
-def test_a_sound_file_is_returned(tmp_path: Path) -> None:
-    assert read_annotation_file(write(tmp_path, GOOD), REQUIRED) == GOOD
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist.*DETECTRON2"):
-        read_annotation_file(str(tmp_path / "nowhere.json"), REQUIRED)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("version https://git-lfs", "is not JSON"),
-        ("", "is not JSON"),
-        ([], "holds a list, expected an object"),
-        ({**GOOD, "annotations": None}, "lacks the list 'annotations'"),
-        ({"images": [], "categories": []}, "lacks the list 'annotations'"),
-        ({**GOOD, "annotations": [{"id": 1}, {"id": 2, "area": 1}]}, "'area' in 1 of its 2 anno"),
-        ({**GOOD, "annotations": [{"id": 0, "area": 1}]}, "number the annotations from 1"),
-        ({**GOOD, "annotations": [{"id": 5, "area": 1}] * 2}, "ids that repeat"),
-    ],
-)
-def test_an_unsound_file_is_refused_by_name(tmp_path: Path, content: object, words: str) -> None:
-    path = write(tmp_path, content)
-    with pytest.raises(ValueError, match=words) as caught:
-        read_annotation_file(path, REQUIRED)
-    assert path in str(caught.value)
-
-
-def test_class_indices_become_category_ids_in_a_copy() -> None:
-    predictions = [{"image_id": 4, "instances": [dict(RESULT)]}, {"image_id": 5, "instances": []}]
-    before = copy.deepcopy(predictions)
-    assert dataset_results(predictions, [7, 3], {4, 5}) == [{**RESULT, "category_id": 3}]
-    assert predictions == before
-
-
-@pytest.mark.parametrize(
-    ("change", "image_ids", "words"),
-    [
-        ({"category_id": 2}, {4}, "class index 2, expected 0 to 1"),
-        ({"category_id": -1}, {4}, "class index -1"),
-        ({}, {8}, "image_id 4, which the annotation file does not list"),
-        ({"score": math.nan}, {4}, "not finite"),
-        ({"bbox": [0.0, 0.0, math.inf, 1.0]}, {4}, "not finite"),
-    ],
-)
-def test_impossible_predictions_are_refused(
-    change: dict[str, Any], image_ids: set[int], words: str
-) -> None:
-    predictions = [{"image_id": 4, "instances": [RESULT | change]}]
-    with pytest.raises(ValueError, match=words):
-        dataset_results(predictions, [7, 3], image_ids)
-
-
-def test_undefined_scores_are_put_into_words(messages: list[str]) -> None:
-    warn_undefined("bbox", {"AP": 1.0, "APl": math.nan, "APr": math.nan})
-    warn_undefined("segm", {"AP": 0.0})
-    assert len(messages) == 1
-    assert "bbox: no ground truth to score APl, APr" in messages[0]
+from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
 
 
 @pytest.mark.parametrize(
@@ -190,4 +118,94 @@ def test_predictions_are_written_with_category_ids(
         for label in output["instances"].pred_classes.tolist()
     ]
     assert [result["category_id"] for result in written] == expected
-    assert (tmp_path / "out" / "instances_predictions.pth").is_file()
+
+
+def test_no_image_gives_nothing_and_images_without_objects_score_0(
+    register: Callable[..., str],
+    draw_world: Callable[..., Any],
+    run: Callable[..., Any],
+    messages: list[str],
+) -> None:
+    world = draw_world(2)
+    evaluator = CocoOVEvaluator(register(world.annotations))
+    evaluator.reset()
+    assert evaluator.evaluate() == {}
+    assert "nothing to evaluate" in messages[-1]
+    assert run(evaluator, world.emptied())["bbox"]["AP"] == 0
+
+
+def test_an_image_predicted_twice_counts_once(
+    register: Callable[..., str], draw_world: Callable[..., Any], run: Callable[..., Any]
+) -> None:
+    world = draw_world(3)
+    evaluator = CocoOVEvaluator(register(world.annotations))
+    once = run(evaluator, world)
+    world.inputs += world.inputs[:2]
+    world.outputs += world.outputs[:2]
+    assert run(evaluator, world)["bbox"] == pytest.approx(once["bbox"], abs=0, nan_ok=True)
+
+
+def test_proposals_are_scored_by_their_recall(
+    register: Callable[..., str], draw_world: Callable[..., Any], tmp_path: Path
+) -> None:
+    world = draw_world(4, crowds=False)
+    evaluator = CocoOVEvaluator(register(world.annotations), output_dir=str(tmp_path / "out"))
+    evaluator.reset()
+    for item in world.inputs:
+        boxes = [
+            a["bbox"] for a in world.annotations["annotations"] if a["image_id"] == item["image_id"]
+        ]
+        corners = torch.tensor(boxes, dtype=torch.float64)
+        corners[:, 2:] += corners[:, :2]
+        proposals = Instances((120, 160))
+        proposals.proposal_boxes = Boxes(corners[:-1])
+        proposals.objectness_logits = torch.arange(len(corners) - 1.0)
+        evaluator.process([item], [{"proposals": proposals}])
+    scores = evaluator.evaluate()
+    assert list(scores) == ["box_proposals"]
+    assert scores["box_proposals"]["AR@100"] == pytest.approx(100 * 6 / 7)
+
+
+def _peak_and_size(world: Any, name: str) -> tuple[int, int]:
+    """Return the peak of Python's memory and the bytes of the predictions on disk."""
+    evaluator = LVISOVEvaluator(name, distributed=False, fixed_ap=True)
+    evaluator.reset()
+    many = [type(o["instances"]).cat([o["instances"]] * 5) for o in world.outputs]
+    tracemalloc.start()
+    for item, found in zip(world.inputs, many, strict=True):
+        evaluator.process([item], [{"instances": found}])
+    written = sum(path.stat().st_size for path in evaluator._log.folder.iterdir())
+    assert evaluator.evaluate()["bbox"]["AP"] > 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, written
+
+
+def test_memory_does_not_hold_the_predictions(
+    register: Callable[..., str], draw_world: Callable[..., Any]
+) -> None:
+    measured = []
+    for num_images in (5, 40):
+        world = draw_world(5, lvis=True, num_images=num_images).without_masks()
+        measured.append(_peak_and_size(world, register(world.annotations)))
+    (few_peak, few_written), (peak, written) = measured
+    assert written - few_written > 500_000
+    # Results as Python objects take three times the bytes of their file and more.
+    assert peak - few_peak < 0.8 * (written - few_written)
+
+
+def test_files_go_with_the_evaluator(
+    register: Callable[..., str],
+    draw_world: Callable[..., Any],
+    run: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    world = draw_world(6)
+    evaluator = CocoOVEvaluator(register(world.annotations), output_dir=str(tmp_path / "out"))
+    run(evaluator, world)
+    run(evaluator, world)
+    assert len(list((tmp_path / "out").glob(".predictions_*"))) == 1
+    del evaluator
+    gc.collect()
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"coco_instances_results.json", "classes_bbox.csv", "classes_segm.csv"}

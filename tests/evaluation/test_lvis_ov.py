@@ -1,13 +1,17 @@
 """LVIS scores against the lvis package and against sums done by hand."""
 
 import copy
+import csv
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clipself_d2.evaluation import lvis_ov
 from clipself_d2.evaluation.lvis_ov import METRICS, LVISOVEvaluator, numpy_float_alias
 
 Register = Callable[..., str]
@@ -25,8 +29,9 @@ def both(run: Run, name: str, world: Any, **options: Any) -> dict[str, Any]:
     fast = run(evaluator(name, **options), world)
     reference = run(evaluator(name, backend="lvis", **options), world)
     assert list(fast) == list(reference)
+    fixed = tuple(f"{metric}Fixed" for metric in METRICS) if options.get("fixed_ap") else ()
     for task, scores in fast.items():
-        assert tuple(scores) == METRICS
+        assert tuple(scores) == METRICS + fixed
         assert scores == pytest.approx(reference[task], abs=1e-6, nan_ok=True)
     return fast
 
@@ -160,6 +165,101 @@ def test_300_detections_of_an_image_count(
     scores = both(run, register(world.annotations), world.without_masks())
     assert 5 < scores["bbox"]["AP50"] < 80
     assert any("300 detections an image" in text for text in messages)
+
+
+@pytest.mark.parametrize("limit", [3, 10, 10_000])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_both_agree_on_fixed_ap(
+    register: Register,
+    draw_world: Draw,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    limit: int,
+) -> None:
+    monkeypatch.setattr(lvis_ov, "FIXED_DETS_PER_CLASS", limit)
+    world = draw_world(seed, lvis=True)
+    scores = both(run, register(world.annotations), world, fixed_ap=True)
+    for task in ("bbox", "segm"):
+        fixed = {key: scores[task][f"{key}Fixed"] for key in METRICS}
+        standard = {key: scores[task][key] for key in METRICS}
+        same = fixed == pytest.approx(standard, nan_ok=True)
+        # No image has 300 detections here: the limits differ only where that of classes is low.
+        assert same == (limit == 10_000)
+
+
+def test_fixed_ap_is_lvis_itself_on_the_best_of_each_class(
+    register: Register,
+    draw_world: Draw,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from lvis import LVIS, LVISEval, LVISResults
+
+    monkeypatch.setattr(lvis_ov, "FIXED_DETS_PER_CLASS", 6)
+    world = draw_world(12, lvis=True)
+    name = register(world.annotations)
+    scores = run(evaluator(name, fixed_ap=True, output_dir=str(tmp_path)), world)["bbox"]
+    results = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    chosen = []
+    for category_id in world.category_ids:
+        own = [r for r in results if r["category_id"] == category_id]
+        chosen += sorted(own, key=lambda r: -r["score"])[:6]
+    for result in chosen:
+        del result["segmentation"]
+    truth = LVIS(str(next(tmp_path.glob(f"{name}.json"))))
+    with numpy_float_alias():
+        reference = LVISEval(truth, LVISResults(truth, chosen, max_dets=-1), "bbox")
+        reference.run()
+    for metric in METRICS:
+        assert scores[f"{metric}Fixed"] == pytest.approx(100 * reference.results[metric])
+
+
+def test_fixed_ap_has_no_limit_an_image(register: Register, draw_world: Draw, run: Run) -> None:
+    world = draw_world(11, lvis=True, num_images=2).perfect()
+    for output in world.outputs:
+        found = output["instances"]
+        # Surer results of a class that is in neither image, so that only a limit can do harm.
+        noise = copy.deepcopy(found[[0] * 320])
+        noise.scores[:] = 0.95
+        noise.pred_classes[:] = world.classes.index("fox")
+        output["instances"] = type(found).cat([noise, found])
+    for image in world.annotations["images"]:
+        image["neg_category_ids"] = []
+        image["not_exhaustive_category_ids"] = []
+    scores = both(run, register(world.annotations), world.without_masks(), fixed_ap=True)["bbox"]
+    assert scores["AP"] == 0
+    assert scores["APFixed"] == pytest.approx(100)
+
+
+@BACKENDS
+def test_the_class_table_agrees_with_the_scores(
+    register: Register, draw_world: Draw, run: Run, tmp_path: Path, backend: str
+) -> None:
+    world = draw_world(13, lvis=True)
+    judge = evaluator(
+        register(world.annotations), backend=backend, fixed_ap=True, output_dir=str(tmp_path)
+    )
+    scores = run(judge, world)
+    for task in ("bbox", "segm"):
+        rows = list(csv.DictReader((tmp_path / f"classes_{task}.csv").open()))
+        assert [row["category_id"] for row in rows] == [str(i) for i in sorted(world.category_ids)]
+        assert [row["split"] for row in rows if row["class"] in world.novel] == ["novel"] * 2
+        for key, letters in (("AP", "rcf"), ("APr", "r"), ("APc", "c"), ("APf", "f")):
+            chosen = [row for row in rows if row["frequency"] in letters and row["AP"]]
+            for column in ("AP", "APFixed"):
+                mean = sum(float(row[column]) for row in chosen) / len(chosen)
+                wanted = scores[task][key + column.removeprefix("AP")]
+                assert mean == pytest.approx(wanted, abs=1e-4)
+
+
+def test_rare_classes_are_novel_where_none_are_named(register: Register, draw_world: Draw) -> None:
+    annotations = draw_world(0, lvis=True).annotations
+    assert evaluator(register(annotations, novel_classes=None)).protocol()["novel_classes"] == 2
+    named = evaluator(register(annotations, novel_classes=["ant"]), fixed_ap=True).protocol()
+    assert (named["novel_classes"], named["detections_per_image"]) == (1, 300)
+    assert named["fixed_ap_detections_per_class"] == 10_000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Scores of single classes, their means over splits, and a table of them.
+
+Legend: T IoU thresholds, P recall points, K classes, A area ranges, M detection limits.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# Place of an IoU of 0.75 among 0.50, 0.55 and so on.
+_AT_75 = 5
+
+
+def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average the precision of every class over recall and IoU, all areas, most detections.
+
+    Args:
+        precision_TPKAM: COCO's precision table; -1 where a class has no ground truth.
+
+    Returns:
+        (K,) average precision in 0 to 1; NaN for classes without ground truth.
+    """
+    curves_TPK = precision_TPKAM[:, :, :, 0, -1]
+    present_K = (curves_TPK > -1).all(axis=(0, 1))
+    return np.where(present_K, curves_TPK.mean(axis=(0, 1)), np.nan)
+
+
+def class_scores(
+    precision_TPKAM: npt.NDArray[np.float64], recall_TKAM: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Score every class at all areas and most detections.
+
+    Args:
+        precision_TPKAM: COCO's precision table at IoU 0.50 to 0.95 in steps of 0.05; -1 where a
+            class has no ground truth.
+        recall_TKAM: COCO's table of the highest recall, likewise.
+
+    Returns:
+        (K,) scores in 0 to 1 for ``AP``, ``AP50``, ``AP75`` and ``AR``; NaN for classes without
+        ground truth.
+    """
+    recall_TK = recall_TKAM[:, :, 0, -1]
+    return {
+        "AP": class_ap(precision_TPKAM),
+        "AP50": class_ap(precision_TPKAM[:1]),
+        "AP75": class_ap(precision_TPKAM[_AT_75 : _AT_75 + 1]),
+        "AR": np.where((recall_TK > -1).all(axis=0), recall_TK.mean(axis=0), np.nan),
+    }
+
+
+def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]) -> float:
+    """Average over the classes of a split that have ground truth.
+
+    Args:
+        score_K: Score of every class; NaN for classes without ground truth.
+        member_K: Which classes belong to the split.
+
+    Returns:
+        The mean; NaN if no class of the split has ground truth.
+    """
+    scores = score_K[member_K & ~np.isnan(score_K)]
+    return float(scores.mean()) if scores.size else float("nan")
+
+
+def write_class_table(
+    path: Path,
+    facts: Mapping[str, Sequence[str | int]],
+    scores: Mapping[str, npt.NDArray[np.float64]],
+) -> None:
+    """Write a csv file with a row for every class.
+
+    Args:
+        path: File to write; its folder is made.
+        facts: Columns that come first, K entries each.
+        scores: (K,) scores in 0 to 1, written in percent; NaN leaves its cell empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [*facts.values()]
+    for score_K in scores.values():
+        columns.append(["" if np.isnan(score) else f"{100 * score:.4f}" for score in score_K])
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*facts, *scores])
+        writer.writerows(zip(*columns, strict=True))

@@ -1,0 +1,100 @@
+"""Predictions on disk: every process writes a file of its own, the first one reads them all."""
+
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+
+# Bytes sent at once by a process whose file the first process cannot see.
+CHUNK = 64 * 2**20
+
+
+class PredictionLog:
+    """One process's predictions, a line of JSON an image; memory holds one image at a time.
+
+    The file lives as long as the object.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Make an empty file.
+
+        Args:
+            folder: Where, best one that all processes see; None is the system's for temporary
+                files.
+        """
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self._parent = folder
+        self.folder = Path(tempfile.mkdtemp(prefix=".predictions_", dir=folder))
+        self._path = self.folder / "images.jsonl"
+        self._path.touch()
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def append(self, records: Iterable[Mapping[str, object]]) -> None:
+        """Write predictions.
+
+        Args:
+            records: One an image; what JSON can hold. Numbers come back as they were.
+        """
+        with self._path.open("a", encoding="ascii") as stream:
+            for record in records:
+                stream.write(json.dumps(record) + "\n")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the predictions in the order of writing."""
+        with self._path.open(encoding="ascii") as stream:
+            for line in stream:
+                yield json.loads(line)
+
+    def gather(self) -> "PredictionLog | None":
+        """Join the files of all processes, in the order of their ranks.
+
+        Files that the first process sees are read there; others are sent to it in pieces.
+
+        Returns:
+            The joined log in the first process, None in the others.
+        """
+        if comm.get_world_size() == 1:
+            return self
+        files = comm.all_gather((str(self._path), self._path.stat().st_size))
+        visible = comm.all_gather([_is_visible(*file) for file in files])[0]
+        joined = PredictionLog(self._parent) if comm.is_main_process() else None
+        for rank, ((path, size), seen) in enumerate(zip(files, visible, strict=True)):
+            if seen:
+                if joined is not None:
+                    joined._append_file(path)
+                continue
+            for start in range(0, size, CHUNK):
+                own = self._read(start) if rank == comm.get_rank() else b""
+                parts = comm.gather(own, dst=0)
+                if joined is not None:
+                    joined._append_bytes(parts[rank])
+        # The others' files go with their evaluators, so they wait until the first has read them.
+        comm.synchronize()
+        return joined
+
+    def _read(self, start: int) -> bytes:
+        with self._path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(CHUNK)
+
+    def _append_bytes(self, content: bytes) -> None:
+        with self._path.open("ab") as stream:
+            stream.write(content)
+
+    def _append_file(self, path: str) -> None:
+        with open(path, "rb") as source, self._path.open("ab") as stream:
+            shutil.copyfileobj(source, stream, CHUNK)
+
+
+def _is_visible(path: str, size: int) -> bool:
+    """Whether another process's file can be read here; names are unique, sizes tell stale ones."""
+    try:
+        return Path(path).stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,260 @@
+"""What COCO and LVIS predictions and annotations must be to be scored, and how they are read."""
+
+import json
+import logging
+import math
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.structures import Boxes, Instances
+
+logger = logging.getLogger(__name__)
+
+
+class Result(TypedDict, total=False):
+    """One object in COCO's result format; boxes are XYWH px, masks run-length encoded."""
+
+    image_id: int
+    category_id: int
+    score: float
+    bbox: list[float]
+    segmentation: dict[str, object]
+
+
+class Prediction(TypedDict, total=False):
+    """What a model found in one image; the category_id of ``instances`` is a class index."""
+
+    image_id: int
+    instances: list[Result]
+    proposals: dict[str, object]
+
+
+def read_annotation_file(
+    path: str, required: Mapping[str, Sequence[str]]
+) -> dict[str, list[dict[str, object]]]:
+    """Read an annotation file, and refuse one that a scorer would misread or stumble over later.
+
+    The fast scorer reads an empty object as a data set without images and fills absent fields
+    with defaults; the reference scorers raise a bare ``KeyError``, and take an object with id 0
+    for one that is never found.
+
+    Args:
+        path: The file.
+        required: The lists that the file must hold, with the keys that each of their entries
+            must have; one of the lists is ``annotations``, whose entries must have an ``id``.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON, not an object, lacks a list or a key, or if annotation ids
+            are not positive or not unique.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"annotation file {path} does not exist; set DETECTRON2_DATASETS, or json_file in the "
+            "data set's metadata, to where it is"
+        )
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
+            f"the lists {', '.join(required)}"
+        )
+    for section, keys in required.items():
+        entries = content.get(section)
+        if not isinstance(entries, list):
+            raise ValueError(f"annotation file {path} lacks the list {section!r}")
+        for key in keys:
+            lacking = sum(key not in entry for entry in entries)
+            if lacking:
+                raise ValueError(
+                    f"annotation file {path} lacks the key {key!r} in {lacking} of its "
+                    f"{len(entries)} {section}"
+                )
+    ids = [entry["id"] for entry in content["annotations"]]
+    if len(set(ids)) != len(ids) or min(ids, default=1) < 1:
+        raise ValueError(
+            f"annotation file {path} has annotation ids that repeat or are below 1; number the "
+            "annotations from 1"
+        )
+    return content
+
+
+def dataset_results(
+    predictions: Iterable[Prediction],
+    category_ids: Sequence[int],
+    image_ids: Container[int],
+) -> Iterator[Result]:
+    """Yield predictions in COCO's result format, with the data set's own category ids.
+
+    Args:
+        predictions: One an image. Of an image that comes again, as samplers that fill up the last
+            batch make it, the first counts.
+        category_ids: Category id of every class index.
+        image_ids: Images of the annotation file.
+
+    Yields:
+        The results of all images.
+
+    Raises:
+        ValueError: If an image or a class index is unknown to the annotation file, or a score or
+            a box is not finite.
+    """
+    seen: set[int] = set()
+    repeated = 0
+    for prediction in predictions:
+        image_id = prediction["image_id"]
+        if image_id not in image_ids:
+            raise ValueError(
+                f"predictions for image_id {image_id!r}, which the annotation file "
+                "does not list; loader and evaluator must name the same data set"
+            )
+        if image_id in seen:
+            repeated += 1
+            continue
+        seen.add(image_id)
+        for instance in prediction.get("instances", ()):
+            label = instance["category_id"]
+            if not 0 <= label < len(category_ids):
+                raise ValueError(
+                    f"a prediction has class index {label}, expected 0 to {len(category_ids) - 1}; "
+                    "the model's vocabulary must be that of the data set"
+                )
+            if not all(map(math.isfinite, (instance["score"], *instance["bbox"]))):
+                raise ValueError(
+                    f"a prediction for image_id {image_id!r} has score "
+                    f"{instance['score']} and box {instance['bbox']}, which are not finite; such "
+                    "results have no order"
+                )
+            yield {**instance, "category_id": category_ids[label]}
+    if repeated:
+        logger.warning("%d images were predicted more than once; the first time counts", repeated)
+
+
+@dataclass
+class Survey:
+    """What is remembered of results that stay on disk.
+
+    Attributes:
+        num_masks: Number of results with a mask.
+        category_ids: Category id of every result.
+        scores: Score of every result.
+    """
+
+    num_masks: int = 0
+    category_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    scores: "array[float]" = field(default_factory=lambda: array("d"))
+
+    @property
+    def num_results(self) -> int:
+        """Number of results."""
+        return len(self.scores)
+
+    def see(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Take note of results on their way.
+
+        Args:
+            results: Any results.
+
+        Yields:
+            The same.
+        """
+        for result in results:
+            self.num_masks += "segmentation" in result
+            self.category_ids.append(result["category_id"])
+            self.scores.append(result["score"])
+            yield result
+
+
+def write_results(path: Path, results: Iterable[Mapping[str, object]]) -> None:
+    """Write results as a JSON list, one at a time.
+
+    Args:
+        path: File to write.
+        results: Any results.
+    """
+    with path.open("w", encoding="ascii") as stream:
+        stream.write("[")
+        for number, result in enumerate(results):
+            stream.write((",\n" if number else "") + json.dumps(result))
+        stream.write("]")
+
+
+def best_of_each_class(
+    category_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.float64], limit: int
+) -> npt.NDArray[np.bool_]:
+    """Choose the results of highest score in every class, over all images.
+
+    Args:
+        category_N: Category id of every result.
+        score_N: Score of every result; of equal ones, the earlier is the better.
+        limit: Most results of a class.
+
+    Returns:
+        (N,) whether a result is chosen.
+    """
+    order_N = np.lexsort((-score_N, category_N))
+    _, size_K = np.unique(category_N, return_counts=True)
+    chosen_N = np.zeros(len(order_N), dtype=bool)
+    for own in np.split(order_N, np.cumsum(size_K)[:-1]):
+        chosen_N[own[:limit]] = True
+    return chosen_N
+
+
+def pack_proposals(proposals: Instances) -> dict[str, object]:
+    """Return what JSON can hold of an image's proposals.
+
+    Args:
+        proposals: Boxes XYXY px and their logits, on the CPU.
+
+    Returns:
+        For ``unpack_proposals``.
+    """
+    return {
+        "size": list(proposals.image_size),
+        "boxes": proposals.proposal_boxes.tensor.tolist(),
+        "logits": proposals.objectness_logits.tolist(),
+    }
+
+
+def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
+    """Undo ``pack_proposals``.
+
+    Args:
+        packed: What it returned.
+
+    Returns:
+        The proposals, in float32.
+    """
+    return Instances(
+        tuple(packed["size"]),
+        proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),
+        objectness_logits=torch.tensor(packed["logits"]),
+    )
+
+
+def warn_undefined(task: str, scores: Mapping[str, float]) -> None:
+    """Say in words which scores are NaN, and why.
+
+    Args:
+        task: What was scored, such as ``bbox``.
+        scores: Percent by metric.
+    """
+    undefined = [name for name, score in scores.items() if math.isnan(score)]
+    if undefined:
+        logger.warning(
+            "%s: no ground truth to score %s against; reported as NaN, which is not zero",
+            task,
+            ", ".join(undefined),
+        )

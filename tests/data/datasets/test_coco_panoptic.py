@@ -1,0 +1,69 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.datasets.coco_panoptic import panoptic_metadata, register_coco_panoptic
+from clipself_d2.data.region_mapper import RegionMapper
+
+SAMPLE = Path(__file__).parents[2] / "golden" / "coco_panoptic_sample"
+NAME = "sample_coco_2017_val_panoptic_regions"
+
+
+@pytest.fixture
+def sample_root(tmp_path: Path) -> Path:
+    """The shipped COCO sample in the official layout."""
+    coco = tmp_path / "coco"
+    shutil.copytree(SAMPLE / "input_images", coco / "val2017")
+    shutil.copytree(SAMPLE / "panoptic_examples", coco / "annotations" / "panoptic_val2017")
+    document = json.loads((SAMPLE / "panoptic_examples.json").read_text())
+    document["categories"] = json.loads((SAMPLE / "panoptic_coco_categories.json").read_text())
+    (coco / "annotations" / "panoptic_val2017.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_the_133_classes_are_those_of_the_official_list() -> None:
+    rows = json.loads((SAMPLE / "panoptic_coco_categories.json").read_text())
+    metadata = panoptic_metadata()
+    assert metadata["thing_classes"] == [row["name"] for row in rows if row["isthing"]]
+    assert metadata["stuff_classes"] == [row["name"] for row in rows if not row["isthing"]]
+    numbers = {
+        **metadata["thing_dataset_id_to_contiguous_id"],
+        **metadata["stuff_dataset_id_to_contiguous_id"],
+    }
+    assert sorted(numbers.values()) == list(range(133))
+    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
+    assert all(names[numbers[row["id"]]] == row["name"] for row in rows)
+
+
+def test_real_annotations_become_regions(sample_root: Path, catalogs: None) -> None:
+    register_coco_panoptic(sample_root, prefix="sample_")
+    metadata = MetadataCatalog.get(NAME)
+    assert metadata.evaluator_type == "region_classification"
+    assert len(metadata.novel_classes) == 17
+    records = DatasetCatalog.get(NAME)
+    document = json.loads((SAMPLE / "panoptic_examples.json").read_text())
+    listed = {row["image_id"]: len(row["segments_info"]) for row in document["annotations"]}
+    assert {r["image_id"]: len(r["segments_info"]) for r in records} == listed
+    for record in records:
+        for segment in record["segments_info"]:
+            assert segment["isthing"] == (segment["category_id"] < 80)
+    mapper = RegionMapper(image_size=64, crop_size=16, patch_size=8, pad_to_square=True)
+    assert mapper(records[0])["masks"].flatten(1).any(1).all()
+
+
+def test_detectron2s_folder_of_pngs_serves_too(sample_root: Path, catalogs: None) -> None:
+    coco = sample_root / "coco"
+    (coco / "annotations" / "panoptic_val2017").rename(coco / "panoptic_val2017")
+    register_coco_panoptic(sample_root, prefix="sample_")
+    record = DatasetCatalog.get(NAME)[0]
+    assert Path(record["pan_seg_file_name"]).parent == coco / "panoptic_val2017"
+
+
+def test_a_missing_png_is_named(sample_root: Path, catalogs: None) -> None:
+    (sample_root / "coco" / "annotations" / "panoptic_val2017" / "000000142238.png").unlink()
+    register_coco_panoptic(sample_root, prefix="sample_")
+    with pytest.raises(FileNotFoundError, match=r"000000142238\.png is missing; download COCO"):
+        DatasetCatalog.get(NAME)

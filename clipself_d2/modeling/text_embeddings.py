@@ -15,6 +15,62 @@ logger = logging.getLogger(__name__)
 _DETECTRON2_NUM_CLASSES = 80
 
 
+def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Vocabulary:
+    """Read the classes of a registered data set.
+
+    Args:
+        name: Registered name.
+        key: Key that an error tells to check.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: If the data set is not registered or has no classes.
+    """
+    if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
+        raise ValueError(f"data set {name!r} is not registered; check {key}")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None and name in DatasetCatalog.list():
+        # Detectron2's COCO loader learns the classes only when it reads the annotations.
+        DatasetCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        raise ValueError(
+            f"the metadata of {name} has no thing_classes to take a vocabulary from; name a "
+            "detection data set in MODEL.VOCABULARY.DATASET"
+        )
+    return Vocabulary.from_metadata(metadata)
+
+
+def dataset_embeddings(
+    name: str,
+    *,
+    clip: str,
+    weights: str | None = None,
+    templates: str = "vild",
+    cache_dir: str | None = None,
+) -> TextEmbeddings:
+    """Load or build the text embeddings of a registered data set's classes; for LazyConfig.
+
+    Args:
+        name: Registered name.
+        clip: Name of the CLIP.
+        weights: Its pretrained tag or file; None for random weights.
+        templates: Name of a prompt set.
+        cache_dir: Folder of cached embeddings; None keeps none.
+
+    Returns:
+        The embeddings.
+    """
+    return TextEmbeddings.load_or_build(
+        dataset_vocabulary(name),
+        clip=clip,
+        weights=weights,
+        templates=templates,
+        cache_dir=cache_dir,
+    )
+
+
 def training_vocabulary(cfg: CfgNode) -> Vocabulary:
     """Read the classes of MODEL.VOCABULARY.DATASET, or of the first training set.
 
@@ -27,25 +83,14 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
     Raises:
         ValueError: If no data set is named, or the one named has no classes.
     """
-    name = cfg.MODEL.VOCABULARY.DATASET or next(iter(cfg.DATASETS.TRAIN), "")
+    given = cfg.MODEL.VOCABULARY.DATASET
+    name = given or next(iter(cfg.DATASETS.TRAIN), "")
     if not name:
         raise ValueError(
             "there is no data set to take classes from; set MODEL.VOCABULARY.DATASET or "
             "DATASETS.TRAIN"
         )
-    if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
-        key = "MODEL.VOCABULARY.DATASET" if cfg.MODEL.VOCABULARY.DATASET else "DATASETS.TRAIN"
-        raise ValueError(f"data set {name!r} is not registered; check {key}")
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and name in DatasetCatalog.list():
-        # Detectron2's COCO loader learns the classes only when it reads the annotations.
-        DatasetCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        raise ValueError(
-            f"the metadata of {name} has no thing_classes to take a vocabulary from; name a "
-            "detection data set in MODEL.VOCABULARY.DATASET"
-        )
-    return Vocabulary.from_metadata(metadata)
+    return dataset_vocabulary(name, "MODEL.VOCABULARY.DATASET" if given else "DATASETS.TRAIN")
 
 
 def training_embeddings(cfg: CfgNode) -> TextEmbeddings:

@@ -6,6 +6,7 @@ import pytest
 from clipself_d2.data.build import (
     CountedDataset,
     CountSampler,
+    build_detection_train_loader_from_cfg,
     build_distill_train_loader,
     build_distill_train_loader_from_cfg,
     build_region_test_loader_from_cfg,
@@ -91,3 +92,17 @@ def test_regions_are_loaded_once_each(emoji_cfg) -> None:
     items = [item for batch in loader for item in batch]
     assert len({item["image_id"] for item in items}) == len(items) == 4
     assert all(item["masks"].shape[1:] == (18, 24) for item in items)
+
+
+def test_detectors_are_trained_on_jittered_pictures(emoji_cfg) -> None:
+    overrides = ["INPUT.LSJ_SIZE", 64, "INPUT.LSJ_RANGE", [0.5, 1.0]]
+    cfg = emoji_cfg("fvit_untouched", *overrides)
+    batches = take(build_detection_train_loader_from_cfg(cfg), 4)
+    longest = [max(item["image"].shape[1:]) for batch in batches for item in batch]
+    assert [len(batch) for batch in batches] == [2] * 4
+    assert 32 <= min(longest) < max(longest) <= 64
+
+
+def test_a_detector_without_training_data_names_the_key(emoji_cfg) -> None:
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
+        build_detection_train_loader_from_cfg(emoji_cfg("rpn", "DATASETS.TRAIN", ()))

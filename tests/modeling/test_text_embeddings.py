@@ -16,6 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from clipself_d2.config import add_clipself_config
 from clipself_d2.modeling.text_embeddings import (
     build_text_classifier,
+    dataset_embeddings,
     training_embeddings,
     training_vocabulary,
 )
@@ -213,3 +214,17 @@ def test_classifier_has_the_classes_and_their_split() -> None:
     assert torch.equal(classifier.learned_background.detach(), given.background_D)
     assert classifier.temperature.item() == 20.0
     assert not classifier.temperature.requires_grad
+
+
+def test_embeddings_of_a_data_set_are_those_of_the_config(cfg: CfgNode) -> None:
+    expected = training_embeddings(cfg)
+    given = dataset_embeddings(
+        "text_pets", clip="ViT-Ti-8-emoji", weights="emoji", templates="emoji"
+    )
+    assert given.vocabulary == expected.vocabulary
+    assert torch.equal(given.embeddings_KD, expected.embeddings_KD)
+
+
+def test_embeddings_of_an_unknown_data_set_name_it(cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match=r"data set 'nowhere' is not registered"):
+        dataset_embeddings("nowhere", clip="ViT-Ti-8-emoji")

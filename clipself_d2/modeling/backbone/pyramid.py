@@ -28,6 +28,7 @@ class ClipViTPyramidOptions(TypedDict):
     strides: Sequence[int]
     out_channels: int
     norm: str
+    square_size: int
 
 
 class ClipViTPyramid(Backbone):
@@ -43,10 +44,13 @@ class ClipViTPyramid(Backbone):
         strides: Pixels per cell of the levels, powers of two, ascending.
         out_channels: Channels of every level.
         norm: Norm of the adapters, lateral and output convolutions, one of ``NORMS``.
+        square_size: Side to which Detectron2 pads every image at the right and bottom, after
+            normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
 
     Raises:
         ValueError: If strides are not such, their number is not that of the taps, the norm is
-            unknown or does not fit the channels, or a trained block is behind the last tap.
+            unknown or does not fit the channels, a trained block is behind the last tap, or
+            ``square_size`` is negative.
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1. Differs for patches of 14 px: its
     strides 3.5, 7, 14, 28 are resampled to 4, 8, 16, 32, which Detectron2's pooler needs.
@@ -60,13 +64,19 @@ class ClipViTPyramid(Backbone):
         strides: Sequence[int] = (4, 8, 16, 32),
         out_channels: int = 256,
         norm: str = "SyncBN",
+        square_size: int = 0,
     ) -> None:
         super().__init__()
         _check_levels(backbone, strides)
+        if square_size < 0:
+            raise ValueError(
+                f"MODEL.CLIP_FPN.SQUARE_SIZE is {square_size}; it is 0 or a side in px"
+            )
         patch, width = backbone.tower.patch_size, backbone.tower.width
         use_bias = norm == ""
         self.bottom_up = backbone
         self.strides = tuple(strides)
+        self.square_size = square_size
         self._tap_strides = [_adapted_stride(patch, stride) for stride in strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
         self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
@@ -112,14 +122,12 @@ class ClipViTPyramid(Backbone):
             Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
 
         Raises:
-            ValueError: If SyncBN is to train in several processes on CPUs.
+            ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
+                MODEL.CLIP_FPN.SQUARE_SIZE.
         """
+        _refuse_sync_bn_on_cpus(cfg)
+        _check_square(cfg)
         fpn = cfg.MODEL.CLIP_FPN
-        if fpn.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-            raise ValueError(
-                "SyncBN does not train in several processes on CPUs; set MODEL.CLIP_FPN.NORM to "
-                "naiveSyncBN, GN or LN"
-            )
         options = ClipViT.from_config(cfg, input_shape)
         if not options["tap_blocks"]:
             options["tap_blocks"] = spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
@@ -128,17 +136,18 @@ class ClipViTPyramid(Backbone):
             "strides": fpn.STRIDES,
             "out_channels": fpn.OUT_CHANNELS,
             "norm": fpn.NORM,
+            "square_size": fpn.SQUARE_SIZE,
         }
 
     @property
     def size_divisibility(self) -> int:
-        """Common multiple of the patch and the largest stride, px; Detectron2 pads to it."""
-        return math.lcm(self.bottom_up.size_divisibility, self.strides[-1])
+        """Side of a patch, px; Detectron2 pads to a multiple, which every level can take."""
+        return self.bottom_up.size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """The same for the parts of Detectron2 that ask here."""
-        return {"size_divisibility": self.size_divisibility}
+        """Divisor and, where images are padded to a square, its side; both px."""
+        return {"size_divisibility": self.size_divisibility, "square_size": self.square_size}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -181,12 +190,13 @@ def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
     return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
 
 
-def make_norm(norm: str, channels: int) -> nn.Module | None:
+def make_norm(norm: str, channels: int, key: str = "MODEL.CLIP_FPN.NORM") -> nn.Module | None:
     """Make a norm by Detectron2's name.
 
     Args:
         norm: One of ``NORMS``.
         channels: Number of channels.
+        key: Key that an error tells to change.
 
     Returns:
         The module, None for "".
@@ -195,11 +205,11 @@ def make_norm(norm: str, channels: int) -> nn.Module | None:
         ValueError: If the name is unknown or GN's 32 groups do not divide the channels.
     """
     if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; MODEL.CLIP_FPN.NORM is one of {NORMS}")
+        raise ValueError(f"norm is {norm!r}; {key} is one of {NORMS}")
     if norm == "GN" and channels % 32:
         raise ValueError(
-            f"GN has 32 groups, which do not divide {channels} channels; change "
-            "MODEL.CLIP_FPN.NORM to LN or MODEL.CLIP_FPN.OUT_CHANNELS to a multiple of 32"
+            f"GN has 32 groups, which do not divide {channels} channels; change {key} to LN or "
+            "MODEL.CLIP_FPN.OUT_CHANNELS to a multiple of 32"
         )
     return get_norm(norm, channels)
 
@@ -263,6 +273,36 @@ def _doublings(patch_size: int, stride: int) -> int:
 
 def _adapted_stride(patch_size: int, stride: int) -> float:
     return patch_size / 2.0 ** _doublings(patch_size, stride)
+
+
+def _refuse_sync_bn_on_cpus(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE != "cpu" or comm.get_world_size() == 1:
+        return
+    for part in ("CLIP_FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        if cfg.MODEL[part].NORM == "SyncBN":
+            raise ValueError(
+                f"SyncBN does not train in several processes on CPUs; set MODEL.{part}.NORM to "
+                "naiveSyncBN, GN or LN"
+            )
+
+
+def _check_square(cfg: CfgNode) -> None:
+    """Refuse images that Detectron2's padding to a square would cut."""
+    square = cfg.MODEL.CLIP_FPN.SQUARE_SIZE
+    if not square:
+        return
+    train_key = "LSJ_SIZE" if cfg.INPUT.LSJ_SIZE else "MAX_SIZE_TRAIN"
+    largest = {
+        f"INPUT.{train_key}": cfg.INPUT[train_key],
+        # 0 keeps every image as it is.
+        "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else math.inf,
+    }
+    for key, size in largest.items():
+        if size > square:
+            raise ValueError(
+                f"images of up to {size} px do not fit in a square of MODEL.CLIP_FPN.SQUARE_SIZE "
+                f"{square}; lower {key}, or set SQUARE_SIZE to 0 to pad no further than needed"
+            )
 
 
 def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:

@@ -17,7 +17,9 @@ from clipself_d2.modeling.roi_heads.output_layers import CLIP_FIELD, OpenVocabFa
 class OpenVocabROIHeads(StandardROIHeads):
     """Detectron2's standard heads with a text classifier and CLIP's scores at test time.
 
-    CLIP sees the proposals, not the refined boxes. A mask head must be class-agnostic.
+    CLIP sees the proposals, not the refined boxes. A mask head must be class-agnostic; without an
+    object in any image of this process it still takes part in the step, so that norms over
+    several processes and gradients are not waited for.
 
     Args:
         box_predictor: Predictor with a text classifier.
@@ -102,6 +104,16 @@ class OpenVocabROIHeads(StandardROIHeads):
             proposals = self._embed_proposals(features[CLIP_FEATURE], proposals)
         return super()._forward_box(features, proposals)
 
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        if not self.training or not self.mask_on or _any_object(instances, self.num_classes):
+            return super()._forward_mask(features, instances)
+        maps = [features[name] for name in self.mask_in_features]
+        boxes = [item.proposal_boxes[:1] for item in instances]
+        logits = self.mask_head.layers(self.mask_pooler(maps, boxes))
+        return {"loss_mask": logits.sum() * 0.0}
+
     def _embed_proposals(self, dense_NDhw: Tensor, proposals: list[Instances]) -> list[Instances]:
         boxes = [item.proposal_boxes.tensor for item in proposals]
         pooled = roi_embeddings(dense_NDhw, boxes, self.clip_stride)
@@ -112,3 +124,7 @@ class OpenVocabROIHeads(StandardROIHeads):
             fields = {**item.get_fields(), CLIP_FIELD: embeddings}
             embedded.append(Instances(item.image_size, **fields))
         return embedded
+
+
+def _any_object(instances: list[Instances], num_classes: int) -> bool:
+    return any(bool((item.gt_classes < num_classes).any()) for item in instances)

@@ -1,5 +1,7 @@
 """ClipViTPyramid: strides, alignment, F-ViT's adapters, and gradients."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,13 @@ from clipself_d2.modeling.backbone.pyramid import make_adapter, make_norm, resam
 STRIDES = (4, 8, 16, 32)
 
 
-def make_pyramid(tower, *, strides=STRIDES, taps=None, trainable_blocks=0, norm="GN"):
+def make_pyramid(tower, *, strides=STRIDES, taps=None, trainable_blocks=0, norm="GN", square=0):
     torch.manual_seed(1)
     taps = spread_blocks(tower.num_blocks, len(strides)) if taps is None else taps
     backbone = ClipViT(tower=tower, tap_blocks=taps, trainable_blocks=trainable_blocks)
-    return ClipViTPyramid(backbone=backbone, strides=strides, out_channels=32, norm=norm)
+    return ClipViTPyramid(
+        backbone=backbone, strides=strides, out_channels=32, norm=norm, square_size=square
+    )
 
 
 def kinds(module: nn.Module) -> list[str]:
@@ -117,7 +121,7 @@ def set_to_pass_values_through(pyramid: ClipViTPyramid) -> None:
 def test_every_level_sees_the_image_at_the_right_place(make_tower, patch_size, monkeypatch):
     pyramid = make_pyramid(make_tower(patch_size), norm="")
     set_to_pass_values_through(pyramid)
-    size = pyramid.size_divisibility
+    size = math.lcm(patch_size, STRIDES[-1])
     x = patch_size * (torch.arange(size // patch_size) + 0.5)
     ramp = x.expand(1, 32, len(x), -1)
 
@@ -191,17 +195,53 @@ def test_clip_map_passes_unchanged(make_tower):
     torch.testing.assert_close(pyramid(images)["clip"], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("patch_size", "expected"), [(8, 32), (14, 224), (16, 32), (32, 32)])
-def test_detectron2_pads_to_whole_patches_and_cells(make_tower, patch_size, expected):
+@pytest.mark.parametrize("patch_size", [8, 14, 16, 32])
+def test_detectron2_pads_to_whole_patches(make_tower, patch_size):
     pyramid = make_pyramid(make_tower(patch_size))
-    assert pyramid.size_divisibility == expected
-    assert pyramid.padding_constraints == {"size_divisibility": expected}
+    assert pyramid.size_divisibility == patch_size
     for constraints in (None, pyramid.padding_constraints):
         images = ImageList.from_tensors(
             [torch.zeros(3, 50, 71)], pyramid.size_divisibility, padding_constraints=constraints
         )
-        assert images.tensor.shape[-2] % expected == 0
-        assert images.tensor.shape[-1] % expected == 0
+        assert tuple(images.tensor.shape[-2:]) == tuple(
+            -(-side // patch_size) * patch_size for side in (50, 71)
+        )
+
+
+@pytest.mark.parametrize(("patch_size", "side"), [(16, 96), (14, 98), (14, 112)])
+def test_detectron2_pads_to_the_square_at_the_right_and_bottom(make_tower, patch_size, side):
+    pyramid = make_pyramid(make_tower(patch_size), square=side)
+    pictures = [torch.ones(3, 50, 71), torch.ones(3, 64, 30)]
+    for given in (pictures, pictures[:1]):
+        images = ImageList.from_tensors(given, padding_constraints=pyramid.padding_constraints)
+        assert tuple(images.tensor.shape[-2:]) == (side, side)
+        assert images.image_sizes[0] == (50, 71)
+        assert images.tensor[0, :, :50, :71].min() == 1
+        assert images.tensor.sum() == sum(picture.sum() for picture in given)
+    levels = pyramid(images.tensor)
+    assert [tuple(levels[name].shape[-2:]) for name in ("p2", "p5")] == [
+        (-(-side // 4), -(-side // 4)),
+        (-(-side // 32), -(-side // 32)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["INPUT.MAX_SIZE_TEST", 65], "INPUT.MAX_SIZE_TEST"),
+        (["INPUT.MIN_SIZE_TEST", 0], "INPUT.MAX_SIZE_TEST"),
+        (["INPUT.LSJ_SIZE", 65], "INPUT.LSJ_SIZE"),
+        (["INPUT.LSJ_SIZE", 0, "INPUT.MAX_SIZE_TRAIN", 65], "INPUT.MAX_SIZE_TRAIN"),
+    ],
+)
+def test_images_larger_than_the_square_are_refused_with_the_key(clip_cfg, overrides, key):
+    clip_cfg.merge_from_list(
+        ["MODEL.CLIP_FPN.SQUARE_SIZE", 64, "INPUT.LSJ_SIZE", 64, "INPUT.MAX_SIZE_TEST", 64]
+    )
+    assert ClipViTPyramid(clip_cfg, ShapeSpec(channels=3)).square_size == 64
+    clip_cfg.merge_from_list(overrides)
+    with pytest.raises(ValueError, match=f"MODEL.CLIP_FPN.SQUARE_SIZE 64; lower {key}"):
+        ClipViTPyramid(clip_cfg, ShapeSpec(channels=3))
 
 
 def test_fewer_levels_need_as_many_taps(make_tower):
@@ -213,7 +253,6 @@ def test_fewer_levels_need_as_many_taps(make_tower):
         "p5": (2, 3),
         "clip": (6, 10),
     }
-    assert pyramid.size_divisibility == 16
 
 
 @pytest.mark.parametrize(("patch_size", "trainable_blocks"), [(8, 0), (14, 1), (16, 0), (16, 2)])
@@ -277,10 +316,12 @@ def test_sync_bn_of_one_process_is_bn(make_tower):
     torch.testing.assert_close(synced(images), plain(images))
 
 
-def test_sync_bn_in_cpu_processes_is_refused_with_the_key(clip_cfg, monkeypatch):
+@pytest.mark.parametrize("part", ["CLIP_FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"])
+def test_sync_bn_in_cpu_processes_is_refused_with_the_key(clip_cfg, monkeypatch, part):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    clip_cfg.MODEL.CLIP_FPN.NORM = "SyncBN"
-    with pytest.raises(ValueError, match="naiveSyncBN"):
+    ClipViTPyramid(clip_cfg, ShapeSpec(channels=3))
+    clip_cfg.MODEL[part].NORM = "SyncBN"
+    with pytest.raises(ValueError, match=rf"MODEL\.{part}\.NORM to naiveSyncBN"):
         ClipViTPyramid(clip_cfg, ShapeSpec(channels=3))
 
 
@@ -299,6 +340,7 @@ def test_unknown_norms_and_odd_channels_name_the_key():
         ({"strides": [32, 16, 8, 4]}, "ascending"),
         ({"strides": [], "taps": []}, "powers of two"),
         ({"taps": [0, 1, 2, 2], "trainable_blocks": 1}, "no level reads block 3"),
+        ({"square": -1}, "SQUARE_SIZE is -1"),
     ],
 )
 def test_wrong_levels_name_the_key(make_tower, options, message):

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -192,15 +193,34 @@ def test_training_needs_no_clip_map(
     assert still == []
 
 
+@pytest.mark.parametrize("norm", ["", "SyncBN", "LN"])
 def test_images_without_objects_train(
-    make_heads: MakeHeads, features: Features, proposals: MakeInstances, targets: MakeInstances
+    norm: str,
+    make_heads: MakeHeads,
+    features: Features,
+    proposals: MakeInstances,
+    targets: MakeInstances,
 ) -> None:
-    heads = make_heads("MODEL.MASK_ON", True).train()
+    heads = make_heads("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NORM", norm).train()
     with EventStorage():
         _, losses = heads(IMAGES, features, proposals(8, 0), targets([], []))
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_cls"] > 0
     assert losses["loss_box_reg"] == losses["loss_mask"] == 0
+    # Other processes wait for the gradient of every parameter.
+    sum(losses.values()).backward()
+    assert [name for name, p in heads.named_parameters() if p.grad is None] == []
+
+
+def test_one_object_trains_the_mask_head_as_detectron2_does(
+    make_heads: MakeHeads, features: Features, proposals: MakeInstances, targets: MakeInstances
+) -> None:
+    heads = make_heads("MODEL.MASK_ON", True).train()
+    with EventStorage():
+        given = heads.label_and_sample_proposals(proposals(8, 8), targets([3], []))
+        ours = heads._forward_mask(features, given)
+        theirs = StandardROIHeads._forward_mask(heads, features, given)
+    assert ours["loss_mask"] == theirs["loss_mask"] > 0
 
 
 def test_training_box_of_a_novel_class_is_refused(

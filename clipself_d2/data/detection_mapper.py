@@ -1,0 +1,119 @@
+"""What a detector's training images go through."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.transforms import Augmentation, RandomFlip, ResizeScale
+from fvcore.transforms.transform import CropTransform, Transform
+
+logger = logging.getLogger(__name__)
+
+FLIPS = ("horizontal", "vertical", "none")
+
+
+class ShiftPolygonsCrop(CropTransform):
+    """A crop that moves polygons without cutting them at its border.
+
+    Mask heads sample a polygon inside of boxes, which end at the border, so the targets are those
+    of cut polygons; cutting takes the package shapely.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Move polygons.
+
+        Args:
+            polygons: (P, 2) points each, px.
+
+        Returns:
+            The same points in the frame of the crop; they may lie outside of it.
+        """
+        moved: list[np.ndarray] = Transform.apply_polygons(self, polygons)
+        return moved
+
+
+class RandomSquareCrop(Augmentation):
+    """Cut what exceeds a square, at a random place; smaller sides are kept.
+
+    Args:
+        size: Side of the square, px.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the place.
+
+        Args:
+            image: (H, W) or (H, W, channels).
+
+        Returns:
+            The crop; rows and columns are drawn apart, with Detectron2's seed of numpy.
+        """
+        height, width = image.shape[:2]
+        top, left = (np.random.randint(max(side - self.size, 0) + 1) for side in (height, width))
+        size = (min(self.size, width), min(self.size, height))
+        return ShiftPolygonsCrop(left, top, *size, width, height)
+
+
+def lsj_augmentations(
+    size: int, scale_range: Sequence[float] = (0.1, 2.0), flip: str = "horizontal"
+) -> list[Augmentation]:
+    """Make large-scale jitter: resize at random, crop to a square, flip.
+
+    The longest side of an image becomes ``size`` times a number drawn from ``scale_range``; what
+    exceeds ``size`` is cut off at a random place. Smaller images are not padded here: the model
+    pads after normalisation, with zeros, to the square of MODEL.CLIP_FPN.SQUARE_SIZE. A crop
+    without a box stays in training.
+
+    Args:
+        size: Longest side after the crop, px.
+        scale_range: Least and largest ratio, both > 0.
+        flip: "horizontal", "vertical" or "none"; flipped with probability 0.5.
+
+    Returns:
+        Augmentations in order.
+
+    Raises:
+        ValueError: If the size, the range or the flip is not such.
+
+    Reference: Simple Copy-Paste, arXiv 2012.07177, section 3, with the range of F-ViT, CLIPSelf,
+    arXiv 2310.01403. Differs from Detectron2's: that pads with grey before normalisation and
+    draws one number for the place in both directions.
+    """
+    if size < 1:
+        raise ValueError(f"INPUT.LSJ_SIZE is {size}; it is a side in px, or 0 for no jitter")
+    if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(
+            f"INPUT.LSJ_RANGE is {list(scale_range)}; it is two ratios > 0, the smaller first"
+        )
+    if flip not in FLIPS:
+        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it is one of {FLIPS}")
+    low, high = scale_range
+    augmentations: list[Augmentation] = [ResizeScale(low, high, size, size), RandomSquareCrop(size)]
+    if flip != "none":
+        horizontal = flip == "horizontal"
+        augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
+def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Build Detectron2's mapper, with large-scale jitter where INPUT.LSJ_SIZE is set.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        The mapper of training images.
+    """
+    size = cfg.INPUT.LSJ_SIZE
+    if not size:
+        return DatasetMapper(cfg, is_train=True)
+    if cfg.INPUT.CROP.ENABLED:
+        logger.warning("INPUT.CROP is ignored: INPUT.LSJ_SIZE %d crops by itself", size)
+    augmentations = lsj_augmentations(size, cfg.INPUT.LSJ_RANGE, cfg.INPUT.RANDOM_FLIP)
+    return DatasetMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=False)

@@ -9,16 +9,20 @@ from timm.layers import build_rotary_pos_embed
 from torch import Tensor
 
 
-def resize_positions(table_TC: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def resize_positions(
+    table_TC: Tensor, native: tuple[int, int], grid: tuple[int, int], *, num_prefix: int = 1
+) -> Tensor:
     """Interpolate a learned position table; the class token's row is kept.
 
     Args:
-        table_TC: (1 + h0 * w0, C), class token first.
+        table_TC: (num_prefix + h0 * w0, C), class token first.
         native: Grid (h0, w0) of the table.
         grid: Grid (h, w) wanted.
+        num_prefix: Number of rows before the patches': 1, or 0 without one for a class token.
 
     Returns:
-        (1 + h * w, C), differentiable in the table; the table itself where the grids agree.
+        (num_prefix + h * w, C), differentiable in the table; the table itself where the grids
+        agree.
 
     Raises:
         ValueError: If the table does not fit its grid.
@@ -26,16 +30,16 @@ def resize_positions(table_TC: Tensor, native: tuple[int, int], grid: tuple[int,
     Reference: bicubic (a = -0.75) without antialias, as the published CLIPSelf models use. timm
     resamples with antialias, which moves dense features by about 5e-4.
     """
-    if len(table_TC) != 1 + native[0] * native[1]:
+    if len(table_TC) != num_prefix + native[0] * native[1]:
         raise ValueError(
-            f"position table has {len(table_TC)} rows, not 1 + {native[0]}x{native[1]}"
+            f"position table has {len(table_TC)} rows, not {num_prefix} + {native[0]}x{native[1]}"
         )
     if native == grid:
         return table_TC
-    patches = table_TC[1:].T.reshape(1, -1, *native)
+    patches = table_TC[num_prefix:].T.reshape(1, -1, *native)
     resized = F.interpolate(patches.float(), grid, mode="bicubic", align_corners=False)
     rows = resized.flatten(2)[0].T.to(table_TC.dtype)
-    return torch.cat([table_TC[:1], rows])
+    return torch.cat([table_TC[:num_prefix], rows])
 
 
 def rotary_table(
@@ -45,8 +49,10 @@ def rotary_table(
     temperature: float,
     reference: tuple[int, int],
     device: torch.device,
+    offset: float = 0.0,
+    indexing: str = "ij",
 ) -> Tensor:
-    """Build EVA02's 2-D rotary positions; every grid is squeezed onto the reference grid.
+    """Build the 2-D rotary positions of EVA02 and PE-Core; a grid is squeezed onto the reference.
 
     Args:
         grid: Grid (h, w) wanted.
@@ -54,12 +60,14 @@ def rotary_table(
         temperature: Base of the frequencies.
         reference: Grid of pre-training, (16, 16) for EVA02-CLIP.
         device: Device of the table.
+        offset: Position of the first row and column, in cells; 1 for PE-Core's smaller models.
+        indexing: "ij": rows turn the first half of the channels; "xy": columns do (PE-Core).
 
     Returns:
         (h * w, 2 * head_dim): sines, then cosines, as timm's attention takes them.
 
-    Reference: EVA-02, arXiv 2303.11331. The published code is for squares only; rectangles scale
-    each axis by itself here.
+    Reference: EVA-02, arXiv 2303.11331; PE, arXiv 2504.13181. EVA's published code is for squares
+    only; rectangles scale each axis by itself here.
     """
     sin, cos = build_rotary_pos_embed(
         list(grid),
@@ -67,6 +75,8 @@ def rotary_table(
         temperature=temperature,
         in_pixels=False,
         ref_feat_shape=list(reference),
+        grid_offset=offset,
+        grid_indexing=indexing,
         device=device,
     )
     return torch.cat([sin, cos], dim=-1)

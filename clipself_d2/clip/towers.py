@@ -1,7 +1,6 @@
-"""CLIP image towers: one embedding for a picture, or one for every patch.
+"""CLIP image towers: one embedding for a picture, or one for every cell.
 
-Legend: N images, D joint embedding, C width, H W pixels, h w patch grid, T tokens (class token
-first).
+Legend: N images, D joint embedding, C width, H W pixels, h w cells.
 """
 
 import math
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from clipself_d2.clip.precision import compute_context
 
 LAST_BLOCKS = ("value", "attention")
 
@@ -32,21 +29,24 @@ class DenseFeatures:
 
 
 class VisionTower(nn.Module, ABC):
-    """A CLIP ViT of any input size.
+    """A CLIP image tower with a dense map, of any input size.
 
     Args:
         visual: open_clip's image tower; its parameters keep open_clip's names ``visual.*``.
         name: Model name as open_clip knows it.
         pixel_mean: RGB mean of the pixels, 0 to 255.
         pixel_std: RGB deviation of the pixels.
-        precision: fp32, bf16 or auto.
+        precision: fp32, bf16, fp16 or auto.
 
     Attributes:
         embed_dim: Width D of the joint embedding.
-        width: Width C of the tokens.
-        patch_size: Side of a patch, px.
-        num_blocks: Number of transformer blocks.
+        width: Width C of the blocks' outputs.
+        patch_size: Pixels per cell of the dense map.
+        num_blocks: Number of blocks with outputs on that map.
         image_size: Side of the native input, px.
+        path: How a cell becomes an embedding, in words.
+        checkpointing: Whether the dense path recomputes each block in the backward pass instead of
+            keeping its activations.
     """
 
     embed_dim: int
@@ -54,6 +54,7 @@ class VisionTower(nn.Module, ABC):
     patch_size: int
     num_blocks: int
     image_size: int
+    path: str
 
     def __init__(
         self,
@@ -69,34 +70,12 @@ class VisionTower(nn.Module, ABC):
         self.name = name
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.precision = precision
+        self.checkpointing = False
 
     @property
     @abstractmethod
-    def transformer_blocks(self) -> nn.ModuleList:
+    def transformer_blocks(self) -> Sequence[nn.Module]:
         """The blocks in order."""
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn pixels into tokens.
-
-        Args:
-            images: (N, 3, H, W) with H and W multiples of the patch.
-
-        Returns:
-            (N, T, C) tokens with positions, and what ``run_block`` needs beside them.
-        """
-
-    @abstractmethod
-    def run_block(self, block: nn.Module, tokens: Tensor, extra: Tensor | None) -> Tensor:
-        """Apply a block with its global self-attention; (N, T, C) to (N, T, C)."""
-
-    @abstractmethod
-    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply a block in which every token attends to itself alone; (N, T, C) to (N, T, C)."""
-
-    @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm and the projection; (N, ..., C) to (N, ..., D)."""
 
     @abstractmethod
     def outer_parameters(self) -> list[nn.Parameter]:
@@ -106,6 +85,7 @@ class VisionTower(nn.Module, ABC):
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters of the last block that its value-only form never uses."""
 
+    @abstractmethod
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures.
 
@@ -115,16 +95,12 @@ class VisionTower(nn.Module, ABC):
         Returns:
             (N, D) float32, not normalised.
         """
-        with compute_context(images.device, self.precision):
-            tokens, extra = self.embed(self._pad(images))
-            for block in self.transformer_blocks:
-                tokens = self.run_block(block, tokens, extra)
-            return self.project(tokens[:, 0]).float()
 
+    @abstractmethod
     def forward_dense(
         self, images: Tensor, blocks: Sequence[int] = (), last_block: str = "value"
     ) -> DenseFeatures:
-        """Embed every patch.
+        """Embed every cell.
 
         Args:
             images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of the
@@ -138,31 +114,20 @@ class VisionTower(nn.Module, ABC):
 
         Raises:
             ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
-
-        Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv 2112.01071, the
-        residual and the MLP of the last block are kept.
         """
-        if last_block not in LAST_BLOCKS:
-            raise ValueError(f"last_block is {last_block!r}, not one of {LAST_BLOCKS}")
-        unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
-        if unknown:
-            raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
-        images = self._pad(images)
-        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        outputs: dict[int, Tensor] = {}
-        with compute_context(images.device, self.precision):
-            tokens, extra = self.embed(images)
-            for number, block in enumerate(self.transformer_blocks):
-                if number == self.num_blocks - 1 and last_block == "value":
-                    tokens = self.run_value_block(block, tokens)
-                else:
-                    tokens = self.run_block(block, tokens, extra)
-                if number in blocks:
-                    outputs[number] = tokens
-            embedding = self.project(tokens[:, 1:])
-        embedding = F.normalize(embedding.float(), dim=-1)
-        maps = tuple(_to_map(outputs[number][:, 1:].float(), grid) for number in blocks)
-        return DenseFeatures(_to_map(embedding, grid), maps)
+
+    @abstractmethod
+    def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
+        """Choose the attention of the dense path; ``forward_image`` stays global.
+
+        Args:
+            window_size: Side of a window in cells; 0: every block is global.
+            global_blocks: 0-based numbers of the blocks that stay global; () takes the last of
+                every quarter.
+
+        Raises:
+            ValueError: If a number is out of range or the tower has no attention.
+        """
 
     def freeze(self) -> None:
         """Freeze every parameter."""
@@ -208,15 +173,34 @@ class VisionTower(nn.Module, ABC):
             if parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias"))
         }
 
-    def _pad(self, images: Tensor) -> Tensor:
+    def check_dense(self, blocks: Sequence[int], last_block: str) -> None:
+        """Raise unless ``forward_dense`` can do what is asked.
+
+        Args:
+            blocks: 0-based numbers of blocks.
+            last_block: Name of the last block's form.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if last_block not in LAST_BLOCKS:
+            raise ValueError(f"last_block is {last_block!r}, not one of {LAST_BLOCKS}")
+        unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
+        if unknown:
+            raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad pictures with zeros at the right and the bottom to whole cells.
+
+        Args:
+            images: (N, 3, H, W).
+
+        Returns:
+            The same where both sides are multiples of the patch.
+        """
         height, width = images.shape[-2:]
-        patch = self.patch_size
-        bottom, right = -height % patch, -width % patch
+        bottom, right = -height % self.patch_size, -width % self.patch_size
         return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
-
-
-def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
 
 def native_grid(num_patches: int, name: str) -> tuple[int, int]:

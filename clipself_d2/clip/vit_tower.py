@@ -1,26 +1,39 @@
-"""Tower over open_clip's own ViT: OpenAI, LAION, DataComp, MetaCLIP and the embedded model."""
+"""Tower over open_clip's own ViT: OpenAI, LAION, DataComp, MetaCLIP, CLIPA and the embedded model.
+
+Legend: N images, D joint embedding, C width, h w patch grid, T tokens (class token first).
+"""
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from clipself_d2.clip.attention import Heads, split_heads
 from clipself_d2.clip.pos_embed import resize_positions
-from clipself_d2.clip.towers import VisionTower, native_grid
+from clipself_d2.clip.token_tower import TokenTower
+from clipself_d2.clip.towers import native_grid
+
+# How a cell becomes an embedding, by open_clip's pooling.
+_PATHS = {
+    "tok": "class-token ViT: final norm and projection of each patch",
+    "avg": "averaging ViT: final norm and projection of each patch",
+}
 
 
-class OpenClipViTTower(VisionTower):
-    """Tower of ``open_clip.transformer.VisionTransformer`` with a class token.
+class OpenClipViTTower(TokenTower):
+    """Tower of ``open_clip.transformer.VisionTransformer``.
+
+    The picture's embedding is the class token's, or (CLIPA) that of the average of the patches.
 
     Args:
         visual: open_clip's tower.
         name: Model name.
         pixel_mean: RGB mean, 0 to 255.
         pixel_std: RGB deviation.
-        precision: fp32, bf16 or auto.
+        precision: fp32, bf16, fp16 or auto.
 
     Raises:
-        ValueError: If the tower pools by attention or averaging, or its blocks are of another kind.
+        ValueError: If the tower pools by attention, or its blocks are of another kind.
     """
 
     visual: VisionTransformer
@@ -41,16 +54,19 @@ class OpenClipViTTower(VisionTower):
             pixel_std=pixel_std,
             precision=precision,
         )
-        plain = visual.attn_pool is None and visual.pool_type == "tok" and visual.proj is not None
-        if not plain or visual.final_ln_after_pool:
+        plain = visual.attn_pool is None and visual.pool_type in _PATHS and visual.proj is not None
+        if not plain:
             raise ValueError(
-                f"{name} does not read its embedding off a class token behind one projection; "
-                "such towers have no dense map here, choose a ViT with pool_type tok"
+                f"{name} pools by a captioner's attention or not at all; such towers have no dense "
+                "map here, choose a ViT with pool_type tok or avg"
             )
         blocks = visual.transformer.resblocks
         if not all(type(block) is ResidualAttentionBlock for block in blocks):
             kind = type(blocks[0]).__name__
             raise ValueError(f"{name} has blocks of type {kind}; use a plain ViT")
+        self.num_prefix = 1
+        self.reads_class_token = visual.pool_type == "tok"
+        self.path = _PATHS[visual.pool_type]
         self.width = int(visual.conv1.out_channels)
         self.embed_dim = int(visual.proj.shape[1])
         self.patch_size = int(visual.conv1.kernel_size[0])
@@ -76,23 +92,23 @@ class OpenClipViTTower(VisionTower):
         tokens = torch.cat([cls, tokens], dim=1) + positions.to(tokens.dtype)
         return visual.ln_pre(tokens), None
 
-    def run_block(
-        self, block: ResidualAttentionBlock, tokens: Tensor, extra: Tensor | None
-    ) -> Tensor:
-        """One pre-norm block with global attention."""
-        output: Tensor = block(tokens)
-        return output
-
-    def run_value_block(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-        """One pre-norm block whose attention passes each token's own value."""
+    def heads(
+        self, block: ResidualAttentionBlock, tokens: Tensor, rotary: Tensor | None
+    ) -> Heads:
+        """First norm, and the three thirds of one matrix."""
         attention = block.attn
-        width = tokens.shape[-1]
-        value = F.linear(
-            block.ln_1(tokens),
-            attention.in_proj_weight[2 * width :],
-            attention.in_proj_bias[2 * width :],
-        )
-        tokens = tokens + block.ls_1(attention.out_proj(value))
+        fused = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+        return Heads(*(split_heads(part, attention.num_heads) for part in fused.chunk(3, dim=-1)))
+
+    def value(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+        """First norm, and the last third of the matrix."""
+        attention, width = block.attn, tokens.shape[-1]
+        weight, bias = attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :]
+        return F.linear(block.ln_1(tokens), weight, bias)
+
+    def finish(self, block: ResidualAttentionBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
+        """Output projection, second norm, MLP, both with their layer scales."""
+        tokens = tokens + block.ls_1(block.attn.out_proj(mixed))
         output: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         return output
 
@@ -100,6 +116,14 @@ class OpenClipViTTower(VisionTower):
         """Final norm and projection matrix."""
         embedding: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
         return embedding
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The class token, or the patches averaged before or after the final norm."""
+        if self.reads_class_token:
+            return self.project(tokens[:, 0])
+        if self.visual.final_ln_after_pool:
+            return self.project(tokens[:, 1:].mean(dim=1))
+        return self.project(tokens[:, 1:]).mean(dim=1)
 
     def outer_parameters(self) -> list[nn.Parameter]:
         """Patch embedding, class token, positions, first and final norm."""

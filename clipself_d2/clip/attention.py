@@ -1,0 +1,173 @@
+"""Named forms of self-attention for towers that split a block into its parts.
+
+Legend: N images, A heads, E channels of a head, T tokens (prefix tokens first, then patches row by
+row), R regions, h w patch grid.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STRATEGIES = ("global", "window")
+
+
+class Heads(NamedTuple):
+    """Query, key and value of a block's attention, (N, A, T, E) each, rotated where it rotates."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Which block of a tower uses which attention.
+
+    Attributes:
+        window_size: Side of a window in cells; 0: every block is global.
+        global_blocks: 0-based numbers of the blocks that stay global where there are windows.
+    """
+
+    window_size: int = 0
+    global_blocks: tuple[int, ...] = ()
+
+    def strategy(self, number: int) -> str:
+        """Name the attention of a block.
+
+        Args:
+            number: 0-based number of the block.
+
+        Returns:
+            "global" or "window".
+        """
+        return "window" if self.window_size and number not in self.global_blocks else "global"
+
+
+def quarter_blocks(num_blocks: int) -> tuple[int, ...]:
+    """Last block of every quarter of a tower.
+
+    Args:
+        num_blocks: Number of blocks; below 4 some quarters are empty.
+
+    Returns:
+        Up to four 0-based numbers, ascending: 2, 5, 8, 11 of 12 blocks.
+
+    Reference: ViTDet, arXiv 2203.16527, section 3.
+    """
+    ends = {num_blocks * quarter // 4 - 1 for quarter in (1, 2, 3, 4)}
+    return tuple(sorted(end for end in ends if end >= 0))
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """Cut channels into heads.
+
+    Args:
+        tokens: (N, T, A * E).
+        num_heads: Number A of heads.
+
+    Returns:
+        (N, A, T, E).
+    """
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(mixed: Tensor) -> Tensor:
+    """Undo ``split_heads``.
+
+    Args:
+        mixed: (N, A, T, E).
+
+    Returns:
+        (N, T, A * E).
+    """
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def global_attention(heads: Heads) -> Tensor:
+    """Let every token see every token.
+
+    Args:
+        heads: Query, key and value.
+
+    Returns:
+        (N, A, T, E).
+    """
+    return F.scaled_dot_product_attention(heads.query, heads.key, heads.value)
+
+
+def masked_attention(query: Tensor, heads: Heads, seen: Tensor) -> Tensor:
+    """Let extra queries see some of the tokens.
+
+    Args:
+        query: (N, A, R, E).
+        heads: Key and value of the tokens; their query is not used.
+        seen: (N, 1, R, T) bool, which tokens each query sees; at least one each.
+
+    Returns:
+        (N, A, R, E).
+    """
+    return F.scaled_dot_product_attention(query, heads.key, heads.value, attn_mask=seen)
+
+
+def window_attention(
+    heads: Heads, *, grid: tuple[int, int], window_size: int, num_prefix: int
+) -> Tensor:
+    """Let patches see the patches of their window and the prefix tokens.
+
+    Windows do not overlap and begin at the top left. Where the grid is no multiple of the window,
+    the last row and column of windows is padded; padded keys are masked, padded queries cropped.
+    Prefix tokens (the class token) are seen in every window and see all tokens themselves, so
+    with one window over the whole grid this is ``global_attention``.
+
+    Args:
+        heads: Query, key and value; T is num_prefix + h * w. Rotary positions are already in them,
+            so that each patch keeps the position it has in the whole grid.
+        grid: Grid (h, w).
+        window_size: Side of a window in cells; an axis shorter than that is one window.
+        num_prefix: Number of tokens before the patches.
+
+    Returns:
+        (N, A, T, E).
+
+    Reference: ViTDet, arXiv 2203.16527, section 3, which has no class token.
+    """
+    height, width = min(window_size, grid[0]), min(window_size, grid[1])
+    query, key, value = (_to_windows(part[:, :, num_prefix:], grid, height, width) for part in heads)
+    num_windows = len(query) // len(heads.query)
+    outputs = []
+    if num_prefix:
+        prefix = heads.query[:, :, :num_prefix]
+        outputs.append(F.scaled_dot_product_attention(prefix, heads.key, heads.value))
+        shared = [
+            part[:, :, :num_prefix].repeat_interleave(num_windows, dim=0) for part in heads[1:]
+        ]
+        key, value = torch.cat([shared[0], key], dim=2), torch.cat([shared[1], value], dim=2)
+    mask = None
+    if grid[0] % height or grid[1] % width:
+        real = _to_windows(query.new_ones((1, 1, grid[0] * grid[1], 1)), grid, height, width)
+        real = F.pad(real[..., 0], (num_prefix, 0), value=1.0).bool()
+        mask = real[:, :, None].repeat(len(heads.query), 1, 1, 1)
+    patches = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    outputs.append(_from_windows(patches, grid, height, width))
+    return torch.cat(outputs, dim=2)
+
+
+def _to_windows(patches: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
+    """(N, A, h * w, E) to (N * windows, A, height * width, E), padded with zeros."""
+    cells = patches.unflatten(2, grid)
+    bottom, right = -grid[0] % height, -grid[1] % width
+    if bottom or right:
+        cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
+    cells = cells.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    return cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+
+def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
+    """Undo ``_to_windows`` and crop the padding."""
+    rows, columns = -(-grid[0] // height), -(-grid[1] // width)
+    cells = windows.unflatten(2, (height, width)).unflatten(0, (-1, rows, columns))
+    cells = cells.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+    return cells[:, :, : grid[0], : grid[1]].flatten(2, 3)

@@ -109,7 +109,11 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
     """
     towers = list(dict.fromkeys(row.tower for row in rows))
     colors = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-    figure, grid = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey=True)
+    columns = min(3, len(towers))
+    height = 5.6 + 0.55 * -(-len(towers) // columns)
+    figure, grid = plt.subplots(
+        2, 2, figsize=(9, height), sharex=True, sharey=True, layout="constrained"
+    )
     for axes, (embedding, split, title) in zip(grid.flat, PANELS, strict=True):
         for number, tower in enumerate(towers):
             color = colors[number % len(colors)]
@@ -129,16 +133,16 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
                 axes.plot(*zip(*curve, strict=True), style, color=color, ms=4, label=label)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
-    grid[0, 0].set_ylim(0, 100)
+    grid[0, 0].set_ylim(-3, 103)
     grid[0, 0].set_xticks(sorted({row.size for row in rows if row.embedding != "crop"}))
     for axes in grid[1]:
         axes.set_xlabel("longest side of the input, px")
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1, mean over classes, %")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    columns = min(3, len(towers))
-    figure.tight_layout(rect=(0, 0.045 * (len(handles) / columns) + 0.01, 1, 1))
-    figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)

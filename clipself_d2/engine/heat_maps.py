@@ -23,12 +23,14 @@ from clipself_d2.engine.tower_spec import TowerSpec, choose_device
 
 logger = logging.getLogger(__name__)
 
-COLOR_MAP = "turbo"
+COLOR_MAP = "inferno"
+# Share of all cells that heat maps draw alike, so that the colours are left to what stands out.
+LOW_END = 0.25
 # Width of a panel, inches.
 PANEL = 2.3
 # Components whose share of the variance is below this are drawn as one grey.
 LEAST_SHARE = 1e-6
-# The darkest and brightest cells of a component, percent, are clipped.
+# Percent of a component's cells that are clipped at either end of the colours.
 TAIL = 1.0
 
 
@@ -146,7 +148,8 @@ def draw_heat_maps(
     Args:
         spec: The tower.
         image: The picture.
-        words: K words, a panel each; all panels share one scale of colours.
+        words: K words, a panel each; all panels share one scale of colours, which
+                begins at the lower quartile of their cosines.
         output: The picture to write.
         size: Longest side of the tower's input, px; 0 keeps the picture's.
         strategies: Strategies of the last block, a row each.
@@ -169,15 +172,15 @@ def draw_heat_maps(
         [similarity_maps(dense_map(tower, picture, kind), text_KD) for kind in strategies]
     )
     figure, grid = _panels(picture, len(strategies), len(words))
-    low, high = float(maps.min()), float(maps.max())
+    low, high = float(maps.quantile(LOW_END)), float(maps.max())
     for row, strategy in enumerate(strategies):
         _show(grid[row, 0], np.asarray(picture), picture, tower.patch_size)
-        grid[row, 0].set_title(f"last block: {strategy}", fontsize=9)
+        grid[row, 0].set_title(f"{spec.label}\nlast block: {strategy}", fontsize=9)
         for axes, word, cosines in zip(grid[row, 1:], words, maps[row], strict=True):
             options = {"cmap": COLOR_MAP, "vmin": low, "vmax": high}
             shown = _show(axes, cosines.numpy(), picture, tower.patch_size, **options)
             axes.set_title(f"{word} (max {float(cosines.max()):.2f})", fontsize=9)
-    figure.colorbar(shown, ax=grid, label="cosine", shrink=0.9, pad=0.01)
+    figure.colorbar(shown, ax=grid, label="cosine", extend="min", shrink=0.9, pad=0.01)
     _save(figure, output)
     return maps
 
@@ -224,7 +227,7 @@ def draw_components(
             axes = grid[row, column + 1]
             _show(axes, component_colors(coordinates), picture, tower.patch_size)
             explained = 100 * float(shares[row, column].sum())
-            axes.set_title(f"{spec.label}\n3 of its components: {explained:.0f} %", fontsize=8)
+            axes.set_title(f"{spec.label}\n{explained:.0f} % of the variance", fontsize=9)
     for axes, strategy in zip(grid[:, 0], strategies, strict=True):
         _show(axes, np.asarray(picture), picture, 1)
         axes.set_title(f"last block: {strategy}", fontsize=9)

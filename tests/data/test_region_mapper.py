@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.region_mapper import RegionMapper
+from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "preprocess.npz")
 MAPPER = RegionMapper(image_size=160, crop_size=64, patch_size=16, pad_to_square=True)
@@ -68,3 +68,48 @@ def test_no_fitting_segment_gives_empty_tensors(record) -> None:
     assert item["boxes"].shape == (0, 4)
     assert item["masks"].shape == (0, 10, 10)
     assert item["crops"].shape == (0, 3, 64, 64)
+
+
+def test_without_a_crop_size_nothing_is_cut(record) -> None:
+    mapper = RegionMapper(image_size=160, crop_size=None, patch_size=16, pad_to_square=True)
+    item, whole = mapper(record), MAPPER(record)
+    assert "crops" not in item
+    for key in ("image", "boxes", "masks", "region_classes", "region_is_thing"):
+        assert torch.equal(item[key], whole[key]), key
+
+
+@pytest.mark.parametrize("name", ["image", "crop", "patch"])
+def test_a_size_that_is_not_positive_is_named(name: str) -> None:
+    sizes = {"image_size": 160, "crop_size": 64, "patch_size": 16, f"{name}_size": 0}
+    with pytest.raises(ValueError, match=f"the {name} size is 0 px"):
+        RegionMapper(**sizes, pad_to_square=True)
+
+
+@pytest.mark.parametrize("size", [160, 152, 151, 136])
+def test_masks_of_any_size_lie_where_the_object_does(size: int) -> None:
+    mapper = RegionMapper(image_size=size, crop_size=None, patch_size=16, pad_to_square=True)
+    mask = np.zeros((size, size), bool)
+    mask[size // 2 :, : size // 2] = True
+    grid = mapper._shrink(mask).numpy()
+    side = -(-size // 16)
+    assert grid.shape == (side, side)
+    half = size / 2 / 16
+    rows, columns = np.flatnonzero(grid[:, 0]), np.flatnonzero(grid[round(size / 16) - 1])
+    # A cell counts that the object merely touches.
+    assert half - 1.5 <= rows[0] <= half
+    assert half <= columns[-1] + 1 <= half + 1.5
+    assert abs(rows[-1] + 1 - size / 16) <= 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_batch_of_any_size_holds_each_record_once(record, batch_size: int) -> None:
+    records = [{**record, "image_id": number} for number in range(5)]
+    loader = build_region_loader(records, MAPPER, batch_size=batch_size)
+    batches = list(loader)
+    assert [item["image_id"] for batch in batches for item in batch] == list(range(5))
+    assert max(map(len, batches)) == batch_size
+
+
+def test_an_empty_batch_is_refused(record) -> None:
+    with pytest.raises(ValueError, match="a batch of 0 images"):
+        build_region_loader([record], MAPPER, batch_size=0)

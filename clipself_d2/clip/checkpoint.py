@@ -12,32 +12,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clipself_d2.clip.jit_archive import is_jit_archive, read_jit_archive
+from clipself_d2.clip.layouts import is_beside_tower, place_text, to_open_clip
+
 if TYPE_CHECKING:
     from clipself_d2.clip.model import ClipModel
     from clipself_d2.clip.resnet_tower import ResNetTower
     from clipself_d2.clip.towers import VisionTower
 
-# Settings that OpenAI's files store as tensors, and tables that open_clip and timm recompute.
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-# Roots of the text tower: at the top in OpenAI's layout, under "text." in open_clip's newer one.
-_TEXT_ROOTS = (
-    "transformer.",
-    "token_embedding.",
-    "positional_embedding",
-    "ln_final.",
-    "text_projection",
+# What torch.load and load_file raise for damaged files; damaged pickles give nearly anything.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    UnicodeDecodeError,
 )
-# Entries that give away an image tower saved without the prefix "visual.".
-_BARE_TOWER_KEYS = ("class_embedding", "cls_token", "trunk.cls_token")
-_EVA_RENAMES = (
-    (re.compile(r"^visual\."), "visual.trunk."),
-    (re.compile(r"\.attn\.inner_attn_ln\."), ".attn.norm."),
-    (re.compile(r"\.attn\.([qv])_bias$"), r".attn.\1_proj.bias"),
-    (re.compile(r"\.mlp\.ffn_ln\."), ".mlp.norm."),
-    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
-    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
-    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
-)
+# What torch says of a pickle that names more than tensors.
+_NEEDS_CODE = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")
 _SHOWN_KEYS = 4
 
 
@@ -47,10 +43,10 @@ class LoadReport:
 
     Attributes:
         path: The file.
-        layout: "open_clip" or "eva_clip", the naming of its image tower.
+        layout: Naming of its image tower, as of ``NamedWeights``.
         num_loaded: Number of tensors loaded.
-        ignored: Names in the file that belong to no part of the target, such as the text tower
-            where only the image tower is loaded.
+        ignored: Names in the file that are known to be no part of the target, such as the text
+            tower where only the image tower is loaded, or the heads of a detector.
     """
 
     path: str
@@ -60,33 +56,24 @@ class LoadReport:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint.
+    """Read the tensors of a checkpoint without running code that it may hold.
 
     Args:
-        path: A safetensors file or one of ``torch.save``; in the latter the weights may lie under
-            "model" (Detectron2) or "state_dict" (open_clip's and CLIPSelf's training).
+        path: A safetensors file, one of ``torch.save``, or a TorchScript archive such as OpenAI's;
+            in the second the weights may lie under "model" (Detectron2) or "state_dict"
+            (open_clip's, CLIPSelf's and mmdetection's training).
 
     Returns:
         Tensors on the CPU by name, without a leading "module.".
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or holds anything but tensors.
+        ValueError: If the file is damaged, could run code, or holds anything but tensors.
     """
     path = Path(path)
-    content: object
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; check MODEL.CLIP.WEIGHTS or PRETRAINED")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path, device="cpu")
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors or as weights saved by torch.save; it may be "
-            f"cut short, a TorchScript archive, or hold code: {_first_line(error)}"
-        ) from error
+    content = _read(path)
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -98,32 +85,37 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def to_open_clip_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Rename a checkpoint's entries to open_clip's.
+def _read(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device="cpu")
+        if is_jit_archive(path):
+            return read_jit_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        needs_code = _NEEDS_CODE.search(str(error))
+        if needs_code is not None:
+            raise ValueError(_refusal(path, needs_code.group(1))) from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors, as a TorchScript archive or as weights saved "
+            f"by torch.save; it may be cut short: {_first_line(error)}"
+        ) from error
 
-    Args:
-        state: Tensors in open_clip's, OpenAI's or EVA-CLIP's naming; an image tower alone may lack
-            the prefix "visual.".
 
-    Returns:
-        The renamed tensors, and the layout: "open_clip" or "eva_clip".
-
-    Reference: EVA-CLIP's names as in the files released for CLIPSelf, arXiv 2310.01403.
-    """
-    state = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
-    if not any(key.startswith("visual.") for key in state) and any(
-        key in state for key in _BARE_TOWER_KEYS
-    ):
-        state = {f"visual.{key}": value for key, value in state.items()}
-    if "visual.cls_token" not in state:
-        return state, "open_clip"
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        # Rotary tables are a function of the grid, stored once for every block.
-        if ".rope." in key:
-            continue
-        renamed[_rename_eva(key) if key.startswith("visual.") else key] = value
-    return renamed, "eva_clip"
+def _refusal(path: Path, asked_for: str) -> str:
+    """What a user may do about a file that only unpickling of any code can read."""
+    line = (
+        f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        "c = c if isinstance(c, dict) else c.state_dict(); "
+        "c = c.get('state_dict', c.get('model', c)); "
+        "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, "
+        f"{str(path.with_suffix('.weights.pt'))!r})"
+    )
+    return (
+        f"{path} cannot be read as weights alone: it asks for {asked_for}, and unpickling that "
+        "could run code of whoever made the file; if you trust it, convert it once with\n"
+        f'  python -c "{line}"'
+    )
 
 
 def load_tower_weights(tower: "VisionTower | ResNetTower", path: str | Path) -> LoadReport:
@@ -140,11 +132,13 @@ def load_tower_weights(tower: "VisionTower | ResNetTower", path: str | Path) -> 
         FileNotFoundError: If there is no such file.
         ValueError: If names or shapes are not exactly the tower's.
     """
-    state, layout = to_open_clip_names(read_checkpoint(path))
-    wanted = {key: value for key, value in state.items() if key.startswith("visual.")}
-    _fill([tower], wanted, path=path, owner=f"the image tower of {tower.name}", first=list(state))
-    ignored = tuple(sorted(set(state) - set(wanted)))
-    return LoadReport(str(path), layout, len(wanted), ignored)
+    named = to_open_clip(read_checkpoint(path))
+    beside = [key for key in named.tensors if is_beside_tower(key)]
+    wanted = {key: value for key, value in named.tensors.items() if key not in set(beside)}
+    owner = f"the image tower of {tower.name}"
+    _fill([tower], wanted, path=path, owner=owner, first=list(named.tensors))
+    ignored = tuple(sorted([*named.ignored, *beside]))
+    return LoadReport(str(path), named.layout, len(wanted), ignored)
 
 
 def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
@@ -162,33 +156,18 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
         ValueError: If names or shapes are not exactly the model's, or the file holds an image tower
             alone.
     """
-    state, layout = to_open_clip_names(read_checkpoint(path))
+    named = to_open_clip(read_checkpoint(path))
+    state = named.tensors
     if all(key.startswith("visual.") for key in state):
         raise ValueError(
             f"{path} holds an image tower without text tower; give it as MODEL.CLIP.WEIGHTS, "
             f"and the whole {model.name} as MODEL.CLIP.PRETRAINED"
         )
     text = model.text.clip
-    state = _place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
+    state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
     parts = [model.tower, text]
     _fill(parts, state, path=path, owner=f"the CLIP {model.name}", first=list(state))
-    return LoadReport(str(path), layout, len(state), ())
-
-
-def _rename_eva(key: str) -> str:
-    for pattern, replacement in _EVA_RENAMES:
-        key = pattern.sub(replacement, key)
-    return key
-
-
-def _place_text(state: Mapping[str, Tensor], *, nested: bool) -> dict[str, Tensor]:
-    placed = {}
-    for key, value in state.items():
-        bare = key.removeprefix("text.")
-        if bare.startswith(_TEXT_ROOTS):
-            key = f"text.{bare}" if nested else bare
-        placed[key] = value
-    return placed
+    return LoadReport(str(path), named.layout, len(state), tuple(sorted(named.ignored)))
 
 
 def _fill(

@@ -8,25 +8,39 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.checkpoint import load_clip_weights, load_tower_weights
+from clipself_d2.clip.convnext_tower import ConvNeXtTower
 from clipself_d2.clip.eva_tower import EvaTower
 from clipself_d2.clip.precision import check_precision
 from clipself_d2.clip.registry import (
     check_name,
+    fetch_weights,
     find_weights,
     project_models,
     register_project_models,
 )
 from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.clip.text import TextEncoder
+from clipself_d2.clip.timm_vit_tower import TimmViTTower
 from clipself_d2.clip.towers import VisionTower
 from clipself_d2.clip.vit_tower import OpenClipViTTower
 
 logger = logging.getLogger(__name__)
 
 register_project_models()
+
+# Towers by the type of open_clip's image tower, and by that of the trunk of its timm towers.
+_TOWERS = ((VisionTransformer, OpenClipViTTower), (ModifiedResNet, ResNetTower))
+_TIMM_TOWERS = (
+    (Eva, EvaTower),
+    (TimmVisionTransformer, TimmViTTower),
+    (ConvNeXt, ConvNeXtTower),
+)
 
 
 class ClipModel(nn.Module):
@@ -38,9 +52,7 @@ class ClipModel(nn.Module):
         text: Text tower.
     """
 
-    def __init__(
-        self, *, name: str, tower: VisionTower | ResNetTower, text: TextEncoder
-    ) -> None:
+    def __init__(self, *, name: str, tower: VisionTower | ResNetTower, text: TextEncoder) -> None:
         super().__init__()
         self.name = name
         self.tower = tower
@@ -81,16 +93,13 @@ def build_tower(
         The tower that fits the module's type.
 
     Raises:
-        ValueError: If the module is neither a CLIP ResNet nor a ViT with class-token embedding.
+        ValueError: If the module has no dense path here.
     """
     check_precision(precision)
-    kinds = (
-        (VisionTransformer, OpenClipViTTower),
-        (TimmModel, EvaTower),
-        (ModifiedResNet, ResNetTower),
-    )
-    for kind, tower in kinds:
-        if isinstance(visual, kind):
+    timm_tower = isinstance(visual, TimmModel)
+    trunk = visual.trunk if timm_tower else visual
+    for kind, tower in _TIMM_TOWERS if timm_tower else _TOWERS:
+        if isinstance(trunk, kind):
             return tower(
                 visual=visual,
                 name=name,
@@ -99,9 +108,9 @@ def build_tower(
                 precision=precision,
             )
     raise ValueError(
-        f"{name} has an image tower of type {type(visual).__name__}; dense features need a ViT or "
-        "a ResNet of open_clip or an EVA02 of timm, such as ViT-B-16-quickgelu, RN50-quickgelu or "
-        "EVA02-B-16"
+        f"{name} has an image tower of type {type(trunk).__name__}; dense features need a ViT, an "
+        "EVA, a ConvNeXt or a CLIP ResNet, such as ViT-B-16-quickgelu or EVA02-B-16: change "
+        "MODEL.CLIP.NAME"
     )
 
 
@@ -194,8 +203,11 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
     clip = kind(**config)
     if tag is None:
         return clip, {}
-    settings = open_clip.get_pretrained_cfg(name, tag)
-    open_clip.load_checkpoint(clip, open_clip.download_pretrained(settings))
+    settings, file = fetch_weights(name, tag)
+    try:
+        open_clip.load_checkpoint(clip, file)
+    except RuntimeError as error:
+        raise ValueError(f"the weights {tag!r} do not fit {name}: {error}") from error
     return clip, settings
 
 

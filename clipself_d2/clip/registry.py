@@ -2,10 +2,13 @@
 
 import difflib
 import json
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
 
 _FOLDER = Path(__file__).parent
 CONFIG_FOLDER = _FOLDER / "model_configs"
@@ -13,6 +16,10 @@ CONFIG_FOLDER = _FOLDER / "model_configs"
 PROJECT_WEIGHTS = {
     ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "weights" / "ViT-Ti-8-emoji.safetensors",
 }
+HUB_PREFIX = "hf-hub:"
+# org/name with letters, digits, "-", "_" and "."; what else would be a path or a typing error.
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_CONFIG = "open_clip_config.json"
 
 
 def project_models() -> tuple[str, ...]:
@@ -45,14 +52,48 @@ def check_name(name: str) -> None:
     """Raise unless a model is known.
 
     Args:
-        name: Model name as open_clip knows it.
+        name: Model name as open_clip knows it, or an id ``hf-hub:org/name`` of the Hugging Face
+            hub.
+
+    Raises:
+        ValueError: If there is no such model, or the hub cannot be reached.
+    """
+    if name.startswith(HUB_PREFIX):
+        hub_config(name)
+    elif open_clip.get_model_config(name) is None:
+        near = _near(name, open_clip.list_models())
+        raise ValueError(f"MODEL.CLIP.NAME {name!r} is no model of open_clip; near: {near}")
+
+
+def embed_dim(name: str) -> int:
+    """Look up the width of a model's joint embedding.
+
+    Args:
+        name: As of ``check_name``.
+
+    Returns:
+        Width D.
 
     Raises:
         ValueError: If there is no such model.
     """
-    if open_clip.get_model_config(name) is None:
-        near = _near(name, open_clip.list_models())
-        raise ValueError(f"MODEL.CLIP.NAME {name!r} is no model of open_clip; near: {near}")
+    check_name(name)
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
+def pretrained_tags(name: str) -> list[str]:
+    """List the pretrained weights of a model.
+
+    Args:
+        name: As of ``check_name``.
+
+    Returns:
+        Tags of this project, then open_clip's; of a hub id the id itself.
+    """
+    if name.startswith(HUB_PREFIX):
+        return [name]
+    tags = [tag for model, tag in PROJECT_WEIGHTS if model == name]
+    return tags + list(open_clip.list_pretrained_tags_by_model(name))
 
 
 def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
@@ -60,14 +101,17 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
 
     Args:
         name: Model name.
-        weights: A tag of this project or of open_clip, or a file.
+        weights: A tag of this project or of open_clip, an id ``hf-hub:org/name``, or a file.
 
     Returns:
-        open_clip's tag and None, or None and a file.
+        The tag or id and None, to be had by ``fetch_weights``; or None and a file.
 
     Raises:
-        ValueError: If it is neither, or if the tag's activation is not the model's.
+        ValueError: If it is none of these, or if the activation of the tag is not the model's.
     """
+    if weights.startswith(HUB_PREFIX):
+        _check_activation(name, weights, hub_config(weights)["model_cfg"])
+        return weights, None
     if (name, weights) in PROJECT_WEIGHTS:
         return None, PROJECT_WEIGHTS[name, weights]
     settings = open_clip.get_pretrained_cfg(name, weights)
@@ -77,15 +121,71 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     path = Path(weights).expanduser()
     if path.is_file():
         return None, path
-    tags = [tag for model, tag in PROJECT_WEIGHTS if model == name]
-    tags += open_clip.list_pretrained_tags_by_model(name)
+    tags = pretrained_tags(name)
     raise ValueError(
         f"{weights!r} is neither a file nor pretrained weights of {name}; "
         f"tags of {name}: {', '.join(tags) or 'none'}; near: {_near(weights, tags)}"
     )
 
 
-def _check_activation(name: str, tag: str, settings: dict[str, object]) -> None:
+def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
+    """Download weights, or take them from the cache of open_clip and the Hugging Face hub.
+
+    Args:
+        name: Model name.
+        tag: What ``find_weights`` gave.
+
+    Returns:
+        Settings of the weights, with "mean" and "std" where they are known; and the file.
+
+    Raises:
+        FileNotFoundError: If they are not in the cache and cannot be downloaded.
+    """
+    try:
+        if tag.startswith(HUB_PREFIX):
+            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+            return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
+        settings = open_clip.get_pretrained_cfg(name, tag)
+        return settings, open_clip.download_pretrained(settings)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
+            f"({_first_line(error)}); without network, copy the file here and give its path as "
+            "MODEL.CLIP.PRETRAINED"
+        ) from error
+
+
+def hub_config(hub_id: str) -> dict[str, Any]:
+    """Read the config of a model on the Hugging Face hub, or in its cache.
+
+    Args:
+        hub_id: ``hf-hub:org/name``.
+
+    Returns:
+        The file ``open_clip_config.json``: "model_cfg" and, mostly, "preprocess_cfg".
+
+    Raises:
+        ValueError: If the id has not that form, or it holds no CLIP of open_clip's format.
+        FileNotFoundError: If the hub cannot be reached or knows no such model.
+    """
+    repository = hub_id.removeprefix(HUB_PREFIX)
+    if not _HUB_ID.fullmatch(repository):
+        raise ValueError(f"{hub_id!r} is no id of the Hugging Face hub; write hf-hub:org/name")
+    try:
+        path = download_pretrained_from_hf(repository, filename=_HUB_CONFIG)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
+            f"{_HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
+            "repository where there is one and give its weights file as MODEL.CLIP.PRETRAINED"
+        ) from error
+    config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "model_cfg" not in config:
+        raise ValueError(f"{hub_id} is no CLIP of open_clip: its {_HUB_CONFIG} has no model_cfg")
+    return config
+
+
+def _check_activation(name: str, tag: str, settings: dict[str, Any]) -> None:
     config = open_clip.get_model_config(name)
     quick = bool(settings.get("quick_gelu", False))
     if quick == bool(config.get("quick_gelu", False)):
@@ -99,3 +199,7 @@ def _check_activation(name: str, tag: str, settings: dict[str, object]) -> None:
 
 def _near(word: str, known: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(word, known, n=5, cutoff=0.4)) or "none"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

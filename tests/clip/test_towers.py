@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipself_d2.clip.checkpoint import to_open_clip_names
+from clipself_d2.clip.layouts import to_open_clip
 from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-5}
@@ -20,7 +20,7 @@ def our_names(golden):
     """Map the reference's names to ours."""
     numbered = {name: torch.tensor(i) for i, name in enumerate(golden.teacher)}
     names = list(golden.teacher)
-    return {names[int(i)]: ours for ours, i in to_open_clip_names(numbered)[0].items()}
+    return {names[int(i)]: ours for ours, i in to_open_clip(numbered).tensors.items()}
 
 
 @torch.no_grad()

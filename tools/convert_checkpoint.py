@@ -1,0 +1,68 @@
+"""Write the CLIP weights of a file in another published layout."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.convert import LAYOUTS, ConversionReport, convert_checkpoint
+
+EXAMPLE = (
+    "python tools/convert_checkpoint.py "
+    "clipself_d2/clip/weights/ViT-Ti-8-emoji.safetensors output/emoji_clip.pt --to clipself"
+)
+SHOWN = 5
+
+
+def main() -> int:
+    """Parse the flags, convert, and say what was done.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="file to read: open_clip, OpenAI's TorchScript archive, EVA-CLIP or CLIPSelf, an F-ViT "
+        "detector, a detector or distilled student of this project, or safetensors",
+    )
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout to write")
+    parser.add_argument(
+        "--model", default="", help="open_clip's model name; the input must fit it exactly"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+
+    def action() -> None:
+        show(
+            convert_checkpoint(
+                args.input, args.output, to=args.to, model=args.model, force=args.force
+            )
+        )
+
+    return run_tool(action, debug=args.debug)
+
+
+def show(report: ConversionReport) -> None:
+    """Print a report.
+
+    Args:
+        report: What was done.
+    """
+    print(f"read {report.source}: {report.num_read} tensors, layout {report.source_layout}")
+    print(f"wrote {report.output}: {report.num_written} tensors, layout {report.layout}")
+    for title, names in (("left out", report.left_out), ("computed", report.added)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            print(f"{title} {len(names)}: {', '.join(names[:SHOWN])}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,8 @@
 """Fixtures of data sets: restored catalogs and small files in the official formats."""
 
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +33,33 @@ def write_picture() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write_shard() -> Callable[..., Path]:
+    """Function that writes a tar file of members, bytes by name."""
+
+    def write(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+        with tarfile.open(path, mode) as archive:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def jpeg() -> Callable[[int], bytes]:
+    """Function that encodes a picture of 20 x 10 px of one red."""
+
+    def encode(red: int) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", (20, 10), (red, 0, 0)).save(stream, "JPEG")
+        return stream.getvalue()
+
+    return encode
 
 
 @pytest.fixture
@@ -91,9 +120,9 @@ def coco_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def lvis_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
-    """LVIS v1 in miniature, without ``file_name``: objects of class 1 (common), 3 (frequent), 13 (rare).
+    """LVIS v1 in miniature, without ``file_name``; two images a split.
 
-    Validation image 21 lies in COCO's train2017, 22 in its val2017.
+    Each has objects of the classes 1 (common), 3 (frequent) and 13 (rare). Validation image 21 lies in COCO's train2017, 22 in its val2017.
     """
     from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 

@@ -68,3 +68,19 @@ def test_an_annotation_of_nothing_is_named(tmp_path: Path, key: str) -> None:
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.jpg"):
         check_images_exist([tmp_path / "b.jpg"])
+
+
+def test_all_missing_images_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").mkdir()
+    paths = [tmp_path / name for name in ("a.jpg", "b.jpg", "none/c.jpg", "a.jpg/d.jpg")]
+    with pytest.raises(FileNotFoundError, match=r"b\.jpg and 2 more are missing; look"):
+        check_images_exist(paths, remedy="look")
+    check_images_exist(paths[:1])
+
+
+def test_an_image_may_have_a_url_alone_but_not_neither(tmp_path: Path) -> None:
+    image = {"id": 1, "width": 4, "height": 4}
+    check_coco_file(write(tmp_path, images=[{**image, "coco_url": "http://x/val2017/1.jpg"}]))
+    with pytest.raises(ValueError, match="'file_name' in entry 0"):
+        check_coco_file(write(tmp_path, images=[image]))

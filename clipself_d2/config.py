@@ -30,10 +30,16 @@ def _add_clip(cfg: CN) -> None:
     # Number type of the tower's arithmetic: fp32, bf16, fp16 (train with
     # SOLVER.AMP.ENABLED, which scales the loss), or auto (bf16 where the processor has it).
     cfg.MODEL.CLIP.PRECISION = "fp32"
+    # Whether blocks are computed again in the backward pass instead of kept, to save memory.
+    cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
     # Number of last blocks that the detector trains; 0 keeps the whole tower frozen.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
     # Attention of the last block in dense features: value (identity attention) or attention.
     cfg.MODEL.CLIP.LAST_BLOCK = "value"
+    # Side of the windows of the dense path's attention, cells; 0: every block is global.
+    cfg.MODEL.CLIP.WINDOW_SIZE = 0
+    # Blocks that stay global where there are windows, 0-based; [] takes the last of every quarter.
+    cfg.MODEL.CLIP.GLOBAL_BLOCKS = []
     # Blocks whose outputs feed the pyramid, four 0-based indices; [] takes the quarter points.
     cfg.MODEL.CLIP.TAP_BLOCKS = []
 

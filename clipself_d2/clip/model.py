@@ -1,6 +1,7 @@
 """Building CLIP models by name."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
@@ -217,8 +218,7 @@ def _take_tower(
     """Move the image tower out of a model, so that each weight has one owner."""
     visual = clip.visual
     del clip.visual
-    red, green, blue = settings.get("mean", open_clip.OPENAI_DATASET_MEAN)
-    std_red, std_green, std_blue = settings.get("std", open_clip.OPENAI_DATASET_STD)
+    (red, green, blue), (std_red, std_green, std_blue) = _pixel_statistics(name, settings)
     return build_tower(
         visual,
         name=name,
@@ -226,6 +226,21 @@ def _take_tower(
         pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
         precision=precision,
     )
+
+
+def _pixel_statistics(
+    name: str, settings: dict[str, Any]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the weights' pixels, 0 to 1.
+
+    A file does not tell; where all published weights of the model agree, as SigLIP's do, it is
+    taken for one of them.
+    """
+    openai = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = [settings] if settings else [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    found = {(tuple(c.get("mean", openai[0])), tuple(c.get("std", openai[1]))) for c in known}
+    return found.pop() if len(found) == 1 else openai
 
 
 def _make_text(clip: CLIP | CustomTextCLIP, name: str) -> TextEncoder:

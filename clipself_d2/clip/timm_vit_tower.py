@@ -40,8 +40,8 @@ class TimmViTTower(TokenTower):
         precision: fp32, bf16, fp16 or auto.
 
     Raises:
-        ValueError: If the trunk pools in another way, has register tokens or no position table, or
-            its blocks are of another kind.
+        ValueError: If the trunk pools in another way, has register tokens, or its blocks are of
+            another kind.
     """
 
     visual: TimmModel
@@ -77,9 +77,11 @@ class TimmViTTower(TokenTower):
         self.num_blocks = len(trunk.blocks)
         # Where the class token has no position, the table is the patches' alone.
         self.num_placed = 0 if trunk.no_embed_class else self.num_prefix
-        self.native = native_grid(trunk.pos_embed.shape[1] - self.num_placed, name)
-        self.image_size = int(trunk.patch_embed.img_size[0])
-        self.patch_size = self.image_size // self.native[0]
+        stem = trunk.patch_embed
+        self.native = native_grid(stem.num_patches, name)
+        self.patch_size = int(stem.img_size[0]) // self.native[0]
+        # SigLIP's 384 px are no multiple of its patch of 14; its stem drops the last 6.
+        self.image_size = self.native[0] * self.patch_size
         self.embed_dim = _embed_dim(visual, self.width)
 
     @property
@@ -109,19 +111,18 @@ class TimmViTTower(TokenTower):
         stem = trunk.patch_embed
         patches = stem.proj(stem.backbone(images) if hasattr(stem, "backbone") else images)
         grid = (patches.shape[2], patches.shape[3])
-        positions = resize_positions(
-            trunk.pos_embed[0], self.native, grid, num_prefix=self.num_placed
-        )
         tokens = patches.flatten(2).transpose(1, 2)
         if hasattr(stem, "norm"):
             tokens = stem.norm(tokens)
-        parts = [tokens]
         if self.num_prefix:
-            parts = [trunk.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens]
-        if self.num_placed == self.num_prefix:
-            tokens = torch.cat(parts, dim=1) + positions.to(tokens.dtype)
-        else:
-            tokens = torch.cat([*parts[:-1], tokens + positions.to(tokens.dtype)], dim=1)
+            cls = trunk.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat([cls, tokens], dim=1)
+        if trunk.pos_embed is not None:
+            positions = resize_positions(
+                trunk.pos_embed[0], self.native, grid, num_prefix=self.num_placed
+            )
+            unplaced = self.num_prefix - self.num_placed
+            tokens = tokens + F.pad(positions, (0, 0, unplaced, 0)).to(tokens.dtype)
         return trunk.norm_pre(tokens), self.rotary(grid, images.device)
 
     def rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
@@ -183,8 +184,8 @@ class TimmViTTower(TokenTower):
         trunk = self.visual.trunk
         modules = (trunk.patch_embed, trunk.norm_pre, trunk.norm, trunk.fc_norm)
         inner = [parameter for module in modules for parameter in module.parameters()]
-        tokens = [trunk.cls_token] if self.num_prefix else []
-        return [*tokens, trunk.pos_embed, *inner]
+        tables = [trunk.cls_token, trunk.pos_embed]
+        return [*(table for table in tables if table is not None), *inner]
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Query and key of the last block, where they are parameters of their own."""
@@ -222,8 +223,8 @@ def _check_trunk(trunk: Eva | VisionTransformer, name: str) -> None:
         raise ValueError(
             f"{name} pools by {trunk.global_pool!r}; a dense map is defined for {tuple(_PATHS)}"
         )
-    if trunk.pos_embed is None or trunk.reg_token is not None:
-        raise ValueError(f"{name} has register tokens or no position table; use another ViT")
+    if trunk.reg_token is not None:
+        raise ValueError(f"{name} has register tokens; use another ViT")
     for block in trunk.blocks:
         attention = getattr(block, "attn", None)
         plain = type(block) in _BLOCKS and type(attention) in _ATTENTIONS

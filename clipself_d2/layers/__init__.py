@@ -1,8 +1,15 @@
 """Tensor maths without config or registry."""
 
 from clipself_d2.layers.crop_resize import resize_crops
-from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
+from clipself_d2.layers.region_pool import box_masks, mask_embeddings, roi_embeddings
 from clipself_d2.layers.score_fusion import fuse_scores
 from clipself_d2.layers.text_classifier import TextClassifier
 
-__all__ = ["TextClassifier", "fuse_scores", "mask_embeddings", "resize_crops", "roi_embeddings"]
+__all__ = [
+    "TextClassifier",
+    "box_masks",
+    "fuse_scores",
+    "mask_embeddings",
+    "resize_crops",
+    "roi_embeddings",
+]

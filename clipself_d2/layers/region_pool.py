@@ -42,6 +42,29 @@ def roi_embeddings(
     return F.normalize(pooled, dim=1) if normalize else pooled
 
 
+def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
+    """Patches of boxes, for ``TokenTower.forward_regions``.
+
+    Args:
+        boxes_R4: XYXY in input pixels; R may be 0.
+        stride: Input pixels per cell of the grid.
+        grid: Grid (h, w).
+
+    Returns:
+        (R, h, w) bool. Both corners are rounded down to cell borders, so that a box narrower than
+        the rest of its cell has no patch.
+
+    Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403.
+    """
+    cells = torch.floor(boxes_R4.float() / stride)
+    left, top, right, bottom = cells[:, :, None].unbind(1)
+    rows = torch.arange(grid[0], device=cells.device)
+    columns = torch.arange(grid[1], device=cells.device)
+    inside_rows = (rows >= top) & (rows < bottom)
+    inside_columns = (columns >= left) & (columns < right)
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
 def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True) -> Tensor:
     """Average a dense map over masks.
 

@@ -1,4 +1,4 @@
-"""A CLIP ViT as a Detectron2 backbone.
+"""A CLIP image tower as a Detectron2 backbone.
 
 Legend: N images, D joint embedding, C tower width, H W pixels, h w patch grid.
 """
@@ -37,7 +37,7 @@ class ClipViT(Backbone):
 
     Features are ``clip``, the (N, D, h, w) dense map with unit norm in every cell, and
     ``block<i>``, the (N, C, h, w) output of block i before the final norm; all float32, with the
-    patch size as stride. With ``trainable_blocks`` 0 the tower is frozen: it stays in eval mode
+    patch size as stride. A ConvNeXt counts as a ViT of the blocks of its last stage. With ``trainable_blocks`` 0 the tower is frozen: it stays in eval mode
     and features carry no gradient.
 
     Args:
@@ -94,10 +94,11 @@ class ClipViT(Backbone):
 
         Returns:
             Arguments of the constructor. The tower's weights are those of MODEL.CLIP.WEIGHTS, else
-            of MODEL.CLIP.PRETRAINED, else random.
+            of MODEL.CLIP.PRETRAINED, else random; its dense path has the windows of
+            MODEL.CLIP.WINDOW_SIZE and MODEL.CLIP.GLOBAL_BLOCKS.
 
         Raises:
-            ValueError: If images have not three channels.
+            ValueError: If images have not three channels, or the tower cannot have such windows.
         """
         if input_shape.channels != 3:
             raise ValueError(
@@ -107,6 +108,8 @@ class ClipViT(Backbone):
         clip = cfg.MODEL.CLIP
         weights = clip.WEIGHTS or clip.PRETRAINED or None
         tower = load_tower(clip.NAME, weights, precision=clip.PRECISION)
+        tower.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
+        tower.checkpointing = clip.ACTIVATION_CHECKPOINTING
         _warn_of_pixels(cfg, tower)
         return {
             "tower": tower,

@@ -1,0 +1,32 @@
+"""Write the table of image towers: which models of open_clip have a dense map, and how."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.list_towers import write_towers
+
+EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
+
+
+def main() -> int:
+    """Parse the flags and write the page.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, help="Markdown file; without it, the terminal")
+    parser.add_argument("names", nargs="*", help="model names; without any, all of open_clip's")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    return run_tool(lambda: write_towers(args.names, args.output), debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

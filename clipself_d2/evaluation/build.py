@@ -9,11 +9,12 @@ from torch import Tensor
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
+from clipself_d2.evaluation.referring import ReferringEvaluator
 from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
 
 logger = logging.getLogger(__name__)
 
-EVALUATOR_TYPES = ("coco_ov", "lvis_ov", "lvis", "region_classification", "coco")
+EVALUATOR_TYPES = ("coco_ov", "lvis_ov", "lvis", "region_classification", "refer", "coco")
 
 
 def build_evaluator(
@@ -61,6 +62,8 @@ def build_evaluator(
         if tasks is not None:
             logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
         return _build_region_classification(dataset_name, text_embeddings, legacy_rounding)
+    if kind == "refer":
+        return ReferringEvaluator()
     if kind == "coco":
         return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
     raise ValueError(

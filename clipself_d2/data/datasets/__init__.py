@@ -7,6 +7,7 @@ from clipself_d2.data.datasets.coco_panoptic import register_coco_panoptic
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.data.datasets.emoji import register_emoji
 from clipself_d2.data.datasets.lvis_ov import register_lvis_ov
+from clipself_d2.data.datasets.refcoco import register_emoji_refer, register_refcoco
 from clipself_d2.data.datasets.transfer import register_transfer
 from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
 
@@ -16,10 +17,19 @@ __all__ = [
     "register_coco_ov",
     "register_coco_panoptic",
     "register_emoji",
+    "register_emoji_refer",
     "register_lvis_ov",
+    "register_refcoco",
     "register_transfer",
     "resolve_dataset_names",
 ]
 
-for _register in (register_coco_ov, register_lvis_ov, register_transfer, register_coco_panoptic):
+for _register in (
+    register_coco_ov,
+    register_lvis_ov,
+    register_transfer,
+    register_coco_panoptic,
+    register_refcoco,
+    register_emoji_refer,
+):
     _register(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

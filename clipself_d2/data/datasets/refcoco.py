@@ -1,0 +1,155 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and the emoji references in Detectron2's catalogs.
+
+Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set): ``refcoco_unc_*``,
+``refcocoplus_unc_*``, ``refcocog_umd_*``, ``refcocog_google_*`` and ``emoji_refer_*``.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.datasets.refer_files import Record, in_split, load_refer, read_refs
+
+EVALUATOR_TYPE = "refer"
+IMAGE_FOLDER = Path("coco") / "train2014"
+REMEDY = (
+    "put the files where datasets/README.md says, check them with datasets/prepare_refcoco.py, or "
+    "set DETECTRON2_DATASETS"
+)
+EMOJI_SPLITS = {"train": "instances_train_all.json", "val": "instances_val.json"}
+
+
+@dataclass(frozen=True)
+class ReferFamily:
+    """One data set with one way of splitting it.
+
+    Attributes:
+        folder: Folder below ``$DETECTRON2_DATASETS``.
+        split_by: Name in the file ``refs(<split_by>).p``.
+        counts: Published number of references of every split.
+    """
+
+    folder: str
+    split_by: str
+    counts: dict[str, int]
+
+    @property
+    def refs_name(self) -> str:
+        """Name of the file with the references."""
+        return f"refs({self.split_by}).p"
+
+
+# Numbers of references as https://github.com/lichengunc/refer gives them.
+FAMILIES = {
+    "refcoco_unc": ReferFamily(
+        "refcoco", "unc", {"train": 42404, "val": 3811, "testA": 1975, "testB": 1810}
+    ),
+    "refcocoplus_unc": ReferFamily(
+        "refcoco+", "unc", {"train": 42278, "val": 3805, "testA": 1975, "testB": 1798}
+    ),
+    "refcocog_umd": ReferFamily("refcocog", "umd", {"train": 42226, "val": 2573, "test": 5023}),
+    "refcocog_google": ReferFamily("refcocog", "google", {"train": 44822, "val": 5000}),
+}
+
+
+def register_refcoco(root: str | Path) -> list[str]:
+    """Register the data sets on COCO images; files are read when a data set is used.
+
+    Args:
+        root: Folder with ``refcoco``, ``refcoco+``, ``refcocog`` and ``coco/train2014``.
+
+    Returns:
+        The registered names.
+    """
+    root = Path(root)
+    names = []
+    for prefix, family in FAMILIES.items():
+        for split in family.counts:
+            refs_file = root / family.folder / family.refs_name
+            instances_file = root / family.folder / "instances.json"
+            name = f"{prefix}_{split}"
+            _register(name, refs_file, instances_file, root / IMAGE_FOLDER, split, REMEDY)
+            names.append(name)
+    return names
+
+
+def register_emoji_refer(root: str | Path, prefix: str = "emoji") -> list[str]:
+    """Register the references of the embedded data set.
+
+    Args:
+        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
+        prefix: Beginning of the registered names.
+
+    Returns:
+        The registered names, ``emoji_refer_train`` and ``emoji_refer_val``.
+    """
+    folder = Path(root) / "emoji"
+    remedy = f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
+    names = []
+    for split, instances in EMOJI_SPLITS.items():
+        files = folder / "annotations"
+        name = f"{prefix}_refer_{split}"
+        refs_file = files / f"refs_{split}.json"
+        _register(name, refs_file, files / instances, folder / split, split, remedy)
+        names.append(name)
+    return names
+
+
+def _register(
+    name: str, refs_file: Path, instances_file: Path, image_root: Path, split: str, remedy: str
+) -> None:
+    load = partial(load_refer, refs_file, instances_file, image_root, split, remedy=remedy)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=str(instances_file),
+        refs_file=str(refs_file),
+        image_root=str(image_root),
+        evaluator_type=EVALUATOR_TYPE,
+    )
+
+
+def count_references(root: str | Path, prefix: str) -> dict[str, tuple[int, int]]:
+    """Count the references of a data set's file.
+
+    Args:
+        root: As of ``register_refcoco``.
+        prefix: A key of ``FAMILIES``.
+
+    Returns:
+        By split, how many the file has and how many were published.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is damaged.
+    """
+    family = FAMILIES[prefix]
+    rows = read_refs(Path(root) / family.folder / family.refs_name, remedy=REMEDY)
+    return {
+        split: (sum(in_split(row, split) for row in rows), published)
+        for split, published in family.counts.items()
+    }
+
+
+def write_json_twin(root: str | Path, prefix: str) -> Path:
+    """Write a data set's references as JSON beside the pickle.
+
+    Args:
+        root: As of ``register_refcoco``.
+        prefix: A key of ``FAMILIES``.
+
+    Returns:
+        The file, which loads where the pickle is removed.
+
+    Raises:
+        FileNotFoundError: If there is no file to convert.
+        ValueError: If it is damaged.
+    """
+    family = FAMILIES[prefix]
+    source = Path(root) / family.folder / family.refs_name
+    rows: list[Record] = read_refs(source, remedy=REMEDY)
+    target = source.with_suffix(".json")
+    target.write_text(json.dumps(rows), encoding="utf-8")
+    return target

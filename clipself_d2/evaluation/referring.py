@@ -1,0 +1,171 @@
+"""Scores of referring segmentation.
+
+Legend: H W pixels of the picture.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PRECISION_LEVELS = (50, 60, 70, 80, 90)
+TASK = "ref_seg"
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Pixels of one pair of image and sentence.
+
+    Attributes:
+        intersection: Pixels in both masks.
+        union: Pixels in either.
+        has_target: Whether the sentence refers to something.
+        is_found: Whether the prediction has a pixel.
+    """
+
+    intersection: int
+    union: int
+    has_target: bool
+    is_found: bool
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; 1 where both masks are empty."""
+        return self.intersection / self.union if self.union else 1.0
+
+
+class ReferringEvaluator(DatasetEvaluator):
+    """Mean and overall IoU, precision at IoU thresholds.
+
+    The result ``ref_seg`` has, in percent: ``mIoU``, the mean over pairs of image and sentence, the
+    figure that CRIS's tables call IoU; ``oIoU``, all intersections over all unions; ``Pr@50`` to
+    ``Pr@90``, the share of pairs with an IoU above the threshold; and ``n``, the number of pairs.
+    Where sentences refer to nothing, ``N-acc`` is the share of them with an empty prediction and
+    ``T-acc`` the share of the others with one that is not; an empty prediction of an empty target
+    has an IoU of 1, any other one 0.
+
+    Counts of pixels are gathered as they are, so that neither batches nor uneven processes change
+    a number.
+
+    Args:
+        distributed: Whether to join the pairs of all processes.
+
+    Reference: Wang et al., CRIS, arXiv 2111.15174, section 4.1; Liu et al., GRES, arXiv 2306.00968,
+    section 3.3, for N-acc and T-acc.
+    """
+
+    def __init__(self, *, distributed: bool = True) -> None:
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pairs."""
+        self._pairs: list[PairScore] = []
+
+    def process(
+        self, inputs: Sequence[Mapping[str, object]], outputs: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Count the pixels of a batch.
+
+        Args:
+            inputs: One mapping a pair with ``gt_mask`` (H, W) bool.
+            outputs: One mapping a pair with ``ref_mask`` (H, W) bool.
+
+        Raises:
+            ValueError: If a mask is missing or the two differ in size.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            where = f"sentence {item.get('sentence')!r} of image {item.get('image_id')}"
+            self._pairs.append(
+                score_pair(
+                    _mask(output, "ref_mask", where), _mask(item, "gt_mask", where), where=where
+                )
+            )
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Average over the pairs.
+
+        Returns:
+            ``{"ref_seg": {metric: value}}``; empty in all processes but the first, and if no pair
+            was seen.
+        """
+        pairs = self._pairs
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(pairs, dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+            pairs = [pair for part in parts for pair in part]
+        if not pairs:
+            logger.warning("No sentence was segmented; there is nothing to evaluate")
+            return OrderedDict()
+        return OrderedDict({TASK: summarise(pairs)})
+
+
+def score_pair(predicted: Tensor, truth: Tensor, *, where: str = "a pair") -> PairScore:
+    """Count the pixels of a pair.
+
+    Args:
+        predicted: (H, W) bool.
+        truth: (H, W) bool.
+        where: Which pair, for the message.
+
+    Returns:
+        Its counts.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"{where}: the mask has shape {tuple(predicted.shape)}, the ground truth "
+            f"{tuple(truth.shape)}"
+        )
+    return PairScore(
+        intersection=int((predicted & truth).sum()),
+        union=int((predicted | truth).sum()),
+        has_target=bool(truth.any()),
+        is_found=bool(predicted.any()),
+    )
+
+
+def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
+    """Average pairs.
+
+    Args:
+        pairs: One at least.
+
+    Returns:
+        Metrics as of ``ReferringEvaluator``.
+    """
+    ious = [pair.iou for pair in pairs]
+    union = sum(pair.union for pair in pairs)
+    scores = {
+        "mIoU": 100.0 * sum(ious) / len(ious),
+        "oIoU": 100.0 * sum(pair.intersection for pair in pairs) / union if union else 100.0,
+    }
+    for level in PRECISION_LEVELS:
+        scores[f"Pr@{level}"] = _percent([iou > level / 100 for iou in ious])
+    if not all(pair.has_target for pair in pairs):
+        scores["N-acc"] = _percent([not p.is_found for p in pairs if not p.has_target])
+        if any(pair.has_target for pair in pairs):
+            scores["T-acc"] = _percent([p.is_found for p in pairs if p.has_target])
+    scores["n"] = float(len(pairs))
+    return scores
+
+
+def _percent(hits: Sequence[bool]) -> float:
+    return 100.0 * sum(hits) / len(hits)
+
+
+def _mask(mapping: Mapping[str, object], key: str, where: str) -> Tensor:
+    value = mapping.get(key)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where}: {key} is {type(value).__name__}, expected a tensor")
+    return value.detach().cpu().bool()

@@ -6,6 +6,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.cli import run_tool, set_up, train_parser
 from clipself_d2.engine.proposals import write_proposals
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
@@ -24,7 +25,7 @@ def main() -> int:
         Exit code.
     """
     parser = train_parser(EXAMPLE)
-    parser.add_argument("--dataset", required=True, help="registered data set with the images")
+    parser.add_argument("--dataset", required=True, help="registered data set, or images:FOLDER")
     parser.add_argument("--output", required=True, type=Path, help="json file to write")
     parser.add_argument("--max-per-image", type=int, default=20, help="most boxes of one image")
     parser.add_argument("--min-score", type=float, default=0.2, help="least objectness, 0 to 1")
@@ -34,6 +35,7 @@ def main() -> int:
         cfg = set_up(args)
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint of a trained RPN")
+        resolve_dataset_names([args.dataset])
         if args.dataset not in DatasetCatalog.list():
             raise ValueError(f"--dataset {args.dataset} is not registered")
         model = Trainer.build_model(self_contained(cfg))

@@ -18,7 +18,8 @@ def towers_from_config(cfg: CfgNode) -> dict[str, object]:
 
     Returns:
         Arguments of ``RegionDistiller``. The teacher has the weights of MODEL.CLIP.PRETRAINED, the
-        student those of MODEL.CLIP.WEIGHTS, or else the teacher's.
+        student those of MODEL.CLIP.WEIGHTS, or else the teacher's. Windows are for the student's
+        dense features alone: pictures and crops are embedded with global attention.
     """
     clip, distill = cfg.MODEL.CLIP, cfg.MODEL.DISTILL
     teacher = load_tower(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
@@ -26,6 +27,8 @@ def towers_from_config(cfg: CfgNode) -> dict[str, object]:
         student = load_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
     else:
         student = copy.deepcopy(teacher)
+    student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
+    student.checkpointing = clip.ACTIVATION_CHECKPOINTING
     return {
         "student": student,
         "teacher": teacher,

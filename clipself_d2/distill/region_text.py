@@ -5,6 +5,7 @@ Legend: R regions of the batch, K classes, D joint embedding.
 
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -104,4 +105,6 @@ class RegionTextDistiller(RegionDistiller):
         """Randomness that a resumed run draws again: a function of seed, iteration and process."""
         iteration = int(get_event_storage().iter) if has_event_storage() else 0
         count = iteration * comm.get_world_size() + comm.get_rank()
-        return torch.Generator().manual_seed((self.seed << 32) + count)
+        # torch's generator takes no more than 32 bits of a seed.
+        state = np.random.SeedSequence([self.seed, count]).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))

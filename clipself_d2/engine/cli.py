@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clipself_d2.config import add_clipself_config
+from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.launch import run_processes
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -60,15 +61,20 @@ def start_logging(output: str | None = None) -> None:
 
 
 def set_up(args: argparse.Namespace) -> CfgNode:
-    """Read the config of a parsed command line and start Detectron2's logging.
+    """Read the config of a parsed command line, register its data sets, and start the logging.
 
     Args:
         args: Namespace of ``detectron2.engine.default_argument_parser``.
 
     Returns:
         The frozen config.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a key or a data set's specification is faulty.
     """
     cfg = load_config(args.config_file, args.opts)
+    resolve_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")

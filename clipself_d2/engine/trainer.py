@@ -22,7 +22,9 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 from clipself_d2.engine.evaluate import evaluate_detector
 
@@ -226,6 +228,18 @@ class Trainer(DefaultTrainer):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)
         return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Build the training loader of DATASETS.TRAIN.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            An endless loader.
+        """
+        return build_detection_train_loader_from_cfg(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:

@@ -51,3 +51,29 @@ def test_embeddings_of_other_classes_are_refused(emoji_cfg, tmp_path) -> None:
 def test_an_unknown_data_set_is_named(emoji_cfg) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         text_from_config(emoji_cfg("clipself_patches", "DATASETS.TRAIN", ("nowhere",)))
+
+
+def test_windows_change_the_students_dense_map_and_nothing_else(emoji_cfg) -> None:
+    torch.manual_seed(0)
+    parts = towers_from_config(emoji_cfg("clipself_patches", "MODEL.CLIP.WINDOW_SIZE", 4))
+    student, teacher = parts["student"], parts["teacher"]
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        dense = [tower.forward_dense(images).embedding for tower in (student, teacher)]
+        whole = [tower.forward_image(images) for tower in (student, teacher)]
+    assert float((dense[0] - dense[1]).abs().max()) > 1e-3
+    torch.testing.assert_close(whole[0], whole[1])
+
+
+def test_activation_checkpointing_gives_the_same_gradients(emoji_cfg) -> None:
+    gradients = []
+    for flag in (False, True):
+        torch.manual_seed(0)
+        cfg = emoji_cfg("clipself_patches", "MODEL.CLIP.ACTIVATION_CHECKPOINTING", flag)
+        student = towers_from_config(cfg)["student"].train()
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(1, 3, 64, 64, generator=generator)
+        target = torch.randn(1, 128, 8, 8, generator=generator)
+        (student.forward_dense(images).embedding * target).sum().backward()
+        gradients.append(student.transformer_blocks[0].mlp.c_fc.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])

@@ -97,6 +97,53 @@ def test_only_adamw_distils(emoji_cfg) -> None:
         DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
 
 
+def test_accumulation_gives_the_weights_of_the_whole_batch(emoji_cfg, tmp_path) -> None:
+    states = []
+    for steps in (1, 2):
+        cfg = emoji_cfg(
+            "clipself_patches",
+            "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0,
+            "SOLVER.ADAM_EPS", 1e-3, "SOLVER.ACCUMULATION_STEPS", steps,
+            "MODEL.DISTILL.IMAGE_SIZE", 96, "OUTPUT_DIR", str(tmp_path / str(steps)),
+        )  # fmt: skip
+        states.append(run(cfg).model.state_dict())
+    first, second = ({k.removeprefix("module."): v for k, v in s.items()} for s in states)
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=2e-6, rtol=1e-5)
+
+
+def test_one_size_is_drawn_for_all_images_of_an_iteration(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.MULTISCALE_SIZES", [64, 96, 128])
+    cfg.MODEL.DISTILL.CROP_SIZE = 64
+    loader = iter(DistillTrainer.build_train_loader(cfg))
+    batches = [{max(item["image"].shape) for item in next(loader)} for _ in range(12)]
+    assert all(len(sizes) == 1 for sizes in batches)
+    assert set.union(*batches) == {64, 96, 128}
+
+
+def test_every_addition_together_takes_a_step(emoji_cfg) -> None:
+    cfg = emoji_cfg(
+        "clipself_patches",
+        "MODEL.DISTILL.IMAGE_LOSS_WEIGHT", 0.5, "MODEL.DISTILL.CROP_RESIZER", "device",
+        "MODEL.DISTILL.PAD_TO_SQUARE", True, "MODEL.CLIP.WINDOW_SIZE", 4,
+        "MODEL.CLIP.ACTIVATION_CHECKPOINTING", True, "MODEL.CLIP.PRECISION", "bf16",
+        "SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.MAX_ITER", 2,
+    )  # fmt: skip
+    run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
+    assert rows[-1]["loss_image"] >= 0
+    assert 0 < rows[-1]["loss_cosine"] < 2
+
+
+def test_the_region_text_baseline_trains_and_its_loss_falls(emoji_cfg) -> None:
+    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 30, "MODEL.DISTILL.IMAGE_SIZE", 96)
+    run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
+    losses = [row["total_loss"] for row in rows if "total_loss" in row]
+    assert losses[-1] < losses[0]
+    assert load_tower("ViT-Ti-8-emoji", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
+
+
 @pytest.mark.multi_process
 def test_two_processes_equal_one_with_the_whole_batch(emoji_root, tmp_path) -> None:
     script = tmp_path / "run.py"

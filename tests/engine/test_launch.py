@@ -46,3 +46,30 @@ def test_two_processes_of_torchrun_distil_together(emoji_root: Path, tmp_path: P
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "model_final.pth").is_file()
     assert "Rank of current process: 1. World size: 2" in (tmp_path / "log.txt.rank1").read_text()
+
+
+def test_the_slurm_script_starts_torchrun_on_every_machine(tmp_path: Path) -> None:
+    for name, body in {"scontrol": "printf 'node7\\nnode8\\n'", "srun": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "42"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / "slurm_train.sh"), "tools/train_net.py", "--resume"],
+        env={**os.environ, **job, "SLURM_GPUS_ON_NODE": "8", "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--nnodes 2 --nproc-per-node 8" in done.stdout
+    assert "--rdzv-endpoint node7:29500 tools/train_net.py --resume" in done.stdout
+
+
+def test_the_slurm_script_outside_a_job_says_how_to_submit_it() -> None:
+    script = str(ROOT / "tools" / "slurm_train.sh")
+    environment = {key: value for key, value in os.environ.items() if "SLURM" not in key}
+    done = subprocess.run(
+        ["bash", script, "x"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "sbatch" in done.stderr

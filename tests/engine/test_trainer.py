@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +75,62 @@ def test_a_frozen_tower_is_no_part_of_the_optimizer(emoji_cfg) -> None:
 def test_evaluators_cannot_be_passed(emoji_cfg) -> None:
     with pytest.raises(ValueError, match="evaluator_type"):
         Trainer.test(emoji_cfg("rpn"), nn.Linear(1, 1), evaluators=[])
+
+
+def test_accumulation_wraps_the_model_of_the_loop_alone(emoji_cfg) -> None:
+    trainer = Trainer(emoji_cfg("rpn", "SOLVER.ACCUMULATION_STEPS", 2))
+    assert type(trainer._trainer.model).__name__ == "AccumulatingModel"
+    assert not any(key.startswith("module.") for key in trainer.checkpointer.model.state_dict())
+    trainer.train()
+    assert trainer.iter == 4
+
+
+@pytest.mark.multi_process
+def test_two_processes_train_one_detector(emoji_root, tmp_path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(_SCRIPT)
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, first, second = (
+        torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("start", "0", "1")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    moved = [key for key in first if not torch.equal(before[key], first[key])]
+    assert any("box_predictor" in key for key in moved)
+    assert not any("visual" in key for key in moved)
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+import clipself_d2
+from detectron2.engine import launch
+from detectron2.utils import comm
+from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.trainer import Trainer
+
+ROOT, OUT = sys.argv[1:]
+
+def work():
+    rank = comm.get_rank()
+    cfg = load_config(ROOT + "/configs/emoji/fvit_untouched.yaml", [])
+    cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.PRECISION", "fp32", "SEED", 7,
+        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", (),
+        "DATALOADER.NUM_WORKERS", 0, "SOLVER.WARMUP_ITERS", 0, "OUTPUT_DIR", f"{OUT}/out{rank}"])
+    cfg.freeze()
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True)
+    torch.manual_seed(7)
+    trainer = Trainer(cfg)
+    model = trainer._trainer.model.module
+    if rank == 0:
+        torch.save(model.state_dict(), f"{OUT}/start.pth")
+    torch.manual_seed(rank)
+    trainer.train()
+    torch.save(model.state_dict(), f"{OUT}/{rank}.pth")
+
+if __name__ == "__main__":
+    launch(work, 2, dist_url="auto")
+"""

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from clipself_d2.engine.evaluate import (
     embed_vocabulary,
     evaluate_detector,
     evaluate_regions,
+    replace_by_synonyms,
     vocabulary_of,
     warn_unseen_words,
 )
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
-from clipself_d2.vocabulary import Vocabulary
+from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 TINY = ("MODEL.CLIP.PRETRAINED", "emoji")
 
@@ -51,6 +53,14 @@ def test_both_protocols_score_a_detector_and_the_results_are_written(emoji_cfg) 
     coco, lvis = written["emoji_ov_val"]["bbox"], written["emoji_lvis_val"]["bbox"]
     assert {"AP50-base", "AP50-novel", "AP50-all"} <= set(coco)
     assert {"AP", "APr", "APc", "APf"} <= set(lvis)
+    assert not any("Fixed" in metric for metric in lvis)
+    protocol = written["emoji_lvis_val"]["protocol"]
+    assert (protocol["evaluator"], protocol["scorer"]) == ("lvis_ov", "hotcoco")
+    assert (protocol["detections_per_image"], protocol["classes"]) == (300, 80)
+    assert (protocol["clip"], protocol["names"]) == (cfg.MODEL.CLIP.NAME, "own")
+    assert "protocol" not in results["emoji_lvis_val"]
+    table = Path(cfg.OUTPUT_DIR) / "inference" / "emoji_lvis_val" / "classes_bbox.csv"
+    assert len(table.read_text().splitlines()) == 81
 
 
 def test_both_scorers_agree_on_both_protocols(emoji_cfg) -> None:
@@ -58,15 +68,40 @@ def test_both_scorers_agree_on_both_protocols(emoji_cfg) -> None:
     for backend in ("hotcoco", "reference"):
         cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
         cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
-        cfg.merge_from_list(["TEST.BACKEND", backend])
+        cfg.merge_from_list(["TEST.BACKEND", backend, "TEST.FIXED_AP", True])
         torch.manual_seed(0)
         results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
         scores.append({**results["emoji_ov_val"]["bbox"], **results["emoji_lvis_val"]["bbox"]})
     fast, reference = scores
     assert set(fast) == set(reference)
     assert max(fast["AP50"], fast["APf"]) > 0
+    assert "APfFixed" in fast
     for name, value in fast.items():
         assert value == pytest.approx(reference[name], abs=1e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize(("limit", "warned"), [(300, True), (301, False), (-1, False)])
+def test_fixed_ap_asks_for_a_model_without_a_limit(
+    emoji_cfg, caplog: pytest.LogCaptureFixture, limit: int, warned: bool
+) -> None:
+    cfg = emoji_cfg("rpn", "TEST.FIXED_AP", True, "TEST.DETECTIONS_PER_IMAGE", limit)
+    with caplog.at_level("WARNING", logger="clipself_d2"):
+        evaluate_detector(cfg, torch.nn.Linear(1, 1))
+    assert ("raise TEST.DETECTIONS_PER_IMAGE" in caplog.text) == warned
+
+
+def test_legacy_rounding_is_a_key(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
+    distiller = DistillTrainer.build_model(cfg).eval()
+    scores, rounding = [], []
+    for legacy in (False, True):
+        cfg.TEST.LEGACY_ROUNDING = legacy
+        scores.append(evaluate_regions(cfg, distiller)["region"])
+        written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+        rounding.append(written["emoji_panoptic_val"]["protocol"]["rounding"])
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    assert scores[0] != scores[1]
+    assert rounding == ["none", "half precision per class"]
 
 
 def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> None:
@@ -96,3 +131,89 @@ def test_only_unseen_words_are_warned_of(emoji_cfg, caplog: pytest.LogCaptureFix
         assert not caplog.records
         assert warn_unseen_words(cfg, Vocabulary.from_names(["wombat"])) == ["wombat"]
     assert "wombat" in caplog.text
+
+
+def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
+    names = Vocabulary.from_names(["mug", "cup", "mail_box", "cat", "dog"], novel=["mug", "cat"])
+    synonyms = [["Cup", "beaker", "pot"], ["beaker", "tumbler"], ["mail box", " "], [], ["hound"]]
+    other, replaced = replace_by_synonyms(names, synonyms)
+    assert other.names == ("beaker", "tumbler", "mail_box", "cat", "hound")
+    assert (other.base_mask, replaced) == (names.base_mask, 3)
+    # Stuff, which comes last, has none.
+    assert replace_by_synonyms(names, synonyms[:2])[1] == 2
+    with pytest.raises(ValueError, match="class_synonyms has 6 entries for 5 classes"):
+        replace_by_synonyms(names, [*synonyms, []])
+
+
+@pytest.fixture
+def synonyms(emoji_data: Path) -> Iterator[list[list[str]]]:
+    """Made-up synonyms of three emoji classes, one of them novel."""
+    metadata = MetadataCatalog.get("emoji_ov_val")
+    words: list[list[str]] = [[] for _ in metadata.thing_classes]
+    novel = metadata.thing_classes.index(metadata.novel_classes[0])
+    for place in {0, 1, novel}:
+        words[place] = [f"other {metadata.thing_classes[place]}"]
+    metadata.set(class_synonyms=words)
+    return words
+
+
+def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) -> None:
+    cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
+    model = Trainer.build_model(cfg)
+    own = classifier(model).embeddings_KD.clone()
+    base = classifier(model).base_mask.clone()
+    with vocabulary_of(cfg, model, "emoji_ov_val"):
+        embeddings = classifier(model).embeddings_KD
+        changed = (embeddings - own).abs().amax(1) > 1e-4
+        assert changed.tolist() == [bool(words) for words in synonyms]
+        first = embed_vocabulary(cfg, Vocabulary.from_names(synonyms[0])).embeddings_KD[0]
+        torch.testing.assert_close(embeddings[0], first)
+        assert torch.equal(classifier(model).base_mask, base)
+
+
+def test_the_report_says_that_names_were_synonyms(emoji_cfg, synonyms) -> None:
+    cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
+    cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",)])
+    results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
+    assert "AP50-novel" in results["bbox"]
+    written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    protocol = written["emoji_ov_val"]["protocol"]
+    replaced = sum(bool(words) for words in synonyms)
+    assert (protocol["names"], protocol["names_replaced"]) == ("synonyms", replaced)
+
+
+def test_synonyms_need_some(emoji_cfg) -> None:
+    cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
+    model = Trainer.build_model(cfg)
+    MetadataCatalog.get("no_synonyms").set(thing_classes=["dog", "car"])
+    try:
+        with pytest.raises(ValueError, match=r"class_synonyms in the metadata of no_synonyms"):
+            vocabulary_of(cfg, model, "no_synonyms")
+    finally:
+        MetadataCatalog.remove("no_synonyms")
+
+
+def test_given_embeddings_serve_the_classes_they_are_of(emoji_cfg, tmp_path: Path) -> None:
+    cfg = emoji_cfg("rpn", *TINY)
+    dog_and_car = Vocabulary.from_names(["dog", "car"])
+    built = embed_vocabulary(cfg, dog_and_car)
+    given = TextEmbeddings(
+        dog_and_car, built.embeddings_KD.flip(0), None, built.clip, built.templates
+    )
+    given.save(tmp_path / "given.pt")
+    cfg.MODEL.VOCABULARY.EMBEDDINGS = str(tmp_path / "given.pt")
+    novel_car = Vocabulary.from_names(["dog", "car"], novel=["car"])
+    used = embed_vocabulary(cfg, novel_car)
+    assert torch.equal(used.embeddings_KD, given.embeddings_KD)
+    assert used.vocabulary.base_mask == (True, False)
+    others = embed_vocabulary(cfg, Vocabulary.from_names(["car", "dog"]))
+    torch.testing.assert_close(others.embeddings_KD, built.embeddings_KD.flip(0))
+
+    TextEmbeddings(dog_and_car, given.embeddings_KD, None, "RN50", "vild").save(
+        tmp_path / "given.pt"
+    )
+    with pytest.raises(ValueError, match="come from RN50, but MODEL.CLIP.NAME is"):
+        embed_vocabulary(cfg, dog_and_car)
+    cfg.MODEL.VOCABULARY.EMBEDDINGS = "nowhere.pt"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        embed_vocabulary(cfg, dog_and_car)

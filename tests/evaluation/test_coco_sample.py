@@ -77,8 +77,7 @@ def found(truth: dict[str, Any], image: dict[str, Any], rng: np.random.Generator
             x, y, w, h = entry["bbox"]
             dx, dy = rng.normal(0, 0.1, 2) * (w, h)
             boxes.append([x + dx, y + dy, x + dx + w, y + dy + h * rng.uniform(0.7, 1.2)])
-            shifted = np.roll(mask, (int(dy), int(dx)), axis=(0, 1))
-            masks.append(shifted)
+            masks.append(np.roll(mask, (int(dy), int(dx)), axis=(0, 1)))
             wrong = rng.random() < 0.2
             labels.append(int(rng.integers(len(index))) if wrong else index[entry["category_id"]])
     return Instances(

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
@@ -54,3 +57,40 @@ def test_words_outside_the_merges_are_reported_once_in_order(text):
 
 def test_clip_of_web_text_has_no_unseen_words(new_clip):
     assert new_clip("vit").text.unseen_words(["wombat", "zyxw"]) == []
+
+
+@torch.no_grad()
+def test_words_of_a_short_context_are_the_first_rows_of_the_full_one(text):
+    full = text.tokenize(TEXTS)
+    short = text.tokenize(TEXTS, 16)
+    assert torch.equal(short, full[:, :16])
+    words, state = text.word_features(short)
+    all_words, all_state = text.word_features(full)
+    torch.testing.assert_close(words, all_words[:, :16], rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(state, all_state, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(state, text(full), rtol=0.0, atol=1e-5)
+    assert words.shape == (4, 16, text.word_dim)
+
+
+@torch.no_grad()
+def test_towers_with_nested_text_give_words_too(new_clip):
+    text = new_clip("eva").text
+    tokens = torch.tensor([[3, 5, 199, 0, 0], [3, 199, 0, 0, 0]])
+    full = torch.nn.functional.pad(tokens, (0, text.context_length - 5))
+    words, state = text.word_features(tokens)
+    torch.testing.assert_close(state, text(full), rtol=0.0, atol=1e-5)
+    assert words.shape == (2, 5, text.word_dim)
+
+
+def test_words_beyond_the_position_table_name_the_key(text):
+    tokens = torch.zeros((1, text.context_length + 1), dtype=torch.long)
+    with pytest.raises(ValueError, match=r"25 tokens but the model reads 24.*WORD_LEN"):
+        text.word_features(tokens)
+
+
+def test_tokens_of_referring_expressions_are_those_of_the_released_code_of_cris(new_clip):
+    path = Path(__file__).parents[1] / "golden" / "cris" / "tokens_affine.json"
+    expected = json.loads(path.read_text())
+    text = new_clip("vit").text
+    for length, tokens in expected["tokens"].items():
+        assert text.tokenize(expected["sentences"], int(length)).tolist() == tokens

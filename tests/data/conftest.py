@@ -122,7 +122,8 @@ def coco_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
 def lvis_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
     """LVIS v1 in miniature, without ``file_name``; two images a split.
 
-    Each has objects of the classes 1 (common), 3 (frequent) and 13 (rare). Validation image 21 lies in COCO's train2017, 22 in its val2017.
+    Each has objects of the classes 1 (common), 3 (frequent) and 13 (rare). Validation image 21
+    lies in COCO's train2017, 22 in its val2017.
     """
     from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.data.build import build_distill_train_loader_from_cfg
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.cli import load_config
 from clipself_d2.evaluation import build_evaluator
@@ -97,6 +98,20 @@ def test_images_of_every_kind(
     resolve_dataset_names(specs)
     ids = [[record["image_id"] for record in DatasetCatalog.get(spec)] for spec in specs]
     assert ids == [["1.jpg", "2.jpg"], ["images/2.jpg"], [1, 2], ["s-00/x.jpg"]]
+
+
+def test_shards_and_folders_feed_the_distillation(
+    farm: Path, write_shard: Write, jpeg: Callable[[int], bytes], emoji_cfg
+) -> None:
+    write_shard(farm / "s-0.tar", {"x.jpg": jpeg(5), "y.jpg": jpeg(5)})
+    for spec in (f"webdataset:{farm}/s-{{0..0}}.tar", f"images:{farm}/images"):
+        resolve_dataset_names([spec])
+        overrides = ["DATASETS.TRAIN", (spec,), "MODEL.DISTILL.CROP_SIZE", 16]
+        cfg = emoji_cfg("clipself_patches", *overrides)
+        batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
+        assert {item["image_id"] for item in batch} == {
+            record["image_id"] for record in DatasetCatalog.get(spec)
+        }
 
 
 @pytest.mark.parametrize(

@@ -111,22 +111,52 @@ class TextEncoder(nn.Module):
         return part
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def encode(
+        self,
+        texts: Sequence[str],
+        batch_size: int = 256,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """Embed texts without gradient.
+
+        A causal tower does not see what follows the end token, so texts of like length go together
+        and the padding behind the longest of a batch is left out.
 
         Args:
             texts: Any number of texts.
             batch_size: Texts at a time.
+            on_batch: Called after each batch with its number of texts, such as to show progress.
 
         Returns:
             (N, D) unit-norm float32 on the device of the weights.
         """
         device = self.clip.logit_scale.device
-        chunks = [torch.zeros((0, self.embed_dim), device=device)]
-        for start in range(0, len(texts), batch_size):
-            tokens = self.tokenize(texts[start : start + batch_size]).to(device)
-            chunks.append(F.normalize(self(tokens).float(), dim=1))
-        return torch.cat(chunks)
+        embedded = torch.zeros((len(texts), self.embed_dim), device=device)
+        if not len(texts):
+            return embedded
+        tokens = self.tokenize(texts)
+        lengths = torch.full((len(tokens),), tokens.shape[1])
+        if self._is_causal():
+            lengths = tokens.argmax(dim=1) + 1
+        order = lengths.argsort(stable=True)
+        for rows in order.split(batch_size):
+            length = int(lengths[rows].max())
+            batch = tokens[rows, :length].to(device)
+            short = length < tokens.shape[1]
+            features = self.word_features(batch)[1] if short else self(batch)
+            embedded[rows.to(device)] = F.normalize(features.float(), dim=1)
+            if on_batch is not None:
+                on_batch(len(rows))
+        return embedded
+
+    def _is_causal(self) -> bool:
+        """Whether a text's embedding is that of its end token, which sees only what precedes."""
+        part = self._text_part()
+        if not isinstance(part, CLIP | TextTransformer):
+            return False
+        pooling = part.text_pool_type if isinstance(part, CLIP) else part.pool_type
+        plain = part.attn_mask is not None and part.text_projection is not None
+        return plain and pooling == "argmax" and getattr(part, "cls_emb", None) is None
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List words that the model cannot know.

@@ -1,11 +1,13 @@
 """Text embeddings of a vocabulary: built, cached, checked, and put into a model."""
 
 import hashlib
+import itertools
 import logging
 import os
 import pickle
+import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.registry import find_weights
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.vocabulary.templates import fill_templates, get_templates
+from clipself_d2.vocabulary.templates import fill_templates, get_templates, template_name
 from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ _UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
 )
+# What a file name should not have; ids of the Hugging Face hub hold some of it.
+_UNFIT = re.compile(r"[^\w.-]+")
 # Embeddings stored in float16 have norms this close to 1.
 _UNIT_TOLERANCE = 1e-2
 
@@ -156,12 +160,13 @@ class TextEmbeddings:
         words = [(name, *more) for name, more in zip(vocabulary.names, synonyms, strict=True)]
         if background is not None:
             words.append((background,))
-        sentences = [
+        groups = [
             [text for word in group for text in fill_templates(word, prompt_set)] for group in words
         ]
-        encoded = encoder.encode([text for group in sentences for text in group]).float().cpu()
-        sizes = [len(group) for group in sentences]
-        means = [rows.mean(0) for rows in torch.split(F.normalize(encoded, dim=1), sizes)]
+        # Classes may share sentences, by their synonyms or because "Cup" and "cup" read alike.
+        number = {text: i for i, text in enumerate(dict.fromkeys(itertools.chain(*groups)))}
+        encoded = F.normalize(encoder.encode(list(number)).float().cpu(), dim=1)
+        means = [encoded[[number[text] for text in group]].mean(0) for group in groups]
         unit = F.normalize(torch.stack(means), dim=1)
         count = vocabulary.num_classes
         return cls(
@@ -169,7 +174,7 @@ class TextEmbeddings:
             embeddings_KD=unit[:count],
             background_D=None if background is None else unit[count],
             clip=clip,
-            templates=templates,
+            templates=template_name(templates),
             weights=weights,
         )
 
@@ -243,7 +248,9 @@ class TextEmbeddings:
             raise ValueError(
                 f"text embeddings {path} are damaged or of another kind "
                 f"({type(error).__name__}: {str(error)[:200]}); delete the file, or "
-                "empty MODEL.VOCABULARY.EMBEDDINGS, to have them built"
+                "empty MODEL.VOCABULARY.EMBEDDINGS, to have them built; a file of another project, "
+                "names with vectors or a bare table, is converted by "
+                "tools/build_text_embeddings.py --from"
             ) from error
 
     @classmethod
@@ -255,6 +262,7 @@ class TextEmbeddings:
         weights: str | None,
         templates: str,
         cache_dir: str | Path | None = None,
+        wrap: Callable[[SentenceEncoder], SentenceEncoder] | None = None,
     ) -> "TextEmbeddings":
         """Take embeddings from a cache folder, or build them with the CLIP and keep them there.
 
@@ -264,23 +272,28 @@ class TextEmbeddings:
             weights: Pretrained tag or file; None for random weights, which are never cached.
             templates: Name of a prompt set.
             cache_dir: Folder of the cache, or None.
+            wrap: Called with the text tower if it is needed; what it gives back encodes, such as a
+                tower moved to another device.
 
         Returns:
             Embeddings whose vocabulary is the one asked for.
         """
+        templates = template_name(templates)
         path = None
         if cache_dir is not None and weights is not None:
             stamp = _weights_stamp(clip, weights)
             key = "\n".join([vocabulary.fingerprint, clip, stamp, templates])
             digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-            path = Path(cache_dir).expanduser() / f"text_{clip}_{digest}.pt"
+            path = Path(cache_dir).expanduser() / f"text_{_UNFIT.sub('_', clip)}_{digest}.pt"
             cached = _read_cache(path)
             if cached is not None:
                 made_for = (cached.vocabulary.fingerprint, cached.clip, cached.templates)
                 if made_for == (vocabulary.fingerprint, clip, templates):
                     return cached.with_vocabulary(vocabulary)
                 logger.warning("%s is of other classes or another CLIP; it is built again", path)
-        encoder = load_clip(clip, weights).text
+        encoder: SentenceEncoder = load_clip(clip, weights).text
+        if wrap is not None:
+            encoder = wrap(encoder)
         built = cls.build(
             encoder, vocabulary, clip=clip, templates=templates, weights=weights or ""
         )

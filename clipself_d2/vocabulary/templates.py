@@ -167,15 +167,38 @@ IMAGENET80 = (
 )
 
 _TEMPLATES = {"single": SINGLE, "vild": VILD, "imagenet80": IMAGENET80, "emoji": EMOJI}
+# Other names of a set, by which papers call it.
+_ALIASES = {"vild63": "vild"}
 # ViLD's sentences that are mere noun phrases are made whole.
 _COMPLETED = frozenset({"vild"})
+
+
+def template_name(name: str) -> str:
+    """Give the one name of a prompt set, under which embeddings are kept.
+
+    Args:
+        name: single, vild (or vild63), imagenet80 or emoji.
+
+    Returns:
+        The name without alias.
+
+    Raises:
+        ValueError: If there is no such set.
+    """
+    resolved = _ALIASES.get(name, name)
+    if resolved not in _TEMPLATES:
+        raise ValueError(
+            f"prompt set {name!r} is unknown; MODEL.VOCABULARY.TEMPLATES or --templates is one of "
+            f"{sorted([*_TEMPLATES, *_ALIASES])}"
+        )
+    return resolved
 
 
 def get_templates(name: str) -> tuple[str, ...]:
     """Look up a prompt set.
 
     Args:
-        name: single, vild, imagenet80 or emoji.
+        name: single, vild (or vild63), imagenet80 or emoji.
 
     Returns:
         Templates with ``{}`` for the class name and, where it has one, ``{article}``.
@@ -183,11 +206,7 @@ def get_templates(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such set.
     """
-    if name not in _TEMPLATES:
-        raise ValueError(
-            f"prompt set {name!r} is unknown; MODEL.VOCABULARY.TEMPLATES is one of "
-            f"{sorted(_TEMPLATES)}"
-        )
+    name = template_name(name)
     if name in _COMPLETED:
         return tuple(_complete(template) for template in _TEMPLATES[name])
     return _TEMPLATES[name]

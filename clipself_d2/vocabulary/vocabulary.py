@@ -9,7 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from clipself_d2.vocabulary.templates import clean_name
+
 FREQUENCIES = frozenset("rcf")
+# Between a name and its synonyms in a text file; names of data sets have commas, but not this.
+_SEPARATOR = ";"
 
 
 class ClassMetadata(Protocol):
@@ -55,6 +59,8 @@ class Vocabulary:
                 raise ValueError(f"frequency is r, c or f for every class, not {sorted(unknown)}")
         if self.synonyms:
             lengths["synonyms"] = len(self.synonyms)
+            if any(not synonym.strip() for group in self.synonyms for synonym in group):
+                raise ValueError("the vocabulary has an empty synonym; drop it")
         for field, length in lengths.items():
             if length != len(self.names):
                 raise ValueError(f"{field} has {length} entries for {len(self.names)} class names")
@@ -68,6 +74,22 @@ class Vocabulary:
     def novel_names(self) -> tuple[str, ...]:
         """Names of the classes without training boxes."""
         return tuple(n for n, base in zip(self.names, self.base_mask, strict=True) if not base)
+
+    def swap_synonyms(self) -> "Vocabulary":
+        """Name every class by a synonym, to see how much a detector hangs on the very names.
+
+        Returns:
+            The vocabulary with each name replaced by its first synonym that no other class is
+            prompted by, where there is one; without synonyms, so that this name alone is prompted.
+        """
+        taken = {clean_name(name) for name in self.names}
+        names = list(self.names)
+        for number, synonyms in enumerate(self.synonyms):
+            free = [synonym for synonym in synonyms if clean_name(synonym) not in taken]
+            if free:
+                names[number] = free[0]
+                taken.add(clean_name(free[0]))
+        return replace(self, names=tuple(names), synonyms=())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,14 +138,19 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """Read class names from a text file, one a line, or a json list or object.
+        """Read class names, and further names of classes, from a file.
 
         Args:
-            path: File; a json object has ``names`` and optionally ``novel`` (names) and
-                ``synonyms`` (a list of further names for some of the names).
+            path: A text file with one class a line, its synonyms behind semicolons::
+
+                    police car; squad car; patrol car
+                    dog
+
+                or a json list of names, or a json object with ``names`` and optionally ``novel``
+                (names) and ``synonyms`` (a list of further names for some of the names).
 
         Returns:
-            The vocabulary.
+            The vocabulary; synonyms are prompted beside the name and averaged with it.
 
         Raises:
             FileNotFoundError: If the file is missing.
@@ -135,23 +162,38 @@ class Vocabulary:
         try:
             # Some editors of Windows begin a file with a byte order mark.
             text = path.read_text(encoding="utf-8-sig")
-            if path.suffix != ".json":
-                return cls.from_names([line for line in text.splitlines() if line.strip()])
-            content = json.loads(text)
+            content = json.loads(text) if path.suffix == ".json" else _read_lines(text)
             if isinstance(content, list):
                 return cls.from_names(content)
             if not isinstance(content, dict) or "names" not in content:
                 raise ValueError("a list is needed, or an object with 'names'")
             plain = cls.from_names(content["names"], content.get("novel", ()))
-            synonyms = content.get("synonyms", {})
-            unknown = sorted(set(synonyms) - set(plain.names))
-            if unknown:
-                raise ValueError(f"synonyms are given for {unknown[:5]}, which are no class names")
+            synonyms = _check_synonyms(content.get("synonyms", {}), plain.names)
+            if not synonyms:
+                return plain
+            groups = [tuple(_strip(word) for word in synonyms.get(n, ())) for n in plain.names]
+            return replace(plain, synonyms=tuple(groups))
         except ValueError as error:
             raise ValueError(f"vocabulary file {path}: {error}") from error
-        if not synonyms:
-            return plain
-        return replace(plain, synonyms=tuple(tuple(synonyms.get(n, ())) for n in plain.names))
+
+
+def _read_lines(text: str) -> dict[str, object]:
+    """Turn lines of ``name; synonym; synonym`` into what a json object would say."""
+    rows = [line.split(_SEPARATOR) for line in text.splitlines() if line.strip()]
+    synonyms = {row[0].strip(): [word for word in row[1:] if word.strip()] for row in rows}
+    return {
+        "names": [row[0] for row in rows],
+        "synonyms": {name: words for name, words in synonyms.items() if words},
+    }
+
+
+def _check_synonyms(synonyms: object, names: Sequence[str]) -> dict[str, list[str]]:
+    if not isinstance(synonyms, dict) or any(not isinstance(v, list) for v in synonyms.values()):
+        raise ValueError("'synonyms' is an object from a class name to a list of further names")
+    unknown = sorted(set(synonyms) - set(names))
+    if unknown:
+        raise ValueError(f"synonyms are given for {unknown[:5]}, which are no class names")
+    return synonyms
 
 
 def _strip(name: object) -> str:

@@ -1,0 +1,88 @@
+"""Build the text embeddings of a vocabulary, or take over those of another project."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.text_embeddings import (
+    BATCH_SIZE,
+    EmbeddingReport,
+    build_embedding_file,
+    convert_embedding_file,
+    resolve_vocabulary,
+)
+
+EXAMPLE = (
+    "python tools/build_text_embeddings.py --clip ViT-Ti-8-emoji --vocabulary coco "
+    "--templates vild63 --output output/embeddings/coco.pt"
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the flags.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
+    add("--weights", default="", help="pretrained tag, hf-hub:org/name or file of that CLIP")
+    add("--vocabulary", required=True, help="lvis_v1, coco, emoji, a data set, or a file of names")
+    add("--templates", default="", help="vild63 (default), imagenet80, single or emoji")
+    add("--output", required=True, type=Path, help="file for MODEL.VOCABULARY.EMBEDDINGS")
+    add("--from", dest="source", default="", help="another project's file, taken over as it is")
+    add("--cache-dir", default="", help="folder of cached embeddings, as of training")
+    add("--device", default="cpu", help="where the text tower runs, such as cuda")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="prompts at a time")
+    add("--force", action="store_true", help="overwrite the output")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main() -> int:
+    """Parse the flags, write the file, and say what it holds.
+
+    Returns:
+        Exit code.
+    """
+    args = make_parser().parse_args()
+    start_logging()
+
+    def action() -> None:
+        vocabulary = resolve_vocabulary(args.vocabulary)
+        made_from = {"clip": args.clip, "weights": args.weights, "force": args.force}
+        if args.source:
+            show(
+                convert_embedding_file(
+                    args.source, vocabulary, args.output, templates=args.templates, **made_from
+                )
+            )
+            return
+        made_from |= {"cache_dir": args.cache_dir, "templates": args.templates or "vild"}
+        made_from |= {"device": args.device, "batch_size": args.batch_size}
+        show(build_embedding_file(vocabulary, args.output, **made_from))
+
+    return run_tool(action, debug=args.debug)
+
+
+def show(report: EmbeddingReport) -> None:
+    """Print a report.
+
+    Args:
+        report: What was written.
+    """
+    prompts = f" x {report.num_templates} prompts" if report.num_templates else ""
+    background = " and the background" if report.background else ", no background"
+    print(f"{report.output}: {report.num_classes} classes{prompts}{background}")
+    print(f"{report.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

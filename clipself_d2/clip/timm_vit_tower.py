@@ -79,7 +79,7 @@ class TimmViTTower(TokenTower):
         self.num_placed = 0 if trunk.no_embed_class else self.num_prefix
         stem = trunk.patch_embed
         self.native = native_grid(stem.num_patches, name)
-        self.patch_size = int(stem.img_size[0]) // self.native[0]
+        self.patch_size = int(stem.feat_ratio())
         # SigLIP's 384 px are no multiple of its patch of 14; its stem drops the last 6.
         self.image_size = self.native[0] * self.patch_size
         self.embed_dim = _embed_dim(visual, self.width)

@@ -1,5 +1,6 @@
 """Tiny towers of open_clip's own classes, and what the reference computed with the same weights."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,15 +168,21 @@ def student(golden: Golden, tmp_path: Path) -> VisionTower:
     return tower
 
 
-@pytest.fixture(params=("vit", "eva"))
-def tower(request: pytest.FixtureRequest) -> VisionTower:
-    """A tower with random weights that makes every parameter matter."""
+@pytest.fixture(scope="session", params=("vit", "eva"))
+def made_tower(request: pytest.FixtureRequest) -> VisionTower:
     torch.manual_seed(0)
     made = make_clip(request.param).tower
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made
+
+
+@pytest.fixture
+def tower(made_tower: VisionTower) -> VisionTower:
+    """A tower with random weights that makes every parameter matter."""
+    torch.manual_seed(0)
+    return copy.deepcopy(made_tower)
 
 
 @pytest.fixture

@@ -96,6 +96,9 @@ def test_components_are_uncorrelated_and_sorted(rng: np.random.Generator) -> Non
     torch.testing.assert_close(share.sum(), torch.tensor(1.0))
     centred = dense - dense.mean((1, 2), keepdim=True)
     torch.testing.assert_close(flat.square().sum(), centred.square().sum(), atol=1e-3, rtol=1e-5)
+    directions = flat @ centred.flatten(1).T
+    peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    assert (peak > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 3), (5, 1, 2), (4, 1, 1)])

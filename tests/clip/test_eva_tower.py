@@ -120,14 +120,69 @@ def test_query_and_key_of_the_last_block_are_never_trained():
     assert frozen == [f"visual.trunk.blocks.1.{name}" for name in names]
 
 
+# The builds of EVA01-g (fused matrix), EVA02-E (norms behind the halves) and PE-Core, where
+# columns turn before rows and positions begin at 1; its largest has no class token.
+SMALL_PE = {"ref_feat_shape": (4, 4), "attn_pool_num_heads": 2, "global_pool": "map"}
+BUILDS = {
+    "eva01": ("eva_giant_patch14_224", {"patch_size": 16}),
+    "eva02_e": ("eva02_enormous_patch14_clip_224", {"patch_size": 16}),
+    "pe": ("vit_pe_core_base_patch16_224", SMALL_PE),
+    "pe_g": ("vit_pe_core_gigantic_patch14_448", {"patch_size": 16, **SMALL_PE}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", BUILDS)
+def test_other_builds_equal_timm_at_native_size_and_on_rectangles(build, images):
+    torch.manual_seed(0)
+    name, changes = BUILDS[build]
+    square, rectangle = make_visual(name, **changes), make_visual(name, img_size=(48, 80), **changes)
+    tower, state = make_tower(square), square.state_dict()
+    table = resize_positions(
+        state["trunk.pos_embed"][0], (4, 4), (3, 5), num_prefix=tower.num_prefix
+    )
+    rectangle.load_state_dict({**state, "trunk.pos_embed": table[None]})
+    for visual, picture in ((square, images), (rectangle, torch.randn(2, 3, 48, 80))):
+        torch.testing.assert_close(tower.forward_image(picture), visual(picture), **TOLERANCE)
+        features = visual.trunk.forward_features(picture)[:, tower.num_prefix :]
+        alone = [visual.trunk.forward_head(features[:, i : i + 1]) for i in range(3)]
+        dense = tower.forward_dense(picture, last_block="attention").embedding.flatten(2)
+        for cell, expected in enumerate(alone):
+            unit = F.normalize(expected, dim=1)
+            torch.testing.assert_close(dense[..., cell], unit, **TOLERANCE)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_value_block_and_gradients_of_other_builds(build):
+    torch.manual_seed(0)
+    name, changes = BUILDS[build]
+    tower = make_tower(make_visual(name, **changes))
+    tokens = torch.randn(5, 1, 64)
+    for block in tower.transformer_blocks:
+        got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
+        torch.testing.assert_close(got, expected, **TOLERANCE)
+    tower.unlock(2, everything=True)
+    dense = tower.forward_dense(torch.randn(2, 3, 48, 80)).embedding
+    (dense * torch.randn_like(dense)).sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@torch.no_grad()
+def test_rotary_positions_alone_are_enough(images):
+    torch.manual_seed(0)
+    visual = make_visual(use_abs_pos_emb=False)
+    expected = visual(images)
+    torch.testing.assert_close(make_tower(visual).forward_image(images), expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"global_pool": "avg"},
-        {"qkv_fused": True},
-        {"use_abs_pos_emb": False},
-        {"use_post_norm": True},
+        {"global_pool": "max"},
         {"num_reg_tokens": 2},
+        {"rope_type": "mixed"},
+        {"rope_rotate_half": True},
     ],
 )
 def test_trunks_of_another_build_are_refused(changes):

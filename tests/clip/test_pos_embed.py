@@ -59,6 +59,27 @@ def test_table_of_another_grid_is_refused():
         resize_positions(torch.zeros(17, 8), (3, 3), (5, 5))
 
 
+def test_table_without_a_class_token():
+    table = torch.randn(17, 8)
+    got = resize_positions(table[1:], (4, 4), (3, 5), num_prefix=0)
+    torch.testing.assert_close(got, resize_positions(table, (4, 4), (3, 5))[1:], **TOLERANCE)
+    with pytest.raises(ValueError, match="17 rows, not 0 \\+ 4x4"):
+        resize_positions(table, (4, 4), (3, 5), num_prefix=0)
+
+
+def test_columns_may_turn_first_and_positions_may_begin_at_one():
+    settings = {"head_dim": 32, "temperature": 1e4, "reference": (16, 16), "device": CPU}
+    table = rotary_table((3, 7), offset=1.0, indexing="xy", **settings)
+    sin = table.chunk(2, dim=-1)[0].reshape(3, 7, 32)
+    frequency = 1e4 ** -(torch.arange(8) * 4 / 32)
+    row = ((torch.arange(3) + 1) / 3 * 16)[:, None] * frequency
+    column = ((torch.arange(7) + 1) / 7 * 16)[:, None] * frequency
+    wanted_column = torch.sin(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
+    wanted_row = torch.sin(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
+    torch.testing.assert_close(sin[..., :16], wanted_column, **TOLERANCE)
+    torch.testing.assert_close(sin[..., 16:], wanted_row, **TOLERANCE)
+
+
 def make_rotary(grid):
     table = rotary_table(grid, head_dim=32, temperature=1e4, reference=(16, 16), device=CPU)
     sin, cos = table.chunk(2, dim=-1)

@@ -89,12 +89,42 @@ def test_single_token_attention_equals_the_value_block():
         torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
+# CLIPA norms behind the average.
+AVERAGING = [{"pool_type": "avg", "final_ln_after_pool": last} for last in (False, True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [*AVERAGING, {"final_ln_after_pool": True}])
+def test_poolings_equal_open_clips(changes, images):
+    torch.manual_seed(0)
+    visual = make_visual(no_ln_pre=True, **changes)
+    tower = make_tower(visual)
+    torch.testing.assert_close(tower.forward_image(images), visual(images), **TOLERANCE)
+    assert tower.reads_class_token == ("pool_type" not in changes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", AVERAGING)
+def test_picture_of_one_patch_has_the_embedding_of_its_cell(changes):
+    torch.manual_seed(0)
+    tower = make_tower(make_visual(**changes))
+    picture = torch.randn(2, 3, 16, 16)
+    dense = tower.forward_dense(picture, last_block="attention").embedding
+    expected = F.normalize(tower.forward_image(picture), dim=1)
+    torch.testing.assert_close(dense[..., 0, 0], expected, **TOLERANCE)
+
+
+def test_regions_of_an_averaging_tower_are_refused(images):
+    tower = make_tower(make_visual(pool_type="avg"))
+    with pytest.raises(ValueError, match="no token to copy"):
+        tower.forward_regions(images, [torch.ones(1, 4, 4).bool()] * 2)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pool_type": "avg"},
         {"attentional_pool": True},
-        {"final_ln_after_pool": True},
+        {"pool_type": "none"},
         {"block_type": "custom", "scale_attn": True},
     ],
 )

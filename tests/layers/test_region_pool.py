@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
+from clipself_d2.layers.region_pool import box_masks, mask_embeddings, roi_embeddings
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-6}
 
@@ -81,6 +81,26 @@ def test_full_mask_equals_the_whole_image_box(dense):
     masks = [torch.ones(1, 6, 10, dtype=torch.bool)] * 2
     whole = roi_embeddings(dense, [boxes((0, 0, 160, 96))] * 2, 16)
     torch.testing.assert_close(mask_embeddings(dense, masks), whole, **TOLERANCE)
+
+
+def test_box_masks_round_both_corners_down():
+    rows = boxes((0, 0, 160, 96), (16, 32, 72, 95), (17, 33, 32, 48), (80, 80, 85, 83))
+    masks = box_masks(rows, 16, (6, 10))
+    assert masks.dtype == torch.bool
+    assert masks[0].all()
+    expected = torch.zeros(6, 10, dtype=torch.bool)
+    expected[2:5, 1:4] = True
+    assert torch.equal(masks[1], expected)
+    assert masks[2].nonzero().tolist() == [[2, 1]]
+    assert not masks[3].any()
+    assert box_masks(boxes(), 16, (6, 10)).shape == (0, 6, 10)
+
+
+def test_masks_of_boxes_on_cell_borders_pool_as_the_boxes(dense):
+    rows = boxes((16, 0, 64, 32), (48, 32, 64, 48))
+    masks = [box_masks(rows, 16, (6, 10)), torch.zeros(0, 6, 10)]
+    expected = roi_embeddings(dense, [rows, boxes()], 16)
+    torch.testing.assert_close(mask_embeddings(dense, masks), expected, **TOLERANCE)
 
 
 def test_mask_weights_average_their_cells(dense):

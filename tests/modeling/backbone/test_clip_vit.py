@@ -136,6 +136,33 @@ def test_yaml_sets_every_option(clip_cfg):
     assert backbone.tower.name == "ViT-Ti-8-emoji"
 
 
+def test_yaml_sets_windows_and_checkpointing(clip_cfg):
+    images = torch.randn(1, 3, 32, 48)
+    torch.manual_seed(0)
+    plain = ClipViT(clip_cfg, ShapeSpec(channels=3))
+    assert plain.tower.attention.window_size == 0
+    assert not plain.tower.checkpointing
+    clip_cfg.MODEL.CLIP.WINDOW_SIZE = 2
+    clip_cfg.MODEL.CLIP.GLOBAL_BLOCKS = [1, 5]
+    clip_cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = True
+    torch.manual_seed(0)
+    windowed = ClipViT(clip_cfg, ShapeSpec(channels=3))
+    assert windowed.tower.attention.global_blocks == (1, 5)
+    assert windowed.tower.checkpointing
+    assert (windowed(images)["clip"] - plain(images)["clip"]).abs().max() > 1e-4
+    windowed.tower.set_attention(window_size=6, global_blocks=[1])
+    torch.testing.assert_close(windowed(images)["clip"], plain(images)["clip"], rtol=0, atol=1e-5)
+
+
+def test_wrong_windows_name_the_keys(clip_cfg):
+    clip_cfg.MODEL.CLIP.WINDOW_SIZE, clip_cfg.MODEL.CLIP.GLOBAL_BLOCKS = 2, [6]
+    with pytest.raises(ValueError, match="MODEL.CLIP.GLOBAL_BLOCKS"):
+        ClipViT(clip_cfg, ShapeSpec(channels=3))
+    clip_cfg.MODEL.CLIP.WINDOW_SIZE = -2
+    with pytest.raises(ValueError, match="MODEL.CLIP.WINDOW_SIZE"):
+        ClipViT(clip_cfg, ShapeSpec(channels=3))
+
+
 def test_weights_go_before_pretrained_and_nothing_means_random(clip_cfg, monkeypatch, make_tower):
     asked = []
     monkeypatch.setattr(

@@ -4,14 +4,13 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set): ``refcoco
 ``refcocoplus_unc_*``, ``refcocog_umd_*``, ``refcocog_google_*`` and ``emoji_refer_*``.
 """
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.refer_files import Record, in_split, load_refer, read_refs
+from clipself_d2.data.datasets.refer_files import load_refer
 
 EVALUATOR_TYPE = "refer"
 IMAGE_FOLDER = Path("coco") / "train2014"
@@ -109,47 +108,3 @@ def _register(
         image_root=str(image_root),
         evaluator_type=EVALUATOR_TYPE,
     )
-
-
-def count_references(root: str | Path, prefix: str) -> dict[str, tuple[int, int]]:
-    """Count the references of a data set's file.
-
-    Args:
-        root: As of ``register_refcoco``.
-        prefix: A key of ``FAMILIES``.
-
-    Returns:
-        By split, how many the file has and how many were published.
-
-    Raises:
-        FileNotFoundError: If there is no file.
-        ValueError: If it is damaged.
-    """
-    family = FAMILIES[prefix]
-    rows = read_refs(Path(root) / family.folder / family.refs_name, remedy=REMEDY)
-    return {
-        split: (sum(in_split(row, split) for row in rows), published)
-        for split, published in family.counts.items()
-    }
-
-
-def write_json_twin(root: str | Path, prefix: str) -> Path:
-    """Write a data set's references as JSON beside the pickle.
-
-    Args:
-        root: As of ``register_refcoco``.
-        prefix: A key of ``FAMILIES``.
-
-    Returns:
-        The file, which loads where the pickle is removed.
-
-    Raises:
-        FileNotFoundError: If there is no file to convert.
-        ValueError: If it is damaged.
-    """
-    family = FAMILIES[prefix]
-    source = Path(root) / family.folder / family.refs_name
-    rows: list[Record] = read_refs(source, remedy=REMEDY)
-    target = source.with_suffix(".json")
-    target.write_text(json.dumps(rows), encoding="utf-8")
-    return target

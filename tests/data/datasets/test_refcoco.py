@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.datasets.refcoco import (
+    FAMILIES,
+    register_emoji_refer,
+    register_refcoco,
+)
+
+
+def test_every_published_split_is_registered_on_import():
+    names = {f"{prefix}_{split}" for prefix, family in FAMILIES.items() for split in family.counts}
+    assert len(names) == 13
+    assert names <= set(DatasetCatalog.list())
+    assert {"emoji_refer_train", "emoji_refer_val"} <= set(DatasetCatalog.list())
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        assert metadata.evaluator_type == "refer"
+        assert metadata.image_root.endswith("train2014")
+
+
+def test_plus_has_its_own_folder_and_umd_its_own_file():
+    assert Path(MetadataCatalog.get("refcocoplus_unc_val").refs_file).parts[-2:] == (
+        "refcoco+",
+        "refs(unc).p",
+    )
+    assert MetadataCatalog.get("refcocog_umd_test").refs_file.endswith("refs(umd).p")
+
+
+def test_missing_files_name_the_remedy(tmp_path, monkeypatch):
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        kept = {name: value for name, value in catalog.items() if not name.startswith("refcoco")}
+        monkeypatch.setattr(catalog, "data", kept)
+    assert len(register_refcoco(tmp_path)) == 13
+    with pytest.raises(FileNotFoundError, match=r"instances\.json is missing; put the files"):
+        DatasetCatalog.get("refcoco_unc_val")
+
+
+def test_emoji_references_have_one_object_each(emoji_root, catalogs):
+    train, val = register_emoji_refer(emoji_root, prefix="tiny")
+    assert (train, val) == ("tiny_refer_train", "tiny_refer_val")
+    files = emoji_root / "emoji" / "annotations"
+    records = DatasetCatalog.get(train)
+    assert len(records) == len(json.loads((files / "refs_train.json").read_text()))
+    assert all(len(record["segmentations"]) == 1 for record in records)
+    assert all(record["sentences"] for record in records)
+    sentences = DatasetCatalog.get(val)
+    rows = json.loads((files / "refs_val.json").read_text())
+    assert len(sentences) == sum(len(row["sentences"]) for row in rows)
+    names = [record["file_name"] for record in sentences]
+    assert names == sorted(names)

@@ -175,7 +175,7 @@ def write_selection(selection: Selection, *, force: bool = False) -> bool:
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(f"{HEAD}{json.dumps(info)}")
         _write_list(stream, "categories", (text[a:b] for a, b in rows.categories))
-        _write_list(stream, "images", (text[a:b] for a, b in map(rows.images.get, images)))
+        _write_list(stream, "images", (text[a:b] for a, b in (rows.images[n] for n in images)))
         _write_list(stream, "annotations", (text[a:b] for a, b in rows.annotation_spans()))
         stream.write("}")
     os.replace(partial, target)

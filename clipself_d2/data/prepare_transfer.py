@@ -55,10 +55,9 @@ def prepare_transfer(root: Path, *, force: bool = False) -> list[Path]:
         source = root / folder / "ImageSets" / "Main" / f"{split}.txt"
         jobs += [(source, voc_file(root / folder, split), convert_voc)]
     for version, file, _ in OBJECTS365_SETS.values():
-        convert = convert_objects365_v1 if version == "v1" else convert_objects365_v2
-        folder_path = (root / file).parent
+        target = root / file
         for name in OBJECTS365_SOURCES[version]:
-            jobs += [(folder_path / name, root / file, convert)]
+            jobs += [(target.parent / name, target, OBJECTS365_CONVERTERS[version])]
     found = [job for job in jobs if job[0].is_file()]
     if not found:
         raise FileNotFoundError(
@@ -226,6 +225,12 @@ def _convert_objects365(source: Path, version: str, parts: int) -> Row:
             {"id": number, "name": name} for number, name in enumerate(names.values(), start=1)
         ],
     }
+
+
+OBJECTS365_CONVERTERS: dict[str, Callable[[Path], Row]] = {
+    "v1": convert_objects365_v1,
+    "v2": convert_objects365_v2,
+}
 
 
 def _write(target: Path, document: Row) -> None:

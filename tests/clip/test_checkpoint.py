@@ -1,3 +1,9 @@
+import shlex
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -184,3 +190,89 @@ def test_text_tower_alone_is_no_image_tower(new_clip, tmp_path):
     path = save(model.text.clip.state_dict(), tmp_path / "text.pt")
     with pytest.raises(ValueError, match="missing: visual"):
         load_tower_weights(model.tower, path)
+
+
+def jit_archive(state, path):
+    """Write tensors as a TorchScript archive of the module tree that their names tell."""
+    root = torch.nn.Module()
+    for name, value in state.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for parent in parents:
+            if parent not in dict(module.named_children()):
+                module.add_module(parent, torch.nn.Module())
+            module = module.get_submodule(parent)
+        module.register_buffer(leaf, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(root).save(str(path))
+    return path
+
+
+def test_openai_archive_gives_its_weights(new_clip, tmp_path):
+    source, target = scrambled(new_clip("vit")), new_clip("vit")
+    expected = source.open_clip_state_dict()
+    stored = {key: value.half() for key, value in expected.items()}
+    settings = {"input_resolution": torch.tensor(64), "vocab_size": torch.tensor(200)}
+    report = load_clip_weights(target, jit_archive({**stored, **settings}, tmp_path / "openai.pt"))
+    same(target.open_clip_state_dict(), {key: value.float() for key, value in stored.items()})
+    assert report.ignored == ("input_resolution", "vocab_size")
+
+
+@pytest.mark.parametrize("kind", ["vit", "eva"])
+@pytest.mark.parametrize(
+    ("prefix", "rest", "wrapper"),
+    [
+        ("backbone.", "roi_head.bbox_head.fc_cls.bias", "state_dict"),
+        ("backbone.bottom_up.tower.", "roi_heads.box_head.fc1.bias", "model"),
+    ],
+)
+def test_tower_is_read_out_of_a_detector(new_clip, tmp_path, kind, prefix, rest, wrapper):
+    source, target = scrambled(new_clip(kind)).tower, new_clip(kind).tower
+    state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
+    path = save({wrapper: {**state, rest: torch.zeros(2)}, "meta": {}}, tmp_path / "detector.pth")
+    report = load_tower_weights(target, path)
+    same(target.state_dict(), source.state_dict())
+    assert report.ignored == (rest,)
+    assert "detector" in report.layout
+
+
+def test_name_that_no_layout_knows_is_refused(new_clip, tmp_path):
+    model = new_clip("vit")
+    for prefix in ("", "backbone."):
+        state = {f"{prefix}{k}": v for k, v in model.tower.state_dict().items()}
+        state["other_head.weight"] = torch.zeros(1)
+        with pytest.raises(ValueError, match=r"1 unexpected: other_head\.weight"):
+            load_tower_weights(model.tower, save(state, tmp_path / "tower.pt"))
+
+
+def test_conversion_that_a_refusal_tells_works(new_clip, tmp_path):
+    """A training state with numpy numbers and a class of its own, as some trainers write it."""
+    model = new_clip("vit")
+    state = {"state_dict": model.open_clip_state_dict(), "best": np.float64(1), "why": Fraction(1)}
+    torch.save(state, tmp_path / "training.pth")
+    with pytest.raises(ValueError, match="could run code") as caught:
+        read_checkpoint(tmp_path / "training.pth")
+    (command,) = [line for line in str(caught.value).splitlines() if "python -c" in line]
+    python, flag, code = shlex.split(command)
+    assert (python, flag) == ("python", "-c")
+    exec(code, {})
+    same(read_checkpoint(tmp_path / "training.weights.pt"), model.open_clip_state_dict())
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "planted",))
+
+    torch.save({"visual.proj": Planted()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"bad\.pt cannot be read"):
+        read_checkpoint(tmp_path / "bad.pt")
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"asdfasdf" * 20, b"\x80\x02]q\x00.", b"PK\x03\x04abc"])
+def test_garbage_is_named(tmp_path, content):
+    (tmp_path / "garbage.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"garbage\.pt (cannot be read|holds)"):
+        read_checkpoint(tmp_path / "garbage.pt")

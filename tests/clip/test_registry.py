@@ -1,9 +1,12 @@
 import json
+import shutil
 
+import huggingface_hub
 import open_clip
 import pytest
+import torch
 
-from clipself_d2.clip import registry
+from clipself_d2.clip import load_clip, registry
 
 
 def test_project_models_are_models_of_open_clip():
@@ -79,3 +82,75 @@ def test_tag_of_open_clip_is_found():
 def test_weights_of_the_other_activation_are_refused(name, tag, better):
     with pytest.raises(ValueError, match=f"silently wrong; use {better}"):
         registry.find_weights(name, tag)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of the Hugging Face hub with one tiny CLIP, and no network."""
+    config = json.loads((registry.CONFIG_FOLDER / "ViT-Ti-8-emoji.json").read_text())
+    config["text_cfg"].pop("tokenizer_kwargs")
+    folder = tmp_path / "models--org--tiny.clip" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("abc")
+    settings = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.5]}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": settings})
+    )
+    shutil.copy(
+        registry.PROJECT_WEIGHTS["ViT-Ti-8-emoji", "emoji"],
+        folder / "open_clip_model.safetensors",
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti-8-emoji", "hf-hub:org/tiny.clip"])
+def test_hub_id_gives_weights_and_pixel_statistics(hub, name):
+    found = load_clip(name, "hf-hub:org/tiny.clip")
+    expected = load_clip("ViT-Ti-8-emoji", "emoji").open_clip_state_dict()
+    state = found.open_clip_state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    assert found.tower.pixel_mean == pytest.approx((127.5, 63.75, 31.875))
+    assert registry.embed_dim(name) == registry.embed_dim("ViT-Ti-8-emoji")
+
+
+def test_hub_that_cannot_be_reached_is_told(hub):
+    for call in (
+        lambda: registry.check_name("hf-hub:org/absent"),
+        lambda: registry.find_weights("ViT-B-16", "hf-hub:org/absent"),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"org/absent is not in the cache .* network"):
+            call()
+    with pytest.raises(FileNotFoundError, match=r"'openai' of ViT-B-16-quickgelu .* downloaded"):
+        registry.fetch_weights("ViT-B-16-quickgelu", "openai")
+
+
+def test_wrong_hub_id_and_foreign_repository_are_refused(hub):
+    for wrong in ("hf-hub:tiny", "hf-hub:", "hf-hub:a/b/c", "hf-hub:org/na me"):
+        with pytest.raises(ValueError, match="write hf-hub:org/name"):
+            registry.check_name(wrong)
+    (hub / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no model_cfg"):
+        registry.check_name("hf-hub:org/tiny.clip")
+
+
+def test_hub_weights_of_another_model_are_refused(hub):
+    with pytest.raises(ValueError, match=r"'hf-hub:org/tiny.clip' do not fit ViT-S-16"):
+        load_clip("ViT-S-16", "hf-hub:org/tiny.clip")
+    with pytest.raises(ValueError, match="use ViT-B-16"):
+        registry.find_weights("ViT-B-16-quickgelu", "hf-hub:org/tiny.clip")
+
+
+def test_tags_of_a_model_are_listed():
+    assert registry.pretrained_tags("ViT-Ti-8-emoji") == ["emoji"]
+    assert "openai" in registry.pretrained_tags("ViT-B-16-quickgelu")
+    assert registry.pretrained_tags("hf-hub:a/b") == ["hf-hub:a/b"]
+
+
+def test_width_of_the_joint_embedding():
+    assert registry.embed_dim("ViT-B-16") == 512
+    with pytest.raises(ValueError, match="no model of open_clip"):
+        registry.embed_dim("ViT-B16")

@@ -94,3 +94,46 @@ def test_tokens_of_referring_expressions_are_those_of_the_released_code_of_cris(
     text = new_clip("vit").text
     for length, tokens in expected["tokens"].items():
         assert text.tokenize(expected["sentences"], int(length)).tolist() == tokens
+
+
+@pytest.mark.parametrize("kind", ["vit", "eva"])
+def test_padding_left_out_changes_no_embedding(new_clip, kind):
+    """CLIP's text tower at the root and under "text."; texts of every length and order."""
+    text = new_clip(kind).text
+    words = [2, 9, 1, 14, 5, 14, 3]
+    tokens = torch.zeros((len(words), 16), dtype=torch.long)
+    for row, count in enumerate(words):
+        tokens[row, :count] = torch.randint(1, 198, (count,))
+        tokens[row, count] = 199
+    text.tokenizer = lambda texts, context_length: tokens[[int(t) for t in texts]]
+    expected = torch.nn.functional.normalize(text(tokens), dim=1)
+    seen = []
+    found = text.encode([str(i) for i in range(len(words))], batch_size=2, on_batch=seen.append)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert seen == [2, 2, 2, 1]
+
+
+def test_padding_is_left_out_in_fact(text, monkeypatch):
+    widths = []
+    original = type(text).word_features
+
+    def watch(self, tokens):
+        widths.append(tokens.shape[1])
+        return original(self, tokens)
+
+    monkeypatch.setattr(type(text), "word_features", watch)
+    text.encode(["a", "a dog", "a photo of a police car."], batch_size=2)
+    assert widths == [4, 9]
+
+
+def test_tower_that_sees_its_padding_reads_all_of_it(new_clip, monkeypatch):
+    """Without causal mask, or pooled elsewhere than at the end token."""
+    for change in ({"attn_mask": None}, {"text_pool_type": "last"}):
+        text = new_clip("vit").text
+        for name, value in change.items():
+            setattr(text.clip, name, value)
+        monkeypatch.setattr(text, "word_features", None)
+        tokens = text.tokenize(["a dog"]).clamp(max=199)
+        text.tokenizer = lambda texts, context_length, tokens=tokens: tokens
+        expected = torch.nn.functional.normalize(text(tokens), dim=1)
+        torch.testing.assert_close(text.encode(["a dog"]), expected, rtol=0, atol=1e-6)

@@ -67,6 +67,24 @@ def test_synonyms_are_averaged_with_the_name() -> None:
     torch.testing.assert_close(built.embeddings_KD[0], build().embeddings_KD[0])
 
 
+def test_a_sentence_is_encoded_once(monkeypatch) -> None:
+    """Names that read alike, and synonyms that are names, share sentences."""
+    encoded = []
+
+    def watch(self, texts: Sequence[str]) -> Tensor:
+        encoded.extend(texts)
+        return original(self, texts)
+
+    original = StubEncoder.encode
+    monkeypatch.setattr(StubEncoder, "encode", watch)
+    pets = Vocabulary(("cat", "Cat", "dog"), (True,) * 3, synonyms=((), ("dog",), ()))
+    built = build(pets, background="dog")
+    assert sorted(encoded) == ["a photo of a cat.", "a photo of a dog."]
+    torch.testing.assert_close(built.embeddings_KD[2], built.background_D)
+    middle = F.normalize(built.embeddings_KD[0] + built.embeddings_KD[2], dim=0)
+    torch.testing.assert_close(built.embeddings_KD[1], middle)
+
+
 def test_background_may_be_another_word_or_none() -> None:
     assert build(background=None).background_D is None
     torch.testing.assert_close(build(background="cat").background_D, build().embeddings_KD[0])
@@ -224,6 +242,27 @@ def test_damaged_cache_is_built_again_with_a_warning(
     assert torch.equal(first.embeddings_KD, again.embeddings_KD)
     assert load_or_build(tmp_path).vocabulary == PETS
     assert encoder.calls == 2
+
+
+def test_aliases_share_the_cache_and_hub_ids_are_fit_for_a_file(tmp_path, encoder) -> None:
+    load_or_build(tmp_path, templates="vild63", clip="hf-hub:org/name")
+    assert load_or_build(tmp_path, templates="vild", clip="hf-hub:org/name").templates == "vild"
+    assert encoder.calls == 1
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith("text_hf-hub_org_name_")
+
+
+def test_tower_may_be_wrapped_where_it_is_needed(tmp_path: Path, encoder: StubEncoder) -> None:
+    wrapped = []
+
+    def wrap(inner: StubEncoder) -> StubEncoder:
+        wrapped.append(inner)
+        return StubEncoder()
+
+    load_or_build(tmp_path, wrap=wrap)
+    load_or_build(tmp_path, wrap=wrap)
+    assert wrapped == [encoder]
+    assert encoder.calls == 0
 
 
 def test_random_weights_and_no_folder_are_not_cached(tmp_path: Path, encoder: StubEncoder) -> None:

@@ -4,7 +4,7 @@ import pytest
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from clipself_d2.vocabulary import fill_templates, get_templates
-from clipself_d2.vocabulary.templates import clean_name
+from clipself_d2.vocabulary.templates import clean_name, template_name
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,10 @@ def test_name_is_cleaned_to_words() -> None:
 def test_unknown_set_names_the_key_and_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'vlid'.*MODEL\.VOCABULARY\.TEMPLATES.*imagenet80"):
         get_templates("vlid")
+
+
+def test_vild63_is_another_name_of_vild() -> None:
+    assert get_templates("vild63") == get_templates("vild")
+    assert template_name("vild63") == template_name("vild") == "vild"
+    with pytest.raises(ValueError, match=r"'vild64' is unknown.*'vild63'"):
+        template_name("vild64")

@@ -120,3 +120,48 @@ def test_missing_and_binary_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(ValueError, match=r"picture\.txt"):
         Vocabulary.from_file(tmp_path / "picture.txt")
+
+
+def test_text_file_may_give_synonyms_behind_semicolons(tmp_path: Path) -> None:
+    file = tmp_path / "pets.txt"
+    file.write_text("cat; puss;tabby ;\ndog\nlamp, desk\n")
+    expected = Vocabulary(
+        ("cat", "dog", "lamp, desk"), (True,) * 3, synonyms=(("puss", "tabby"), (), ())
+    )
+    assert Vocabulary.from_file(file) == expected
+
+
+def test_json_and_text_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("cat; puss\ndog\n")
+    (tmp_path / "a.json").write_text('{"names": ["cat", "dog"], "synonyms": {"cat": ["puss "]}}')
+    assert Vocabulary.from_file(tmp_path / "a.txt") == Vocabulary.from_file(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("synonyms", ['["puss"]', '{"cat": "puss"}', '{"cat": [3]}'])
+def test_wrong_synonyms_are_refused(synonyms: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f'{{"names": ["cat"], "synonyms": {synonyms}}}')
+    with pytest.raises(ValueError, match=r"a\.json: .*(further names|got 3)"):
+        Vocabulary.from_file(tmp_path / "a.json")
+
+
+def test_swapping_takes_the_first_synonym_and_keeps_the_split() -> None:
+    pets = Vocabulary(
+        ("cat", "dog", "owl"), (True, False, True), ("f", "c", "r"), (("puss", "tabby"), (), ("x",))
+    )
+    swapped = pets.swap_synonyms()
+    assert swapped.names == ("puss", "dog", "x")
+    assert (swapped.base_mask, swapped.frequency) == (pets.base_mask, pets.frequency)
+    assert swapped.synonyms == ()
+    assert swapped.fingerprint != pets.fingerprint
+    plain = Vocabulary.from_names(["cat", "dog"])
+    assert plain.swap_synonyms() == plain
+
+
+def test_swapping_never_prompts_two_classes_alike() -> None:
+    """A synonym that is another class's name or synonym, and one that is the name spelt anew."""
+    pets = Vocabulary(
+        ("cat", "wild_cat", "teddy_bear", "puma"),
+        (True,) * 4,
+        synonyms=(("Wild cat", "puss"), ("puss", "lynx"), ("Teddy Bear",), ("lynx",)),
+    )
+    assert pets.swap_synonyms().names == ("puss", "lynx", "teddy_bear", "puma")

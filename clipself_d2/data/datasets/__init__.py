@@ -4,7 +4,7 @@ import os
 
 from clipself_d2.data.datasets.coco_ov import register_coco_ov
 from clipself_d2.data.datasets.coco_panoptic import register_coco_panoptic
-from clipself_d2.data.datasets.custom import resolve_dataset_names
+from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.data.datasets.emoji import register_emoji
 from clipself_d2.data.datasets.lvis_ov import register_lvis_ov
 from clipself_d2.data.datasets.refcoco import register_emoji_refer, register_refcoco
@@ -14,6 +14,7 @@ from clipself_d2.data.datasets.validate import check_coco_file, check_images_exi
 __all__ = [
     "check_coco_file",
     "check_images_exist",
+    "folder_name",
     "register_coco_ov",
     "register_coco_panoptic",
     "register_emoji",

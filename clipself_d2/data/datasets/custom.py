@@ -10,6 +10,7 @@ Paths may be relative to the working directory and begin with ``~``; they have n
 """
 
 import difflib
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -55,6 +56,23 @@ def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
             )
         KINDS[kind](name, rest)
     return tuple(names)
+
+
+def folder_name(name: str) -> str:
+    """Turn a data set's name into the name of a folder for its results.
+
+    Args:
+        name: Registered name or specification.
+
+    Returns:
+        The registered name; of a specification its kind, the stem of its first path, and eight
+        hex digits that tell it from others.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{kind}_{Path(rest.partition(':')[0]).stem}_{digest}"
 
 
 def _register_pictures(name: str, rest: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
-from clipself_d2.data.datasets.custom import resolve_dataset_names
+from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.cli import load_config
 from clipself_d2.evaluation import build_evaluator
 from clipself_d2.vocabulary import Vocabulary
@@ -183,3 +183,10 @@ def test_a_missing_image_is_named_when_the_set_is_read(farm: Path) -> None:
     resolve_dataset_names([spec])
     with pytest.raises(FileNotFoundError, match=r"images/2\.jpg is missing; correct"):
         DatasetCatalog.get(spec)
+
+
+def test_results_of_a_specification_have_one_folder_of_their_own() -> None:
+    assert folder_name("coco_ov_val") == "coco_ov_val"
+    names = [folder_name(f"coco_json:/data/{farm}/val.json:/images") for farm in ("a", "b")]
+    assert all(name.startswith("coco_json_val_") and "/" not in name for name in names)
+    assert names[0] != names[1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import open_clip
 import torch
@@ -96,6 +97,7 @@ def known_models() -> tuple[str, ...]:
     return tuple(sorted(names, key=str.lower))
 
 
+@cache
 def describe(name: str) -> TowerEntry:
     """Tell how a model's dense map is made; weights are neither made nor loaded.
 

@@ -58,6 +58,18 @@ def test_models_come_in_eval_mode_with_clips_pixel_statistics():
     assert model.tower.pixel_std == pytest.approx([255 * v for v in open_clip.OPENAI_DATASET_STD])
 
 
+def test_file_has_the_pixel_statistics_that_all_weights_of_the_model_share(weights, monkeypatch):
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    settings = {"one": half, "two": dict(half)}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(settings))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: settings.get(tag, {}))
+    assert load_tower(NAME, str(weights)).pixel_mean == (127.5, 127.5, 127.5)
+    assert load_tower(NAME, str(weights)).pixel_std == (127.5, 127.5, 127.5)
+    settings["two"] = {}
+    openai = pytest.approx([255 * value for value in open_clip.OPENAI_DATASET_MEAN])
+    assert load_tower(NAME, str(weights)).pixel_mean == openai
+
+
 def test_each_weight_has_one_owner():
     model = load_clip(NAME)
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]

@@ -163,6 +163,11 @@ def test_windows_are_refused(tower):
             tower.set_attention(**setting)
 
 
+def test_regions_need_a_class_token(tower, picture):
+    with pytest.raises(ValueError, match="no token to copy"):
+        tower.forward_regions(picture, [torch.ones(1, 2, 3).bool()] * 2)
+
+
 def test_wrong_numbers_are_named(tower, picture):
     with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
         tower.forward_dense(picture, blocks=(3,))

@@ -136,7 +136,10 @@ BUILDS = {
 def test_other_builds_equal_timm_at_native_size_and_on_rectangles(build, images):
     torch.manual_seed(0)
     name, changes = BUILDS[build]
-    square, rectangle = make_visual(name, **changes), make_visual(name, img_size=(48, 80), **changes)
+    square, rectangle = (
+        make_visual(name, **changes),
+        make_visual(name, img_size=(48, 80), **changes),
+    )
     tower, state = make_tower(square), square.state_dict()
     table = resize_positions(
         state["trunk.pos_embed"][0], (4, 4), (3, 5), num_prefix=tower.num_prefix

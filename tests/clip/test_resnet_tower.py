@@ -59,9 +59,7 @@ def golden_clip():
     clip.load_state_dict({**state, "token_embedding.weight": table})
     visual = clip.visual
     del clip.visual
-    encoder = TextEncoder(
-        clip=clip, tokenizer=open_clip.tokenizer.SimpleTokenizer(), embed_dim=24
-    )
+    encoder = TextEncoder(clip=clip, tokenizer=open_clip.tokenizer.SimpleTokenizer(), embed_dim=24)
     branch = DenseAttentionPool(256, 24)
     branch.connect.load_state_dict(connect)
     model = ClipModel(name="tiny", tower=make_tower(visual), text=encoder)

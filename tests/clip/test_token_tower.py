@@ -69,9 +69,7 @@ def test_a_patch_reaches_its_window_and_the_class_token(tower, rectangle):
 
 
 @torch.no_grad()
-def test_window_block_is_the_block_with_a_mask_and_the_rotation_of_the_whole_grid(
-    tower, rectangle
-):
+def test_window_block_is_the_block_with_a_mask_and_the_rotation_of_the_whole_grid(tower, rectangle):
     tower.set_attention(window_size=3, global_blocks=[2])
     block = tower.transformer_blocks[0]
     tokens, rotary = tower.embed(rectangle)

@@ -52,9 +52,7 @@ def folder(tmp_path: Path, write_picture) -> Path:
 
 
 def load(folder: Path, split: str) -> list[dict]:
-    return load_refer(
-        folder / "refs(unc).p", folder / "instances.json", folder / "images", split
-    )
+    return load_refer(folder / "refs(unc).p", folder / "instances.json", folder / "images", split)
 
 
 def test_training_has_one_record_a_reference_with_all_sentences(folder, caplog):

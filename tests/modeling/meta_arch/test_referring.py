@@ -50,9 +50,7 @@ PAIRS = [pair(1, "the dog on the left"), pair(2, "the largest cat")]
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN"])
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_training_gives_one_loss_and_a_gradient_for_all_that_learns(
-    kind, norm, make, make_resnet
-):
+def test_training_gives_one_loss_and_a_gradient_for_all_that_learns(kind, norm, make, make_resnet):
     model = (make if kind == "vit" else make_resnet)("MODEL.CRIS.NORM", norm).train()
     losses = model(PAIRS)
     assert list(losses) == ["loss_ref"]
@@ -108,9 +106,7 @@ def test_an_image_with_several_sentences_is_encoded_once(make):
     assert counts == [2]
     alone = [model([item])[0] for item in items]
     for got, want in zip(together, alone, strict=True):
-        torch.testing.assert_close(
-            got["ref_mask_prob"], want["ref_mask_prob"], rtol=0.0, atol=1e-5
-        )
+        torch.testing.assert_close(got["ref_mask_prob"], want["ref_mask_prob"], rtol=0.0, atol=1e-5)
     named = [{**pair(1, text, **size), "file_name": "a.jpg"} for text in ("the dog", "the cat")]
     counts.clear()
     model(named)

@@ -55,7 +55,9 @@ def test_taps_lie_at_one_and_two_thirds(share):
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_trained_backbone_has_a_gradient_for_every_trained_parameter(kind):
-    levels = ResNetLevels(tower=resnet_tower()) if kind == "resnet" else ViTLevels(tower=vit_tower())
+    levels = (
+        ResNetLevels(tower=resnet_tower()) if kind == "resnet" else ViTLevels(tower=vit_tower())
+    )
     maps = levels.train()(torch.randn(2, 3, 64, 64))
     torch.stack([(m * torch.randn_like(m)).sum() for m in maps]).sum().backward()
     trained = {n: p for n, p in levels.named_parameters() if p.requires_grad}

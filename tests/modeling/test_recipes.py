@@ -64,6 +64,14 @@ def tiny(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def expected_losses(cfg: CfgNode) -> set[str]:
+    names = {"loss_rpn_cls", "loss_rpn_loc"}
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return names
+    names |= {"loss_cls", "loss_box_reg"}
+    return names | {"loss_mask"} if cfg.MODEL.MASK_ON else names
+
+
 def train_one_step(cfg: CfgNode) -> nn.Module:
     """Build the recipe's model, loader and optimizer, and take a step on two scenes."""
     torch.manual_seed(0)
@@ -73,8 +81,7 @@ def train_one_step(cfg: CfgNode) -> nn.Module:
     assert len(batch) == 2
     with EventStorage():
         losses = model(batch)
-    expected = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
-    assert set(losses) == expected | ({"loss_mask"} if cfg.MODEL.MASK_ON else set())
+    assert set(losses) == expected_losses(cfg)
     assert all(loss.isfinite() for loss in losses.values()), losses
     before = copy.deepcopy({n: p for n, p in model.named_parameters() if p.requires_grad})
     sum(losses.values()).backward()
@@ -89,7 +96,11 @@ def train_one_step(cfg: CfgNode) -> nn.Module:
 def detect(cfg: CfgNode, model: nn.Module) -> None:
     item = next(iter(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])))
     with torch.no_grad():
-        found = model.eval()(item)[0]["instances"]
+        found = model.eval()(item)[0]
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        assert len(found["proposals"]) > 0
+        return
+    found = found["instances"]
     assert len(found) > 0
     assert len(found) <= cfg.TEST.DETECTIONS_PER_IMAGE
     assert found.scores.isfinite().all()
@@ -153,11 +164,14 @@ def test_output_folder_is_named_after_the_recipe(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["clipself_patches", "clipself_proposals", "region_text"])
 def test_distilled_towers_come_from_distillation(kind: str) -> None:
     for path in sorted(CONFIGS.glob(f"*_ov/fvit_{kind}_*.yaml")):
-        weights = load_config(str(path), []).MODEL.CLIP.WEIGHTS
-        row = Path(weights).parent.name
-        assert weights == f"output/distill/{row}/model_final.pth"
+        clip = load_config(str(path), []).MODEL.CLIP
+        row = Path(clip.WEIGHTS).parent.name
+        assert clip.WEIGHTS == f"output/distill/{row}/model_final.pth"
         assert kind.split("_")[-1] in row
-        assert row.endswith(path.stem.removeprefix(f"fvit_{kind}"))
+        source = load_config(str(CONFIGS / "distill" / f"{row}.yaml"), [])
+        assert f"output/distill/{row}" == source.OUTPUT_DIR
+        teacher = source.MODEL.CLIP
+        assert [clip.NAME, clip.PRETRAINED] == [teacher.NAME, teacher.PRETRAINED]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +211,18 @@ def test_decay_covers_every_parameter(emoji_data: Path) -> None:
     temperature = model.roi_heads.box_predictor.classifier.temperature
     assert id(temperature) in trained
     assert temperature.item() == 50.0
+
+
+def test_mixed_precision_trains_the_norms_and_the_masks(emoji_data: Path) -> None:
+    cfg = tiny(load_config(str(CONFIGS / "lvis_ov" / "Base-fvit_lvis_eva02_b16.yaml"), []))
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    batch = next(iter(build_detection_train_loader_from_cfg(cfg)))
+    with torch.autocast("cpu", dtype=torch.bfloat16), EventStorage():
+        losses = model(batch)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def names_of(module: nn.Module) -> list[str]:

@@ -74,7 +74,8 @@ def set_up(args: argparse.Namespace) -> CfgNode:
         ValueError: If a key or a data set's specification is faulty.
     """
     cfg = load_config(args.config_file, args.opts)
-    resolve_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, cfg.MODEL.VOCABULARY.DATASET]
+    resolve_dataset_names(names)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")

@@ -18,6 +18,7 @@ from torch import nn
 
 from clipself_d2.clip import load_clip
 from clipself_d2.data.build import build_region_test_loader_from_cfg
+from clipself_d2.data.datasets.custom import folder_name
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
@@ -208,7 +209,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     _warn_of_limit(cfg)
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
-        output_dir = Path(cfg.OUTPUT_DIR) / "inference" / name
+        output_dir = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(name)
         evaluator = build_evaluator(
             name, str(output_dir), backend=cfg.TEST.BACKEND, fixed_ap=cfg.TEST.FIXED_AP
         )

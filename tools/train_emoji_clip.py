@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from clipself_d2.clip import load_clip
+from clipself_d2.clip import VisionTower, load_clip
 from clipself_d2.engine.emoji_clip import (
     EmojiClipOptions,
     EmojiClipTask,
@@ -40,6 +40,7 @@ def main() -> int:
     logging.info("%s", options)
     torch.manual_seed(options.seed)
     model = load_clip(MODEL, precision=options.precision)
+    assert isinstance(model.tower, VisionTower), f"{MODEL} is a ViT"
     task = EmojiClipTask(tower=model.tower, text=model.text)
     train_emoji_clip(task, options)
     save_emoji_clip(model, task, output)

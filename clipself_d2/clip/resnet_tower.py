@@ -156,7 +156,7 @@ class ResNetTower(nn.Module):
             raise ValueError(f"norm of {self.name} is {norm!r}, expected one of {NORMS}")
         self.norm = norm
         if norm == "SyncBN":
-            self.visual = nn.SyncBatchNorm.convert_sync_batchnorm(self.visual)
+            self.visual = nn.SyncBatchNorm.convert_sync_batchnorm(self.visual)  # type: ignore[no-untyped-call]
         if norm == "FrozenBN":
             for module in self._norms():
                 module.requires_grad_(False)
@@ -256,7 +256,9 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
     cells_SNC = features.flatten(2).permute(2, 0, 1)
     cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
     attended_SND = _attend(cells_SNC, cells_SNC, pool)
-    return attended_SND.permute(1, 2, 0).unflatten(2, (height, width))
+    return attended_SND.permute(1, 2, 0).reshape(
+        len(features), attended_SND.shape[2], height, width
+    )
 
 
 def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
@@ -266,7 +268,8 @@ def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
 
 def _attend(query_SNC: Tensor, cells_SNC: Tensor, pool: AttentionPool2d) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (pool.num_heads, -1)).permute(1, 2, 0, 3)
+        shape = (*tokens.shape[:2], pool.num_heads, tokens.shape[2] // pool.num_heads)
+        return tokens.reshape(shape).permute(1, 2, 0, 3)
 
     attended = F.scaled_dot_product_attention(
         split(pool.q_proj(query_SNC)), split(pool.k_proj(cells_SNC)), split(pool.v_proj(cells_SNC))

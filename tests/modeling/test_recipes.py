@@ -166,7 +166,7 @@ def test_distilled_towers_come_from_distillation(kind: str) -> None:
     for path in sorted(CONFIGS.glob(f"*_ov/fvit_{kind}_*.yaml")):
         clip = load_config(str(path), []).MODEL.CLIP
         row = Path(clip.WEIGHTS).parent.name
-        assert clip.WEIGHTS == f"output/distill/{row}/model_final.pth"
+        assert f"output/distill/{row}/model_final.pth" == clip.WEIGHTS
         assert kind.split("_")[-1] in row
         source = load_config(str(CONFIGS / "distill" / f"{row}.yaml"), [])
         assert f"output/distill/{row}" == source.OUTPUT_DIR

@@ -134,8 +134,8 @@ class CRIS(nn.Module):
         """
         sentences = [str(item["sentence"]) for item in batched_inputs]
         if self.training:
-            images = [item["image"] for item in batched_inputs]
-            logits = self.score(self.preprocess_images(images), sentences)  # type: ignore[arg-type]
+            pixels = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
+            logits = self.score(pixels, sentences)
             masks = torch.stack([item["ref_mask"] for item in batched_inputs])  # type: ignore[misc]
             target = masks.to(self.device)[:, None]
             return {"loss_ref": text_to_pixel_contrastive_loss(logits, target)}

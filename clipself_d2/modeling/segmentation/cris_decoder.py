@@ -50,8 +50,8 @@ class CrisDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        same = word_dim is None or word_dim == dim
-        self.word_proj = nn.Identity() if same else nn.Linear(word_dim, dim)
+        is_same = word_dim is None or word_dim == dim
+        self.word_proj = nn.Identity() if is_same else nn.Linear(word_dim or dim, dim)
 
     def forward(self, features: Tensor, words: Tensor, padding: Tensor) -> Tensor:
         """Let every cell attend to all cells, then to the words.

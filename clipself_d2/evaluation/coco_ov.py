@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import hotcoco
 import numpy as np
@@ -83,7 +83,7 @@ class CocoOVEvaluator(DetectionEvaluator):
         ):
             # Of its lines on recall, which are not reported here.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
-            coco_eval = scorer(coco_gt, coco_gt.loadRes(path), task)
+            coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(path), task)
             # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
             coco_eval.params.maxDets = [1, min(10, limit), limit]
             if img_ids is not None:

@@ -142,7 +142,7 @@ class LVISOVEvaluator(DetectionEvaluator):
         if self._backend == "hotcoco" or is_empty:
             truth = _truth_for_hotcoco(self._json_file, self._coco_api.dataset)
             results = hotcoco.LVISResults(truth, path, max_dets)
-            lvis_eval = hotcoco.LVISEval(truth, results, task)
+            lvis_eval: Any = hotcoco.LVISEval(truth, results, task)
         else:
             lvis_eval = _lvis_scorer(self._json_file, path, task, max_dets)
         if img_ids is not None:

@@ -71,7 +71,8 @@ def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     Returns:
         (N, A, T, E).
     """
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    count, length, channels = tokens.shape
+    return tokens.reshape(count, length, num_heads, channels // num_heads).transpose(1, 2)
 
 
 def merge_heads(mixed: Tensor) -> Tensor:
@@ -135,7 +136,9 @@ def window_attention(
     Reference: ViTDet, arXiv 2203.16527, section 3, which has no class token.
     """
     height, width = min(window_size, grid[0]), min(window_size, grid[1])
-    query, key, value = (_to_windows(part[:, :, num_prefix:], grid, height, width) for part in heads)
+    query, key, value = (
+        _to_windows(part[:, :, num_prefix:], grid, height, width) for part in heads
+    )
     num_windows = len(query) // len(heads.query)
     outputs = []
     if num_prefix:
@@ -157,17 +160,20 @@ def window_attention(
 
 def _to_windows(patches: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
     """(N, A, h * w, E) to (N * windows, A, height * width, E), padded with zeros."""
-    cells = patches.unflatten(2, grid)
+    count, num_heads, _, channels = patches.shape
+    cells = patches.reshape(count, num_heads, *grid, channels)
     bottom, right = -grid[0] % height, -grid[1] % width
     if bottom or right:
         cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
-    cells = cells.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    rows, columns = (grid[0] + bottom) // height, (grid[1] + right) // width
+    cells = cells.reshape(count, num_heads, rows, height, columns, width, channels)
     return cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
 
 def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
     """Undo ``_to_windows`` and crop the padding."""
+    _, num_heads, _, channels = windows.shape
     rows, columns = -(-grid[0] // height), -(-grid[1] // width)
-    cells = windows.unflatten(2, (height, width)).unflatten(0, (-1, rows, columns))
+    cells = windows.reshape(-1, rows, columns, num_heads, height, width, channels)
     cells = cells.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return cells[:, :, : grid[0], : grid[1]].flatten(2, 3)

@@ -17,8 +17,8 @@ _HEADER = """# Image towers
 Made by `python tools/list_towers.py --output docs/towers.md` with open_clip {version}; do not edit.
 
 Every supported tower has `forward_image`, which is open_clip's embedding of the picture, and
-`forward_dense`, a map of unit-norm embeddings with one cell for each patch (ViT) or for each
-{stride} px (ConvNeXt). Pictures may have any size: positions are resized, sides that are no multiple of
+`forward_dense`, a map of unit-norm embeddings with one cell for each patch (ViT) or each square of
+32 px (ConvNeXt). Pictures may have any size: positions are resized, sides that are no multiple of
 the patch are padded at the right and the bottom, and the map has the cells that the picture
 touches.
 
@@ -127,9 +127,7 @@ def describe(name: str) -> TowerEntry:
         return TowerEntry(name, False, _reason(name, error), 0, embed_dim, size)
     if isinstance(tower, ResNetTower):
         return TowerEntry(name, False, "ResNet, for RegionCLIP and CRIS", 0, embed_dim, size)
-    return TowerEntry(
-        name, True, tower.path, tower.patch_size, tower.embed_dim, tower.image_size
-    )
+    return TowerEntry(name, True, tower.path, tower.patch_size, tower.embed_dim, tower.image_size)
 
 
 def render(names: Iterable[str]) -> str:
@@ -146,7 +144,7 @@ def render(names: Iterable[str]) -> str:
     """
     version = ".".join(open_clip.__version__.split(".")[:2])
     rows = [describe(name).row() for name in names]
-    return _HEADER.format(version=version, stride=32) + "\n".join(rows) + "\n"
+    return _HEADER.format(version=version) + "\n".join(rows) + "\n"
 
 
 def _reason(name: str, error: ValueError) -> str:

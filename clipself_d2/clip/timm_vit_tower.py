@@ -4,6 +4,8 @@ Legend: N images, D joint embedding, C width, A heads, E channels of a head, h w
 T tokens (class token first, where there is one).
 """
 
+from typing import Any, TypeAlias, get_args
+
 import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
@@ -19,8 +21,8 @@ from clipself_d2.clip.pos_embed import resize_positions
 from clipself_d2.clip.token_tower import TokenTower
 from clipself_d2.clip.towers import native_grid
 
-_BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
-_ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+AnyBlock: TypeAlias = Block | EvaBlock | EvaBlockPostNorm
+AnyAttention: TypeAlias = Attention | AttentionRope | EvaAttention
 # How a cell becomes an embedding, by timm's pooling.
 _PATHS = {
     "token": "class-token ViT: final norm and head of each patch",
@@ -45,7 +47,7 @@ class TimmViTTower(TokenTower):
     """
 
     visual: TimmModel
-    trunk_type: type[nn.Module] = VisionTransformer
+    trunk_type: type[Any] = VisionTransformer
 
     def __init__(
         self,
@@ -129,39 +131,44 @@ class TimmViTTower(TokenTower):
         """Rotary positions of a grid; None, since this trunk has a learned table alone."""
         return None
 
-    def heads(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Heads:
+    def heads(self, block: AnyBlock, tokens: Tensor, rotary: Tensor | None) -> Heads:
         """First norm, query, key and value, and rotary positions of the patches."""
         attention, hidden = block.attn, _before_attention(block, tokens)
         if attention.qkv is None:
-            fused = [proj(hidden) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            fused = [
+                proj(hidden) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+            ]
         else:
-            fused = F.linear(hidden, attention.qkv.weight, _fused_bias(attention)).chunk(3, dim=-1)
+            outputs = F.linear(hidden, attention.qkv.weight, _fused_bias(attention))
+            fused = list(outputs.chunk(3, dim=-1))
         query, key, value = (split_heads(part, attention.num_heads) for part in fused)
         query, key = attention.q_norm(query), attention.k_norm(key)
         if rotary is not None:
             query, key = (_rotate(part, rotary, self.num_prefix) for part in (query, key))
         return Heads(query.type_as(value), key.type_as(value), value)
 
-    def value(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def value(self, block: AnyBlock, tokens: Tensor) -> Tensor:
         """First norm and value."""
         attention, hidden = block.attn, _before_attention(block, tokens)
         if attention.qkv is None:
             value: Tensor = attention.v_proj(hidden)
             return value
         start, bias = 2 * len(attention.qkv.weight) // 3, _fused_bias(attention)
-        return F.linear(hidden, attention.qkv.weight[start:], None if bias is None else bias[start:])
+        return F.linear(
+            hidden, attention.qkv.weight[start:], None if bias is None else bias[start:]
+        )
 
-    def finish(self, block: nn.Module, tokens: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, block: AnyBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
         """Output projection and MLP with norms, layer scales and stochastic depth as timm has."""
         attention = block.attn
         mixed = attention.proj_drop(attention.proj(attention.norm(mixed)))
         if isinstance(block, EvaBlockPostNorm):
             tokens = tokens + block.drop_path1(block.norm1(mixed))
-            output: Tensor = tokens + block.drop_path2(block.norm2(block.mlp(tokens)))
-            return output
-        tokens = tokens + block.drop_path1(_scale(block, 1, mixed))
-        hidden = block.mlp(block.norm2(tokens))
-        output = tokens + block.drop_path2(_scale(block, 2, hidden))
+            hidden = block.norm2(block.mlp(tokens))
+        else:
+            tokens = tokens + block.drop_path1(_scale(block, 1, mixed))
+            hidden = _scale(block, 2, block.mlp(block.norm2(tokens)))
+        output: Tensor = tokens + block.drop_path2(hidden)
         return output
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -174,7 +181,7 @@ class TimmViTTower(TokenTower):
         return embedding
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """timm's pooling and head."""
+        """Pooling and head as timm has them."""
         trunk = self.visual.trunk
         embedding: Tensor = self.visual.head(trunk.forward_head(trunk.norm(tokens)))
         return embedding
@@ -226,8 +233,8 @@ def _check_trunk(trunk: Eva | VisionTransformer, name: str) -> None:
     if trunk.reg_token is not None:
         raise ValueError(f"{name} has register tokens; use another ViT")
     for block in trunk.blocks:
-        attention = getattr(block, "attn", None)
-        plain = type(block) in _BLOCKS and type(attention) in _ATTENTIONS
+        attention: Any = getattr(block, "attn", None)
+        plain = type(block) in get_args(AnyBlock) and type(attention) in get_args(AnyAttention)
         if not plain or attention.gate is not None or getattr(attention, "num_kv_groups", 1) != 1:
             raise ValueError(
                 f"{name} has blocks of type {type(block).__name__} with attention of type "
@@ -249,14 +256,14 @@ def _embed_dim(visual: TimmModel, width: int) -> int:
     return width
 
 
-def _before_attention(block: nn.Module, tokens: Tensor) -> Tensor:
+def _before_attention(block: AnyBlock, tokens: Tensor) -> Tensor:
     if isinstance(block, EvaBlockPostNorm):
         return tokens
     hidden: Tensor = block.norm1(tokens)
     return hidden
 
 
-def _fused_bias(attention: nn.Module) -> Tensor | None:
+def _fused_bias(attention: AnyAttention) -> Tensor | None:
     """Bias of a fused matrix; EVA's key has none of its own."""
     if getattr(attention, "q_bias", None) is not None:
         return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
@@ -269,7 +276,7 @@ def _rotate(part: Tensor, rotary: Tensor, num_prefix: int) -> Tensor:
     return torch.cat([prefix, apply_rot_embed_cat(patches, rotary).type_as(prefix)], dim=2)
 
 
-def _scale(block: nn.Module, half: int, hidden: Tensor) -> Tensor:
+def _scale(block: AnyBlock, half: int, hidden: Tensor) -> Tensor:
     """Layer scale of a block's half; EVA's are parameters, the ViT's modules."""
     if isinstance(block, Block):
         scaled: Tensor = getattr(block, f"ls{half}")(hidden)

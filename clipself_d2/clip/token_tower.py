@@ -216,10 +216,7 @@ class TokenTower(VisionTower):
         for OpenAI's ViT only.
         """
         if not self.reads_class_token:
-            raise ValueError(
-                f"{self.name} does not read its embedding off a class token ({self.path}), so "
-                "there is no token to copy; pool its dense map instead"
-            )
+            return super().forward_regions(images, masks)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         seen = _seen_tokens(masks, grid, len(images)).to(images.device)

@@ -74,7 +74,7 @@ class VisionTower(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def transformer_blocks(self) -> Sequence[nn.Module]:
+    def transformer_blocks(self) -> nn.ModuleList | nn.Sequential:
         """The blocks in order."""
 
     @abstractmethod
@@ -128,6 +128,24 @@ class VisionTower(nn.Module, ABC):
         Raises:
             ValueError: If a number is out of range or the tower has no attention.
         """
+
+    def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Embed regions by copies of the class token; only towers that have one do.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels.
+            masks: One (Ki, h, w) bool tensor for each image.
+
+        Returns:
+            (R, D) float32, not normalised.
+
+        Raises:
+            ValueError: If the picture's embedding is not that of a class token.
+        """
+        raise ValueError(
+            f"{self.name} does not read its embedding off a class token ({self.path}), so there "
+            f"is no token to copy for {len(masks)} images; pool its dense map instead"
+        )
 
     def freeze(self) -> None:
         """Freeze every parameter."""

@@ -92,9 +92,7 @@ class OpenClipViTTower(TokenTower):
         tokens = torch.cat([cls, tokens], dim=1) + positions.to(tokens.dtype)
         return visual.ln_pre(tokens), None
 
-    def heads(
-        self, block: ResidualAttentionBlock, tokens: Tensor, rotary: Tensor | None
-    ) -> Heads:
+    def heads(self, block: ResidualAttentionBlock, tokens: Tensor, rotary: Tensor | None) -> Heads:
         """First norm, and the three thirds of one matrix."""
         attention = block.attn
         fused = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)

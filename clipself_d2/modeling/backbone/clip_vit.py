@@ -37,8 +37,9 @@ class ClipViT(Backbone):
 
     Features are ``clip``, the (N, D, h, w) dense map with unit norm in every cell, and
     ``block<i>``, the (N, C, h, w) output of block i before the final norm; all float32, with the
-    patch size as stride. A ConvNeXt counts as a ViT of the blocks of its last stage. With ``trainable_blocks`` 0 the tower is frozen: it stays in eval mode
-    and features carry no gradient.
+    patch size as stride. A ConvNeXt counts as a ViT of the blocks of its last stage. With
+    ``trainable_blocks`` 0 the tower is frozen: it stays in eval mode and features carry no
+    gradient.
 
     Args:
         tower: Image tower. What of it is trained is set here.

@@ -244,7 +244,7 @@ def _read(image: Path, size: int) -> Image.Image:
 
 def _panels(picture: Image.Image, rows: int, maps: int) -> tuple[plt.Figure, np.ndarray]:
     """A figure of the picture and a number of maps in every row."""
-    height = PANEL * picture.height / picture.width + 0.45
+    height = PANEL * picture.height / picture.width + 0.5
     figure, grid = plt.subplots(
         rows,
         1 + maps,
@@ -270,6 +270,6 @@ def _show(
 
 def _save(figure: plt.Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=100)
+    figure.savefig(output, dpi=100, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
     logger.info("%s", output)

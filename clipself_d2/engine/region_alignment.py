@@ -15,6 +15,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from clipself_d2.clip import VisionTower
+from clipself_d2.clip.towers import LAST_BLOCKS
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.engine.tower_spec import SPEC_FORM, TowerSpec, choose_device
 from clipself_d2.evaluation.build import build_evaluator
@@ -23,8 +24,8 @@ from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
 logger = logging.getLogger(__name__)
 
 EVALUATOR_TYPE = "region_classification"
-# What the last block does in dense features: nothing but values, or the trained attention.
-STRATEGIES = ("value", "attention")
+# Strategies of the last block in dense features, all of which are measured.
+STRATEGIES = LAST_BLOCKS
 # Crops that a tower embeds at once.
 CROP_BATCH = 256
 

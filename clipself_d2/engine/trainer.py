@@ -60,13 +60,13 @@ class ClippedAdamW(torch.optim.AdamW):
     Detectron2's own clipping is of each parameter by itself.
 
     Args:
-        groups: Parameter groups.
+        params: Parameters or groups of them; the name is torch's.
         max_norm: Largest L2 norm of all gradients.
         kwargs: Keyword arguments of AdamW.
     """
 
-    def __init__(self, groups: list[dict], *, max_norm: float, **kwargs: Any) -> None:
-        super().__init__(groups, **kwargs)
+    def __init__(self, params: list[dict], *, max_norm: float, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
         self.max_norm = max_norm
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]

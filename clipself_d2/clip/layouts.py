@@ -222,7 +222,7 @@ def _rotary_tables(state: Mapping[str, Tensor], head_dim: int | None) -> dict[st
         reference=_ROPE_REFERENCE,
         device=torch.device("cpu"),
     )
-    sin, cos = (half.clone() for half in table.split(head_dim, dim=1))
+    sin, cos = (half.clone() for half in torch.split(table, head_dim, dim=1))
     blocks = {key.split(".")[2] for key in state if key.startswith("visual.blocks.")}
     owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in sorted(blocks, key=int))]
     return {

@@ -139,7 +139,7 @@ class TextEncoder(nn.Module):
         if self._is_causal():
             lengths = tokens.argmax(dim=1) + 1
         order = lengths.argsort(stable=True)
-        for rows in order.split(batch_size):
+        for rows in torch.split(order, batch_size):
             length = int(lengths[rows].max())
             batch = tokens[rows, :length].to(device)
             short = length < tokens.shape[1]

@@ -66,6 +66,7 @@ def read_published_embeddings(
 def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"embedding file {path} does not exist")
+    content: object
     try:
         if path.suffix == ".npy":
             content = torch.from_numpy(np.load(path, allow_pickle=False))
@@ -73,21 +74,21 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"embedding file {path} cannot be read as tensors alone; it may be cut short or hold "
-            f"code ({type(error).__name__})"
+            f"embedding file {path} cannot be read as tensors alone ({type(error).__name__}); it "
+            "may be cut short, or hold more: if you trust it, write its vectors anew with "
+            f"torch.save({{k: torch.as_tensor(v) for k, v in torch.load({str(path)!r}, "
+            "weights_only=False).items()}, 'other.pt')"
         ) from error
     if isinstance(content, Tensor) and content.ndim == 2 and content.numel():
         return content.float()
-    named = isinstance(content, Mapping) and bool(content)
-    if named and all(isinstance(v, Tensor) and v.numel() for v in content.values()):
-        vectors = {str(name): v.float().flatten() for name, v in content.items()}
-        if len({len(vector) for vector in vectors.values()}) == 1:
+    if isinstance(content, Mapping):
+        vectors = {str(k): v.float().flatten() for k, v in content.items() if torch.is_tensor(v)}
+        widths = {len(vector) for vector in vectors.values()}
+        if len(vectors) == len(content) and len(widths) == 1:
             return vectors
-    found = (
-        f"a tensor of shape {tuple(content.shape)}"
-        if isinstance(content, Tensor)
-        else (f"a {type(content).__name__}")
-    )
+    found = f"a {type(content).__name__}"
+    if isinstance(content, Tensor):
+        found = f"a tensor of shape {tuple(content.shape)}"
     raise ValueError(
         f"embedding file {path} holds {found}; it is read if it holds class names with one vector "
         "each, all of one width, or a table (classes, width)"
@@ -97,7 +98,7 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
 def _pick(
     vectors: Mapping[str, Tensor], vocabulary: Vocabulary, path: str | Path
 ) -> tuple[Tensor, Tensor | None]:
-    spoken = {clean_name(name): vector for name, vector in reversed(vectors.items())}
+    spoken = {clean_name(name): vector for name, vector in reversed(list(vectors.items()))}
     found = {name: vectors.get(name, spoken.get(clean_name(name))) for name in vocabulary.names}
     missing = [name for name, vector in found.items() if vector is None]
     if missing:

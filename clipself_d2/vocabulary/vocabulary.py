@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from clipself_d2.vocabulary.templates import clean_name
 
@@ -162,7 +162,7 @@ class Vocabulary:
         try:
             # Some editors of Windows begin a file with a byte order mark.
             text = path.read_text(encoding="utf-8-sig")
-            content = json.loads(text) if path.suffix == ".json" else _read_lines(text)
+            content: Any = json.loads(text) if path.suffix == ".json" else _read_lines(text)
             if isinstance(content, list):
                 return cls.from_names(content)
             if not isinstance(content, dict) or "names" not in content:

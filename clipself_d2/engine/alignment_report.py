@@ -94,8 +94,8 @@ def format_table(rows: Sequence[AlignmentRow]) -> str:
     for key, splits in lines.items():
         cells: list[object] = list(key)
         for split in ("thing", "stuff"):
-            row = splits.get(split)
-            cells += [row.macc1, row.macc5] if row else ["", ""]
+            found = splits.get(split)
+            cells += [found.macc1, found.macc5] if found else ["", ""]
         table.append(cells)
     return str(tabulate(table, HEADERS, tablefmt="pipe", floatfmt=".1f"))
 

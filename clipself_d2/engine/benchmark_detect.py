@@ -1,7 +1,7 @@
 """A frozen ViT in a detector: one pass of the tower and no graph, against two passes with one."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,11 +92,15 @@ def watch_tower(backbone: ClipViT) -> Iterator[TowerWatch]:
         The counts, which grow.
     """
     watch, seen = TowerWatch(), set[int]()
-    embed, run = backbone.tower.embed, backbone.forward
+    run, passes = backbone.forward, ("forward_dense", "forward_image")
+    tower_names, backbone_names = backbone.tower.__dict__, backbone.__dict__
 
-    def counted_embed(images: Tensor) -> object:
-        watch.passes += 1
-        return embed(images)
+    def counted(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            watch.passes += 1
+            return method(*args, **kwargs)
+
+        return call
 
     def keep(tensor: Tensor) -> Tensor:
         # The same storage is saved by several operations.
@@ -111,12 +115,14 @@ def watch_tower(backbone: ClipViT) -> Iterator[TowerWatch]:
             return run(images)
 
     # nn.Module looks these up on the instance first.
-    vars(backbone.tower)["embed"] = counted_embed
-    vars(backbone)["forward"] = watched_run
+    tower_names.update({name: counted(getattr(backbone.tower, name)) for name in passes})
+    backbone_names["forward"] = watched_run
     try:
         yield watch
     finally:
-        del vars(backbone.tower)["embed"], vars(backbone)["forward"]
+        for name in passes:
+            del tower_names[name]
+        del backbone_names["forward"]
 
 
 def build_detector(options: BenchmarkOptions, two_passes: bool) -> nn.Module:

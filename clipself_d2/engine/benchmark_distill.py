@@ -5,6 +5,7 @@ Legend: N images, R regions, H heads, T tokens, C tower width, D joint embedding
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,9 @@ class PlainTower(nn.Module):
         ValueError: If it is not open_clip's ViT.
     """
 
+    # open_clip's class is not imported outside clip/.
+    visual: Any
+
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
         visual = copy.deepcopy(tower.visual)
@@ -73,40 +77,6 @@ class PlainTower(nn.Module):
         tokens = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         return visual.ln_pre(tokens + positions), grid
 
-    @staticmethod
-    def attend(block: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply a block with its attention matrix in memory.
-
-        Args:
-            block: Residual block of open_clip.
-            tokens: (N, T, C).
-
-        Returns:
-            (N, T, C).
-        """
-        attention = block.attn
-        query, key, value = F.linear(
-            block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias
-        ).chunk(3, dim=-1)
-        split = (*tokens.shape[:2], attention.num_heads, -1)
-        query, key, value = (part.reshape(split).transpose(1, 2) for part in (query, key, value))
-        weights_NHTT = ((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)).softmax(dim=-1)
-        mixed = (weights_NHTT @ value).transpose(1, 2).reshape(tokens.shape)
-        tokens = tokens + attention.out_proj(mixed)
-        return tokens + block.mlp(block.ln_2(tokens))
-
-    @staticmethod
-    def pass_values(block: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply a block in which every token attends to itself; (N, T, C) to (N, T, C)."""
-        attention, width = block.attn, tokens.shape[-1]
-        value = F.linear(
-            block.ln_1(tokens),
-            attention.in_proj_weight[2 * width :],
-            attention.in_proj_bias[2 * width :],
-        )
-        tokens = tokens + attention.out_proj(value)
-        return tokens + block.mlp(block.ln_2(tokens))
-
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed pictures.
 
@@ -118,7 +88,7 @@ class PlainTower(nn.Module):
         """
         tokens, _ = self.embed(images)
         for block in self.visual.transformer.resblocks:
-            tokens = self.attend(block, tokens)
+            tokens = _attend(block, tokens)
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
     def embed_patches(self, images: Tensor) -> Tensor:
@@ -133,11 +103,39 @@ class PlainTower(nn.Module):
         tokens, grid = self.embed(images)
         *blocks, last = self.visual.transformer.resblocks
         for block in blocks:
-            tokens = self.attend(block, tokens)
-        self.attend(last, tokens)
-        tokens = self.pass_values(last, tokens)[:, 1:]
+            tokens = _attend(block, tokens)
+        _attend(last, tokens)
+        tokens = _pass_values(last, tokens)[:, 1:]
         embedding = F.normalize(self.visual.ln_post(tokens) @ self.visual.proj, dim=-1)
         return embedding.transpose(1, 2).reshape(len(images), -1, *grid)
+
+
+def _attend(block: Any, tokens: Tensor) -> Tensor:
+    """Apply a block with its attention matrix in memory; (N, T, C) to (N, T, C)."""
+    attention = block.attn
+    query, key, value = F.linear(
+        block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias
+    ).chunk(3, dim=-1)
+    split = (*tokens.shape[:2], attention.num_heads, -1)
+    query, key, value = (part.reshape(split).transpose(1, 2) for part in (query, key, value))
+    weights_NHTT = ((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)).softmax(dim=-1)
+    mixed = (weights_NHTT @ value).transpose(1, 2).reshape(tokens.shape)
+    tokens = tokens + attention.out_proj(mixed)
+    output: Tensor = tokens + block.mlp(block.ln_2(tokens))
+    return output
+
+
+def _pass_values(block: Any, tokens: Tensor) -> Tensor:
+    """Apply a block in which every token attends to itself; (N, T, C) to (N, T, C)."""
+    attention, width = block.attn, tokens.shape[-1]
+    value = F.linear(
+        block.ln_1(tokens),
+        attention.in_proj_weight[2 * width :],
+        attention.in_proj_bias[2 * width :],
+    )
+    tokens = tokens + attention.out_proj(value)
+    output: Tensor = tokens + block.mlp(block.ln_2(tokens))
+    return output
 
 
 class PlainDistiller(nn.Module):
@@ -314,7 +312,8 @@ def benchmark_distill(options: BenchmarkOptions) -> list[Row]:
         }
         steps = {name: build(options, size, *more) for name, (build, more) in VARIANTS.items()}
         flops = {name: _flops(step) for name, step in steps.items()}
-        seconds = median_seconds(steps, options.repeats, options.device)
+        # Counting has warmed them up.
+        seconds = median_seconds(steps, options.repeats, options.device, warm_up=False)
         for name in VARIANTS:
             reached = flops[name] / seconds[name]
             rows.append(

@@ -82,13 +82,16 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def median_seconds(steps: Mapping[str, Step], repeats: int, device: str) -> dict[str, float]:
+def median_seconds(
+    steps: Mapping[str, Step], repeats: int, device: str, *, warm_up: bool = True
+) -> dict[str, float]:
     """Time several steps in turns, so that a busy machine slows all of them alike.
 
     Args:
-        steps: Steps by name; each runs once more for warming up.
+        steps: Steps by name.
         repeats: Measured rounds, at least 1.
         device: cpu or cuda.
+        warm_up: Whether there is a round before them, which does not count.
 
     Returns:
         Median wall time of one run by name, s.
@@ -99,13 +102,13 @@ def median_seconds(steps: Mapping[str, Step], repeats: int, device: str) -> dict
     if repeats < 1:
         raise ValueError(f"--repeats is {repeats}; it must be at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(repeats + 1):
+    for number in range(-warm_up, repeats):
         for name, step in steps.items():
             synchronize(device)
             start = time.perf_counter()
             step()
             synchronize(device)
-            if number:
+            if number >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -82,7 +82,7 @@ def benchmark_text(options: BenchmarkOptions) -> list[Row]:
 
         return run
 
-    sources = {"one by one": OneByOne(encoder), "ours": encoder}
+    sources: dict[str, SentenceEncoder] = {"one by one": OneByOne(encoder), "ours": encoder}
     steps = {name: step(name, source) for name, source in sources.items()}
     seconds = median_seconds(steps, options.repeats, options.device)
     reference = built["one by one"].embeddings_KD

@@ -119,7 +119,10 @@ def tables(report: Report) -> str:
     """
     about = report["machine"]
     assert isinstance(about, dict), f"the report's machine is {type(about)}"
-    lines = [f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}; medians"]
+    lines = [
+        f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}; medians of "
+        f"{about['clock']} time"
+    ]
     for part in PARTS:
         if part in report:
             table = tabulate(

@@ -1,10 +1,12 @@
 import sys
+import time
 
 import pytest
 import torch
 
 from clipself_d2.engine.benchmark_measure import (
     MIB,
+    clock,
     compute_type,
     machine,
     matrix_peak,
@@ -16,10 +18,10 @@ from clipself_d2.engine.benchmark_measure import (
 def test_steps_take_turns_and_the_first_round_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter(
+    ticks = iter(
         [0.0, 100.0, 0.0, 1.0, 1.0, 5.0, 5.0, 8.0, 8.0, 9.0, 9.0, 11.0, 11.0, 19.0, 19.0, 20.0]
     )
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("clipself_d2.engine.benchmark_measure.clock", lambda _: ticks.__next__)
     calls: list[str] = []
     steps = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     seconds = median_seconds(steps, 3, "cpu")
@@ -59,9 +61,18 @@ def test_precision_names_a_number_type() -> None:
 
 def test_the_peak_is_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipself_d2.engine.benchmark_measure._PEAK_SIDE", {"cpu": 64, "cuda": 64})
-    clock = iter(range(14))
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    ticks = iter(range(14))
+    monkeypatch.setattr("clipself_d2.engine.benchmark_measure.clock", lambda _: ticks.__next__)
     assert matrix_peak("cpu", torch.float32) == 2 * 64**3
+
+
+def test_one_thread_is_measured_by_the_processors_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert clock("cpu") is time.process_time
+    assert clock("cuda") is time.perf_counter
+    assert machine("cpu")["clock"] == "processor"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert clock("cpu") is time.perf_counter
 
 
 def test_the_machine_is_named() -> None:

@@ -22,10 +22,12 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP = CN()
     # Model name as open_clip knows it, for example ViT-B-16-quickgelu or EVA02-B-16.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
-    # The whole CLIP: an open_clip pretrained tag or a file. It gives the text embeddings, the
-    # distillation's teacher and, where WEIGHTS is empty, the image tower. Empty: random weights.
+    # The whole CLIP: an open_clip pretrained tag, hf-hub:org/name or a file (docs/weights.md). It
+    # gives the text embeddings, the distillation's teacher and, where WEIGHTS is empty, the image
+    # tower. Empty: random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
-    # A file with an image tower that replaces that of PRETRAINED, such as a distilled student.
+    # A file or hf-hub: id with an image tower that replaces that of PRETRAINED, such as a distilled
+    # student.
     cfg.MODEL.CLIP.WEIGHTS = ""
     # Number type of the tower's arithmetic: fp32, bf16, fp16 (train with
     # SOLVER.AMP.ENABLED, which scales the loss), or auto (bf16 where the processor has it).
@@ -61,7 +63,7 @@ def _add_vocabulary(cfg: CN) -> None:
     cfg.MODEL.VOCABULARY = CN()
     # Data set whose metadata names the classes of training; empty: the first of DATASETS.TRAIN.
     cfg.MODEL.VOCABULARY.DATASET = ""
-    # Prompt set: single, vild, imagenet80 or emoji.
+    # Prompt set: single, vild (its 63 prompts), imagenet80, regionclip81 or emoji.
     cfg.MODEL.VOCABULARY.TEMPLATES = "vild"
     # Prebuilt text embeddings of the training vocabulary, used in tests of the same classes too;
     # empty: built and cached.

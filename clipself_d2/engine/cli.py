@@ -1,6 +1,7 @@
 """What every command of tools/ shares: reading the config and reporting the user's errors."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,18 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
+    if not getattr(args, "debug", False):
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_ShortUserErrors())
     return cfg
+
+
+class _ShortUserErrors(logging.Filter):
+    """Takes the traceback off what Detectron2's loop logs of a user's error; the tool reports it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], USER_ERRORS):
+            record.exc_info = None
+        return True
 
 
 def train_parser(example: str) -> argparse.ArgumentParser:

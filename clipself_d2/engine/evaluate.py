@@ -102,21 +102,12 @@ def replace_by_synonyms(
             f"class_synonyms has {len(synonyms)} entries for {vocabulary.num_classes} classes; "
             "give a list of names, which may be empty, for every class"
         )
-    names = list(vocabulary.names)
-    taken = {_spoken(name) for name in names}
-    replaced = 0
-    for number, words in enumerate(synonyms):
-        free = [word for word in words if word.strip() and _spoken(word) not in taken]
-        if free:
-            names[number] = free[0].strip()
-            taken.add(_spoken(free[0]))
-            replaced += 1
-    return replace(vocabulary, names=tuple(names), synonyms=()), replaced
-
-
-def _spoken(name: str) -> str:
-    """What prompts make of a name: mail_box is mail box."""
-    return name.replace("_", " ").strip().lower()
+    # Metadata may list the first classes only, and carry blanks around its words.
+    words = [tuple(word.strip() for word in entry if word.strip()) for entry in synonyms]
+    words += [()] * (vocabulary.num_classes - len(words))
+    other = replace(vocabulary, synonyms=tuple(words)).swap_synonyms()
+    pairs = zip(vocabulary.names, other.names, strict=True)
+    return other, sum(old != new for old, new in pairs)
 
 
 def _test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, dict[str, object]]:

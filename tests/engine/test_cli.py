@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from clipself_d2.engine.cli import run_tool, start_logging, train_parser
+from clipself_d2.engine.cli import _ShortUserErrors, run_tool, start_logging, train_parser
 
 
 def test_a_users_error_becomes_one_sentence_and_exit_code_1(
@@ -54,3 +54,10 @@ def test_logging_shows_our_messages() -> None:
         assert logger.isEnabledFor(logging.INFO)
     finally:
         logger.handlers[:] = before
+
+
+@pytest.mark.parametrize(("error", "is_short"), [(ValueError("x"), True), (AssertionError(), False)])
+def test_the_loops_traceback_of_a_users_error_is_left_out(error: Exception, is_short: bool) -> None:
+    record = logging.LogRecord("d2", logging.ERROR, "f", 1, "m", (), (type(error), error, None))
+    assert _ShortUserErrors().filter(record)
+    assert (record.exc_info is None) == is_short

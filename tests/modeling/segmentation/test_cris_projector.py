@@ -26,13 +26,14 @@ def test_kernel_of_one_is_the_papers_dot_product(projector_k1, golden):
     torch.testing.assert_close(got, dot, **TOLERANCE)
 
 
-def test_kernel_of_three_is_a_convolution_of_each_pair_by_itself():
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_a_kernel_is_a_convolution_of_each_pair_by_itself(side):
     torch.manual_seed(0)
-    pixels, kernels = torch.randn(3, 4, 5, 6), torch.randn(3, 4 * 9 + 1)
-    got = sentence_convolution(pixels, kernels, 3)
+    pixels, kernels = torch.randn(3, 4, 5, 6), torch.randn(3, 4 * side**2 + 1)
+    got = sentence_convolution(pixels, kernels, side)
     for image, kernel, logits in zip(pixels, kernels, got, strict=True):
-        weight = kernel[:-1].reshape(1, 4, 3, 3)
-        alone = torch.nn.functional.conv2d(image[None], weight, kernel[-1:], padding=1)
+        weight = kernel[:-1].reshape(1, 4, side, side)
+        alone = torch.nn.functional.conv2d(image[None], weight, kernel[-1:], padding=side // 2)
         torch.testing.assert_close(logits[None], alone, **TOLERANCE)
 
 

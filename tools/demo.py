@@ -1,4 +1,4 @@
-"""Detect classes that you type in your own pictures."""
+"""Detect classes, or segment what an expression refers to, in your own pictures."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.engine.cli import load_config, run_tool, start_logging
 from clipself_d2.engine.demo import choose_vocabulary, run_demo
+from clipself_d2.engine.refer_demo import run_refer_demo
 
 EXAMPLE = """Example:
 
@@ -32,6 +33,12 @@ def main() -> int:
         "--vocabulary", default="custom", help="custom, a registered data set, or a file of names"
     )
     parser.add_argument("--custom-vocabulary", default="", help="names between commas")
+    parser.add_argument(
+        "--expression",
+        action="append",
+        default=[],
+        help='what to segment with a CRIS config, such as "the dog on the left"; can be repeated',
+    )
     parser.add_argument("--confidence-threshold", type=float, default=0.25, help="0 to 1")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
@@ -40,6 +47,9 @@ def main() -> int:
     def action() -> None:
         start_logging()
         cfg = load_config(args.config_file, args.opts)
+        if args.expression:
+            run_refer_demo(cfg, args.input, args.output, args.expression)
+            return
         vocabulary = choose_vocabulary(args.vocabulary, args.custom_vocabulary)
         run_demo(cfg, args.input, args.output, vocabulary, args.confidence_threshold)
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -56,11 +57,13 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_report_is_a_table_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(PARTS, "text", lambda options: [{"variant": "ours", "speed ratio": 2.5678}])
+    level = logging.getLogger("clipself_d2.evaluation").level
     report = run_benchmark(["text"], make_options(**CHOICE))
+    assert logging.getLogger("clipself_d2.evaluation").level == level
     assert set(report) == {"machine", "options", "text"}
     text = tables(report)
     assert "## text" in text
-    assert "| ours      |          2.57 |" in text
+    assert "| ours      |         2.568 |" in text
     assert "## distill" not in text
     write_report(report, tmp_path / "new" / "report.json")
     assert json.loads((tmp_path / "new" / "report.json").read_text())["text"] == report["text"]

@@ -48,8 +48,8 @@ def test_peak_counts_the_weights_and_the_step_does_not() -> None:
 
     memory = peak_memory(build, device="cpu", isolated=False)
     # The product is a second tensor of 160 MiB.
-    assert memory.step / MIB == pytest.approx(320, abs=20)
-    assert (memory.total - memory.step) / MIB == pytest.approx(64, abs=20)
+    assert memory.step / MIB == pytest.approx(320, abs=40)
+    assert (memory.total - memory.step) / MIB == pytest.approx(64, abs=40)
 
 
 def test_precision_names_a_number_type() -> None:

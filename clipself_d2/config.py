@@ -13,6 +13,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
     _add_distill(cfg)
+    _add_regionclip(cfg)
     _add_cris(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -34,8 +35,11 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Whether blocks are computed again in the backward pass instead of kept, to save memory.
     cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
-    # Number of last blocks that the detector trains; 0 keeps the whole tower frozen.
+    # Number of last blocks that the detector trains; 0 keeps the whole tower frozen, -1 trains all
+    # of them, the patch embedding and the positions.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # Probability of stochastic depth in the last block; it grows from 0 in the first one.
+    cfg.MODEL.CLIP.DROP_PATH = 0.0
     # Attention of the last block in dense features: value (identity attention) or attention.
     cfg.MODEL.CLIP.LAST_BLOCK = "value"
     # Side of the windows of the dense path's attention, cells; 0: every block is global.
@@ -92,8 +96,9 @@ def _add_open_vocab(cfg: CN) -> None:
 
 def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL = CN()
-    # Source of the student's regions: grid (m x n patches), proposals (from a file), both, or
-    # labels (the annotations of DATASETS.TRAIN with their classes, for RegionTextDistiller).
+    # Source of the student's regions: grid (m x n patches), proposals (from a file), both, random
+    # (boxes of any place and size), labels (the annotations of DATASETS.TRAIN with their classes,
+    # for RegionTextDistiller), or rpn (a frozen network at work, for RegionCLIPPretrainer).
     cfg.MODEL.DISTILL.REGIONS = "grid"
     # COCO-format file of class-agnostic boxes for REGIONS proposals and both.
     cfg.MODEL.DISTILL.PROPOSAL_FILE = ""
@@ -131,6 +136,31 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
     cfg.MODEL.DISTILL.ALPHA = 1.0
+
+
+def _add_regionclip(cfg: CN) -> None:
+    cfg.MODEL.REGIONCLIP = CN()
+    # Concept pool of the pre-training: a file of noun,count lines, of tools/build_concept_pool.py.
+    cfg.MODEL.REGIONCLIP.CONCEPTS = ""
+    # Its text embeddings by MODEL.CLIP; empty: built and cached.
+    cfg.MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS = ""
+    # Name and pretrained tag or file of the teacher's CLIP; empty: those of MODEL.CLIP.
+    cfg.MODEL.REGIONCLIP.TEACHER_NAME = ""
+    cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
+    # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
+    cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
+    # Config and checkpoint of the proposal network for MODEL.DISTILL.REGIONS rpn.
+    cfg.MODEL.REGIONCLIP.RPN_CONFIG = ""
+    cfg.MODEL.REGIONCLIP.RPN_WEIGHTS = ""
+    # Divisor of every cosine.
+    cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
+    # Probability that the teacher's best concept of a region must exceed.
+    cfg.MODEL.REGIONCLIP.CONCEPT_THRESHOLD = 0.1
+    # Weights of the losses: the teacher's distribution over the concepts, regions against the
+    # concepts of the batch, pictures against captions; 0 switches one off.
+    cfg.MODEL.REGIONCLIP.DISTILL_WEIGHT = 1.0
+    cfg.MODEL.REGIONCLIP.CONTRASTIVE_WEIGHT = 1.0
+    cfg.MODEL.REGIONCLIP.IMAGE_TEXT_WEIGHT = 1.0
 
 
 def _add_cris(cfg: CN) -> None:
@@ -176,6 +206,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.ADAM_EPS = 1e-8
     # Factor of BASE_LR for the pretrained towers with OPTIMIZER Adam; position tables excepted.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Factor of the learning rate from one block of the CLIP tower to the one before; 1: none.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # Parts into which a process works through its share of IMS_PER_BATCH, one after another, to
     # save memory; the gradients are those of the whole batch.
     cfg.SOLVER.ACCUMULATION_STEPS = 1

@@ -37,6 +37,7 @@ class ResNetTower(nn.Module):
         embed_dim: Width D of the joint embedding.
         channels: Channels of each stage by name, ``res2`` to ``res5``.
         image_size: Side of the native input, px.
+        patch_size: Pixels per cell of the dense map.
         norm: How batch norms behave: BN as in open_clip, or what ``set_norm`` chose.
 
     Raises:
@@ -44,6 +45,8 @@ class ResNetTower(nn.Module):
 
     Reference: Radford et al., arXiv 2103.00020, section 2.4.
     """
+
+    patch_size: int = STAGE_STRIDES["res5"]
 
     def __init__(
         self,

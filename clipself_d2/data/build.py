@@ -11,6 +11,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.region_mapper import RegionMapper
@@ -42,7 +43,7 @@ class CountedDataset(Dataset[dict[str, object]]):
         self,
         *,
         records: Sequence[Record],
-        mapper: DistillMapper,
+        mapper: DistillMapper | CaptionMapper,
         seed: int,
         total_batch: int = 1,
         sizes: Sequence[int] = (),
@@ -108,7 +109,7 @@ class CountSampler(Sampler[int]):
 def build_distill_train_loader(
     *,
     records: Sequence[Record],
-    mapper: DistillMapper,
+    mapper: DistillMapper | CaptionMapper,
     total_batch: int,
     seed: int,
     sizes: Sequence[int] = (),
@@ -163,11 +164,51 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     """
     options = cfg.MODEL.DISTILL
     records = _read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    return build_distill_train_loader(
+        records=DatasetFromList(records, copy=False),
+        mapper=_build_distill_mapper(cfg, records),
+        total_batch=cfg.SOLVER.IMS_PER_BATCH,
+        seed=max(cfg.SEED, 0),
+        sizes=options.MULTISCALE_SIZES,
+        start_iter=start_iter,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper | CaptionMapper:
+    options = cfg.MODEL.DISTILL
+    # The caption mapper belongs to the one META_ARCHITECTURE that may propose regions itself.
+    captions = cfg.MODEL.META_ARCHITECTURE == "RegionCLIPPretrainer"
+    sampler = None
+    if not (captions and options.REGIONS == "rpn"):
+        sampler = _build_region_sampler(cfg, records)
+    if captions:
+        on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
+        return CaptionMapper(
+            sampler=sampler,
+            image_size=options.IMAGE_SIZE,
+            shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
+            crop_size=options.CROP_SIZE if on_crops else None,
+            crop_resizer=options.CROP_RESIZER,
+            flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+        )
+    assert sampler is not None, "only the caption mapper does without a sampler"
+    return DistillMapper(
+        sampler=sampler,
+        image_size=options.IMAGE_SIZE,
+        crop_size=options.CROP_SIZE,
+        crop_resizer=options.CROP_RESIZER,
+        whole_image=options.IMAGE_LOSS_WEIGHT > 0,
+    )
+
+
+def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSampler:
+    options = cfg.MODEL.DISTILL
     proposals = None
     if options.REGIONS in ("proposals", "both"):
         proposals = ProposalFile(options.PROPOSAL_FILE)
         proposals.check_images([record["image_id"] for record in records])
-    sampler = RegionSampler(
+    return RegionSampler(
         source=options.REGIONS,
         proposals=proposals,
         max_split=options.MAX_SPLIT,
@@ -175,22 +216,6 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
         box_size_range=tuple(options.BOX_SIZE_RANGE),
         crop_enlarge=options.CROP_ENLARGE,
         reference_sampling=options.REFERENCE_SAMPLING,
-    )
-    mapper = DistillMapper(
-        sampler=sampler,
-        image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE,
-        crop_resizer=options.CROP_RESIZER,
-        whole_image=options.IMAGE_LOSS_WEIGHT > 0,
-    )
-    return build_distill_train_loader(
-        records=DatasetFromList(records, copy=False),
-        mapper=mapper,
-        total_batch=cfg.SOLVER.IMS_PER_BATCH,
-        seed=max(cfg.SEED, 0),
-        sizes=options.MULTISCALE_SIZES,
-        start_iter=start_iter,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 

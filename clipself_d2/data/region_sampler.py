@@ -15,13 +15,14 @@ from clipself_d2.data.regions import (
     clip_boxes,
     enlarge_boxes,
     fallback_box,
+    random_boxes,
     sample_grid_boxes,
     sample_proposals,
 )
 
 logger = logging.getLogger(__name__)
 
-REGION_SOURCES = ("grid", "proposals", "both", "labels")
+REGION_SOURCES = ("grid", "proposals", "both", "random", "labels")
 _USES_GRID = ("grid", "both")
 _USES_PROPOSALS = ("proposals", "both")
 _XYWH_ABS = 1  # Detectron2's BoxMode of COCO annotations
@@ -107,8 +108,9 @@ class RegionSampler:
     """Draws the regions of a picture.
 
     Attributes:
-        source: "grid" (m x n patches), "proposals", "both", or "labels" (the annotations of the
-            data set with their classes, in the order of the file).
+        source: "grid" (m x n patches), "proposals", "both", "random" (boxes of any place, size and
+            shape), or "labels" (the annotations of the data set with their classes, in the order
+            of the file).
         proposals: Boxes for "proposals" and "both".
         max_split: Most rows or columns of a grid.
         max_boxes: Most regions of each source.
@@ -157,6 +159,12 @@ class RegionSampler:
             return self._labelled(record, size)
         width, height = size
         boxes, crops = [], []
+        if self.source == "random":
+            drawn = random_boxes(
+                rng, width, height, size_range=self.box_size_range, num_boxes=self.max_boxes
+            )
+            boxes.append(drawn)
+            crops.append(enlarge_boxes(drawn, self.crop_enlarge, width, height))
         if self.source in _USES_GRID:
             tiles = sample_grid_boxes(
                 rng, width, height, max_split=self.max_split, max_boxes=self.max_boxes

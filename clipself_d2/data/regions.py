@@ -119,6 +119,39 @@ def sample_proposals(
     return drawn if check_sizes_first else keep_sizes(drawn, size_range)
 
 
+def random_boxes(
+    rng: np.random.Generator,
+    width: float,
+    height: float,
+    *,
+    size_range: tuple[float, float],
+    num_boxes: int,
+) -> np.ndarray:
+    """Draw boxes of any place, size and shape, as a source of regions that knows no objects.
+
+    Args:
+        rng: Source of randomness.
+        width: Width of the picture, px.
+        height: Height of the picture, px.
+        size_range: Square roots of the least and the largest area, px; the largest is at most the
+            picture's shorter side.
+        num_boxes: Number R.
+
+    Returns:
+        (R, 4): sizes even on a logarithmic scale, sides up to 1 : 2, places even in the picture.
+
+    Reference: the random boxes of RegionCLIP, arXiv 2112.09106, section 4. Differs: the published
+    code places them on a grid of 8 px and gives one set to a whole batch.
+    """
+    largest = min(size_range[1], width, height)
+    smallest = min(size_range[0], largest)
+    size = np.exp(rng.uniform(np.log(smallest), np.log(largest), num_boxes))
+    stretch = np.exp2(rng.uniform(-0.5, 0.5, num_boxes))
+    side = np.minimum(np.stack([size * stretch, size / stretch], axis=1), [width, height])
+    corner = rng.uniform(0, 1, (num_boxes, 2)) * (np.array([width, height]) - side)
+    return np.concatenate([corner, corner + side], axis=1)
+
+
 def fallback_box(width: float, height: float) -> np.ndarray:
     """The box of a picture without any proposal: its first quarter along both axes.
 

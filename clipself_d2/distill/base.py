@@ -5,10 +5,13 @@ Legend: N images, R regions of the batch, D joint embedding, H W pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.distributed
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from clipself_d2.clip import VisionTower
@@ -40,6 +43,8 @@ class RegionDistiller(nn.Module, ABC):
         ValueError: If the towers' embeddings differ in width.
     """
 
+    # Whether the losses compare embeddings of student and teacher with one another.
+    one_embedding: ClassVar[bool] = True
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -55,7 +60,7 @@ class RegionDistiller(nn.Module, ABC):
         pad_to_square: bool = False,
     ) -> None:
         super().__init__()
-        if student.embed_dim != teacher.embed_dim:
+        if self.one_embedding and student.embed_dim != teacher.embed_dim:
             raise ValueError(
                 f"student embeddings are {student.embed_dim}-d, the teacher's "
                 f"{teacher.embed_dim}-d; MODEL.CLIP.WEIGHTS and PRETRAINED must be of one CLIP"
@@ -63,11 +68,20 @@ class RegionDistiller(nn.Module, ABC):
         self.student = student
         self.teacher = teacher.eval()
         self.teacher.freeze()
-        self.student.unlock(trainable_blocks, everything=train_embedding)
+        self.unlock_student(trainable_blocks, train_embedding)
         self.pad_to_square = pad_to_square
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
+
+    def unlock_student(self, num_blocks: int, everything: bool) -> None:
+        """Choose what of the student is trained.
+
+        Args:
+            num_blocks: Number of its last blocks.
+            everything: Whether patch embedding, positions and outer norms are trained too.
+        """
+        self.student.unlock(num_blocks, everything=everything)
 
     @property
     def device(self) -> torch.device:
@@ -250,6 +264,22 @@ class RegionDistiller(nn.Module, ABC):
                 masks = _fit_grid(item["masks"], dense.shape[2:]).to(dense)  # type: ignore[arg-type]
                 row["mask"] = mask_embeddings(dense[number : number + 1], [masks])
         return rows
+
+
+def iteration_generator(seed: int) -> torch.Generator:
+    """Make randomness that a resumed run draws again: of seed, iteration and process.
+
+    Args:
+        seed: At least 0.
+
+    Returns:
+        A generator on the CPU.
+    """
+    iteration = int(get_event_storage().iter) if has_event_storage() else 0
+    count = iteration * comm.get_world_size() + comm.get_rank()
+    # torch's generator takes no more than 32 bits of a seed.
+    state = np.random.SeedSequence([seed, count]).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _fit_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:

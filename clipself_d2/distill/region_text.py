@@ -5,15 +5,12 @@ Legend: R regions of the batch, K classes, D joint embedding.
 
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
-from clipself_d2.distill.base import Item, Losses, RegionDistiller
+from clipself_d2.distill.base import Item, Losses, RegionDistiller, iteration_generator
 from clipself_d2.distill.build import text_from_config, towers_from_config
 from clipself_d2.distill.losses import federated_bce, sample_classes
 
@@ -97,14 +94,8 @@ class RegionTextDistiller(RegionDistiller):
                 f"a region has class {int(label_R.max())}, but there are {len(self.text_KD)} text "
                 "embeddings; check MODEL.VOCABULARY against DATASETS.TRAIN"
             )
-        sampled_S = sample_classes(label_R, len(self.text_KD), self.num_sampled, self._generator())
+        sampled_S = sample_classes(
+            label_R, len(self.text_KD), self.num_sampled, iteration_generator(self.seed)
+        )
         losses = federated_bce(student_RD, self.text_KD, label_R, sampled_S, self.scale)
         return {"loss_region_text": losses.sum() / self.mean_count(len(losses))}
-
-    def _generator(self) -> torch.Generator:
-        """Randomness that a resumed run draws again: a function of seed, iteration and process."""
-        iteration = int(get_event_storage().iter) if has_event_storage() else 0
-        count = iteration * comm.get_world_size() + comm.get_rank()
-        # torch's generator takes no more than 32 bits of a seed.
-        state = np.random.SeedSequence([self.seed, count]).generate_state(1)
-        return torch.Generator().manual_seed(int(state[0]))

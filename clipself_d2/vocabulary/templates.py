@@ -166,7 +166,16 @@ IMAGENET80 = (
     "a tattoo of the {}.",
 )
 
-_TEMPLATES = {"single": SINGLE, "vild": VILD, "imagenet80": IMAGENET80, "emoji": EMOJI}
+# RegionCLIP, arXiv 2112.09106, section 3.2: CLIP's 80 sentences and the bare name.
+REGIONCLIP81 = (*IMAGENET80, "{}.")
+
+_TEMPLATES = {
+    "single": SINGLE,
+    "vild": VILD,
+    "imagenet80": IMAGENET80,
+    "regionclip81": REGIONCLIP81,
+    "emoji": EMOJI,
+}
 # Other names of a set, by which papers call it.
 _ALIASES = {"vild63": "vild"}
 # ViLD's sentences that are mere noun phrases are made whole.
@@ -177,7 +186,7 @@ def template_name(name: str) -> str:
     """Give the one name of a prompt set, under which embeddings are kept.
 
     Args:
-        name: single, vild (or vild63), imagenet80 or emoji.
+        name: single, vild (or vild63), imagenet80, regionclip81 or emoji.
 
     Returns:
         The name without alias.
@@ -198,7 +207,7 @@ def get_templates(name: str) -> tuple[str, ...]:
     """Look up a prompt set.
 
     Args:
-        name: single, vild (or vild63), imagenet80 or emoji.
+        name: single, vild (or vild63), imagenet80, regionclip81 or emoji.
 
     Returns:
         Templates with ``{}`` for the class name and, where it has one, ``{article}``.

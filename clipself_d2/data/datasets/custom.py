@@ -4,7 +4,9 @@
 - ``coco_images:/images.json:/folder``: the images of a COCO or LVIS file;
 - ``webdataset:/shards-{000000..000331}.tar``: pictures in tar shards;
 - ``coco_json:/train.json:/folder`` or ``coco_json:/train.json:/folder:/base.txt``: detection, with
-  all classes base, or those that a vocabulary file names.
+  all classes base, or those that a vocabulary file names;
+- ``captions:/captions.json:/folder`` and ``captions_webdataset:/shards-{000000..000331}.tar``:
+  pictures with captions, as ``datasets/captions.py`` says.
 
 Paths may be relative to the working directory and begin with ``~``; they have no colon.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.data.datasets.captions import register_caption_file, register_caption_shards
 from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
 from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
 from clipself_d2.data.datasets.validate import check_coco_file
@@ -118,6 +121,18 @@ def _register_coco_json(name: str, rest: str) -> None:
     )
 
 
+def _register_captions(name: str, rest: str) -> None:
+    register_caption_file(name, *_parts(name, rest, 2, 2))
+
+
+def _register_caption_shards(name: str, rest: str) -> None:
+    if not rest:
+        raise ValueError(
+            f"data set {name!r} names no shard; expected {FORMS['captions_webdataset']}"
+        )
+    register_caption_shards(name, rest)
+
+
 def _parts(name: str, rest: str, fewest: int, most: int) -> list[Path]:
     parts = rest.split(":")
     if not fewest <= len(parts) <= most or not all(parts):
@@ -175,10 +190,14 @@ KINDS: dict[str, Callable[[str, str], None]] = {
     "coco_images": _register_coco_images,
     "webdataset": _register_shards,
     "coco_json": _register_coco_json,
+    "captions": _register_captions,
+    "captions_webdataset": _register_caption_shards,
 }
 FORMS = {
     "images": "images:FOLDER or images:LIST.txt",
     "coco_images": "coco_images:FILE.json:FOLDER",
     "webdataset": "webdataset:SHARD-{000..331}.tar",
     "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt]",
+    "captions": "captions:FILE.json|tsv|csv:FOLDER",
+    "captions_webdataset": "captions_webdataset:SHARD-{000..331}.tar",
 }

@@ -1,0 +1,318 @@
+"""Pictures with captions in Detectron2's catalogs.
+
+Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set): ``emoji_captions_train``,
+``emoji_captions_val``, ``coco_captions_train`` and ``coco_captions_val`` (COCO 2017). Others are
+named by where they lie, in DATASETS.TRAIN:
+
+- ``captions:/captions.json:/folder``: COCO's captions file with the folder of the images;
+- ``captions:/list.tsv:/folder`` or ``.csv``: rows of a picture's path and a caption, with or
+  without a header, paths relative to the folder;
+- ``captions_webdataset:/shards-{000000..000331}.tar``: pictures with ``.txt`` or ``.json``
+  (``caption``) of the same stem.
+
+A record has ``file_name``, ``image_id`` and ``captions``, a list of at least one sentence.
+"""
+
+import csv
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.datasets.instances import Record
+from clipself_d2.data.datasets.validate import (
+    DEFAULT_REMEDY,
+    check_images_exist,
+    read_annotation_file,
+)
+from clipself_d2.data.tar_shards import expand_shards, index_shard, member_address
+
+logger = logging.getLogger(__name__)
+
+IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
+CAPTION_COLUMNS = ("caption", "title", "text", "sentence")
+_DELIMITERS = {".tsv": "\t", ".csv": ","}
+_TEXT_SUFFIXES = (".txt", ".json")
+
+
+def register_captions(root: str | Path) -> list[str]:
+    """Register the captions of the embedded data set and of COCO 2017; files are read on use.
+
+    Args:
+        root: Folder that holds ``emoji`` and ``coco``.
+
+    Returns:
+        The registered names.
+    """
+    root = Path(root)
+    places = {}
+    for split in ("train", "val"):
+        emoji = root / "emoji"
+        places[f"emoji_captions_{split}"] = (
+            emoji / "annotations" / f"captions_{split}.json",
+            emoji / split,
+            f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS",
+        )
+        coco = root / "coco"
+        places[f"coco_captions_{split}"] = (
+            coco / "annotations" / f"captions_{split}2017.json",
+            coco / f"{split}2017",
+            DEFAULT_REMEDY,
+        )
+    for name, (file, folder, remedy) in places.items():
+        DatasetCatalog.register(name, partial(caption_file_records, file, folder, remedy=remedy))
+        MetadataCatalog.get(name).set(json_file=str(file), image_root=str(folder))
+    return list(places)
+
+
+def read_coco_captions(file: Path, *, remedy: str = DEFAULT_REMEDY) -> list[tuple[Record, str]]:
+    """Read COCO's captions file.
+
+    Args:
+        file: json with ``images`` and ``annotations`` that have ``image_id`` and ``caption``.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Returns:
+        A row for every caption, in the order of the file: its image's entry, and the sentence.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is of another form, a caption is empty, or of an image not listed.
+    """
+    content = read_annotation_file(file, ("images", "annotations"), remedy=remedy)
+    images = {row["id"]: row for row in content["images"]}
+    found = []
+    for row in content["annotations"]:
+        if "caption" not in row or "image_id" not in row:
+            raise ValueError(f"caption file {file} has an annotation without caption; {remedy}")
+        image = images.get(row["image_id"])
+        if image is None:
+            raise ValueError(
+                f"caption file {file} has a caption of image {row['image_id']!r}, which it does "
+                f"not list; {remedy}"
+            )
+        found.append((image, _sentence(row["caption"], file, f"image {row['image_id']}")))
+    return found
+
+
+def caption_file_records(
+    file: Path, folder: Path, *, remedy: str = "correct the file, or its path in DATASETS"
+) -> list[Record]:
+    """Read captions and find their pictures.
+
+    Args:
+        file: COCO's json, or a ``.tsv`` or ``.csv`` list.
+        folder: Folder of the pictures.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Returns:
+        Records, one for every picture with a caption.
+
+    Raises:
+        FileNotFoundError: If a file or a picture is missing.
+        ValueError: If the file is of another form, or has no caption, or an empty one.
+    """
+    if file.suffix in _DELIMITERS:
+        rows = [(name, name, caption) for name, caption in _read_list(file)]
+    else:
+        pairs = read_coco_captions(file, remedy=remedy)
+        rows = [(image["id"], _file_name(image), caption) for image, caption in pairs]
+    records: dict[object, Record] = {}
+    for image_id, name, caption in rows:
+        record = records.setdefault(
+            image_id, {"file_name": str(folder / name), "image_id": image_id, "captions": []}
+        )
+        record["captions"].append(caption)
+    if not records:
+        raise ValueError(f"caption file {file} has no caption; {remedy}")
+    check_images_exist((str(record["file_name"]) for record in records.values()), remedy=remedy)
+    return list(records.values())
+
+
+def shard_caption_records(pattern: str) -> list[Record]:
+    """List the captioned pictures of tar shards.
+
+    Args:
+        pattern: As ``expand_shards``.
+
+    Returns:
+        Records; pictures without a caption are left out with a warning.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        ValueError: If a shard is no plain tar file, a caption is empty, or no picture has one.
+    """
+    records: list[Record] = []
+    num_without = 0
+    for shard in expand_shards(pattern):
+        captions = _shard_captions(shard)
+        for member in index_shard(shard):
+            caption = captions.get(_stem(member[0]))
+            if caption is None:
+                num_without += 1
+                continue
+            records.append(
+                {
+                    "file_name": member_address(shard, member),
+                    "image_id": f"{shard.stem}/{member[0]}",
+                    "captions": [caption],
+                }
+            )
+    if not records:
+        raise ValueError(
+            f"no picture of webdataset:{pattern} has a caption, {num_without} have none; beside "
+            "<stem>.jpg the shard needs <stem>.txt or <stem>.json with 'caption'"
+        )
+    if num_without:
+        logger.warning("%d pictures of %s have no caption", num_without, pattern)
+    return records
+
+
+def read_captions(source: str, root: str | Path) -> list[str]:
+    """Read the sentences of a corpus, without its pictures.
+
+    Args:
+        source: ``emoji`` (training captions below ``root``), COCO's captions json, a ``.tsv`` or
+            ``.csv`` list, or a text file with one sentence a line.
+        root: Folder of the data sets.
+
+    Returns:
+        The sentences, at least one.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is of another form or has no sentence.
+    """
+    remedy = "check --captions"
+    file = Path(source).expanduser()
+    if source == "emoji":
+        file = Path(root) / "emoji" / "annotations" / "captions_train.json"
+        remedy = f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
+    if not file.is_file():
+        raise FileNotFoundError(f"caption file {file} does not exist; {remedy}")
+    if file.suffix == ".json":
+        found = [caption for _, caption in read_coco_captions(file, remedy=remedy)]
+    elif file.suffix in _DELIMITERS:
+        found = [caption for _, caption in _read_list(file)]
+    else:
+        found = [line.strip() for line in _read_text(file).splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"caption file {file} has no caption; {remedy}")
+    return found
+
+
+def register_caption_file(name: str, file: Path, folder: Path) -> None:
+    """Register a caption file with its pictures.
+
+    Args:
+        name: Name in the catalog.
+        file: As of ``caption_file_records``.
+        folder: Folder of the pictures.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"data set {name!r}: caption file {file} does not exist")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data set {name!r}: image folder {folder} does not exist")
+    _register(name, partial(caption_file_records, file, folder), folder)
+
+
+def register_caption_shards(name: str, pattern: str) -> None:
+    """Register captioned tar shards.
+
+    Args:
+        name: Name in the catalog.
+        pattern: As ``expand_shards``.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+    """
+    _register(name, partial(shard_caption_records, pattern), expand_shards(pattern)[0].parent)
+
+
+def _register(name: str, load: Callable[[], list[Record]], image_root: Path) -> None:
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(image_root=str(image_root))
+
+
+def _read_text(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(f"caption file {file} does not exist")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"caption file {file} is no text ({error})") from error
+
+
+def _read_list(file: Path) -> list[tuple[str, str]]:
+    """Paths and captions of a list; columns by a header, or else the first two."""
+    lines = _read_text(file).splitlines()
+    # A tab-separated caption may hold quotation marks of its own.
+    tabs = file.suffix == ".tsv"
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    rows = list(csv.reader(lines, delimiter=_DELIMITERS[file.suffix], quoting=quoting))
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    columns = _column(header, IMAGE_COLUMNS), _column(header, CAPTION_COLUMNS)
+    first, second = columns if None not in columns else (0, 1)
+    body = rows[1:] if None not in columns else rows
+    found = []
+    for number, row in enumerate(body, start=1):
+        if len(row) <= max(first or 0, second or 0):
+            raise ValueError(
+                f"caption file {file} has {len(row)} columns in row {number}, expected a "
+                "picture's path and a caption"
+            )
+        name = row[first or 0].strip()
+        found.append((name, _sentence(row[second or 0], file, name)))
+    return found
+
+
+def _column(header: list[str], names: Iterable[str]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _sentence(text: object, file: Path, of: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(
+            f"caption file {file} has the empty caption {text!r} of {of}; write a sentence or drop "
+            "the row"
+        )
+    return " ".join(text.split())
+
+
+def _file_name(image: Record) -> str:
+    return str(image.get("file_name") or str(image["coco_url"]).rpartition("/")[2])
+
+
+def _stem(name: str) -> str:
+    """What members of one sample share: the name up to the first full stop of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+def _shard_captions(shard: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for entry in archive:
+                suffix = Path(entry.name).suffix.lower()
+                stream = archive.extractfile(entry) if suffix in _TEXT_SUFFIXES else None
+                if stream is None:
+                    continue
+                text: object = stream.read().decode("utf-8", errors="replace")
+                if suffix == ".json":
+                    content = json.loads(str(text))
+                    if not isinstance(content, dict) or "caption" not in content:
+                        continue
+                    text = content["caption"]
+                found.setdefault(_stem(entry.name), _sentence(text, shard, entry.name))
+    except (tarfile.TarError, json.JSONDecodeError) as error:
+        raise ValueError(f"shard {shard} cannot be read ({error})") from error
+    return found

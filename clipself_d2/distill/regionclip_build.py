@@ -1,0 +1,90 @@
+"""The parts of a RegionCLIP pre-training from a config."""
+
+import copy
+
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from clipself_d2.clip import ClipModel, load_clip
+from clipself_d2.clip.model import load_any_tower
+from clipself_d2.clip.resnet_tower import ResNetTower
+from clipself_d2.distill.offline_rpn import load_offline_rpn
+from clipself_d2.distill.region_features import Tower
+from clipself_d2.vocabulary.concepts import load_concept_table
+
+
+def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
+    """Build towers, text tower, concept tables and proposal network.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        Arguments of ``RegionCLIPPretrainer`` but its options. The text tower is that of
+        MODEL.CLIP.PRETRAINED, the student that of MODEL.CLIP.WEIGHTS or else of PRETRAINED; the
+        teacher is that of MODEL.REGIONCLIP.TEACHER_NAME and TEACHER_PRETRAINED, or else of
+        PRETRAINED.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a name, a tag or a file does not fit.
+    """
+    clip, keys, distill = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP, cfg.MODEL.DISTILL
+    model = load_clip(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
+    concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
+    teacher: Tower
+    if keys.TEACHER_NAME and (keys.TEACHER_NAME, keys.TEACHER_PRETRAINED) != (
+        clip.NAME,
+        clip.PRETRAINED,
+    ):
+        other = load_clip(
+            keys.TEACHER_NAME, keys.TEACHER_PRETRAINED or None, precision=clip.PRECISION
+        )
+        teacher = other.tower
+        teacher_concepts = _concept_table(
+            cfg, other, keys.TEACHER_NAME, keys.TEACHER_PRETRAINED, ""
+        )
+    else:
+        teacher, teacher_concepts = copy.deepcopy(model.tower), concepts
+    student = model.tower
+    if clip.WEIGHTS:
+        student = load_any_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
+    if not isinstance(student, ResNetTower):
+        student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
+        student.checkpointing = clip.ACTIVATION_CHECKPOINTING
+    rpn = None
+    if distill.REGIONS == "rpn":
+        rpn = load_offline_rpn(cfg, keys.RPN_CONFIG, keys.RPN_WEIGHTS)
+    return {
+        "student": student,
+        "teacher": teacher,
+        "text": model.text,
+        "concepts_CD": concepts,
+        "teacher_concepts_CD": teacher_concepts,
+        "rpn": rpn,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "trainable_blocks": distill.TRAINABLE_BLOCKS,
+        "train_embedding": distill.TRAIN_EMBEDDING,
+        "pad_to_square": distill.PAD_TO_SQUARE,
+    }
+
+
+def _concept_table(
+    cfg: CfgNode, model: ClipModel, name: str, pretrained: str, embeddings: str
+) -> Tensor:
+    keys, options = cfg.MODEL.REGIONCLIP, cfg.MODEL.VOCABULARY
+    if not keys.CONCEPTS:
+        raise ValueError(
+            "MODEL.REGIONCLIP.CONCEPTS is empty; write a concept pool with "
+            "tools/build_concept_pool.py and name it there"
+        )
+    return load_concept_table(
+        keys.CONCEPTS,
+        embedding_file=embeddings,
+        clip=name,
+        weights=pretrained,
+        templates=options.TEMPLATES,
+        embed_dim=model.text.embed_dim,
+        cache_dir=options.CACHE_DIR,
+    )

@@ -1,0 +1,164 @@
+"""Losses of RegionCLIP's pre-training; pure functions.
+
+Legend: R regions, C concepts, N image-text pairs, D joint embedding.
+
+Reference: Zhong et al., RegionCLIP, arXiv 2112.09106, section 3.2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosine_logits(first_RD: Tensor, second_CD: Tensor, temperature: float) -> Tensor:
+    """Cosine of every pair over the temperature.
+
+    Args:
+        first_RD: Any norm; R may be 0.
+        second_CD: Any norm.
+        temperature: Divisor of the cosine, > 0; 0.01 as published.
+
+    Returns:
+        (R, C) float32.
+
+    Raises:
+        ValueError: If the widths differ or the temperature is not positive.
+    """
+    if first_RD.shape[1] != second_CD.shape[1]:
+        raise ValueError(
+            f"features are {first_RD.shape[1]}-d but the texts {second_CD.shape[1]}-d; they must "
+            "come from one CLIP"
+        )
+    if temperature <= 0:
+        raise ValueError(f"MODEL.REGIONCLIP.TEMPERATURE is {temperature}; it must be above 0")
+    first, second = F.normalize(first_RD.float(), dim=1), F.normalize(second_CD.float(), dim=1)
+    return first @ second.T / temperature
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What the teacher says of the regions.
+
+    Attributes:
+        keep: (R,) bool, regions that take part.
+        log_probs: (K, C) float32 log-probabilities of the kept regions.
+        targets: (K,) int64, their most probable concept.
+    """
+
+    keep: Tensor
+    log_probs: Tensor
+    targets: Tensor
+
+
+@torch.no_grad()
+def pseudo_labels(
+    teacher_RD: Tensor, concepts_CD: Tensor, *, threshold: float, temperature: float = 0.01
+) -> PseudoLabels:
+    """Let the teacher name the regions.
+
+    Args:
+        teacher_RD: The teacher's region features, any norm; R may be 0.
+        concepts_CD: Its embeddings of the concepts, any norm.
+        threshold: Probability that the best concept of a kept region exceeds. Where no region
+            does, all are kept.
+        temperature: Divisor of the cosine.
+
+    Returns:
+        The pseudo labels, without gradient.
+    """
+    log_probs = F.log_softmax(cosine_logits(teacher_RD, concepts_CD, temperature), dim=1)
+    best, targets = log_probs.max(dim=1)
+    keep = best.exp() > threshold
+    if not bool(keep.any()):
+        keep = torch.ones_like(keep)
+    return PseudoLabels(keep, log_probs[keep], targets[keep])
+
+
+def region_distillation(
+    student_KD: Tensor, concepts_CD: Tensor, teacher_log_probs_KC: Tensor, temperature: float = 0.01
+) -> Tensor:
+    """Kullback-Leibler divergence of the student's distribution over concepts from the teacher's.
+
+    Args:
+        student_KD: The student's features of the kept regions, any norm; K may be 0.
+        concepts_CD: The student's embeddings of the concepts, any norm.
+        teacher_log_probs_KC: The teacher's log-probabilities.
+        temperature: Divisor of the student's cosine.
+
+    Returns:
+        (K,) float32, KL(teacher || student) of every region.
+
+    Raises:
+        ValueError: If the two pools differ in size.
+    """
+    student = F.log_softmax(cosine_logits(student_KD, concepts_CD, temperature), dim=1)
+    if student.shape != teacher_log_probs_KC.shape:
+        raise ValueError(
+            f"the student scores {tuple(student.shape)} regions and concepts, the teacher "
+            f"{tuple(teacher_log_probs_KC.shape)}"
+        )
+    return F.kl_div(student, teacher_log_probs_KC, reduction="none", log_target=True).sum(1)
+
+
+def concept_contrastive(
+    student_KD: Tensor, concepts_CD: Tensor, targets_K: Tensor, temperature: float = 0.01
+) -> Tensor:
+    """Contrast regions with the concepts of all regions of the batch.
+
+    Regions of one concept are positives of one another: a region's loss is minus the logarithm of
+    the share that they have in the softmax. A concept counts in the denominator as often as the
+    batch has it.
+
+    Args:
+        student_KD: The student's features of the kept regions, any norm; K may be 0.
+        concepts_CD: The student's embeddings of the concepts, any norm.
+        targets_K: Concept of every region.
+        temperature: Divisor of the cosine.
+
+    Returns:
+        (K,) float32.
+    """
+    logits_KK = cosine_logits(student_KD, concepts_CD[targets_K], temperature)
+    same_KK = targets_K[:, None] == targets_K[None]
+    return multi_positive_loss(logits_KK, same_KK)
+
+
+def multi_positive_loss(logits_KM: Tensor, positive_KM: Tensor) -> Tensor:
+    """Cross-entropy with several right answers, whose probabilities are added.
+
+    Args:
+        logits_KM: Any scale.
+        positive_KM: Bool; every row has at least one positive.
+
+    Returns:
+        (K,) float32, ``log sum exp(all) - log sum exp(positives)``.
+    """
+    logits_KM = logits_KM.float()
+    hidden = logits_KM.masked_fill(~positive_KM, float("-inf"))
+    return logits_KM.logsumexp(dim=1) - hidden.logsumexp(dim=1)
+
+
+def image_text_contrastive(image_ND: Tensor, text_ND: Tensor, temperature: float = 0.01) -> Tensor:
+    """Symmetric contrast of pictures and their captions.
+
+    Args:
+        image_ND: Features of whole pictures, any norm, of all processes.
+        text_ND: Embeddings of their captions in the same order.
+        temperature: Divisor of the cosine.
+
+    Returns:
+        Scalar, the mean of the cross-entropies of rows and of columns.
+
+    Raises:
+        ValueError: If the numbers differ.
+
+    Reference: CLIP, arXiv 2103.00020, section 2.3.
+    """
+    if len(image_ND) != len(text_ND):
+        raise ValueError(f"there are {len(image_ND)} pictures but {len(text_ND)} captions")
+    logits_NN = cosine_logits(image_ND, text_ND, temperature)
+    diagonal = torch.arange(len(logits_NN), device=logits_NN.device)
+    rows, columns = F.cross_entropy(logits_NN, diagonal), F.cross_entropy(logits_NN.T, diagonal)
+    return (rows + columns) / 2

@@ -1,0 +1,198 @@
+"""Concept pools: the nouns of a caption corpus, with counts, and their text embeddings.
+
+Legend: C concepts, D joint embedding.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from clipself_d2.vocabulary.embeddings import TextEmbeddings
+from clipself_d2.vocabulary.published import read_published_embeddings
+from clipself_d2.vocabulary.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+REMEDY = "write it with tools/build_concept_pool.py"
+
+
+@dataclass(frozen=True)
+class ConceptPool:
+    """Nouns by falling frequency.
+
+    Attributes:
+        names: C concepts, lower case, compounds with blanks.
+        counts: How often the corpus has each.
+
+    Raises:
+        ValueError: If there is no concept, or the lengths differ.
+
+    Reference: RegionCLIP, arXiv 2112.09106, section 3.2: concepts of a corpus that occur at least
+    100 times.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        if not self.names:
+            raise ValueError("the concept pool is empty; lower --min-count or give more captions")
+        if len(self.names) != len(self.counts):
+            raise ValueError(f"{len(self.names)} concepts have {len(self.counts)} counts")
+
+    @classmethod
+    def count(
+        cls,
+        captions: Iterable[str],
+        parse: Callable[[str], Sequence[str]],
+        *,
+        min_count: int = 100,
+    ) -> "ConceptPool":
+        """Count the concepts of a corpus.
+
+        Args:
+            captions: Sentences.
+            parse: From a sentence to its concepts, with repetitions, such as ``noun_chunks``.
+            min_count: Least number of occurrences kept.
+
+        Returns:
+            The pool, equal counts in alphabetical order.
+
+        Raises:
+            ValueError: If ``min_count`` is below 1, or no concept is frequent enough.
+        """
+        if min_count < 1:
+            raise ValueError(f"--min-count is {min_count}; give at least 1")
+        found: Counter[str] = Counter()
+        num_captions = 0
+        for caption in captions:
+            num_captions += 1
+            found.update(parse(caption))
+        kept = sorted(
+            ((name, count) for name, count in found.items() if count >= min_count),
+            key=lambda row: (-row[1], row[0]),
+        )
+        if not kept:
+            most = max(found.values(), default=0)
+            raise ValueError(
+                f"no concept occurs {min_count} times in {num_captions} captions, the most "
+                f"frequent {most} times; lower --min-count"
+            )
+        return cls(tuple(name for name, _ in kept), tuple(count for _, count in kept))
+
+    def save(self, path: str | Path) -> None:
+        """Write one ``noun,count`` a line.
+
+        Args:
+            path: Text file; its folder is made.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(self.names, self.counts, strict=True)
+        path.write_text("".join(f"{name},{count}\n" for name, count in rows), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ConceptPool":
+        """Read what ``save`` wrote, or a list of names.
+
+        Args:
+            path: Text file of ``noun,count`` lines, as RegionCLIP's, or of nouns; the text before
+                the last comma is the concept where a number follows it.
+
+        Returns:
+            The pool; concepts without a count have 0.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is empty, no text, or repeats a concept.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"concept file {path} does not exist; {REMEDY}")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"concept file {path} is no text ({error}); {REMEDY}") from error
+        rows = [_read_line(line) for line in text.splitlines() if line.strip()]
+        if not rows:
+            raise ValueError(f"concept file {path} is empty; {REMEDY}")
+        repeated = [name for name, times in Counter(name for name, _ in rows).items() if times > 1]
+        if repeated:
+            raise ValueError(f"concept file {path} repeats {repeated[:3]}; list every concept once")
+        return cls(tuple(name for name, _ in rows), tuple(count for _, count in rows))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The concepts as classes."""
+        return Vocabulary.from_names(self.names)
+
+
+def _read_line(line: str) -> tuple[str, int]:
+    name, comma, count = line.strip().rpartition(",")
+    if comma and name.strip() and count.strip().isdecimal():
+        return name.strip(), int(count)
+    return line.strip(), 0
+
+
+def load_concept_table(
+    concept_file: str | Path,
+    *,
+    embedding_file: str = "",
+    clip: str,
+    weights: str,
+    templates: str,
+    embed_dim: int,
+    cache_dir: str = "",
+) -> Tensor:
+    """Embed the concepts of a file.
+
+    Args:
+        concept_file: As ``ConceptPool.load``.
+        embedding_file: Their embeddings, of ``tools/build_text_embeddings.py`` or a bare (C, D)
+            table as RegionCLIP's; "" has them built.
+        clip: Name of the CLIP.
+        weights: Its pretrained tag or file; "" for random weights.
+        templates: Name of the prompt set.
+        embed_dim: Width D of the towers.
+        cache_dir: Folder of cached embeddings; "" for none.
+
+    Returns:
+        (C, D) unit-norm embeddings in the order of the file.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is empty or damaged, or the embeddings are of other concepts or of
+            another width.
+    """
+    vocabulary = ConceptPool.load(concept_file).vocabulary
+    if not embedding_file:
+        built = TextEmbeddings.load_or_build(
+            vocabulary,
+            clip=clip,
+            weights=weights or None,
+            templates=templates,
+            cache_dir=cache_dir or None,
+        )
+        return built.embeddings_KD
+    try:
+        found = TextEmbeddings.load(embedding_file)
+    except ValueError:
+        found = read_published_embeddings(embedding_file, vocabulary, clip=clip)
+    if found.vocabulary.names != vocabulary.names:
+        raise ValueError(
+            f"concept embeddings {embedding_file} have {found.vocabulary.num_classes} concepts "
+            f"that are not the {vocabulary.num_classes} of {concept_file} in their order; rebuild "
+            "them with tools/build_text_embeddings.py"
+        )
+    if found.embed_dim != embed_dim:
+        raise ValueError(
+            f"concept embeddings {embedding_file} are {found.embed_dim}-d but {clip} embeds into "
+            f"{embed_dim} dimensions; rebuild them with tools/build_text_embeddings.py, or empty "
+            "MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS"
+        )
+    return found.embeddings_KD

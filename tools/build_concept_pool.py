@@ -1,0 +1,59 @@
+"""Write the nouns of a caption corpus, with counts, as the concept pool of RegionCLIP."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.concept_pool import build_concept_pool
+from clipself_d2.vocabulary.noun_chunks import PARSERS
+
+EXAMPLE = (
+    "python tools/build_concept_pool.py --captions emoji --min-count 20 "
+    "--output output/emoji/concepts.txt"
+)
+SHOWN = 10
+
+
+def main() -> int:
+    """Parse the flags and write the file.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--captions",
+        required=True,
+        help="captions_train2017.json of COCO, a .tsv or .csv list, a text file with one sentence "
+        "a line, or emoji",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="file of noun,count lines")
+    parser.add_argument("--parser", choices=PARSERS, default="rules", help="how nouns are found")
+    parser.add_argument("--min-count", type=int, default=100, help="least occurrences kept")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+
+    def action() -> None:
+        start_logging()
+        begin = time.perf_counter()
+        pool = build_concept_pool(
+            args.captions, args.output, parser=args.parser, min_count=args.min_count
+        )
+        shown = ", ".join(pool.names[:SHOWN])
+        print(
+            f"{len(pool.names)} concepts in {args.output} after {time.perf_counter() - begin:.1f} "
+            f"s; the most frequent are {shown}"
+        )
+
+    return run_tool(action, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,12 @@ import logging
 from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
 from torch import Tensor
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
@@ -14,7 +19,16 @@ from clipself_d2.evaluation.region_classification import RegionClassificationEva
 
 logger = logging.getLogger(__name__)
 
-EVALUATOR_TYPES = ("coco_ov", "lvis_ov", "lvis", "region_classification", "refer", "coco")
+EVALUATOR_TYPES = (
+    "coco_ov",
+    "lvis_ov",
+    "lvis",
+    "region_classification",
+    "refer",
+    "coco",
+    "sem_seg",
+    "coco_panoptic_seg",
+)
 
 
 def build_evaluator(
@@ -34,7 +48,8 @@ def build_evaluator(
         output_dir: Folder for the predictions; None writes none.
         backend: Scorer of ``coco_ov`` and ``lvis_ov``: ``hotcoco``, or ``reference`` for
             ``pycocotools`` and ``lvis``, which can also be named themselves. ``lvis``,
-            Detectron2's own type, is scored as ``lvis_ov``; ``coco`` by Detectron2's evaluator.
+            Detectron2's own type, is scored as ``lvis_ov``; ``coco`` by Detectron2's evaluator,
+            as is ``sem_seg``, and ``coco_panoptic_seg`` (boxes, masks and the semantic map).
         text_embeddings: (K, D) unit class embeddings for ``region_classification``, in the order
             of the metadata's ``thing_classes`` and then ``stuff_classes``.
         tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
@@ -64,8 +79,13 @@ def build_evaluator(
         return _build_region_classification(dataset_name, text_embeddings, legacy_rounding)
     if kind == "refer":
         return ReferringEvaluator()
-    if kind == "coco":
-        return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
+    if kind == "sem_seg":
+        return SemSegEvaluator(dataset_name, output_dir=output_dir)
+    if kind in ("coco", "coco_panoptic_seg"):
+        boxes = COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
+        if kind == "coco":
+            return boxes
+        return DatasetEvaluators([SemSegEvaluator(dataset_name, output_dir=output_dir), boxes])
     raise ValueError(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"

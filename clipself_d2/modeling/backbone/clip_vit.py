@@ -13,12 +13,17 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from clipself_d2.clip.drop_path import set_drop_path
 from clipself_d2.clip.model import load_tower
+from clipself_d2.clip.tower_parts import depth_of_parameters
 from clipself_d2.clip.towers import LAST_BLOCKS, VisionTower
+from clipself_d2.modeling.compatibility import refuse_bgr
 
 logger = logging.getLogger(__name__)
 
 CLIP_FEATURE = "clip"
+# Value of MODEL.CLIP.TRAINABLE_BLOCKS that trains the patch embedding too.
+ALL_BLOCKS = -1
 # ImageNet's mean and std, with which F-ViT was published, are within 15 % of CLIP's.
 _PIXEL_TOLERANCE = 0.25
 
@@ -30,6 +35,7 @@ class ClipViTOptions(TypedDict):
     tap_blocks: Sequence[int]
     last_block: str
     trainable_blocks: int
+    drop_path: float
 
 
 class ClipViT(Backbone):
@@ -45,10 +51,14 @@ class ClipViT(Backbone):
         tower: Image tower. What of it is trained is set here.
         tap_blocks: 0-based numbers of the blocks to return; one may occur more than once.
         last_block: "value", identity attention in the last block, or "attention".
-        trainable_blocks: Number of last blocks to train.
+        trainable_blocks: Number of last blocks to train; -1 trains all of them, the patch
+            embedding and the positions. Final norm and projection stay, for the text behind them.
+        drop_path: Probability of stochastic depth in the last block, growing from 0 in the first;
+            it is applied to blocks that are trained.
 
     Raises:
-        ValueError: If ``last_block`` is unknown or the tower has fewer blocks.
+        ValueError: If ``last_block`` is unknown, the tower has fewer blocks, or ``drop_path`` is
+            no probability below 1.
 
     Reference: the backbone of F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -61,6 +71,7 @@ class ClipViT(Backbone):
         tap_blocks: Sequence[int] = (),
         last_block: str = "value",
         trainable_blocks: int = 0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if last_block not in LAST_BLOCKS:
@@ -73,7 +84,9 @@ class ClipViT(Backbone):
                 f"{tower.name} has blocks 0 to {tower.num_blocks - 1}, not {unknown}; change "
                 "MODEL.CLIP.TAP_BLOCKS"
             )
-        tower.unlock(trainable_blocks)
+        _unlock(tower, trainable_blocks)
+        trained = tower.num_blocks if trainable_blocks == ALL_BLOCKS else trainable_blocks
+        set_drop_path(tower, drop_path, trained)
         self.tower = tower
         self.tap_blocks = tuple(tap_blocks)
         self.last_block = last_block
@@ -99,7 +112,8 @@ class ClipViT(Backbone):
             MODEL.CLIP.WINDOW_SIZE and MODEL.CLIP.GLOBAL_BLOCKS.
 
         Raises:
-            ValueError: If images have not three channels, or the tower cannot have such windows.
+            ValueError: If images have not three channels or are BGR, or the tower cannot have such
+                windows.
         """
         if input_shape.channels != 3:
             raise ValueError(
@@ -111,12 +125,14 @@ class ClipViT(Backbone):
         tower = load_tower(clip.NAME, weights, precision=clip.PRECISION)
         tower.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
         tower.checkpointing = clip.ACTIVATION_CHECKPOINTING
+        refuse_bgr(cfg, name=tower.name, pixel_mean=tower.pixel_mean)
         _warn_of_pixels(cfg, tower)
         return {
             "tower": tower,
             "tap_blocks": clip.TAP_BLOCKS,
             "last_block": clip.LAST_BLOCK,
             "trainable_blocks": clip.TRAINABLE_BLOCKS,
+            "drop_path": clip.DROP_PATH,
         }
 
     @property
@@ -139,7 +155,7 @@ class ClipViT(Backbone):
             The module itself.
         """
         super().train(mode)
-        self.tower.train(mode and self.trainable_blocks > 0)
+        self.tower.train(mode and self.trainable_blocks != 0)
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -152,7 +168,7 @@ class ClipViT(Backbone):
         Returns:
             Features by name; h is ceil(H / patch), w likewise.
         """
-        learns = self.trainable_blocks > 0 and torch.is_grad_enabled()
+        learns = self.trainable_blocks != 0 and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):
             dense = self.tower.forward_dense(images, self.tap_blocks, self.last_block)
         taps = zip(self.tap_blocks, dense.blocks, strict=True)
@@ -161,18 +177,26 @@ class ClipViT(Backbone):
         return features
 
 
+def _unlock(tower: VisionTower, trainable_blocks: int) -> None:
+    if trainable_blocks != ALL_BLOCKS:
+        tower.unlock(trainable_blocks)
+        return
+    tower.unlock(tower.num_blocks, everything=True)
+    parameters = dict(tower.named_parameters())
+    for name, depth in depth_of_parameters(tower).items():
+        if depth > tower.num_blocks:
+            parameters[name].requires_grad_(False)
+
+
 def _warn_of_pixels(cfg: CfgNode, tower: VisionTower) -> None:
     pairs = [
         *zip(cfg.MODEL.PIXEL_MEAN, tower.pixel_mean, strict=True),
         *zip(cfg.MODEL.PIXEL_STD, tower.pixel_std, strict=True),
     ]
-    close = all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs)
-    if cfg.INPUT.FORMAT != "RGB" or not close:
+    if not all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs):
         logger.warning(
-            "images come as %s with mean %s and std %s, but %s was trained on RGB with mean %s and "
-            "std %s; its features will be poor unless INPUT.FORMAT, MODEL.PIXEL_MEAN and "
-            "MODEL.PIXEL_STD say so",
-            cfg.INPUT.FORMAT,
+            "images come with mean %s and std %s, but %s was trained with mean %s and std %s; its "
+            "features will be poor unless MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say so",
             list(cfg.MODEL.PIXEL_MEAN),
             list(cfg.MODEL.PIXEL_STD),
             tower.name,

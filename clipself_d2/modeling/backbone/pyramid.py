@@ -11,12 +11,12 @@ from typing import TypedDict
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import Backbone
-from detectron2.utils import comm
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.modeling.backbone.clip_vit import CLIP_FEATURE, ClipViT
+from clipself_d2.modeling.backbone.levels import PyramidBackbone, plan_levels
+from clipself_d2.modeling.compatibility import check_square, refuse_sync_bn_on_cpus
 
 NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN", "GN", "LN", "")
 
@@ -29,9 +29,11 @@ class ClipViTPyramidOptions(TypedDict):
     out_channels: int
     norm: str
     square_size: int
+    top_block: nn.Module | None
+    divisor: int
 
 
-class ClipViTPyramid(Backbone):
+class ClipViTPyramid(PyramidBackbone):
     """Feature pyramid of power-of-two strides from one block of a ViT for each level.
 
     Every block's map is brought to its level's stride by ``make_adapter`` and, where the patch is
@@ -46,6 +48,9 @@ class ClipViTPyramid(Backbone):
         norm: Norm of the adapters, lateral and output convolutions, one of ``NORMS``.
         square_size: Side to which Detectron2 pads every image at the right and bottom, after
             normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
+        top_block: Levels above the last stride, as Detectron2's ``LastLevelP6P7``, which reads a
+            level of this pyramid; None is one level of every second cell of the last.
+        divisor: Number that padded sides are a multiple of, beside the patch, px.
 
     Raises:
         ValueError: If strides are not such, their number is not that of the taps, the norm is
@@ -65,6 +70,8 @@ class ClipViTPyramid(Backbone):
         out_channels: int = 256,
         norm: str = "SyncBN",
         square_size: int = 0,
+        top_block: nn.Module | None = None,
+        divisor: int = 1,
     ) -> None:
         super().__init__()
         _check_levels(backbone, strides)
@@ -77,7 +84,9 @@ class ClipViTPyramid(Backbone):
         self.bottom_up = backbone
         self.strides = tuple(strides)
         self.square_size = square_size
-        self._tap_strides = [_adapted_stride(patch, stride) for stride in strides]
+        self.divisor = divisor
+        self.top_block = top_block
+        self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
         self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
         for _ in strides:
@@ -96,19 +105,7 @@ class ClipViTPyramid(Backbone):
             c2_xavier_fill(output)
             self.laterals.append(lateral)
             self.outputs.append(output)
-        self._level_names = [
-            f"p{stride.bit_length() - 1}" for stride in (*strides, 2 * strides[-1])
-        ]
-        self._set_output_shapes(out_channels)
-
-    def _set_output_shapes(self, out_channels: int) -> None:
-        clip = self.bottom_up.output_shape()[CLIP_FEATURE]
-        self._out_features = [*self._level_names, CLIP_FEATURE]
-        self._out_feature_channels = dict.fromkeys(self._level_names, out_channels)
-        self._out_feature_channels[CLIP_FEATURE] = clip.channels
-        strides = (*self.strides, 2 * self.strides[-1])
-        self._out_feature_strides = dict(zip(self._level_names, strides, strict=True))
-        self._out_feature_strides[CLIP_FEATURE] = clip.stride
+        self.set_levels(out_channels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
@@ -125,29 +122,23 @@ class ClipViTPyramid(Backbone):
             ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
                 MODEL.CLIP_FPN.SQUARE_SIZE.
         """
-        _refuse_sync_bn_on_cpus(cfg)
-        _check_square(cfg)
+        refuse_sync_bn_on_cpus(cfg)
+        check_square(cfg)
         fpn = cfg.MODEL.CLIP_FPN
         options = ClipViT.from_config(cfg, input_shape)
-        if not options["tap_blocks"]:
-            options["tap_blocks"] = spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
+        taps = options["tap_blocks"] or spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
+        plan = plan_levels(cfg)
+        # The blocks of levels that the detector does not read are left out with them.
+        options["tap_blocks"] = list(taps)[len(fpn.STRIDES) - len(plan.strides) :]
         return {
             "backbone": ClipViT(**options),
-            "strides": fpn.STRIDES,
+            "strides": plan.strides,
             "out_channels": fpn.OUT_CHANNELS,
             "norm": fpn.NORM,
             "square_size": fpn.SQUARE_SIZE,
+            "top_block": plan.top_block,
+            "divisor": plan.divisor,
         }
-
-    @property
-    def size_divisibility(self) -> int:
-        """Side of a patch, px; Detectron2 pads to a multiple, which every level can take."""
-        return self.bottom_up.size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Divisor and, where images are padded to a square, its side; both px."""
-        return {"size_divisibility": self.size_divisibility, "square_size": self.square_size}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -172,9 +163,7 @@ class ClipViTPyramid(Backbone):
             coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
             laterals[level] = laterals[level] + coarse
         levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
-        levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        named = dict(zip(self._level_names, levels, strict=True))
-        return {**named, CLIP_FEATURE: features[CLIP_FEATURE]}
+        return self.add_top(levels, features[CLIP_FEATURE])
 
 
 def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
@@ -230,11 +219,11 @@ def make_adapter(channels: int, patch_size: int, stride: int, norm: str) -> nn.M
         A module from (N, C, h, w) to (N, C, h * f, w * f) with f a power of two; sides are
         rounded up.
     """
-    doublings = _doublings(patch_size, stride)
-    if doublings < 0:
-        return nn.MaxPool2d(2**-doublings, ceil_mode=True)
+    steps = doublings(patch_size, stride)
+    if steps < 0:
+        return nn.MaxPool2d(2**-steps, ceil_mode=True)
     layers: list[nn.Module] = []
-    for step in range(doublings):
+    for step in range(steps):
         if step > 0:
             between = make_norm(norm, channels)
             layers += [nn.GELU()] if between is None else [between, nn.GELU()]
@@ -267,50 +256,50 @@ def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, in
     return map_NChw[..., : grid[0], : grid[1]]
 
 
-def _doublings(patch_size: int, stride: int) -> int:
+def doublings(patch_size: int, stride: int) -> int:
+    """Count the factors of two from the patch to a stride.
+
+    Args:
+        patch_size: Stride of the ViT's map, px.
+        stride: Stride wanted, px.
+
+    Returns:
+        The nearest number of them; negative where the stride is coarser.
+    """
     return round(math.log2(patch_size / stride))
 
 
-def _adapted_stride(patch_size: int, stride: int) -> float:
-    return patch_size / 2.0 ** _doublings(patch_size, stride)
+def adapted_stride(patch_size: int, stride: int) -> float:
+    """Stride that factors of two reach.
+
+    Args:
+        patch_size: Stride of the ViT's map, px.
+        stride: Stride wanted, px.
+
+    Returns:
+        The nearest stride, px.
+    """
+    return patch_size / 2.0 ** doublings(patch_size, stride)
 
 
-def _refuse_sync_bn_on_cpus(cfg: CfgNode) -> None:
-    if cfg.MODEL.DEVICE != "cpu" or comm.get_world_size() == 1:
-        return
-    for part in ("CLIP_FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
-        if cfg.MODEL[part].NORM == "SyncBN":
-            raise ValueError(
-                f"SyncBN does not train in several processes on CPUs; set MODEL.{part}.NORM to "
-                "naiveSyncBN, GN or LN"
-            )
+def check_strides(strides: Sequence[int]) -> None:
+    """Raise unless strides are such of a pyramid.
 
+    Args:
+        strides: Pixels per cell.
 
-def _check_square(cfg: CfgNode) -> None:
-    """Refuse images that Detectron2's padding to a square would cut."""
-    square = cfg.MODEL.CLIP_FPN.SQUARE_SIZE
-    if not square:
-        return
-    train_key = "LSJ_SIZE" if cfg.INPUT.LSJ_SIZE else "MAX_SIZE_TRAIN"
-    largest = {
-        f"INPUT.{train_key}": cfg.INPUT[train_key],
-        # 0 keeps every image as it is.
-        "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else math.inf,
-    }
-    for key, size in largest.items():
-        if size > square:
-            raise ValueError(
-                f"images of up to {size} px do not fit in a square of MODEL.CLIP_FPN.SQUARE_SIZE "
-                f"{square}; lower {key}, or set SQUARE_SIZE to 0 to pad no further than needed"
-            )
-
-
-def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
+    Raises:
+        ValueError: If they are no powers of two or do not ascend.
+    """
     ascending = all(fine < coarse for fine, coarse in pairwise(strides))
     if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
         raise ValueError(
             f"strides are {list(strides)}; MODEL.CLIP_FPN.STRIDES are powers of two, ascending"
         )
+
+
+def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
+    check_strides(strides)
     taps = backbone.tap_blocks
     if len(taps) != len(strides):
         raise ValueError(
@@ -318,8 +307,9 @@ def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
             "and MODEL.CLIP_FPN.STRIDES need the same length"
         )
     last = backbone.tower.num_blocks - 1
-    if backbone.trainable_blocks > 0 and last not in taps:
+    if backbone.trainable_blocks and last not in taps:
         raise ValueError(
-            f"the last {backbone.trainable_blocks} blocks are trained but no level reads block "
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
+            f"level reads block "
             f"{last}; end MODEL.CLIP.TAP_BLOCKS with it or set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -37,6 +37,12 @@ def rcnn_cfg(clip_cfg):
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 3
     torch.manual_seed(0)
     return cfg
+
+
+def read_levels(cfg: CfgNode, names: list[str]) -> None:
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = names
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8]]
 
 
 def make_batch() -> list[dict]:
@@ -93,6 +99,7 @@ def test_stock_heads_never_see_the_clip_map(rcnn_cfg, monkeypatch):
 def test_yaml_sets_every_option_of_the_pyramid(rcnn_cfg):
     rcnn_cfg.MODEL.CLIP.TAP_BLOCKS = [1, 4]
     rcnn_cfg.MODEL.CLIP_FPN.STRIDES = [8, 16]
+    read_levels(rcnn_cfg, ["p3", "p4"])
     rcnn_cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 48
     rcnn_cfg.MODEL.CLIP_FPN.NORM = "LN"
     pyramid = build_backbone(rcnn_cfg)
@@ -106,6 +113,7 @@ def test_yaml_sets_every_option_of_the_pyramid(rcnn_cfg):
 def test_yaml_without_taps_takes_one_block_for_each_stride(rcnn_cfg):
     assert build_backbone(rcnn_cfg).bottom_up.tap_blocks == (1, 2, 4, 5)
     rcnn_cfg.MODEL.CLIP_FPN.STRIDES = [8, 16]
+    read_levels(rcnn_cfg, ["p3", "p4"])
     assert build_backbone(rcnn_cfg).bottom_up.tap_blocks == (2, 5)
 
 
@@ -136,6 +144,7 @@ def test_lazy_config_states_the_defaults_of_the_yaml_keys():
 
 def test_plain_backbone_is_registered(clip_cfg):
     clip_cfg.MODEL.BACKBONE.NAME = "build_clip_vit_backbone"
+    read_levels(clip_cfg, ["clip"])
     backbone = build_backbone(clip_cfg)
     assert isinstance(backbone, ClipViT)
     assert list(backbone.output_shape()) == ["clip"]

@@ -129,11 +129,28 @@ def test_yaml_sets_every_option(clip_cfg):
     clip_cfg.MODEL.CLIP.LAST_BLOCK = "attention"
     clip_cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 2
     clip_cfg.MODEL.CLIP.PRECISION = "bf16"
+    clip_cfg.MODEL.CLIP.DROP_PATH = 0.2
+    clip_cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    clip_cfg.MODEL.RPN.IN_FEATURES = ["clip"]
     backbone = build_backbone(clip_cfg)
     assert isinstance(backbone, ClipViT)
     assert (backbone.tap_blocks, backbone.last_block) == ((1, 4), "attention")
     assert (backbone.trainable_blocks, backbone.tower.precision) == (2, "bf16")
     assert backbone.tower.name == "ViT-Ti-8-emoji"
+    blocks = backbone.tower.transformer_blocks
+    # Stochastic depth of 0.2 in the last of six blocks, less in the one before, none in frozen ones.
+    rates = [getattr(block.ls_1, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0, 0, 0, 0, 0.16, 0.2])
+
+
+def test_all_blocks_and_the_embedding_are_trained_but_not_what_text_stands_behind(make_tower):
+    backbone = ClipViT(tower=make_tower(), tap_blocks=[3], trainable_blocks=-1).train()
+    assert backbone.tower.training
+    backbone(torch.randn(1, 3, 64, 64))["block3"].square().sum().backward()
+    frozen = {name for name, p in backbone.tower.named_parameters() if not p.requires_grad}
+    assert frozen == {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj"}
+    for name, parameter in backbone.tower.named_parameters():
+        assert (parameter.grad is not None) == (name not in frozen), name
 
 
 def test_yaml_sets_windows_and_checkpointing(clip_cfg):
@@ -193,13 +210,20 @@ def test_pixels_of_another_model_are_warned_of(clip_cfg, caplog):
         clip_cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
         ClipViT(clip_cfg, ShapeSpec(channels=3))
         assert not caplog.records
-        clip_cfg.INPUT.FORMAT = "BGR"
-        ClipViT(clip_cfg, ShapeSpec(channels=3))
-        clip_cfg.INPUT.FORMAT = "RGB"
         clip_cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
         ClipViT(clip_cfg, ShapeSpec(channels=3))
-    assert len(caplog.records) == 2
-    assert all("INPUT.FORMAT" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 1
+    assert "MODEL.PIXEL_STD" in caplog.records[0].getMessage()
+
+
+def test_images_in_bgr_are_refused(clip_cfg):
+    clip_cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(ValueError, match="INPUT.FORMAT"):
+        ClipViT(clip_cfg, ShapeSpec(channels=3))
+    clip_cfg.INPUT.FORMAT = "RGB"
+    clip_cfg.MODEL.PIXEL_MEAN = [103.53, 116.28, 123.675]
+    with pytest.raises(ValueError, match="MODEL.PIXEL_MEAN"):
+        ClipViT(clip_cfg, ShapeSpec(channels=3))
 
 
 def test_grey_images_are_refused(clip_cfg):

@@ -1,0 +1,128 @@
+"""The emoji scenes with maps of things against background, for semantic and panoptic heads.
+
+Registered beside ``emoji_ov_train`` and ``emoji_ov_val``:
+
+- ``emoji_semantic_train``, ``emoji_semantic_val``: for SemanticSegmentor, PointRend, DeepLab.
+- ``emoji_panoptic_fpn_train``, ``emoji_panoptic_fpn_val``: the same records, whose boxes and masks
+  are scored too, for PanopticFPN.
+
+Label 0 is a thing and label 1 the background, as in Detectron2's "separated" panoptic sets. The maps
+are drawn from the polygons when a data set is first read, into ``emoji/semantic_<split>``.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from PIL import Image, ImageDraw
+
+from clipself_d2.data.datasets.emoji import thing_metadata
+from clipself_d2.data.datasets.validate import read_annotation_file
+
+Record = dict[str, Any]
+
+CLASSES = ("things", "background")
+IGNORE_LABEL = 255
+# File of all things of a split, novel ones included, from which the maps are drawn.
+_FILES = {"train": "instances_train_all.json", "val": "instances_val.json"}
+_REMEDY = "make the scenes with datasets/prepare_emoji.py"
+
+
+def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str]:
+    """Register the data sets; files are read when a data set is used.
+
+    Args:
+        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
+        prefix: Beginning of the registered names.
+
+    Returns:
+        The registered names.
+    """
+    names = []
+    for task, evaluator in (("semantic", "sem_seg"), ("panoptic_fpn", "coco_panoptic_seg")):
+        for split, file in (("train", "instances_train_base.json"), ("val", "instances_val.json")):
+            name = f"{prefix}_{task}_{split}"
+            folder = Path(root) / "emoji"
+            annotations = folder / "annotations" / file
+            DatasetCatalog.register(name, partial(_load, name, annotations, split))
+            MetadataCatalog.get(name).set(
+                json_file=str(annotations),
+                image_root=str(folder / split),
+                evaluator_type=evaluator,
+                stuff_classes=list(CLASSES),
+                ignore_label=IGNORE_LABEL,
+                **thing_metadata(),
+            )
+            names.append(name)
+    return names
+
+
+def _load(name: str, file: Path, split: str) -> list[Record]:
+    read_annotation_file(file, ["images", "annotations"], remedy=_REMEDY)
+    emoji = file.parent.parent
+    records: list[Record] = load_coco_json(str(file), str(emoji / split), name)
+    maps = emoji / f"semantic_{split}"
+    write_maps(file.parent / _FILES[split], maps)
+    return [
+        {**record, "sem_seg_file_name": str(maps / _map_name(record["file_name"]))}
+        for record in records
+    ]
+
+
+def write_maps(annotation_file: Path, folder: Path) -> int:
+    """Draw the maps that are missing.
+
+    Args:
+        annotation_file: COCO file with polygons.
+        folder: Folder of one PNG for each image, made if missing.
+
+    Returns:
+        Number of maps drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {path.name for path in folder.iterdir()}
+    document = read_annotation_file(annotation_file, ["images", "annotations"], remedy=_REMEDY)
+    missing = {
+        image["id"]: image
+        for image in document["images"]
+        if _map_name(image["file_name"]) not in present
+    }
+    polygons: dict[int, list[Sequence[float]]] = {number: [] for number in missing}
+    for annotation in document["annotations"]:
+        if annotation["image_id"] in polygons:
+            polygons[annotation["image_id"]] += annotation["segmentation"]
+    for number, image in missing.items():
+        target = folder / _map_name(image["file_name"])
+        # Several processes may draw the same map.
+        partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        drawn = draw_map(polygons[number], (image["height"], image["width"]))
+        Image.fromarray(drawn).save(partial_file, format="PNG")
+        os.replace(partial_file, target)
+    return len(missing)
+
+
+def draw_map(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
+    """Draw things on a background.
+
+    Args:
+        polygons: Flat lists of x and y, px.
+        size: Height and width, px.
+
+    Returns:
+        (H, W) uint8: 0 inside of a polygon, else 1.
+    """
+    canvas = Image.new("L", (size[1], size[0]), CLASSES.index("background"))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        draw.polygon(list(polygon), fill=CLASSES.index("things"))
+    return np.asarray(canvas)
+
+
+def _map_name(file_name: str) -> str:
+    return f"{Path(file_name).stem}.png"
+

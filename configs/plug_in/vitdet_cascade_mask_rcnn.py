@@ -1,0 +1,20 @@
+"""Detectron2's Cascade Mask R-CNN on the simple pyramid over CLIP."""
+
+from detectron2 import model_zoo
+
+from .common.emoji import (
+    dataloader,
+    lr_multiplier,
+    optimizer,
+    pixel_mean,
+    pixel_std,
+    simple_pyramid,
+    train,
+)
+
+model = model_zoo.get_config("common/models/cascade_rcnn.py").model
+model.backbone = simple_pyramid
+model.pixel_mean = pixel_mean
+model.pixel_std = pixel_std
+model.input_format = "RGB"
+train.output_dir = "output/plug_in/vitdet_cascade_mask_rcnn"

@@ -1,0 +1,20 @@
+"""ViTDet's Mask R-CNN of Detectron2's model zoo on the simple pyramid over CLIP."""
+
+from detectron2 import model_zoo
+
+from .common.emoji import (
+    dataloader,
+    lr_multiplier,
+    optimizer,
+    pixel_mean,
+    pixel_std,
+    simple_pyramid,
+    train,
+)
+
+model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+model.backbone = simple_pyramid
+model.pixel_mean = pixel_mean
+model.pixel_std = pixel_std
+model.input_format = "RGB"
+train.output_dir = "output/plug_in/vitdet_mask_rcnn"

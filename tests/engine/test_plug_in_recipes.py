@@ -1,0 +1,120 @@
+"""configs/plug_in: Detectron2's detectors take the backbones, train a step and are scored."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import add_pointrend_config
+from omegaconf import DictConfig
+
+from clipself_d2.config import add_clipself_config
+from clipself_d2.data.datasets import register_emoji_semantic
+from clipself_d2.engine.lazy import train_lazy
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.modeling.backbone.levels import PyramidBackbone
+
+FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
+YAML = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base"))
+LAZY = sorted(path.stem for path in FOLDER.glob("*.py"))
+SEMANTIC = [f"emoji_{task}_{s}" for task in ("semantic", "panoptic_fpn") for s in ("train", "val")]
+
+
+@pytest.fixture
+def semantic_data(emoji_data: Path) -> Iterator[Path]:
+    """The data sets with semantic maps read the tiny folder while the test runs."""
+    _forget()
+    register_emoji_semantic(emoji_data)
+    yield emoji_data
+    _forget()
+    register_emoji_semantic("datasets")
+
+
+def _forget() -> None:
+    for name in SEMANTIC:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def read_yaml(name: str) -> CfgNode:
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    add_deeplab_config(cfg)
+    add_clipself_config(cfg)
+    cfg.merge_from_file(str(FOLDER / f"{name}.yaml"))
+    # Thinner heads, which the backbones know nothing of.
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.CLIP.PRETRAINED = ""
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return cfg
+
+
+def read_lazy(name: str, output: Path) -> DictConfig:
+    cfg = LazyConfig.load(str(FOLDER / f"{name}.py"))
+    cfg.dataloader.train.num_workers = cfg.dataloader.test.num_workers = 0
+    cfg.train.output_dir, cfg.train.max_iter = str(output), 1
+    return cfg
+
+
+def test_there_is_an_example_of_each_detector():
+    assert len(YAML) >= 11
+    assert len(LAZY) >= 4
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_example_changes_the_backbone_and_runs(name):
+    torch.manual_seed(0)
+    model = build_model(read_yaml(name)).eval()
+    assert hasattr(model.backbone, "tower") or isinstance(model.backbone, PyramidBackbone)
+    image = torch.randint(0, 256, (3, 50, 70)).float()
+    with torch.no_grad():
+        found = model([{"image": image, "height": 100, "width": 140}])[0]
+    if "sem_seg" in found:
+        assert found["sem_seg"].shape[1:] == (100, 140)
+        assert found["sem_seg"].isfinite().all()
+    if "instances" in found:
+        assert found["instances"].image_size == (100, 140)
+        assert found["instances"].scores.isfinite().all()
+    assert set(found) & {"sem_seg", "instances"}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_example_changes_the_backbone_and_runs(name, tmp_path):
+    torch.manual_seed(0)
+    model = instantiate(read_lazy(name, tmp_path).model).eval()
+    assert isinstance(model.backbone, PyramidBackbone)
+    image = torch.randint(0, 256, (3, 50, 70)).float()
+    with torch.no_grad():
+        found = model([{"image": image, "height": 100, "width": 140}])[0]["instances"]
+    assert found.image_size == (100, 140)
+    assert found.scores.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_example_trains_every_parameter_and_is_scored(name, semantic_data, tmp_path):
+    cfg = read_yaml(name)
+    cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER = str(tmp_path), 1
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    untouched = [
+        key for key, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None
+    ]
+    assert untouched == []
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    scores = results[cfg.DATASETS.TEST[0]]
+    assert {"bbox", "segm", "sem_seg"} & set(scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_example_trains_a_step_and_is_scored(name, semantic_data, tmp_path):
+    results = train_lazy(read_lazy(name, tmp_path))
+    assert "bbox" in results
+    assert (tmp_path / "model_final.pth").is_file()

@@ -1,0 +1,38 @@
+"""Train or evaluate a LazyConfig recipe, with Detectron2's flags; overrides are key=value."""
+
+import sys
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.cli import run_tool, train_parser
+from clipself_d2.engine.launch import run_processes
+from clipself_d2.engine.lazy import run_lazy
+
+EXAMPLE = (
+    "python tools/lazyconfig_train_net.py --config-file configs/plug_in/vitdet_mask_rcnn.py "
+    "train.max_iter=20"
+)
+
+
+def main() -> int:
+    """Run the command.
+
+    Returns:
+        Exit code.
+    """
+    args = train_parser(EXAMPLE).parse_args()
+
+    def start() -> None:
+        run_processes(
+            run_lazy,
+            (args,),
+            num_gpus=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+        )
+
+    return run_tool(start, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

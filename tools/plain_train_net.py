@@ -1,0 +1,85 @@
+"""Detectron2's own training loop around this project's backbones: the lines marked + are new.
+
+Nothing but the config is read from this project. It trains and scores any yaml config, among them
+those that need the keys of PointRend and DeepLab.
+"""
+
+import sys
+from argparse import Namespace
+from collections import OrderedDict
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import add_pointrend_config
+
+import clipself_d2  # noqa: F401  # +
+from clipself_d2.config import add_clipself_config  # +
+from clipself_d2.evaluation.build import build_evaluator
+
+EXAMPLE = "python tools/plain_train_net.py --config-file configs/plug_in/retinanet.yaml"
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with an evaluator for each data set."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Choose the evaluator by the data set's ``evaluator_type``.
+
+        Args:
+            cfg: The whole config.
+            dataset_name: Registered name.
+
+        Returns:
+            The evaluator.
+        """
+        return build_evaluator(dataset_name, cfg.OUTPUT_DIR)
+
+
+def set_up(args: Namespace) -> CfgNode:
+    """Read the config.
+
+    Args:
+        args: Detectron2's flags.
+
+    Returns:
+        The frozen config.
+    """
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    add_deeplab_config(cfg)
+    add_clipself_config(cfg)  # +
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: Namespace) -> OrderedDict | None:
+    """Train or evaluate.
+
+    Args:
+        args: Detectron2's flags.
+
+    Returns:
+        Results of the evaluation.
+    """
+    cfg = set_up(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser(epilog=f"Example:\n\n    {EXAMPLE}\n").parse_args()
+    machines = (args.num_machines, args.machine_rank, args.dist_url)
+    launch(main, args.num_gpus, *machines, args=(args,))
+    sys.exit(0)

@@ -3,9 +3,10 @@
 from clipself_d2.layers.crop_resize import resize_crops
 from clipself_d2.layers.region_pool import box_masks, mask_embeddings, roi_embeddings
 from clipself_d2.layers.score_fusion import fuse_scores
-from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
 
 __all__ = [
+    "SigmoidTextClassifier",
     "TextClassifier",
     "box_masks",
     "fuse_scores",

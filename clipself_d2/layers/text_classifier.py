@@ -3,6 +3,8 @@
 Legend: R regions, K classes, D joint embedding.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -175,6 +177,59 @@ class TextClassifier(nn.Module):
         """Describe the classifier in the printed model."""
         scale = self.temperature.item()
         return f"D={self.embed_dim}, background={self.background_mode}, temperature={scale:.4g}"
+
+
+class SigmoidTextClassifier(TextClassifier):
+    """Scaled and shifted cosines of regions to class embeddings, without a background.
+
+    Classes are independent: a background region scores low for every one of them.
+
+    Args:
+        embeddings_KD: (K, D) class embeddings; normalised here.
+        base_mask_K: (K,) True for classes with training boxes.
+        prior: Probability, in (0, 1), at the start for a region whose cosine is 0; gives the
+            learned shift.
+        temperature: Multiplier of the cosine, > 0; the start value where it is learned.
+        learn_temperature: Whether the multiplier is a parameter.
+
+    Raises:
+        ValueError: If the prior is not inside (0, 1), or as the parent does.
+
+    Reference: sigmoid over scaled cosines to CLIP's text embeddings, Detic, arXiv 2201.02605; the
+    prior of RetinaNet, arXiv 1708.02002, section 3.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        embeddings_KD: Tensor,
+        base_mask_K: Tensor,
+        prior: float = 0.01,
+        temperature: float = 50.0,
+        learn_temperature: bool = True,
+    ) -> None:
+        if not 0.0 < prior < 1.0:
+            raise ValueError(f"MODEL.RETINANET.PRIOR_PROB is {prior}; it must be in (0, 1)")
+        super().__init__(
+            embeddings_KD=embeddings_KD,
+            base_mask_K=base_mask_K,
+            background=None,
+            background_mode="zero",
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+        )
+        self.shift = nn.Parameter(torch.tensor(-math.log((1 - prior) / prior)))
+
+    def forward(self, region_RD: Tensor) -> Tensor:
+        """Score regions.
+
+        Args:
+            region_RD: (R, D), any norm; R may be 0.
+
+        Returns:
+            (R, K) float32 logits of independent classes.
+        """
+        return self.temperature * self.cosine(region_RD)[..., :-1] + self.shift
 
 
 def _unit(vectors: Tensor) -> Tensor:

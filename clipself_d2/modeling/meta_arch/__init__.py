@@ -2,8 +2,21 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from clipself_d2.modeling.meta_arch.open_vocab_fcos import OpenVocabFCOS, OpenVocabFCOSHead
+from clipself_d2.modeling.meta_arch.open_vocab_retinanet import (
+    OpenVocabRetinaNet,
+    OpenVocabRetinaNetHead,
+)
 from clipself_d2.modeling.meta_arch.referring import CRIS
 
 META_ARCH_REGISTRY.register(CRIS)
+META_ARCH_REGISTRY.register(OpenVocabFCOS)
+META_ARCH_REGISTRY.register(OpenVocabRetinaNet)
 
-__all__ = ["CRIS"]
+__all__ = [
+    "CRIS",
+    "OpenVocabFCOS",
+    "OpenVocabFCOSHead",
+    "OpenVocabRetinaNet",
+    "OpenVocabRetinaNetHead",
+]

@@ -1,6 +1,7 @@
 """ROI heads in Detectron2's registry."""
 
+from clipself_d2.modeling.roi_heads.cascade import OpenVocabCascadeROIHeads
 from clipself_d2.modeling.roi_heads.output_layers import OpenVocabFastRCNNOutputLayers
 from clipself_d2.modeling.roi_heads.roi_heads import OpenVocabROIHeads
 
-__all__ = ["OpenVocabFastRCNNOutputLayers", "OpenVocabROIHeads"]
+__all__ = ["OpenVocabCascadeROIHeads", "OpenVocabFastRCNNOutputLayers", "OpenVocabROIHeads"]

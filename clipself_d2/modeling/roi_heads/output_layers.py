@@ -42,7 +42,7 @@ def base_only_loss(
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1; the weights are not renormalised.
     """
-    _check_labels(labels_R, base_mask_K)
+    check_labels(labels_R, base_mask_K)
     if not len(labels_R):
         return logits_RK1.sum() * 0.0
     log_probability = F.log_softmax(mask_novel(logits_RK1, base_mask_K), dim=1)
@@ -66,7 +66,16 @@ def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
     return logits_RK1.masked_fill(novel, float("-inf"))
 
 
-def _check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
+def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
+    """Refuse training labels of classes that are not trained.
+
+    Args:
+        labels_R: (R,) class numbers, K for background.
+        base_mask_K: (K,) True for classes with training boxes.
+
+    Raises:
+        ValueError: If a label is of a novel class, or of none of the vocabulary.
+    """
     num_classes = len(base_mask_K)
     trained = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
     inside = (labels_R >= 0) & (labels_R <= num_classes)

@@ -1,5 +1,7 @@
 """ROI heads for open vocabularies."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -9,12 +11,61 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from clipself_d2.layers.region_pool import roi_embeddings
+from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.modeling.backbone.clip_vit import CLIP_FEATURE
 from clipself_d2.modeling.roi_heads.output_layers import CLIP_FIELD, OpenVocabFastRCNNOutputLayers
 
 
+class OpenVocabMixin:
+    """What heads with text classifiers share; stands before a class of Detectron2's heads."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        """Read what Detectron2's heads read; the number of classes is the vocabulary's.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shapes of the backbone's features, ``clip`` among them.
+
+        Returns:
+            Arguments of the constructor.
+
+        Raises:
+            ValueError: If the backbone has no ``clip``, or the text embeddings another width.
+        """
+        if CLIP_FEATURE not in input_shape:
+            raise ValueError(
+                f"{cls.__name__} needs a backbone with the feature {CLIP_FEATURE!r}, got "
+                f"{sorted(input_shape)}; set MODEL.BACKBONE.NAME to build_clip_vit_fpn_backbone"
+            )
+        kwargs: dict[str, object] = super().from_config(cfg, input_shape)  # type: ignore[misc]
+        kwargs.pop("num_classes")
+        kwargs["clip_stride"] = input_shape[CLIP_FEATURE].stride
+        return kwargs
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+            raise ValueError(
+                "masks of each class of their own cannot follow a change of vocabulary; set "
+                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
+            )
+        parts: dict[str, object] = super()._init_mask_head(cfg, input_shape)  # type: ignore[misc]
+        return parts
+
+    def _forward_mask(
+        self: Any, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        if not self.training or not self.mask_on or _any_object(instances, self.num_classes):
+            return super()._forward_mask(features, instances)  # type: ignore[misc]
+        maps = [features[name] for name in self.mask_in_features]
+        boxes = [item.proposal_boxes[:1] for item in instances]
+        logits = self.mask_head.layers(self.mask_pooler(maps, boxes))
+        return {"loss_mask": logits.sum() * 0.0}
+
+
 @ROI_HEADS_REGISTRY.register()
-class OpenVocabROIHeads(StandardROIHeads):
+class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
     """Detectron2's standard heads with a text classifier and CLIP's scores at test time.
 
     CLIP sees the proposals, not the refined boxes. A mask head must be class-agnostic; without an
@@ -52,78 +103,59 @@ class OpenVocabROIHeads(StandardROIHeads):
         self.clip_stride = clip_stride
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Read what ``StandardROIHeads`` reads; the number of classes is the vocabulary's.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the backbone's features, ``clip`` among them.
-
-        Returns:
-            Arguments of the constructor.
-
-        Raises:
-            ValueError: If the backbone has no ``clip``, or the text embeddings another width.
-        """
-        if CLIP_FEATURE not in input_shape:
-            raise ValueError(
-                f"{cls.__name__} needs a backbone with the feature {CLIP_FEATURE!r}, got "
-                f"{sorted(input_shape)}; set MODEL.BACKBONE.NAME to build_clip_vit_fpn_backbone"
-            )
-        kwargs: dict[str, object] = super().from_config(cfg, input_shape)
-        kwargs.pop("num_classes")
-        kwargs["clip_stride"] = input_shape[CLIP_FEATURE].stride
-        return kwargs
-
-    @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         parts = super()._init_box_head(cfg, input_shape)
         predictor = OpenVocabFastRCNNOutputLayers(cfg, parts["box_head"].output_shape)
-        text_width, clip_width = predictor.classifier.embed_dim, input_shape[CLIP_FEATURE].channels
-        if text_width != clip_width:
-            raise ValueError(
-                f"text embeddings are {text_width}-d but the tower projects to {clip_width}-d; "
-                "MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
-            )
+        check_widths(predictor.classifier, input_shape)
         return {**parts, "box_predictor": predictor}
-
-    @classmethod
-    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-            raise ValueError(
-                "masks of each class of their own cannot follow a change of vocabulary; set "
-                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
-            )
-        parts: dict[str, object] = super()._init_mask_head(cfg, input_shape)
-        return parts
 
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
         if not self.training:
-            proposals = self._embed_proposals(features[CLIP_FEATURE], proposals)
+            proposals = embed_proposals(features[CLIP_FEATURE], proposals, self.clip_stride)
         return super()._forward_box(features, proposals)
 
-    def _forward_mask(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        if not self.training or not self.mask_on or _any_object(instances, self.num_classes):
-            return super()._forward_mask(features, instances)
-        maps = [features[name] for name in self.mask_in_features]
-        boxes = [item.proposal_boxes[:1] for item in instances]
-        logits = self.mask_head.layers(self.mask_pooler(maps, boxes))
-        return {"loss_mask": logits.sum() * 0.0}
 
-    def _embed_proposals(self, dense_NDhw: Tensor, proposals: list[Instances]) -> list[Instances]:
-        boxes = [item.proposal_boxes.tensor for item in proposals]
-        pooled = roi_embeddings(dense_NDhw, boxes, self.clip_stride)
-        embedded = []
-        rows = torch.split(pooled, [len(item) for item in proposals])
-        for item, embeddings in zip(proposals, rows, strict=True):
-            # A copy: the caller's proposals keep their fields.
-            fields = {**item.get_fields(), CLIP_FIELD: embeddings}
-            embedded.append(Instances(item.image_size, **fields))
-        return embedded
+def embed_proposals(
+    dense_NDhw: Tensor, proposals: list[Instances], clip_stride: float
+) -> list[Instances]:
+    """Pool CLIP's map in proposals.
+
+    Args:
+        dense_NDhw: The feature ``clip``.
+        proposals: For each image, with ``proposal_boxes``.
+        clip_stride: Input pixels per cell of the map.
+
+    Returns:
+        Copies with ``clip_embeddings`` (Ri, D); the caller's proposals keep their fields.
+    """
+    pooled = roi_embeddings(
+        dense_NDhw, [item.proposal_boxes.tensor for item in proposals], clip_stride
+    )
+    rows = torch.split(pooled, [len(item) for item in proposals])
+    return [
+        Instances(item.image_size, **{**item.get_fields(), CLIP_FIELD: embeddings})
+        for item, embeddings in zip(proposals, rows, strict=True)
+    ]
+
+
+def check_widths(classifier: TextClassifier, input_shape: dict[str, ShapeSpec]) -> None:
+    """Refuse text embeddings of another CLIP than the backbone's.
+
+    Args:
+        classifier: Text classifier.
+        input_shape: Shapes of the backbone's features, ``clip`` among them.
+
+    Raises:
+        ValueError: If the widths differ.
+    """
+    text_width, clip_width = classifier.embed_dim, input_shape[CLIP_FEATURE].channels
+    if text_width != clip_width:
+        raise ValueError(
+            f"text embeddings are {text_width}-d but the tower projects to {clip_width}-d; "
+            "MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
+        )
 
 
 def _any_object(instances: list[Instances], num_classes: int) -> bool:

@@ -1,0 +1,111 @@
+"""FCOS whose classes are text."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+
+from clipself_d2.layers.text_classifier import SigmoidTextClassifier
+from clipself_d2.modeling.meta_arch.dense_text import (
+    TextClassesMixin,
+    put_text_score,
+    training_classifier,
+)
+
+
+class OpenVocabFCOSHead(FCOSHead):
+    """Detectron2's head with an embedding and a text classifier for its convolution of classes.
+
+    Args:
+        input_shape: Shapes of the levels.
+        classifier: Text classifier; gives the number of classes.
+        conv_dims: Channels of the convolutions of both branches.
+        norm: Norm of these, as MODEL.RETINANET.NORM.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        classifier: SigmoidTextClassifier,
+        conv_dims: Sequence[int],
+        norm: str = "",
+    ) -> None:
+        super().__init__(
+            input_shape=input_shape,
+            num_classes=1,  # of the convolution that is replaced
+            conv_dims=list(conv_dims),
+            norm=norm,
+        )
+        put_text_score(self, conv_dims, 1, classifier)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shapes of the levels.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        return {
+            "input_shape": input_shape,
+            "classifier": training_classifier(cfg),
+            "conv_dims": [input_shape[0].channels] * cfg.MODEL.RETINANET.NUM_CONVS,
+            "norm": cfg.MODEL.RETINANET.NORM,
+        }
+
+
+class OpenVocabFCOS(TextClassesMixin, FCOS):
+    """Detectron2's FCOS with text classes: sigmoid over scaled cosines.
+
+    Detectron2 has no yaml keys for FCOS; here it reads those of MODEL.RETINANET that fit.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        num_classes: Number of training classes; None takes the classifier's.
+        kwargs: Further keyword arguments of ``FCOS``.
+
+    Raises:
+        ValueError: If ``num_classes`` is not the classifier's.
+
+    Reference: FCOS, arXiv 2006.09214; text classes as Detic, arXiv 2201.02605.
+    """
+
+    @configurable
+    def __init__(
+        self, *, head: OpenVocabFCOSHead, num_classes: int | None = None, **kwargs: object
+    ) -> None:
+        known = head.cls_score.classifier.num_classes
+        super().__init__(head=head, num_classes=num_classes or known, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read MODEL.RETINANET; the number of classes is the vocabulary's.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        backbone = build_backbone(cfg)
+        shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
+        return {
+            "backbone": backbone,
+            "head": OpenVocabFCOSHead(cfg, [shapes[name] for name in options.IN_FEATURES]),
+            "head_in_features": options.IN_FEATURES,
+            "focal_loss_alpha": options.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": options.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": options.SCORE_THRESH_TEST,
+            "test_topk_candidates": options.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": options.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }

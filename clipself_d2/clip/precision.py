@@ -9,6 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+# Up to so many tokens a CPU is faster in bf16 with the attention matrix written out.
+_SHORT = 128
 _CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -42,12 +44,15 @@ def check_precision(precision: str) -> None:
 
 
 @contextmanager
-def compute_context(device: torch.device, precision: str) -> Iterator[None]:
+def compute_context(
+    device: torch.device, precision: str, num_tokens: int = 0
+) -> Iterator[None]:
     """Run a with block in the number type asked for.
 
     Args:
         device: Where the tensors are.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 on CUDA and on processors that have it.
+        num_tokens: Length T of the sequences that attend to themselves; 0 if that is not known.
 
     Yields:
         Nothing.
@@ -63,9 +68,10 @@ def compute_context(device: torch.device, precision: str) -> Iterator[None]:
         return
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, dtype=dtype):
-        if not on_cpu:
+        if not on_cpu or num_tokens > _SHORT:
             yield
             return
-        # The flash kernel's backward is half of a training step on CPUs.
+        # The flash kernel's backward takes twice the time there; of long sequences the matrices
+        # would be slower, and fill the memory: 0.8 GB a block of 12 heads and 4097 tokens.
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -148,8 +148,9 @@ class TokenTower(VisionTower):
         Returns:
             (N, D) float32, not normalised.
         """
-        with compute_context(images.device, self.precision):
-            tokens, rotary = self.embed(self.pad(images))
+        images = self.pad(images)
+        with compute_context(images.device, self.precision, self._num_tokens(images)):
+            tokens, rotary = self.embed(images)
             for block in self.transformer_blocks:
                 tokens = self.run_block(block, tokens, rotary)
             return self.pool(tokens).float()
@@ -180,7 +181,7 @@ class TokenTower(VisionTower):
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         outputs: dict[int, Tensor] = {}
-        with compute_context(images.device, self.precision):
+        with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             for number in range(self.num_blocks):
                 last = number == self.num_blocks - 1
@@ -220,7 +221,7 @@ class TokenTower(VisionTower):
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         seen = _seen_tokens(masks, grid, len(images)).to(images.device)
-        with compute_context(images.device, self.precision):
+        with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             copies = tokens[:, :1].expand(-1, seen.shape[2], -1)
             for block in self.transformer_blocks:
@@ -234,6 +235,10 @@ class TokenTower(VisionTower):
         rows += [row[: len(mask)] for row, mask in zip(pooled, masks, strict=True)]
         return torch.cat(rows)
 
+    def _num_tokens(self, images: Tensor) -> int:
+        height, width = images.shape[-2:]
+        return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
+
     def _run(
         self, number: int, strategy: str | None, tokens: Tensor, rotary: Tensor | None, grid: Grid
     ) -> Tensor:
@@ -243,7 +248,7 @@ class TokenTower(VisionTower):
 
         def step(tokens: Tensor) -> Tensor:
             # The backward pass runs outside the caller's context.
-            with compute_context(tokens.device, self.precision):
+            with compute_context(tokens.device, self.precision, tokens.shape[1]):
                 if name == "value":
                     return self.run_value_block(block, tokens)
                 if name == "window":

@@ -15,10 +15,15 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from clipself_d2.clip import load_clip
 from clipself_d2.data.build import build_region_test_loader_from_cfg
 from clipself_d2.data.datasets.custom import folder_name
+from clipself_d2.data.referring_loader import (
+    build_referring_test_loader_from_cfg,
+    has_references,
+)
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
@@ -199,7 +204,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     protocols: dict[str, Protocol] = {}
     _warn_of_limit(cfg)
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name)
+        loader = _test_loader(cfg, name)
         output_dir = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(name)
         evaluator = build_evaluator(
             name, str(output_dir), backend=cfg.TEST.BACKEND, fixed_ap=cfg.TEST.FIXED_AP
@@ -217,6 +222,12 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
             logger.info("Results on %s:", name)
             print_csv_format(scores)
     return _finish(cfg, results, protocols)
+
+
+def _test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    if has_references([name]):
+        return build_referring_test_loader_from_cfg(cfg, name)
+    return build_detection_test_loader(cfg, name)
 
 
 def _warn_of_limit(cfg: CfgNode) -> None:

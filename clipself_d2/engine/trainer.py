@@ -25,8 +25,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
+from clipself_d2.data.referring_loader import (
+    build_referring_train_loader_from_cfg,
+    has_references,
+)
 from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 from clipself_d2.engine.evaluate import evaluate_detector
+from clipself_d2.engine.parameter_groups import build_adam
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +244,8 @@ class Trainer(DefaultTrainer):
         Returns:
             An endless loader.
         """
+        if has_references(cfg.DATASETS.TRAIN):
+            return build_referring_train_loader_from_cfg(cfg)
         return build_detection_train_loader_from_cfg(cfg)
 
     @classmethod
@@ -263,8 +270,12 @@ class Trainer(DefaultTrainer):
                     "use value or norm with SGD"
                 )
             return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER == "Adam":
+            return build_adam(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD or AdamW")
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD, AdamW or Adam"
+            )
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

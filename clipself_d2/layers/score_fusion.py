@@ -53,6 +53,5 @@ def fuse_scores(
         )
     check_exponents(alpha, beta)
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
-    base = detector_RK ** (1 - alpha) * clip_RK**alpha
-    novel = detector_RK ** (1 - beta) * clip_RK**beta
-    return torch.where(is_base.to(base.device), base, novel)
+    exponent = torch.where(is_base, alpha, beta).to(detector_RK)
+    return detector_RK ** (1 - exponent) * clip_RK**exponent

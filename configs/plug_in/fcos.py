@@ -4,11 +4,9 @@ from detectron2 import model_zoo
 
 from .common.emoji import (
     dataloader,
-    lr_multiplier,
-    optimizer,
+    one_stage_pyramid,
     pixel_mean,
     pixel_std,
-    one_stage_pyramid,
     train,
 )
 

@@ -3,9 +3,6 @@
 from detectron2 import model_zoo
 
 from .common.emoji import (
-    dataloader,
-    lr_multiplier,
-    optimizer,
     pixel_mean,
     pixel_std,
     simple_pyramid,

@@ -125,4 +125,3 @@ def draw_map(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.n
 
 def _map_name(file_name: str) -> str:
     return f"{Path(file_name).stem}.png"
-

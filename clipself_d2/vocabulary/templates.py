@@ -166,8 +166,8 @@ IMAGENET80 = (
     "a tattoo of the {}.",
 )
 
-# RegionCLIP, arXiv 2112.09106, section 3.2: CLIP's 80 sentences and the bare name.
-REGIONCLIP81 = (*IMAGENET80, "{}.")
+# RegionCLIP, arXiv 2112.09106: CLIP's 80 sentences with "a" before every name, and the bare name.
+REGIONCLIP81 = (*(template.replace("{article}", "a") for template in IMAGENET80), "{}.")
 
 _TEMPLATES = {
     "single": SINGLE,

@@ -46,8 +46,8 @@ VERBS = _words(
     keep leave put place set stack line surround decorate share enjoy feed graze chew lick bite
     sniff chase swim surf ski skate skateboard snowboard slide climb crouch kneel bend stretch
     perform practice compete race land approach enter exit board face point touch grab pick pet
-    hug kiss wash brush clean blow open close grow float sail row glide hover soar wander roam
-    stare gaze peer peek laugh cry stick attach connect consist try want need have attempt
+    hug kiss wash brush blow grow float sail glide hover soar wander roam
+    stare gaze peer peek laugh cry stick attach connect consist try want need attempt
     advertise offer sell buy shop bring tow tie lead follow herd gather
     celebrate converse relax lounge nap perch roost bathe dry splash wade drip burn shine reflect
     overlook rise fall drop spill pour mix stir bake fry grill roast toss flip balance spin
@@ -60,9 +60,10 @@ NOUNS_ING = _words(
     building ceiling painting wedding king ring string wing railing thing evening morning frosting
     topping stuffing seasoning clothing swing spring sibling duckling earring dressing icing
     lighting wiring awning opening crossing siding sling bling piping tubing molding flooring
-    roofing fencing housing filling pudding dumpling seedling gosling viking wingding covering coating
-    lettering writing drawing carving meeting gathering outing bedding
-    rigging paneling plumbing scaffolding netting padding legging lining serving offering engraving
+    roofing fencing housing filling pudding dumpling seedling gosling viking wingding covering
+    coating lettering writing drawing carving meeting gathering outing bedding
+    rigging paneling plumbing scaffolding netting padding legging lining serving offering
+    engraving
     """
 )
 

@@ -79,3 +79,9 @@ def test_vild63_is_another_name_of_vild() -> None:
     assert template_name("vild63") == template_name("vild") == "vild"
     with pytest.raises(ValueError, match=r"'vild64' is unknown.*'vild63'"):
         template_name("vild64")
+
+
+def test_regionclip81_is_clips_80_sentences_with_a_plain_article_and_the_bare_name() -> None:
+    sentences = fill_templates("owl", get_templates("regionclip81"))
+    assert len(sentences) == 81
+    assert set(sentences) == {template("owl") for template in OPENAI_IMAGENET_TEMPLATES} | {"owl."}

@@ -119,3 +119,19 @@ def test_proposals_of_another_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none|any of the 2"):
         proposals.check_images([1, 2])
     proposals.check_images([5, 6])
+
+
+def test_random_regions_lie_in_the_picture_and_are_enlarged_for_the_teacher(rng) -> None:
+    sampler = RegionSampler(
+        source="random", max_boxes=50, box_size_range=(8.0, 1000.0), crop_enlarge=1.5
+    )
+    drawn = sampler.draw({"image_id": 1}, (100, 60), rng)
+    sides = drawn.boxes[:, 2:] - drawn.boxes[:, :2]
+    areas = sides.prod(1)
+    assert len(areas) == 50
+    assert drawn.boxes.min() >= 0
+    assert (drawn.boxes[:, 2:] <= [100, 60]).all()
+    assert areas.min() >= 8.0**2 * (1 - 1e-9)
+    assert areas.max() <= 60.0**2 * (1 + 1e-9)
+    assert (drawn.crop_boxes[:, :2] <= drawn.boxes[:, :2]).all()
+    assert (drawn.crop_boxes - drawn.boxes).any()

@@ -39,11 +39,12 @@ _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _TEXT_SUFFIXES = (".txt", ".json")
 
 
-def register_captions(root: str | Path) -> list[str]:
+def register_captions(root: str | Path, prefix: str = "") -> list[str]:
     """Register the captions of the embedded data set and of COCO 2017; files are read on use.
 
     Args:
         root: Folder that holds ``emoji`` and ``coco``.
+        prefix: Beginning of the registered names.
 
     Returns:
         The registered names.
@@ -52,13 +53,13 @@ def register_captions(root: str | Path) -> list[str]:
     places = {}
     for split in ("train", "val"):
         emoji = root / "emoji"
-        places[f"emoji_captions_{split}"] = (
+        places[f"{prefix}emoji_captions_{split}"] = (
             emoji / "annotations" / f"captions_{split}.json",
             emoji / split,
             f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS",
         )
         coco = root / "coco"
-        places[f"coco_captions_{split}"] = (
+        places[f"{prefix}coco_captions_{split}"] = (
             coco / "annotations" / f"captions_{split}2017.json",
             coco / f"{split}2017",
             DEFAULT_REMEDY,

@@ -94,7 +94,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     model = instantiate(cfg.model).to(cfg.train.device)
     model = create_ddp_model(model)
     DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
-    return test_lazy(cfg, model)
+    return score_lazy(cfg, model)
 
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
@@ -135,7 +135,7 @@ class _Evaluation(hooks.EvalHook):
         self.results: OrderedDict = OrderedDict()
 
         def evaluate() -> OrderedDict:
-            self.results = test_lazy(cfg, model)
+            self.results = score_lazy(cfg, model)
             return self.results
 
         super().__init__(cfg.train.eval_period, evaluate)
@@ -161,7 +161,7 @@ def _hooks(
     return made
 
 
-def test_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
+def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Score a model on ``dataloader.test``.
 
     Args:

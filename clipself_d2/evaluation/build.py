@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -10,6 +11,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from PIL import Image
 from torch import Tensor
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
@@ -80,15 +82,35 @@ def build_evaluator(
     if kind == "refer":
         return ReferringEvaluator()
     if kind == "sem_seg":
-        return SemSegEvaluator(dataset_name, output_dir=output_dir)
+        return _semantic_evaluator(dataset_name, output_dir)
     if kind in ("coco", "coco_panoptic_seg"):
         boxes = COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
         if kind == "coco":
             return boxes
-        return DatasetEvaluators([SemSegEvaluator(dataset_name, output_dir=output_dir), boxes])
+        return DatasetEvaluators([_semantic_evaluator(dataset_name, output_dir), boxes])
     raise ValueError(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
+    )
+
+
+def read_label_map(path: str, dtype: type = int) -> np.ndarray:
+    """Read a picture of labels; Detectron2's own reader asks NumPy 2 for what that refuses.
+
+    Args:
+        path: A picture of one channel.
+        dtype: Number type of the result.
+
+    Returns:
+        (H, W) labels, a copy that may be changed.
+    """
+    with Image.open(path) as picture:
+        return np.array(picture, dtype=dtype)
+
+
+def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:
+    return SemSegEvaluator(
+        dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map
     )
 
 

@@ -25,7 +25,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
-from fvcore.common.param_scheduler import ConstantParamScheduler
+from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
 from clipself_d2.data.detection_mapper import lsj_augmentations
@@ -158,7 +158,8 @@ optimizer = L(ClippedAdamW)(
     weight_decay=0.1,
 )
 lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(ConstantParamScheduler)(value=1.0),
+    # Constant; fvcore's own constant scheduler refuses the end of the last iteration.
+    scheduler=L(LinearParamScheduler)(start_value=1.0, end_value=1.0),
     warmup_factor=0.001,
     warmup_length=250 / (3 * iterations_per_epoch),
     warmup_method="linear",

@@ -2,9 +2,11 @@
 
 from detectron2 import model_zoo
 
-from .common.emoji import (
+from .common.emoji import (  # noqa: F401  (parts of the config)
     dataloader,
+    lr_multiplier,
     one_stage_pyramid,
+    optimizer,
     pixel_mean,
     pixel_std,
     train,

@@ -1,10 +1,12 @@
-"""Detectron2's RetinaNet, the lazy way, on F-ViT's pyramid over a frozen CLIP, with p6 and p7."""
+"""Detectron2's RetinaNet, the lazy way, on F-ViT's pyramid over a frozen CLIP."""
 
 from detectron2 import model_zoo
 
-from .common.emoji import (
+from .common.emoji import (  # noqa: F401  (parts of the config)
     dataloader,
+    lr_multiplier,
     one_stage_pyramid,
+    optimizer,
     pixel_mean,
     pixel_std,
     train,

@@ -2,7 +2,10 @@
 
 from detectron2 import model_zoo
 
-from .common.emoji import (
+from .common.emoji import (  # noqa: F401  (parts of the config)
+    dataloader,
+    lr_multiplier,
+    optimizer,
     pixel_mean,
     pixel_std,
     simple_pyramid,

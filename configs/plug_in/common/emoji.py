@@ -1,4 +1,4 @@
-"""What the lazy examples share: backbones over the embedded CLIP, emoji scenes, a short schedule."""
+"""What the lazy examples share: backbones over the embedded CLIP, emoji scenes, 20 iterations."""
 
 import detectron2.data.transforms as T
 import torch
@@ -12,7 +12,7 @@ from detectron2.data import (
 )
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import ConstantParamScheduler
+from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
 from clipself_d2.clip.model import load_tower
@@ -81,7 +81,8 @@ optimizer = L(torch.optim.AdamW)(
     weight_decay=0.05,
 )
 lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(ConstantParamScheduler)(value=1.0),
+    # Constant; fvcore's own constant scheduler refuses the end of the last iteration.
+    scheduler=L(LinearParamScheduler)(start_value=1.0, end_value=1.0),
     warmup_factor=0.001,
     warmup_length=0.25,
     warmup_method="linear",

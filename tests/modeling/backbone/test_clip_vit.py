@@ -138,7 +138,7 @@ def test_yaml_sets_every_option(clip_cfg):
     assert (backbone.trainable_blocks, backbone.tower.precision) == (2, "bf16")
     assert backbone.tower.name == "ViT-Ti-8-emoji"
     blocks = backbone.tower.transformer_blocks
-    # Stochastic depth of 0.2 in the last of six blocks, less in the one before, none in frozen ones.
+    # 0.2 in the last of six blocks, less in the one before, none in frozen ones.
     rates = [getattr(block.ls_1, "drop_prob", 0.0) for block in blocks]
     assert rates == pytest.approx([0, 0, 0, 0, 0.16, 0.2])
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from clipself_d2.vocabulary.templates import clean_name
 FREQUENCIES = frozenset("rcf")
 # Between a name and its synonyms in a text file; names of data sets have commas, but not this.
 _SEPARATOR = ";"
+# The count behind a name in a concept pool.
+_COUNT = re.compile(r",\s*\d+\s*$")
 
 
 class ClassMetadata(Protocol):
@@ -146,7 +149,8 @@ class Vocabulary:
                     police car; squad car; patrol car
                     dog
 
-                or a json list of names, or a json object with ``names`` and optionally ``novel``
+                or a concept pool of ``name,count`` lines, whose counts are left out, or a json
+                list of names, or a json object with ``names`` and optionally ``novel``
                 (names) and ``synonyms`` (a list of further names for some of the names).
 
         Returns:
@@ -179,7 +183,8 @@ class Vocabulary:
 
 def _read_lines(text: str) -> dict[str, object]:
     """Turn lines of ``name; synonym; synonym`` into what a json object would say."""
-    rows = [line.split(_SEPARATOR) for line in text.splitlines() if line.strip()]
+    lines = (_COUNT.sub("", line) for line in text.splitlines())
+    rows = [line.split(_SEPARATOR) for line in lines if line.strip()]
     synonyms = {row[0].strip(): [word for word in row[1:] if word.strip()] for row in rows}
     return {
         "names": [row[0] for row in rows],

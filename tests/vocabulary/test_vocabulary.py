@@ -165,3 +165,9 @@ def test_swapping_never_prompts_two_classes_alike() -> None:
         synonyms=(("Wild cat", "puss"), ("puss", "lynx"), ("Teddy Bear",), ("lynx",)),
     )
     assert pets.swap_synonyms().names == ("puss", "lynx", "teddy_bear", "puma")
+
+
+def test_a_concept_pool_is_a_vocabulary_without_its_counts(tmp_path: Path) -> None:
+    file = tmp_path / "concepts.txt"
+    file.write_text("fire engine,812\nalligator, big\n")
+    assert Vocabulary.from_file(file).names == ("fire engine", "alligator, big")

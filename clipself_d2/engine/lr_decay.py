@@ -6,8 +6,9 @@ With SOLVER.LAYER_DECAY in yaml, or ``lr_factor_func`` of Detectron2's
 
 from collections.abc import Callable
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
 from clipself_d2.clip.tower_parts import depth_of_parameters
@@ -108,3 +109,23 @@ def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
         lr_factor_func=layer_decay(model, cfg.SOLVER.LAYER_DECAY),
     )
     return groups
+
+
+def build_sgd(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    """Make Detectron2's SGD over groups of parameters.
+
+    Args:
+        cfg: Config with SOLVER.BASE_LR, MOMENTUM, NESTEROV, WEIGHT_DECAY and CLIP_GRADIENTS.
+        groups: As of ``optimizer_params_from_cfg``.
+
+    Returns:
+        The optimiser, with gradient clipping where the config asks for it.
+    """
+    optimizer: torch.optim.Optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+        groups,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+    return optimizer

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver import build_optimizer
 from torch import nn
 
 from clipself_d2.clip.model import load_tower
 from clipself_d2.config import add_clipself_config
 from clipself_d2.engine.lr_decay import (
+    build_sgd,
     decayed_optimizer_params,
     layer_decay,
     learning_rate_factors,
@@ -44,8 +47,6 @@ def test_the_rate_falls_by_the_factor_from_block_to_block(model):
 
 
 def test_the_order_is_that_of_detectron2s_vitdet(model):
-    from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
-
     ours = layer_decay(model, 0.7)
     for number in range(6):
         theirs = get_vit_lr_decay_rate(f"backbone.net.blocks.{number}.mlp", 0.7, num_layers=6)
@@ -82,6 +83,19 @@ def test_an_optimiser_takes_the_groups(model):
     groups = decayed_optimizer_params(model, base_lr=1e-3, rate=0.5)
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     assert len(optimizer.param_groups) > 6
+
+
+def test_sgd_without_decay_is_detectron2s(model):
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.NESTEROV = 0.0, True
+    theirs = build_optimizer(cfg, model)
+    ours = build_sgd(cfg, optimizer_params_from_cfg(cfg, model))
+    assert len(ours.param_groups) == len(theirs.param_groups) == 2
+    for own, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert [id(p) for p in own["params"]] == [id(p) for p in other["params"]]
+        for key in ("lr", "weight_decay", "momentum", "nesterov"):
+            assert own[key] == other[key]
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1.5])

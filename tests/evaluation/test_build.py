@@ -109,7 +109,7 @@ def test_embeddings_must_fit_the_classes(
         build_evaluator(panoptic(register, **metadata), None, text_embeddings=embeddings)
 
 
-@pytest.mark.parametrize("kind", [None, "sem_seg"])
+@pytest.mark.parametrize("kind", [None, "cityscapes_instance"])
 def test_an_unknown_type_is_refused(register: Register, kind: str | None) -> None:
     name = register({}, evaluator_type=kind)
     with pytest.raises(ValueError, match=f"evaluator_type of {name} is {kind!r}, expected one of"):

@@ -1,0 +1,37 @@
+"""Keys of the projects that come with Detectron2, for configs that use their heads."""
+
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import add_pointrend_config
+
+# Heads by the function that adds their keys; importing the projects has registered them.
+_HEADS = {
+    add_pointrend_config: {
+        "PointRendMaskHead",
+        "ImplicitPointRendMaskHead",
+        "PointRendSemSegHead",
+        "PointRendROIHeads",
+    },
+    add_deeplab_config: {"DeepLabV3Head", "DeepLabV3PlusHead"},
+}
+_PARTS = ("ROI_HEADS", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+
+
+def add_project_keys(cfg: CfgNode, config_file: str) -> list[str]:
+    """Add the keys of PointRend and DeepLab where a yaml file names one of their heads.
+
+    Args:
+        cfg: The defaults; changed in place.
+        config_file: The file that is to be merged, which exists.
+
+    Returns:
+        Names of the heads found.
+    """
+    model = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True).get("MODEL") or {}
+    named = {(model.get(part) or {}).get("NAME") for part in _PARTS}
+    found: list[str] = []
+    for add_keys, heads in _HEADS.items():
+        if named & heads:
+            add_keys(cfg)
+            found += sorted(named & heads)
+    return found

@@ -1,0 +1,57 @@
+"""Run RegionCLIP's ablations on emoji scenes and write a page with their figures."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.ablations import AblationOptions, run_ablations, shown_command
+from clipself_d2.engine.cli import run_tool
+
+EXAMPLE = (
+    "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "
+    "--iterations 300 --output output/ablations --page docs/regionclip_ablations.md"
+)
+
+
+def main() -> int:
+    """Parse the flags, run, write.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Example:\n\n    {EXAMPLE}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--proposals", type=Path, required=True, help="of emoji_train_images")
+    parser.add_argument("--output", type=Path, default=Path("output/ablations"))
+    parser.add_argument("--page", type=Path, default=Path("docs/regionclip_ablations.md"))
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        help="folder of the data set; DETECTRON2_DATASETS or datasets",
+    )
+    parser.add_argument("--iterations", type=int, default=300, help="of each pre-training")
+    parser.add_argument("--detector-iterations", type=int, default=300, help="of each detector")
+    parser.add_argument("--tables", nargs="*", default=[], help="words of titles; all without")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
+    args = vars(parser.parse_args())
+    debug = args.pop("debug")
+    command = shown_command(sys.argv)
+    for name in ("proposals", "output", "data_root"):
+        args[name] = args[name].expanduser().resolve()
+    for name in ("tables", "overrides"):
+        args[name] = tuple(args[name])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    return run_tool(lambda: run_ablations(AblationOptions(**args), command), debug=debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,6 +92,20 @@ def _add_open_vocab(cfg: CN) -> None:
     cfg.MODEL.OPEN_VOCAB.ALPHA = 0.1
     # Exponent of CLIP's score for novel classes; 1 is CLIP alone.
     cfg.MODEL.OPEN_VOCAB.BETA = 0.8
+    # Exponent of the classification loss's focal factor (1 - p)^gamma; 0 leaves it out.
+    cfg.MODEL.OPEN_VOCAB.FOCAL_GAMMA = 0.0
+    # Whether that loss is divided by the sum of the regions' weights instead of their number.
+    cfg.MODEL.OPEN_VOCAB.NORMALIZE_WEIGHTS = False
+    # Whether proposals are the detections' boxes, without the regressor's deltas.
+    cfg.MODEL.OPEN_VOCAB.NO_BOX_DELTA = False
+    # What class scores are geometrically averaged with: sigmoid (of the proposal's
+    # objectness logit), raw_logit (the logit itself, as published for RegionCLIP: scores may exceed
+    # 1, and proposals with a negative logit are lost), or empty for none.
+    cfg.MODEL.OPEN_VOCAB.RPN_SCORE = ""
+    # Decay of soft-NMS: gaussian, linear (above ROI_HEADS.NMS_THRESH_TEST), or empty for NMS.
+    cfg.MODEL.OPEN_VOCAB.SOFT_NMS = ""
+    # Width of the gaussian, in squared IoU.
+    cfg.MODEL.OPEN_VOCAB.SOFT_NMS_SIGMA = 0.5
 
 
 def _add_distill(cfg: CN) -> None:
@@ -149,7 +163,11 @@ def _add_regionclip(cfg: CN) -> None:
     cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
     # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
     cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
-    # Config and checkpoint of the proposal network for MODEL.DISTILL.REGIONS rpn.
+    # Boxes of META_ARCHITECTURE OfflineProposalRCNN: rpn (of the frozen network below), gt (the
+    # annotations), or own (of MODEL.PROPOSAL_GENERATOR, trained with the detector).
+    cfg.MODEL.REGIONCLIP.PROPOSALS = "rpn"
+    # Config and checkpoint of the proposal network for PROPOSALS rpn, and for the pre-training with
+    # MODEL.DISTILL.REGIONS rpn. WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
     cfg.MODEL.REGIONCLIP.RPN_CONFIG = ""
     cfg.MODEL.REGIONCLIP.RPN_WEIGHTS = ""
     # Divisor of every cosine.

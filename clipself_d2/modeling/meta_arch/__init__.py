@@ -2,6 +2,7 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from clipself_d2.modeling.meta_arch.offline_proposals import OfflineProposalRCNN
 from clipself_d2.modeling.meta_arch.open_vocab_fcos import OpenVocabFCOS, OpenVocabFCOSHead
 from clipself_d2.modeling.meta_arch.open_vocab_retinanet import (
     OpenVocabRetinaNet,
@@ -10,11 +11,13 @@ from clipself_d2.modeling.meta_arch.open_vocab_retinanet import (
 from clipself_d2.modeling.meta_arch.referring import CRIS
 
 META_ARCH_REGISTRY.register(CRIS)
+META_ARCH_REGISTRY.register(OfflineProposalRCNN)
 META_ARCH_REGISTRY.register(OpenVocabFCOS)
 META_ARCH_REGISTRY.register(OpenVocabRetinaNet)
 
 __all__ = [
     "CRIS",
+    "OfflineProposalRCNN",
     "OpenVocabFCOS",
     "OpenVocabFCOSHead",
     "OpenVocabRetinaNet",

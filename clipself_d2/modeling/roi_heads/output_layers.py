@@ -15,16 +15,30 @@ from detectron2.structures import Instances
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
+from clipself_d2.layers.focal_scaling import focal_scaled_loss
 from clipself_d2.layers.score_fusion import check_exponents, fuse_scores
 from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.modeling.roi_heads.selection import (
+    LossScaling,
+    Selection,
+    SelectionMixin,
+    check_softmax,
+    read_scaling,
+    read_selection,
+)
 from clipself_d2.modeling.text_embeddings import build_text_classifier, training_embeddings
 
 # Field of the proposals that holds CLIP's (R, D) embeddings at test time.
 CLIP_FIELD = "clip_embeddings"
+_PLAIN_LOSS, _PLAIN_SELECTION = LossScaling(), Selection()
 
 
 def base_only_loss(
-    logits_RK1: Tensor, labels_R: Tensor, base_mask_K: Tensor, background_weight: float
+    logits_RK1: Tensor,
+    labels_R: Tensor,
+    base_mask_K: Tensor,
+    background_weight: float,
+    scaling: LossScaling | None = None,
 ) -> Tensor:
     """Cross entropy over base classes and background.
 
@@ -33,9 +47,10 @@ def base_only_loss(
         labels_R: (R,) class numbers, K for background.
         base_mask_K: (K,) True for classes with training boxes; the others leave the softmax.
         background_weight: Weight of background regions.
+        scaling: Focal factor and divisor; None is F-ViT's plain sum divided by R.
 
     Returns:
-        Weighted sum over regions divided by R, a scalar; 0 without regions.
+        Weighted sum over regions divided by R or by the weights, a scalar; 0 without regions.
 
     Raises:
         ValueError: If a region is labelled with a novel class, or with none of the vocabulary.
@@ -45,11 +60,14 @@ def base_only_loss(
     check_labels(labels_R, base_mask_K)
     if not len(labels_R):
         return logits_RK1.sum() * 0.0
-    log_probability = F.log_softmax(mask_novel(logits_RK1, base_mask_K), dim=1)
-    loss = -log_probability.gather(1, labels_R[:, None])[:, 0]
-    is_background = labels_R == len(base_mask_K)
-    weight = torch.where(is_background, background_weight, 1.0)
-    return (weight * loss).sum() / len(labels_R)
+    scaling = scaling or LossScaling()
+    return focal_scaled_loss(
+        mask_novel(logits_RK1, base_mask_K),
+        labels_R,
+        gamma=scaling.gamma,
+        background_weight=background_weight,
+        normalize=scaling.normalize,
+    )
 
 
 def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
@@ -94,7 +112,7 @@ def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
     )
 
 
-class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
+class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
     """Fast R-CNN's predictor with text embeddings for a classifier, as in F-ViT.
 
     Both branches have a hidden layer with ReLU; the class branch's is the region embedding. Boxes
@@ -108,6 +126,8 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         clip_temperature: Multiplier of CLIP's cosine at test time, > 0.
         alpha: Exponent of CLIP's score for base classes and background, in [0, 1].
         beta: Exponent of CLIP's score for novel classes, in [0, 1].
+        scaling: Focal factor and divisor of the classification loss.
+        selection: How scores become detections.
         kwargs: Further keyword arguments of ``FastRCNNOutputLayers``.
 
     Raises:
@@ -130,14 +150,11 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         clip_temperature: float = 75.0,
         alpha: float = 0.1,
         beta: float = 0.8,
+        scaling: LossScaling = _PLAIN_LOSS,
+        selection: Selection = _PLAIN_SELECTION,
         **kwargs: object,
     ) -> None:
-        for option in ("use_sigmoid_ce", "use_fed_loss"):
-            if kwargs.get(option):
-                raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.{option.upper()} is True, but text classes are trained "
-                    "with softmax over base classes; set it to False"
-                )
+        check_softmax(kwargs)
         check_exponents(alpha, beta)
         if clip_temperature <= 0:
             raise ValueError(
@@ -165,6 +182,7 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.background_weight = background_weight
         self.clip_temperature = clip_temperature
         self.alpha, self.beta = alpha, beta
+        self.scaling, self.selection = scaling, selection
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
@@ -190,6 +208,7 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         kwargs["background_weight"] = options.BACKGROUND_WEIGHT
         kwargs["clip_temperature"] = options.CLIP_TEMPERATURE
         kwargs["alpha"], kwargs["beta"] = options.ALPHA, options.BETA
+        kwargs["scaling"], kwargs["selection"] = read_scaling(cfg), read_selection(cfg)
         return kwargs
 
     @property
@@ -217,7 +236,7 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         logits, deltas = predictions
         labels = torch.cat([item.gt_classes for item in proposals])
         base_mask = self.classifier.base_mask
-        loss = base_only_loss(logits, labels, base_mask, self.background_weight)
+        loss = base_only_loss(logits, labels, base_mask, self.background_weight, self.scaling)
         losses: dict[str, Tensor] = super().losses(
             (mask_novel(logits, base_mask), deltas), proposals
         )
@@ -249,4 +268,5 @@ class OpenVocabFastRCNNOutputLayers(FastRCNNOutputLayers):
         embeddings = torch.cat([item.get(CLIP_FIELD) for item in proposals])
         clip = F.softmax(self.clip_temperature * self.classifier.cosine(embeddings), dim=1)
         base_mask = self.classifier.base_mask
-        return torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)
+        scores = torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)
+        return self.with_objectness(scores, proposals)

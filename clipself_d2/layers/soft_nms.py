@@ -1,0 +1,105 @@
+"""Non-maximum suppression that lowers the scores of overlapping boxes instead of dropping them.
+
+Legend: R boxes.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+SOFT_NMS_METHODS = ("gaussian", "linear", "hard")
+# Scores that have decayed to this are dropped, as published for RegionCLIP.
+PRUNE = 0.001
+
+
+def batched_soft_nms(
+    boxes_R4: Tensor,
+    scores_R: Tensor,
+    classes_R: Tensor,
+    *,
+    method: str = "gaussian",
+    sigma: float = 0.5,
+    threshold: float = 0.5,
+    prune: float = PRUNE,
+) -> tuple[Tensor, Tensor]:
+    """Decay the scores of boxes that overlap a better one of their class.
+
+    Args:
+        boxes_R4: (R, 4) XYXY px; R may be 0.
+        scores_R: (R,) finite scores, >= 0; they may exceed 1.
+        classes_R: (R,) class numbers; boxes of other classes do not touch each other.
+        method: "gaussian", exp(-IoU^2 / sigma); "linear", 1 - IoU above the threshold; "hard",
+            0 above it.
+        sigma: Width of the gaussian, > 0.
+        threshold: IoU from which on the linear and the hard form act.
+        prune: Boxes whose score is no more than this are dropped, when they are met.
+
+    Returns:
+        (K,) numbers of the boxes kept, best first, and (K,) their decayed scores.
+
+    Raises:
+        ValueError: If the method is unknown or sigma is not positive.
+
+    Reference: Bodla et al., Soft-NMS, arXiv 1704.04503, Eq. 3 and section 3.
+    """
+    check_soft_nms(method, sigma)
+    numbers: list[Tensor] = []
+    decayed: list[Tensor] = []
+    for label in classes_R.unique():
+        member = (classes_R == label).nonzero()[:, 0]
+        kept, scores = _soft_nms(
+            boxes_R4[member].float(), scores_R[member].float(), method, sigma, threshold, prune
+        )
+        numbers.append(member[kept])
+        decayed.append(scores)
+    if not numbers:
+        return classes_R.new_zeros(0, dtype=torch.long), scores_R.new_zeros(0)
+    values, order = torch.cat(decayed).sort(descending=True, stable=True)
+    return torch.cat(numbers)[order], values.to(scores_R.dtype)
+
+
+def check_soft_nms(method: str, sigma: float) -> None:
+    """Refuse settings that mean nothing.
+
+    Args:
+        method: Name of the decay.
+        sigma: Width of the gaussian.
+
+    Raises:
+        ValueError: If the method is unknown or sigma is not positive.
+    """
+    if method not in SOFT_NMS_METHODS:
+        raise ValueError(
+            f"soft-NMS is {method!r}; MODEL.OPEN_VOCAB.SOFT_NMS is one of {SOFT_NMS_METHODS} or "
+            "empty for Detectron2's NMS"
+        )
+    if sigma <= 0:
+        raise ValueError(f"MODEL.OPEN_VOCAB.SOFT_NMS_SIGMA is {sigma}; it must be > 0")
+
+
+def _soft_nms(
+    boxes: Tensor, scores: Tensor, method: str, sigma: float, threshold: float, prune: float
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS of one class: numbers kept and their scores, in the order of choice."""
+    iou = box_iou(boxes, boxes)
+    factors = _decay(iou, method, sigma, threshold)
+    scores = scores.clone()
+    open_boxes = torch.ones_like(scores, dtype=torch.bool)
+    order, final = [], []
+    for _ in range(len(boxes)):
+        best = int(scores.masked_fill(~open_boxes, -1.0).argmax())
+        if not open_boxes[best] or scores[best] <= prune:
+            break
+        order.append(best)
+        final.append(scores[best].clone())
+        open_boxes[best] = False
+        scores = torch.where(open_boxes, scores * factors[best], scores)
+    numbers = torch.tensor(order, dtype=torch.long, device=boxes.device)
+    return numbers, torch.stack(final) if final else scores[:0]
+
+
+def _decay(iou: Tensor, method: str, sigma: float, threshold: float) -> Tensor:
+    if method == "gaussian":
+        return torch.exp(-(iou**2) / sigma)
+    overlap = iou > threshold
+    return torch.where(overlap, (1.0 - iou) if method == "linear" else 0.0, 1.0)

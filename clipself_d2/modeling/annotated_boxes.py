@@ -1,0 +1,72 @@
+"""The boxes of a data set's annotations as proposals, in training and in tests."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch import Tensor
+
+
+class AnnotatedBoxes:
+    """Proposals that are the ground truth; crowds are left out.
+
+    In training they are those of the mapped sample. In tests Detectron2's mapper drops the
+    annotations, and they are looked up by the picture's file name.
+
+    Args:
+        names: Registered data sets to look in.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._boxes: dict[str, Tensor] | None = None
+
+    def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
+        """Give every picture its boxes.
+
+        Args:
+            inputs: Samples of Detectron2's mapper.
+
+        Returns:
+            For each, ``proposal_boxes``, XYXY px of the resized picture; without objectness.
+
+        Raises:
+            ValueError: If a picture is of none of the data sets.
+        """
+        return [self._propose(sample) for sample in inputs]
+
+    def _propose(self, sample: Mapping[str, object]) -> Instances:
+        image = sample["image"]
+        assert isinstance(image, Tensor), f"image is {type(image)}"
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        instances = sample.get("instances")
+        if isinstance(instances, Instances):
+            return Instances(size, proposal_boxes=Boxes(instances.gt_boxes.tensor.clone()))
+        if self._boxes is None:
+            self._boxes = _read(self._names)
+        boxes = self._boxes.get(str(sample.get("file_name")))
+        if boxes is None:
+            raise ValueError(
+                f"MODEL.REGIONCLIP.PROPOSALS gt finds no annotations of {sample.get('file_name')} "
+                f"in {', '.join(self._names) or 'no data set'}; DATASETS.TEST must name its set"
+            )
+        # Detectron2 gives the size before its resizing.
+        height, width = int(str(sample["height"])), int(str(sample["width"]))
+        scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
+        return Instances(size, proposal_boxes=Boxes(boxes * scale))
+
+
+def _read(names: Sequence[str]) -> dict[str, Tensor]:
+    """(K, 4) XYXY px of the whole picture, by file name."""
+    boxes = {}
+    for name in names:
+        for record in DatasetCatalog.get(name):
+            kept = [
+                BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+                for item in record.get("annotations", [])
+                if not item.get("iscrowd", 0)
+            ]
+            table = torch.tensor(kept, dtype=torch.float32).reshape(-1, 4)
+            boxes[str(record["file_name"])] = table
+    return boxes

@@ -1,0 +1,180 @@
+"""A trained proposal network that stays as it is while a detector learns on its boxes.
+
+Legend: N images, R proposals.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_backbone, build_proposal_generator
+from detectron2.structures import ImageList, Instances
+from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import Tensor, nn
+
+# What a detector's checkpoint has beside its proposal network.
+_BESIDE = ("roi_heads.", "pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
+_SHOWN = 3
+
+
+class FrozenProposals(nn.Module):
+    """Backbone and proposal generator in evaluation mode, with pixels of their own.
+
+    Args:
+        backbone: Its backbone.
+        proposal_generator: Its RPN, of the form of Detectron2's.
+        pixel_mean: Mean of the three channels, 0 to 255, in the order of ``image_format``.
+        pixel_std: Their deviation.
+        image_format: RGB or BGR.
+
+    Reference: the offline RPN of RegionCLIP, arXiv 2112.09106, section 4.1.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        proposal_generator: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        image_format: str = "BGR",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.image_format = image_format
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenProposals":
+        """Stay in evaluation mode.
+
+        Args:
+            mode: Ignored.
+
+        Returns:
+            The module itself.
+        """
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[Tensor]) -> list[Instances]:
+        """Propose boxes.
+
+        Args:
+            images: N pictures (3, Hi, Wi), RGB, 0 to 255, each of its own size.
+
+        Returns:
+            For each, ``proposal_boxes`` (XYXY px) and ``objectness_logits``, best first.
+        """
+        device = self.pixel_mean.device
+        pixels = [image.to(device).float() for image in images]
+        if self.image_format == "BGR":
+            pixels = [picture.flip(0) for picture in pixels]
+        batch = ImageList.from_tensors(
+            [(picture - self.pixel_mean) / self.pixel_std for picture in pixels],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+        found, _ = self.proposal_generator(batch, self.backbone(batch.tensor), None)
+        return list(found)
+
+
+def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
+    """Build the network of MODEL.REGIONCLIP.RPN_CONFIG, filled from RPN_WEIGHTS where given.
+
+    Args:
+        cfg: The config of the run.
+
+    Returns:
+        The network; random without RPN_WEIGHTS, for MODEL.WEIGHTS to fill.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the config is missing or has unknown keys, or the weights are of another
+            network.
+    """
+    own = _read_config(cfg)
+    backbone = build_backbone(own)
+    generator = build_proposal_generator(own, backbone.output_shape())
+    if generator is None:
+        raise ValueError(
+            f"MODEL.REGIONCLIP.RPN_CONFIG {cfg.MODEL.REGIONCLIP.RPN_CONFIG} has no proposal "
+            "network; its MODEL.PROPOSAL_GENERATOR.NAME must be RPN"
+        )
+    network = FrozenProposals(
+        backbone=backbone,
+        proposal_generator=generator,
+        pixel_mean=own.MODEL.PIXEL_MEAN,
+        pixel_std=own.MODEL.PIXEL_STD,
+        image_format=own.INPUT.FORMAT,
+    )
+    weights = cfg.MODEL.REGIONCLIP.RPN_WEIGHTS
+    if weights:
+        if "://" not in weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_WEIGHTS {weights} does not exist")
+        _StrictLoader(network).load(weights)
+    return network
+
+
+class _StrictLoader(DetectionCheckpointer):
+    """Refuses a checkpoint that leaves a part of the network random, or has parts unknown to it."""
+
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        foreign = [key for key in incompatible.unexpected_keys if not key.startswith(_BESIDE)]
+        found = {
+            "of another shape": [name for name, *_ in incompatible.incorrect_shapes],
+            "missing": list(incompatible.missing_keys),
+            "unknown": foreign,
+        }
+        wrong = [
+            f"{len(keys)} {title} ({', '.join(keys[:_SHOWN])})"
+            for title, keys in found.items()
+            if keys
+        ]
+        if wrong:
+            raise ValueError(
+                "MODEL.REGIONCLIP.RPN_WEIGHTS does not fit the network of RPN_CONFIG: "
+                + "; ".join(wrong)
+            )
+
+
+def _read_config(cfg: CfgNode) -> CfgNode:
+    """The network's config: its file on Detectron2's defaults, whatever the run's config says."""
+    path = cfg.MODEL.REGIONCLIP.RPN_CONFIG
+    if not path:
+        raise ValueError(
+            "MODEL.REGIONCLIP.PROPOSALS rpn needs MODEL.REGIONCLIP.RPN_CONFIG, the config of a "
+            "trained proposal network, and RPN_WEIGHTS, unless MODEL.WEIGHTS holds it"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_CONFIG {path} does not exist")
+    own = get_cfg()
+    _add_missing(own, cfg)
+    try:
+        own.merge_from_file(path)
+    except (KeyError, AssertionError) as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(f"{reason} in MODEL.REGIONCLIP.RPN_CONFIG {path}") from error
+    # Its checkpoint brings a tower with it.
+    own.MODEL.CLIP.WEIGHTS = ""
+    own.MODEL.DEVICE = cfg.MODEL.DEVICE
+    own.freeze()
+    return own
+
+
+def _add_missing(target: CfgNode, source: CfgNode) -> None:
+    """Give a config the plugin's keys, which Detectron2's defaults have not."""
+    for key, value in source.items():
+        if key not in target:
+            target[key] = value.clone() if isinstance(value, CfgNode) else value
+        elif isinstance(value, CfgNode):
+            _add_missing(target[key], value)
+    target.defrost()

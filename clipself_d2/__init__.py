@@ -19,3 +19,12 @@ if "clipself_d2.doctor" not in sys.orig_argv:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def __getattr__(name: str) -> object:
+    # The predictor needs the engine, which not every import of the package should pay for.
+    if name == "OpenVocabPredictor":
+        from clipself_d2.engine.predictor import OpenVocabPredictor
+
+        return OpenVocabPredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

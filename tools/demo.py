@@ -1,4 +1,4 @@
-"""Detect classes, or segment what an expression refers to, in your own pictures."""
+"""Detect classes, or segment what an expression refers to, in your own pictures and videos."""
 
 import argparse
 import sys
@@ -7,14 +7,50 @@ from pathlib import Path
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.engine.cli import load_config, run_tool, start_logging
 from clipself_d2.engine.demo import choose_vocabulary, run_demo
+from clipself_d2.engine.media import find_inputs
 from clipself_d2.engine.refer_demo import run_refer_demo
 
 EXAMPLE = """Example:
 
-    python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml --input a.jpg b.jpg \\
-        --output output/demo --vocabulary custom --custom-vocabulary "police car,teddy bear" \\
+    python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml --input a.jpg folder \\
+        "scenes/*.png" film.mp4 --output output/demo \\
+        --custom-vocabulary "police car;squad car,dog" \\
         MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth
 """
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """List the flags.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, help="yaml file of the detector")
+    add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
+    add("--webcam", nargs="?", type=int, const=0, help="read camera number N, 0 if left out")
+    add("--max-frames", type=int, default=0, help="most frames of a video or camera; 0 for all")
+    add("--output", type=Path, required=True, help="folder for the results and detections.json")
+    add("--vocabulary", default="custom", help="custom, a registered data set, or a file of names")
+    add(
+        "--custom-vocabulary",
+        default="",
+        help='classes between commas, synonyms of one behind semicolons: "dog,car;automobile"',
+    )
+    add(
+        "--expression",
+        action="append",
+        default=[],
+        help='what to segment with a CRIS config, such as "the dog on the left"; can be repeated',
+    )
+    add("--confidence-threshold", type=float, default=0.25, help="0 to 1")
+    add("--batch-size", type=int, default=4, help="most pictures of one size at once")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser
 
 
 def main() -> int:
@@ -23,35 +59,26 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="yaml file of the detector")
-    parser.add_argument("--input", nargs="+", type=Path, required=True, help="pictures")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--vocabulary", default="custom", help="custom, a registered data set, or a file of names"
-    )
-    parser.add_argument("--custom-vocabulary", default="", help="names between commas")
-    parser.add_argument(
-        "--expression",
-        action="append",
-        default=[],
-        help='what to segment with a CRIS config, such as "the dog on the left"; can be repeated',
-    )
-    parser.add_argument("--confidence-threshold", type=float, default=0.25, help="0 to 1")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
 
     def action() -> None:
         start_logging()
         cfg = load_config(args.config_file, args.opts)
+        if not args.input and args.webcam is None:
+            raise ValueError("there is nothing to look at; give --input or --webcam")
         if args.expression:
-            run_refer_demo(cfg, args.input, args.output, args.expression)
+            run_refer_demo(cfg, find_inputs(args.input), args.output, args.expression)
             return
-        vocabulary = choose_vocabulary(args.vocabulary, args.custom_vocabulary)
-        run_demo(cfg, args.input, args.output, vocabulary, args.confidence_threshold)
+        run_demo(
+            cfg,
+            args.input,
+            args.output,
+            choose_vocabulary(args.vocabulary, args.custom_vocabulary),
+            args.confidence_threshold,
+            webcam=args.webcam,
+            batch_size=args.batch_size,
+            max_frames=args.max_frames,
+        )
 
     return run_tool(action, debug=args.debug)
 

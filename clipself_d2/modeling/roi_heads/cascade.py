@@ -29,7 +29,7 @@ class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):
     stage learns a temperature of its own. A mask head must be class-agnostic.
 
     Args:
-        box_in_features: Names of the levels that the boxes are pooled from, ``clip`` not among them.
+        box_in_features: Names of the levels that boxes are pooled from, ``clip`` not among them.
         box_predictors: A predictor with a text classifier for every stage.
         clip_stride: Input pixels per cell of the feature ``clip``.
         num_classes: Number of training classes; None takes the classifiers'.

@@ -1,0 +1,70 @@
+"""Detections of many pictures in one file of COCO's form."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from pycocotools import mask as mask_coder
+
+
+class DetectionFile:
+    """Collects detections; COCO's tools open the file as a data set with scored annotations.
+
+    Args:
+        names: Class names; category n + 1 is class n.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, file_name: str, found: Instances, **more: object) -> None:
+        """Add a picture, also one without detections.
+
+        Args:
+            file_name: Its path, or that of its video.
+            found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``, in
+                pixels of the picture.
+            more: Further fields of the picture, such as ``frame``.
+        """
+        height, width = found.image_size
+        number = len(self.images) + 1
+        self.images.append(
+            {"id": number, "file_name": file_name, "width": width, "height": height, **more}
+        )
+        found = found.to("cpu")
+        boxes = found.pred_boxes.tensor.tolist()
+        for row, (x0, y0, x1, y1) in enumerate(boxes):
+            annotation: dict[str, Any] = {
+                "id": len(self.annotations) + 1,
+                "image_id": number,
+                "category_id": int(found.pred_classes[row]) + 1,
+                "bbox": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
+                "area": round((x1 - x0) * (y1 - y0), 2),
+                "score": round(float(found.scores[row]), 5),
+                "iscrowd": 0,
+            }
+            if found.has("pred_masks"):
+                mask = np.asfortranarray(found.pred_masks[row].numpy().astype(np.uint8))
+                code = mask_coder.encode(mask)
+                counts = code["counts"].decode("ascii")
+                annotation["segmentation"] = {"size": code["size"], "counts": counts}
+                annotation["area"] = int(mask.sum())
+            self.annotations.append(annotation)
+
+    def save(self, path: Path) -> None:
+        """Write the file.
+
+        Args:
+            path: json file; its folder exists.
+        """
+        content = {
+            "images": self.images,
+            "categories": [{"id": i, "name": name} for i, name in enumerate(self.names, 1)],
+            "annotations": self.annotations,
+        }
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -15,6 +15,8 @@ from clipself_d2.vocabulary.concepts import ConceptPool
 logger = logging.getLogger(__name__)
 
 MIN_COUNT = 20
+# The command that gave a folder its results.
+COMMAND_FILE = "ablation_command.json"
 # Column, section of the results, metric.
 REGION_COLUMNS = (
     ("things", "region", "roi.thing.macc1"),
@@ -240,14 +242,23 @@ def run_ablations(options: AblationOptions, command: str) -> None:
     rows = choose_rows(options)
     prepare_files(options)
     for stage in plan_runs(options, rows):
-        if (stage.output / RESULTS_FILE).is_file():
+        record = stage.output / COMMAND_FILE
+        if _has_results(stage, record):
             logger.info("[%s] has results in %s; kept", stage.name, stage.output)
             continue
         run_stage(stage, options.data_root)
+        record.write_text(json.dumps(stage.command), encoding="utf-8")
     results = {row.name: _read_scores(options.output / row.name) for row in rows}
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(format_page(options, rows, results, command), encoding="utf-8")
     logger.info("tables in %s", options.page)
+
+
+def _has_results(stage: Stage, record: Path) -> bool:
+    """Whether this very command has been run to its end."""
+    if not (record.is_file() and (stage.output / RESULTS_FILE).is_file()):
+        return False
+    return bool(json.loads(record.read_text(encoding="utf-8")) == stage.command)
 
 
 def _read_scores(folder: Path) -> dict[str, dict[str, float]]:

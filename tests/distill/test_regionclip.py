@@ -166,6 +166,16 @@ def test_regions_are_embedded_outside_training(make_regionclip, batch) -> None:
     assert all("crop" in row for row in rows)
 
 
+def test_masks_of_a_resnet_are_pooled_from_its_dense_map(make_regionclip, make_item) -> None:
+    model = make_regionclip(resnet=True).eval()
+    item = {**make_item(0, regions=1, size=(64, 64)), "masks": torch.tensor([[[0.0, 1], [0, 0]]])}
+    with torch.no_grad():
+        (row,) = model([item])
+        images = model.preprocess_images([item["image"]])
+        dense = model.student.pool_dense(model.student.forward_stages(images)["res5"])
+    torch.testing.assert_close(row["mask"][0], F.normalize(dense[0, :, 0, 1], dim=0))
+
+
 def test_a_teacher_of_another_width_is_not_scored(make_regionclip, batch) -> None:
     with torch.no_grad():
         rows = make_regionclip(other_teacher=True).eval()(batch)

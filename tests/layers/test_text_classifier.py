@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipself_d2.layers import TextClassifier
+from clipself_d2.layers import SigmoidTextClassifier, TextClassifier
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
 K, D = 5, 8
@@ -183,3 +183,45 @@ def test_refused_embeddings_leave_the_classes() -> None:
     with pytest.raises(ValueError, match="base mask"):
         classifier.set_embeddings(random(2, D), torch.ones(3), random(D))
     assert torch.equal(classifier(region_RD), before)
+
+
+def make_sigmoid(**options: object) -> SigmoidTextClassifier:
+    arguments = {
+        "embeddings_KD": random(K, D),
+        "base_mask_K": torch.tensor([True, True, False, True, False]),
+        "temperature": 20.0,
+    }
+    return SigmoidTextClassifier(**{**arguments, **options})
+
+
+def test_independent_classes_are_shifted_cosines_without_background() -> None:
+    region_RD = random(3, 4, D, seed=2)
+    logits = make_sigmoid(prior=0.2)(region_RD)
+    assert logits.shape == (3, 4, K)
+    cosine = F.cosine_similarity(region_RD[:, :, None], random(K, D), dim=-1)
+    torch.testing.assert_close(logits, 20 * cosine + np.log(0.2 / 0.8))
+
+
+def test_a_cosine_of_zero_has_the_prior_at_the_start() -> None:
+    classifier = make_sigmoid(prior=0.03)
+    logits = classifier(torch.zeros(1, D))
+    torch.testing.assert_close(logits.sigmoid(), torch.full((1, K), 0.03))
+
+
+def test_independent_classes_come_back_exactly_after_a_change() -> None:
+    classifier, region_RD = make_sigmoid(), random(6, D, seed=2)
+    before, state = classifier(region_RD), classifier.get_embeddings()
+    classifier.set_embeddings(random(2, D, seed=5), torch.tensor([True, True]), random(D))
+    assert classifier(region_RD).shape == (6, 2)
+    classifier.set_embeddings(*state)
+    assert torch.equal(classifier(region_RD), before)
+
+
+def test_only_temperature_and_shift_are_in_the_checkpoint() -> None:
+    assert set(make_sigmoid().state_dict()) == {"temperature", "shift"}
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0, -1.0])
+def test_a_prior_that_is_no_probability_is_refused(prior: float) -> None:
+    with pytest.raises(ValueError, match="PRIOR_PROB"):
+        make_sigmoid(prior=prior)

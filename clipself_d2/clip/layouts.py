@@ -1,7 +1,8 @@
 """Names of CLIP's weights in every published layout, and their translation.
 
 Layouts: ``open_clip`` (OpenAI's files have the same names), ``eva_clip`` (EVA-CLIP and CLIPSelf's
-files), and detectors that hold an image tower beside necks and heads.
+files), ``regionclip`` (RegionCLIP's pre-trained and fine-tuned files), and detectors that hold an
+image tower beside necks and heads.
 """
 
 import math
@@ -28,19 +29,37 @@ _TEXT_ROOTS = (
 _BESIDE_TOWER = ("text.", "logit_scale", "logit_bias", *_TEXT_ROOTS)
 # Entries that give away an image tower saved without the prefix "visual.".
 _BARE_TOWER_KEYS = ("class_embedding", "cls_token", "trunk.cls_token")
+_DETECTOR_PARTS = (
+    "backbone.",
+    "offline_rpn.",
+    "proposal_generator.",
+    "roi_heads.",
+    "sem_seg_head.",
+    "pixel_",
+)
 # Detectors: layout, what stands before "visual.", and the parts that are no weights of a CLIP.
 _DETECTORS = (
-    (
-        "clipself_d2 detector",
-        "backbone.bottom_up.tower.",
-        ("backbone.", "proposal_generator.", "roi_heads.", "sem_seg_head.", "pixel_"),
-    ),
+    ("clipself_d2 detector", "backbone.bottom_up.tower.", _DETECTOR_PARTS),
+    ("clipself_d2 detector", "backbone.tower.", _DETECTOR_PARTS),
     (
         "F-ViT detector",
         "backbone.",
         ("backbone.interpolate", "neck.", "rpn_head.", "roi_head.", "mask_head."),
     ),
 )
+# RegionCLIP's files: the student's image tower, CLIP's text tower, and what is neither.
+_REGIONCLIP_MARK = "backbone.attnpool.positional_embedding"
+_REGIONCLIP_TO_OPEN_CLIP = (("backbone.", "visual."), ("lang_encoder.", ""))
+_REGIONCLIP_REST = (
+    "teacher_backbone.",
+    "teacher_lang_encoder.",
+    "teacher.",
+    "offline_backbone.",
+    "offline_proposal_generator.",
+    "roi_heads.",
+)
+# Its cosines were divided by 0.01, and its files have no logit scale.
+_REGIONCLIP_LOGIT_SCALE = math.log(100.0)
 _EVA_TO_OPEN_CLIP = (
     (re.compile(r"^visual\."), "visual.trunk."),
     (re.compile(r"\.attn\.inner_attn_ln\."), ".attn.norm."),
@@ -71,8 +90,8 @@ class NamedWeights:
 
     Attributes:
         tensors: Tensors by open_clip's name.
-        layout: "open_clip", "eva_clip", or either after the kind of detector they were taken from,
-            such as "F-ViT detector, eva_clip".
+        layout: "open_clip", "eva_clip" or "regionclip", the first two perhaps after the kind of
+            detector they were taken from, such as "F-ViT detector, eva_clip".
         ignored: Names in the file that are no weights of a CLIP and are known as such.
     """
 
@@ -85,8 +104,8 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     """Rename a checkpoint's entries to open_clip's, and take the image tower out of a detector.
 
     Args:
-        state: Tensors in open_clip's, OpenAI's or EVA-CLIP's naming, or of a detector of F-ViT or
-            of this project; an image tower alone may lack the prefix "visual.".
+        state: Tensors in open_clip's, OpenAI's, EVA-CLIP's or RegionCLIP's naming, or of a detector
+            of F-ViT or of this project; an image tower alone may lack the prefix "visual.".
 
     Returns:
         The renamed tensors. A name that no layout knows is among them, for the strict loader to
@@ -96,6 +115,8 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     """
     ignored = [key for key in state if _NOT_WEIGHTS.match(key)]
     state = {key: value for key, value in state.items() if key not in set(ignored)}
+    if _REGIONCLIP_MARK in state:
+        return _from_regionclip(state, ignored)
     kind = ""
     for detector, prefix, rest in _DETECTORS:
         if any(key.startswith(f"{prefix}visual.") for key in state):
@@ -120,6 +141,25 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
         if not _is_rotary(key)
     }
     return NamedWeights(renamed, f"{kind}eva_clip", tuple(ignored))
+
+
+def _from_regionclip(state: Mapping[str, Tensor], ignored: list[str]) -> NamedWeights:
+    rest = [key for key in state if key.startswith(_REGIONCLIP_REST)]
+    renamed = {}
+    for key in state.keys() - set(rest):
+        name = key
+        for theirs, ours in _REGIONCLIP_TO_OPEN_CLIP:
+            if key.startswith(theirs):
+                name = ours + key.removeprefix(theirs)
+        renamed[name] = state[key]
+    # Frozen norms have no counter of batches, which open_clip's have.
+    for key in list(renamed):
+        if key.startswith("visual.") and key.endswith(".running_var"):
+            counter = f"{key.removesuffix('running_var')}num_batches_tracked"
+            renamed.setdefault(counter, torch.tensor(0))
+    if any(key.startswith("lang_encoder.") for key in state):
+        renamed.setdefault("logit_scale", torch.tensor(_REGIONCLIP_LOGIT_SCALE))
+    return NamedWeights(renamed, "regionclip", (*ignored, *rest))
 
 
 def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class AnnotatedBoxes:
             inputs: Samples of Detectron2's mapper.
 
         Returns:
-            For each, ``proposal_boxes``, XYXY px of the resized picture; without objectness.
+            For each, ``proposal_boxes``, XYXY px of the resized picture; in tests without objectness.
 
         Raises:
             ValueError: If a picture is of none of the data sets.
@@ -42,7 +42,10 @@ class AnnotatedBoxes:
         size = (int(image.shape[-2]), int(image.shape[-1]))
         instances = sample.get("instances")
         if isinstance(instances, Instances):
-            return Instances(size, proposal_boxes=Boxes(instances.gt_boxes.tensor.clone()))
+            boxes = instances.gt_boxes.tensor.clone()
+            # Detectron2 adds the ground truth to proposals, with this field.
+            objectness = boxes.new_zeros(len(boxes))
+            return Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=objectness)
         if self._boxes is None:
             self._boxes = _read(self._names)
         boxes = self._boxes.get(str(sample.get("file_name")))

@@ -55,11 +55,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         num_classes: int | None = None,
         **kwargs: object,
     ) -> None:
-        if len(in_features) != 1:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.IN_FEATURES is {list(in_features)}; CLIPRes5ROIHeads pools one "
-                "feature, res4"
-            )
+        _check_one(in_features)
         known = box_predictor.classifier.num_classes
         if num_classes not in (None, known):
             raise ValueError(
@@ -93,6 +89,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         kwargs: dict[str, object] = super().from_config(cfg)
         kwargs.pop("num_classes")
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        _check_one(names)
         head = cfg.MODEL.ROI_BOX_HEAD
         strides = [input_shape[name].stride for name in names]
         kwargs["pooler"] = ROIPooler(
@@ -221,6 +218,14 @@ class CLIPRes5ROIHeads(ROIHeads):
             return {"loss_mask": self.mask_head.layers(maps[:1]).sum() * 0.0}
         losses: dict[str, Tensor] = self.mask_head(maps[chosen], foreground)
         return losses
+
+
+def _check_one(in_features: Sequence[str]) -> None:
+    if len(in_features) != 1:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {list(in_features)}; CLIPRes5ROIHeads pools one "
+            "feature, res4"
+        )
 
 
 def _build_mask_head(cfg: CfgNode, channels: int) -> nn.Module:

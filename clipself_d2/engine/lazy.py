@@ -115,7 +115,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     devices = {} if str(cfg.train.device).startswith("cuda") else {"device_ids": None}
-    parallel = create_ddp_model(model, **{**OmegaConf.to_container(cfg.train.ddp), **devices})
+    parallel = create_ddp_model(model, **dict(cfg.train.ddp), **devices)
     loop = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = loop(parallel, loader, optimizer)
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)

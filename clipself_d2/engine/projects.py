@@ -28,7 +28,7 @@ def add_project_keys(cfg: CfgNode, config_file: str) -> list[str]:
         Names of the heads found.
     """
     model = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True).get("MODEL") or {}
-    named = {(model.get(part) or {}).get("NAME") for part in _PARTS}
+    named = {str((model.get(part) or {}).get("NAME")) for part in _PARTS}
     found: list[str] = []
     for add_keys, heads in _HEADS.items():
         if named & heads:

@@ -135,9 +135,8 @@ def _check_pooler(cfg: CfgNode, shapes: Shapes) -> None:
             "build_clip_vit_fpn_backbone or build_clip_vit_simple_fpn_backbone"
         )
     heads = cfg.MODEL.ROI_HEADS.NAME
-    if heads not in ROI_HEADS_REGISTRY or not issubclass(
-        ROI_HEADS_REGISTRY.get(heads), Res5ROIHeads
-    ):
+    # Subclasses bring a stage of their own.
+    if heads not in ROI_HEADS_REGISTRY or ROI_HEADS_REGISTRY.get(heads) is not Res5ROIHeads:
         return
     channels = 4 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     got = [shapes[name].channels for name in names]

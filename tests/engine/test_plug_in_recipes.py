@@ -49,6 +49,7 @@ def read_yaml(name: str) -> CfgNode:
     cfg.merge_from_file(str(FOLDER / f"{name}.yaml"))
     # Thinner heads, which the backbones know nothing of.
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
     cfg.MODEL.CLIP.PRETRAINED = ""
     cfg.DATALOADER.NUM_WORKERS = 0
     return cfg
@@ -86,7 +87,10 @@ def test_yaml_example_changes_the_backbone_and_runs(name):
 @pytest.mark.parametrize("name", LAZY)
 def test_lazy_example_changes_the_backbone_and_runs(name, tmp_path):
     torch.manual_seed(0)
-    model = instantiate(read_lazy(name, tmp_path).model).eval()
+    cfg = read_lazy(name, tmp_path).model
+    if "proposal_generator" in cfg:
+        cfg.proposal_generator.post_nms_topk = [10, 10]
+    model = instantiate(cfg).eval()
     assert isinstance(model.backbone, PyramidBackbone)
     image = torch.randint(0, 256, (3, 50, 70)).float()
     with torch.no_grad():

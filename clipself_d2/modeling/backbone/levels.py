@@ -117,7 +117,8 @@ class PyramidBackbone(Backbone):
         Args:
             channels: Channels of every level.
         """
-        extra = 1 if self.top_block is None else int(self.top_block.num_levels)
+        # Detectron2's top blocks say these two of themselves.
+        extra = 1 if self.top_block is None else int(str(self.top_block.num_levels))
         strides = [*self.strides, *(self.strides[-1] << step for step in range(1, extra + 1))]
         self._level_names = [level_name(stride) for stride in strides]
         named = dict(zip(self._level_names, strides, strict=True))
@@ -151,6 +152,6 @@ class PyramidBackbone(Backbone):
         if self.top_block is None:
             above = [F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
         else:
-            above = self.top_block(levels[self._level_names.index(self.top_block.in_feature)])
+            above = self.top_block(levels[self._level_names.index(str(self.top_block.in_feature))])
         named = dict(zip(self._level_names, [*levels, *above], strict=True))
         return {**named, CLIP_FEATURE: clip}

@@ -5,6 +5,7 @@ Legend: N images, R proposals.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -44,7 +45,12 @@ class OfflineRPN(nn.Module):
     Reference: the offline RPN of RegionCLIP, arXiv 2112.09106, section 4.1.
     """
 
-    def __init__(self, *, detector: nn.Module, rgb: bool) -> None:
+    backbone: Any
+    proposal_generator: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, *, detector: Any, rgb: bool) -> None:
         super().__init__()
         missing = [part for part in _PARTS if getattr(detector, part, None) is None]
         if missing:

@@ -17,7 +17,7 @@ import csv
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -256,27 +256,30 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
     lines = _read_text(file).splitlines()
     # A tab-separated caption may hold quotation marks of its own.
     tabs = file.suffix == ".tsv"
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    rows = list(csv.reader(lines, delimiter=_DELIMITERS[file.suffix], quoting=quoting))
+    rows = list(
+        csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
+    )
     rows = [row for row in rows if any(cell.strip() for cell in row)]
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    columns = _column(header, IMAGE_COLUMNS), _column(header, CAPTION_COLUMNS)
-    first, second = columns if None not in columns else (0, 1)
-    body = rows[1:] if None not in columns else rows
+    columns = _find_columns(rows[0]) if rows else None
+    picture, caption = columns or (0, 1)
     found = []
-    for number, row in enumerate(body, start=1):
-        if len(row) <= max(first or 0, second or 0):
+    for number, row in enumerate(rows[1:] if columns else rows, start=1):
+        if len(row) <= max(picture, caption):
             raise ValueError(
                 f"caption file {file} has {len(row)} columns in row {number}, expected a "
                 "picture's path and a caption"
             )
-        name = row[first or 0].strip()
-        found.append((name, _sentence(row[second or 0], file, name)))
+        name = row[picture].strip()
+        found.append((name, _sentence(row[caption], file, name)))
     return found
 
 
-def _column(header: list[str], names: Iterable[str]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
+def _find_columns(header: Sequence[str]) -> tuple[int, int] | None:
+    """Columns of path and caption, if the first row names both."""
+    words = [cell.strip().lower() for cell in header]
+    paths = [words.index(name) for name in IMAGE_COLUMNS if name in words]
+    captions = [words.index(name) for name in CAPTION_COLUMNS if name in words]
+    return (paths[0], captions[0]) if paths and captions else None
 
 
 def _sentence(text: object, file: Path, of: str) -> str:

@@ -29,7 +29,8 @@ class AnnotatedBoxes:
             inputs: Samples of Detectron2's mapper.
 
         Returns:
-            For each, ``proposal_boxes``, XYXY px of the resized picture; in tests without objectness.
+            For each, ``proposal_boxes``, XYXY px of the resized picture; without objectness in
+            tests.
 
         Raises:
             ValueError: If a picture is of none of the data sets.

@@ -3,6 +3,7 @@
 Legend: R regions of the batch, N images, C concepts, D joint embedding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,8 @@ class RegionCLIPOptions:
         contrastive_weight: Weight of the contrast with the concepts of the batch; 0: off.
         image_text_weight: Weight of the contrast of pictures and captions; 0: off.
         max_regions: Most regions of an image that are drawn from the offline RPN's.
+        crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
+            tower's native size.
         freeze_at: Frozen stages of a ResNet student, as ``freeze_stages``.
         seed: Seed of that draw.
 
@@ -63,6 +66,7 @@ class RegionCLIPOptions:
     contrastive_weight: float = 1.0
     image_text_weight: float = 1.0
     max_regions: int = 100
+    crop_size: int = 0
     freeze_at: int = 2
     seed: int = 0
 
@@ -158,10 +162,27 @@ class RegionCLIPPretrainer(RegionDistiller):
             contrastive_weight=keys.CONTRASTIVE_WEIGHT,
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
             max_regions=cfg.MODEL.DISTILL.MAX_BOXES,
+            crop_size=cfg.MODEL.DISTILL.CROP_SIZE,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             seed=max(cfg.SEED, 0),
         )
         return {"options": options, **regionclip_parts(cfg)}
+
+    @property
+    def crop_size(self) -> int:
+        """Side to which crops are resized here, px."""
+        return self.options.crop_size or self.teacher.image_size
+
+    def loss_weight(self, items: Sequence[Item]) -> float:
+        """Tell how much a part of a batch counts against its other parts.
+
+        Args:
+            items: The part.
+
+        Returns:
+            Its number of pictures, since regions may not be known before the RPN has run.
+        """
+        return float(len(items))
 
     def unlock_student(self, num_blocks: int, everything: bool) -> None:
         """Choose what of the student is trained.

@@ -10,6 +10,7 @@ from clipself_d2.distill.regionclip_losses import (
     pseudo_labels,
     region_distillation,
 )
+from clipself_d2.engine.accumulation import AccumulatingModel
 
 CROP = {"teacher_regions": "crop"}
 ALL = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -180,6 +181,20 @@ def test_a_teacher_of_another_width_is_not_scored(make_regionclip, batch) -> Non
     with torch.no_grad():
         rows = make_regionclip(other_teacher=True).eval()(batch)
     assert all(set(row) == {"roi"} for row in rows)
+
+
+def test_a_batch_in_parts_does_not_need_the_regions_beforehand(make_regionclip, make_item) -> None:
+    model = make_regionclip(rpn=CornerRPN()).train()
+    batch = [plain(make_item(seed), "boxes", "crops") for seed in (0, 1, 2)]
+    losses = AccumulatingModel(model, steps=2, backward=torch.Tensor.backward)(batch)
+    assert set(losses) == ALL
+    assert model.loss_weight(batch[:2]) == 2.0
+
+
+def test_pieces_are_resized_to_the_size_asked_for(make_regionclip, make_item) -> None:
+    item = {**make_item(0), "crops": [torch.zeros(3, 9, 5).byte()]}
+    assert make_regionclip(crop_size=24).preprocess_crops([item], "crops").shape[2:] == (24, 24)
+    assert make_regionclip().preprocess_crops([item], "crops").shape[2:] == (64, 64)
 
 
 def test_teacher_and_text_stay_frozen_in_eval(make_regionclip) -> None:

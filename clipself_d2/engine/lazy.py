@@ -92,7 +92,6 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     if not args.eval_only:
         return train_lazy(cfg, resume=args.resume)
     model = instantiate(cfg.model).to(cfg.train.device)
-    model = create_ddp_model(model)
     DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
     return score_lazy(cfg, model)
 

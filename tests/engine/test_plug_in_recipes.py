@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.model_zoo import get_config_file
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
@@ -65,6 +66,20 @@ def read_lazy(name: str, output: Path) -> DictConfig:
 def test_there_is_an_example_of_each_detector():
     assert len(YAML) >= 11
     assert len(LAZY) >= 4
+
+
+def test_the_six_lines_of_the_page_fit_over_a_stock_config(tmp_path):
+    page = (FOLDER.parents[1] / "docs" / "plug_in.md").read_text(encoding="utf-8")
+    block = next(part for part in page.split("```") if part.startswith("\nMODEL: {"))
+    assert len(block.strip().splitlines()) == 4
+    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    cfg.merge_from_file(get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.merge_from_file(str(tmp_path / "mine.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-Ti-8-emoji"])
+    cfg.MODEL.CLIP.PRETRAINED = ""
+    assert isinstance(build_model(cfg).backbone, PyramidBackbone)
 
 
 @pytest.mark.parametrize("name", YAML)

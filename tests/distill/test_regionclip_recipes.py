@@ -129,6 +129,18 @@ def test_an_ablation_changes_what_it_names(name: str) -> None:
     assert name in cfg.OUTPUT_DIR
 
 
+def test_focal_scaling_is_switched_off_in_transfer_alone() -> None:
+    base, off, plain = (
+        load_config(str(FOLDER / f"{name}.yaml"), []).MODEL.OPEN_VOCAB
+        for name in (
+            *("transfer_coco_rn50", "ablations/focal_scaling_off"),
+            "ablations/focal_scaling_off_background_1",
+        )
+    )
+    assert [options.FOCAL_GAMMA for options in (base, off, plain)] == [0.5, 0.0, 0.0]
+    assert [options.BACKGROUND_WEIGHT for options in (base, off, plain)] == [0.2, 0.2, 1.0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rn50", "rn50x4", "vitb16"])
 def test_a_recipe_takes_a_step_with_its_own_tower(name, keys, tmp_path) -> None:

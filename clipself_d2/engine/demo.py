@@ -233,7 +233,7 @@ class _Session:
 
     def _find(self, images: Sequence[np.ndarray]) -> list[Instances]:
         found = []
-        for output in self.predictor(list(images)):
+        for output in self.predictor.detect_all(images):
             if "instances" not in output:
                 raise ValueError(
                     f"{type(self.predictor.model).__name__} gives {', '.join(output)} and no "

@@ -166,9 +166,28 @@ class OpenVocabPredictor:
             FileNotFoundError: If a file is missing.
             ValueError: If one is no picture, or an array of another form.
         """
-        if not isinstance(pictures, list | tuple):
-            return self._detect([self._read(pictures)])[0]
-        return self._detect([self._read(picture) for picture in pictures])
+        if isinstance(pictures, list | tuple):
+            return self.detect_all(pictures)
+        single: Any = pictures
+        return self.detect_all([single])[0]
+
+    def detect_all(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+        """Detect in several pictures.
+
+        Args:
+            pictures: As of a call.
+
+        Returns:
+            The model's output for each.
+        """
+        images = [self._read(picture) for picture in pictures]
+        outputs: list[dict[str, Any]] = [{} for _ in images]
+        with torch.no_grad(), self._vocabulary():
+            for numbers in _by_size(images, self.batch_size):
+                items = [self._prepare(images[number]) for number in numbers]
+                for number, output in zip(numbers, self.model(items), strict=True):
+                    outputs[number] = output
+        return outputs
 
     def _read(self, picture: Picture) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB."""
@@ -184,15 +203,6 @@ class OpenVocabPredictor:
                 f"{picture.shape} {picture.dtype}"
             )
         return picture if self.array_format == "RGB" else picture[:, :, ::-1]
-
-    def _detect(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        outputs: list[dict[str, Any]] = [{} for _ in images]
-        with torch.no_grad(), self._vocabulary():
-            for numbers in _by_size(images, self.batch_size):
-                items = [self._prepare(images[number]) for number in numbers]
-                for number, output in zip(numbers, self.model(items), strict=True):
-                    outputs[number] = output
-        return outputs
 
     def _vocabulary(self) -> AbstractContextManager[None]:
         if self._embeddings is None:

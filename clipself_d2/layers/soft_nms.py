@@ -45,7 +45,7 @@ def batched_soft_nms(
     check_soft_nms(method, sigma)
     numbers: list[Tensor] = []
     decayed: list[Tensor] = []
-    for label in classes_R.unique():
+    for label in torch.unique(classes_R):
         member = (classes_R == label).nonzero()[:, 0]
         kept, scores = _soft_nms(
             boxes_R4[member].float(), scores_R[member].float(), method, sigma, threshold, prune

@@ -132,3 +132,32 @@ def test_towers_that_clipself_has_not_are_refused() -> None:
     assert to_clipself(foreign).keys() == {"visual.proj", "transformer.embeddings.x"}
     with pytest.raises(ValueError, match="no text tower with text.proj"):
         to_clipself({**foreign, "text.proj.weight": torch.zeros(1)})
+
+
+def test_regionclip_file_gives_tower_text_and_the_scale_it_was_trained_with() -> None:
+    statistics = {"visual.bn1.running_mean": 1, "visual.bn1.running_var": 2}
+    tower = {"visual.attnpool.positional_embedding": 0, **statistics}
+    state = {key.replace("visual", "backbone"): torch.tensor(n) for key, n in tower.items()}
+    state["lang_encoder.ln_final.bias"] = torch.tensor(5)
+    rest = {"teacher_backbone.conv1.weight", "offline_backbone.fpn_lateral2.bias"}
+    rest |= {"roi_heads.box_predictor.cls_score.weight"}
+    found = to_open_clip({**state, **dict.fromkeys(rest, torch.zeros(1))})
+    assert found.layout == "regionclip"
+    assert set(found.ignored) == rest
+    assert found.tensors["logit_scale"].exp().item() == pytest.approx(100.0)
+    same(
+        {key: value for key, value in found.tensors.items() if key != "logit_scale"},
+        {key: torch.tensor(n) for key, n in tower.items()}
+        | {"ln_final.bias": torch.tensor(5), "visual.bn1.num_batches_tracked": torch.tensor(0)},
+    )
+
+
+def test_detector_on_offline_proposals_gives_its_tower_and_not_its_rpn() -> None:
+    state = {
+        "backbone.tower.visual.conv1.weight": torch.ones(1),
+        "offline_rpn.backbone.bottom_up.stem.conv1.weight": torch.zeros(1),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
+    }
+    found = to_open_clip(state)
+    same(found.tensors, {"visual.conv1.weight": torch.ones(1)})
+    assert set(found.ignored) == set(state) - {"backbone.tower.visual.conv1.weight"}

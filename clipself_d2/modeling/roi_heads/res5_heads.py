@@ -11,9 +11,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROIHeads, select_foreground_proposals
-from detectron2.modeling.roi_heads.mask_head import build_mask_head
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, build_mask_head
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.modeling.roi_heads.embedding_predictor import EmbeddingFastRCNNOutputLayers
@@ -51,7 +51,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         in_features: Sequence[str],
         pooler: ROIPooler,
         box_predictor: EmbeddingFastRCNNOutputLayers,
-        mask_head: nn.Module | None = None,
+        mask_head: BaseMaskRCNNHead | None = None,
         num_classes: int | None = None,
         **kwargs: object,
     ) -> None:
@@ -68,7 +68,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         self.box_predictor = box_predictor
         self.mask_on = mask_head is not None
         if mask_head is not None:
-            self.mask_head = mask_head
+            self.mask_head: BaseMaskRCNNHead = mask_head
         # In a tuple, so that the tower keeps one owner and its weights one name.
         self._shared: tuple[ResNetTower, ...] = ()
 
@@ -228,12 +228,14 @@ def _check_one(in_features: Sequence[str]) -> None:
         )
 
 
-def _build_mask_head(cfg: CfgNode, channels: int) -> nn.Module:
+def _build_mask_head(cfg: CfgNode, channels: int) -> BaseMaskRCNNHead:
     if not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
         raise ValueError(
             "masks of each class of their own cannot follow a change of vocabulary; set "
             "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
         )
     side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION // _RES5_STRIDE
-    head: nn.Module = build_mask_head(cfg, ShapeSpec(channels=channels, width=side, height=side))
+    head: BaseMaskRCNNHead = build_mask_head(
+        cfg, ShapeSpec(channels=channels, width=side, height=side)
+    )
     return head

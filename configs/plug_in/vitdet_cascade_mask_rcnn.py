@@ -17,4 +17,7 @@ model.backbone = simple_pyramid
 model.pixel_mean = pixel_mean
 model.pixel_std = pixel_std
 model.input_format = "RGB"
+# Few regions, for a CPU.
+model.proposal_generator.post_nms_topk = (100, 100)
+model.roi_heads.batch_size_per_image = 32
 train.output_dir = "output/plug_in/vitdet_cascade_mask_rcnn"

@@ -51,6 +51,7 @@ def read_yaml(name: str) -> CfgNode:
     # Thinner heads, which the backbones know nothing of.
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 8
     cfg.MODEL.CLIP.PRETRAINED = ""
     cfg.DATALOADER.NUM_WORKERS = 0
     return cfg

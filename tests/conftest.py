@@ -59,7 +59,8 @@ def emoji_cfg(emoji_data: Path, tmp_path: Path):
     def build(name: str, *overrides: object) -> CfgNode:
         cfg = load_config(
             str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
-            ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.PRECISION", "fp32", "SEED", "7"],
+            ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
+            + ["MODEL.CLIP.PRECISION", "fp32"],
         )
         cfg.merge_from_list(
             ["OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", 0]

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import DataLoader
 
+from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
 from clipself_d2.distill import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
@@ -134,18 +135,25 @@ class DistillTrainer(Trainer):
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
         """Build AdamW over the student, without decay on norms, biases and scalars.
 
+        A ResNet may also be trained by Detectron2's SGD, as RegionCLIP was published.
+
         Args:
-            cfg: The whole config; SOLVER.OPTIMIZER must be AdamW.
+            cfg: The whole config; SOLVER.OPTIMIZER is AdamW, or SGD for a ResNet.
             model: The distiller.
 
         Returns:
             The optimiser.
 
         Raises:
-            ValueError: If SOLVER.OPTIMIZER is not AdamW or nothing is trained.
+            ValueError: If SOLVER.OPTIMIZER is neither, or nothing is trained.
         """
+        if cfg.SOLVER.OPTIMIZER == "SGD" and isinstance(model.student, ResNetTower):
+            return super().build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; distill with AdamW")
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; distill a ViT with AdamW, a ResNet "
+                "with AdamW or SGD"
+            )
         plain_names = model.student.no_weight_decay_names()
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []

@@ -5,6 +5,7 @@ from detectron2.modeling import build_model
 from clipself_d2.engine.parameter_groups import build_adam, is_pretrained, rate_groups
 
 SMALL = ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.NUM_LAYERS", 1, "SOLVER.BASE_LR", 0.01]
+SMALL += ["MODEL.CRIS.TRAIN_CLIP", True, "MODEL.CRIS.KERNEL_SIZE", 3]
 
 
 @pytest.fixture

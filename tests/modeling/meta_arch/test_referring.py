@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from clipself_d2.layers.letterbox import restore_map
 
 SMALL = ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.DIM_FFN", 32, "MODEL.CRIS.NUM_LAYERS", 1]
+SMALL += ["MODEL.CRIS.TRAIN_CLIP", True, "MODEL.CRIS.KERNEL_SIZE", 3]
 RESNET = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},

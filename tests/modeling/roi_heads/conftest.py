@@ -58,6 +58,7 @@ def heads_cfg(pets: TextEmbeddings, tmp_path: Path) -> Iterator[CfgNode]:
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TRAIN = (DATASET,)
     cfg.MODEL.CLIP.NAME = "ViT-Ti-8-emoji"
+    cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN[::-1]  # RGB
     cfg.MODEL.CLIP.PRETRAINED = "emoji"
     cfg.MODEL.VOCABULARY.TEMPLATES = "emoji"
     cfg.MODEL.VOCABULARY.EMBEDDINGS = str(tmp_path / "pets.pt")

@@ -65,12 +65,14 @@ def test_a_missing_camera_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_file_that_is_no_film_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no film")
-    with pytest.raises(ValueError, match=r"bad\.mp4 cannot be decoded"), open_film(
-        tmp_path / "bad.mp4"
+    with (
+        pytest.raises(ValueError, match=r"bad\.mp4 cannot be decoded"),
+        open_film(tmp_path / "bad.mp4"),
     ):
         pass
-    with pytest.raises(FileNotFoundError, match=r"gone\.mp4 does not exist"), open_film(
-        tmp_path / "gone.mp4"
+    with (
+        pytest.raises(FileNotFoundError, match=r"gone\.mp4 does not exist"),
+        open_film(tmp_path / "gone.mp4"),
     ):
         pass
 

@@ -29,7 +29,9 @@ def shrink(name: str, root: Path, output: Path, *overrides: object) -> CfgNode:
     train = "emoji_ov_train" if labelled else "emoji_train_images"
     proposals = str(root / "emoji" / "annotations" / "instances_train_base.json")
     cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (train,), "OUTPUT_DIR", str(output)])
-    cfg.merge_from_list(["MODEL.DISTILL.PROPOSAL_FILE", proposals, "MODEL.VOCABULARY.CACHE_DIR", ""])
+    cfg.merge_from_list(
+        ["MODEL.DISTILL.PROPOSAL_FILE", proposals, "MODEL.VOCABULARY.CACHE_DIR", ""]
+    )
     cfg.merge_from_list(list(overrides))
     return cfg
 

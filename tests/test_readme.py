@@ -39,6 +39,9 @@ def test_files_and_keys_of_a_command_exist(command: str) -> None:
     assert (ROOT / words[0]).is_file()
     if "--config-file" in words:
         config = words[words.index("--config-file") + 1]
+        assert (ROOT / config).is_file()
+        if config.endswith(".py"):
+            return
         cfg = load_config(str(ROOT / config), [])
         keys = re.findall(r"\b([A-Z][A-Z_0-9]+(?:\.[A-Z_0-9]+)+) ", command)
         assert all(has_key(cfg, key) for key in keys), keys

@@ -44,9 +44,7 @@ def check_precision(precision: str) -> None:
 
 
 @contextmanager
-def compute_context(
-    device: torch.device, precision: str, num_tokens: int = 0
-) -> Iterator[None]:
+def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -> Iterator[None]:
     """Run a with block in the number type asked for.
 
     Args:

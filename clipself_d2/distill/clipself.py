@@ -33,9 +33,7 @@ class CLIPSelfDistiller(RegionDistiller):
     """
 
     @configurable
-    def __init__(
-        self, *, crop_size: int = 0, image_loss_weight: float = 0.0, **parts: Any
-    ) -> None:
+    def __init__(self, *, crop_size: int = 0, image_loss_weight: float = 0.0, **parts: Any) -> None:
         super().__init__(**parts)
         self._crop_size = crop_size
         self.image_loss_weight = image_loss_weight

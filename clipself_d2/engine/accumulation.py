@@ -25,9 +25,7 @@ class AccumulatingModel(nn.Module):
         ValueError: If there is less than one part.
     """
 
-    def __init__(
-        self, model: nn.Module, *, steps: int, backward: Callable[[Tensor], None]
-    ) -> None:
+    def __init__(self, model: nn.Module, *, steps: int, backward: Callable[[Tensor], None]) -> None:
         super().__init__()
         if steps < 1:
             raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {steps}; it must be at least 1")
@@ -62,9 +60,7 @@ class AccumulatingModel(nn.Module):
         last = self.module(parts[-1])
         return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
 
-    def _split(
-        self, items: Sequence[Mapping[str, object]]
-    ) -> list[Sequence[Mapping[str, object]]]:
+    def _split(self, items: Sequence[Mapping[str, object]]) -> list[Sequence[Mapping[str, object]]]:
         if len(items) < self.steps:
             raise ValueError(
                 f"a process has {len(items)} images of SOLVER.IMS_PER_BATCH, too few for "

@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.launch import run_processes
+from clipself_d2.engine.projects import add_project_keys
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -39,6 +40,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         if config_file:
             if not Path(config_file).is_file():
                 raise FileNotFoundError(f"--config-file {config_file} does not exist")
+            add_project_keys(cfg, config_file)
             cfg.merge_from_file(config_file)
         source = "the command line"
         cfg.merge_from_list(overrides)
@@ -86,7 +88,7 @@ def set_up(args: argparse.Namespace) -> CfgNode:
 
 
 class _ShortUserErrors(logging.Filter):
-    """Takes the traceback off what Detectron2's loop logs of a user's error; the tool reports it."""
+    """Takes the traceback off what Detectron2 logs of a user's error; the tool reports it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], USER_ERRORS):

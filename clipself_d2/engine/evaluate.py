@@ -26,6 +26,7 @@ from clipself_d2.data.referring_loader import (
 )
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.modeling.tta import with_test_time_augmentation
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     """
     results: OrderedDict = OrderedDict()
     protocols: dict[str, Protocol] = {}
+    model = with_test_time_augmentation(cfg, model)
     _warn_of_limit(cfg)
     for name in cfg.DATASETS.TEST:
         loader = _test_loader(cfg, name)

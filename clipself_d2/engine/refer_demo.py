@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def run_refer_demo(
     if not all(text.strip() for text in expressions):
         raise ValueError('--expression is blank; give a sentence such as "the dog on the left"')
     pictures = [(path, np.asarray(read_picture(path))) for path in inputs]
-    model = Trainer.build_model(self_contained(cfg)).eval()
+    model: Any = Trainer.build_model(self_contained(cfg)).eval()
     StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     unseen = model.text.unseen_words(expressions)
     if unseen:

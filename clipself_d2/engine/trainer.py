@@ -18,7 +18,7 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.modeling import build_model
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from clipself_d2.data.referring_loader import (
 )
 from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 from clipself_d2.engine.evaluate import evaluate_detector
+from clipself_d2.engine.lr_decay import build_sgd, optimizer_params_from_cfg
 from clipself_d2.engine.parameter_groups import build_adam
 
 logger = logging.getLogger(__name__)
@@ -269,21 +270,14 @@ class Trainer(DefaultTrainer):
                     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
                     "use value or norm with SGD"
                 )
-            return super().build_optimizer(cfg, model)
+            return build_sgd(cfg, optimizer_params_from_cfg(cfg, model))
         if cfg.SOLVER.OPTIMIZER == "Adam":
             return build_adam(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
             raise ValueError(
                 f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD, AdamW or Adam"
             )
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        return build_adamw(cfg, groups)
+        return build_adamw(cfg, optimizer_params_from_cfg(cfg, model))
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode) -> OrderedDict:

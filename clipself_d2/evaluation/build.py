@@ -109,9 +109,7 @@ def read_label_map(path: str, dtype: type = int) -> np.ndarray:
 
 
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:
-    return SemSegEvaluator(
-        dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map
-    )
+    return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
 
 
 def _build_region_classification(

@@ -56,7 +56,9 @@ def test_logging_shows_our_messages() -> None:
         logger.handlers[:] = before
 
 
-@pytest.mark.parametrize(("error", "is_short"), [(ValueError("x"), True), (AssertionError(), False)])
+@pytest.mark.parametrize(
+    ("error", "is_short"), [(ValueError("x"), True), (AssertionError(), False)]
+)
 def test_the_loops_traceback_of_a_users_error_is_left_out(error: Exception, is_short: bool) -> None:
     record = logging.LogRecord("d2", logging.ERROR, "f", 1, "m", (), (type(error), error, None))
     assert _ShortUserErrors().filter(record)

@@ -65,9 +65,11 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
     large = name.endswith("l14_336")
     distill, solver = cfg.MODEL.DISTILL, cfg.SOLVER
-    assert (distill.IMAGE_SIZE, distill.ALPHA) == ((896, 0.95) if large else (1024, 0.7))
-    assert distill.TRAINABLE_BLOCKS == (24 if large else 12)
-    assert solver.MAX_ITER == (37566 if "lvis" in name else 44358)
+    size, alpha, blocks = (896, 0.95, 24) if large else (1024, 0.7, 12)
+    iterations = 37566 if "lvis" in name else 44358
+    assert (size, alpha, blocks) == (distill.IMAGE_SIZE, distill.ALPHA, distill.TRAINABLE_BLOCKS)
+    schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
+    assert schedule == (iterations, iterations // 6)
     assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WARMUP_ITERS) == (1e-5, 0.1, 1000)
     assert (solver.IMS_PER_BATCH, distill.MAX_BOXES, distill.MAX_SPLIT) == (16, 20, 6)
     assert distill.PAD_TO_SQUARE

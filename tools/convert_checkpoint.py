@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument(
         "input",
         type=Path,
-        help="file to read: open_clip, OpenAI's TorchScript archive, EVA-CLIP or CLIPSelf, an F-ViT "
+        help="weights of open_clip, OpenAI (TorchScript), EVA-CLIP or CLIPSelf, an F-ViT "
         "detector, a detector or distilled student of this project, or safetensors",
     )
     parser.add_argument("output", type=Path, help="file to write")

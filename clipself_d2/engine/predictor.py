@@ -61,6 +61,9 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
     base = (True,) * len(groups)
     return Vocabulary(tuple(groups), base, synonyms=synonyms if any(synonyms) else ())
 
+# Zero-shot detection: CLIP and the proposal network bring weights of their own.
+_COMPLETE_WITHOUT_WEIGHTS = ("OfflineProposalRCNN",)
+
 
 class OpenVocabPredictor:
     """A detector that is given its classes as words and its pictures as they are.
@@ -106,7 +109,7 @@ class OpenVocabPredictor:
         cfg.merge_from_list(list(overrides))
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
-        _check_weights(cfg.MODEL.WEIGHTS)
+        _check_weights(cfg)
         self.cfg = cfg
         self.array_format = array_format
         self.batch_size = batch_size
@@ -226,7 +229,10 @@ def _by_size(images: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int
             yield numbers[start : start + batch_size]
 
 
-def _check_weights(weights: str) -> None:
+def _check_weights(cfg: CfgNode) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights and cfg.MODEL.META_ARCHITECTURE in _COMPLETE_WITHOUT_WEIGHTS:
+        return
     if not weights:
         raise ValueError("MODEL.WEIGHTS is empty; give the detector's checkpoint as KEY VALUE")
     # Detectron2 fetches addresses such as detectron2://.

@@ -28,8 +28,8 @@ class VocabularyRCNNWithTTA(GeneralizedRCNNWithTTA):
         model = getattr(model, "module", model)
         if not isinstance(model, GeneralizedRCNN) or cfg.MODEL.KEYPOINT_ON:
             raise ValueError(
-                f"{type(model).__name__} cannot be tested with augmentation, which serves R-CNNs of "
-                "boxes and masks; set TEST.AUG.ENABLED to False"
+                f"{type(model).__name__} cannot be tested with augmentation, which serves R-CNNs "
+                "of boxes and masks; set TEST.AUG.ENABLED to False"
             )
         if cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError(

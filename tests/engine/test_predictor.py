@@ -197,3 +197,10 @@ def test_the_package_names_the_predictor() -> None:
 def test_importing_the_package_does_not_import_the_predictor() -> None:
     code = "import sys, clipself_d2; sys.exit('clipself_d2.engine.predictor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_zero_shot_detectors_need_no_checkpoint_of_their_own(emoji_cfg) -> None:
+    cfg = emoji_cfg("regionclip_zeroshot_gt")
+    assert not cfg.MODEL.WEIGHTS
+    predictor = OpenVocabPredictor(cfg)
+    assert type(predictor.model).__name__ == "OfflineProposalRCNN"

@@ -6,8 +6,8 @@ Registered beside ``emoji_ov_train`` and ``emoji_ov_val``:
 - ``emoji_panoptic_fpn_train``, ``emoji_panoptic_fpn_val``: the same records, whose boxes and masks
   are scored too, for PanopticFPN.
 
-Label 0 is a thing and label 1 the background, as in Detectron2's "separated" panoptic sets. The maps
-are drawn from the polygons when a data set is first read, into ``emoji/semantic_<split>``.
+Label 0 is a thing and label 1 the background, as in Detectron2's "separated" panoptic sets. The
+maps are drawn from the polygons when a data set is first read, into ``emoji/semantic_<split>``.
 """
 
 import os

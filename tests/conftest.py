@@ -1,6 +1,6 @@
 """Fixtures that several packages share: a tiny emoji data set and a tiny config."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,17 @@ def _forget() -> None:
     for name in EMOJI_NAMES:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def reread_emoji(emoji_data: Path) -> Callable[[Path], None]:
+    """Function that makes the registered emoji data sets read another folder."""
+
+    def reread(root: Path) -> None:
+        _forget()
+        register_emoji(root)
+
+    return reread
 
 
 @pytest.fixture

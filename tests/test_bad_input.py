@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from clipself_d2.clip import load_clip
-from clipself_d2.data.datasets import register_emoji
 from clipself_d2.engine.cli import run_tool
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
@@ -38,15 +37,10 @@ def train(cfg, trainer=Trainer):
 
 
 @pytest.fixture
-def own_copy(emoji_data: Path, tmp_path: Path) -> Path:
+def own_copy(emoji_data: Path, tmp_path: Path, reread_emoji) -> Path:
     """A copy of the tiny data set that a test may damage, registered in place of it."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     shutil.copytree(emoji_data / "emoji", tmp_path / "data" / "emoji")
-    for name in [name for name in DatasetCatalog.list() if name.startswith("emoji_")]:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    register_emoji(tmp_path / "data")
+    reread_emoji(tmp_path / "data")
     return tmp_path / "data" / "emoji"
 
 

@@ -61,6 +61,7 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
     base = (True,) * len(groups)
     return Vocabulary(tuple(groups), base, synonyms=synonyms if any(synonyms) else ())
 
+
 # Zero-shot detection: CLIP and the proposal network bring weights of their own.
 _COMPLETE_WITHOUT_WEIGHTS = ("OfflineProposalRCNN",)
 

@@ -56,6 +56,7 @@ def lazy_cfg(emoji_data: Path) -> DictConfig:
 
 @pytest.fixture
 def models(yaml_cfg: CfgNode, lazy_cfg: DictConfig) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
     return build_model(yaml_cfg), instantiate(lazy_cfg.model)
 
 
@@ -81,7 +82,7 @@ def test_losses_and_detections_are_the_same(models, lazy_cfg: DictConfig) -> Non
         with torch.no_grad():
             found.append(model.eval()(batch)[0]["instances"])
     assert losses[0] == losses[1]
-    assert len(found[0]) == 100
+    assert len(found[0]) == len(found[1]) > 0
     assert torch.equal(found[0].scores, found[1].scores)
     assert torch.equal(found[0].pred_boxes.tensor, found[1].pred_boxes.tensor)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.resnet_tower import ResNetTower
@@ -23,7 +23,6 @@ from clipself_d2.distill.base import (
     iteration_generator,
 )
 from clipself_d2.distill.gather import gather_rows
-from clipself_d2.distill.offline_rpn import OfflineRPN
 from clipself_d2.distill.region_features import RegionFeatures, freeze_stages
 from clipself_d2.distill.regionclip_build import regionclip_parts
 from clipself_d2.distill.regionclip_losses import (
@@ -102,7 +101,8 @@ class RegionCLIPPretrainer(RegionDistiller):
         text: The student's text tower, frozen here.
         concepts_CD: The student's embeddings of the concepts; normalised here.
         teacher_concepts_CD: The teacher's embeddings of the same concepts.
-        rpn: Frozen source of regions, or None where the items bring ``boxes``.
+        rpn: Frozen source of regions, from pictures to Detectron2's Instances with
+            ``proposal_boxes``; None where the items bring ``boxes``.
         options: Switches.
         parts: Arguments of ``RegionDistiller``; the towers may also be ResNets.
 
@@ -127,7 +127,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         concepts_CD: Tensor,
         teacher_concepts_CD: Tensor,
         options: RegionCLIPOptions,
-        rpn: OfflineRPN | None = None,
+        rpn: nn.Module | None = None,
         **parts: Any,
     ) -> None:
         self.options = options
@@ -306,7 +306,8 @@ class RegionCLIPPretrainer(RegionDistiller):
             return
         generator = iteration_generator(self.options.seed)
         pictures = [item["image"] for item in items]
-        for item, boxes in zip(items, self.rpn(pictures), strict=True):  # type: ignore[arg-type]
+        for item, found in zip(items, self.rpn(pictures), strict=True):
+            boxes = found.proposal_boxes.tensor
             drawn = torch.randperm(len(boxes), generator=generator)[: self.options.max_regions]
             # A picture without any proposal is a region itself.
             item["boxes"] = (

@@ -3,12 +3,12 @@
 import copy
 
 from detectron2.config import CfgNode
-from torch import Tensor
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
 
 from clipself_d2.clip import ClipModel, load_clip
 from clipself_d2.clip.model import load_any_tower
 from clipself_d2.clip.resnet_tower import ResNetTower
-from clipself_d2.distill.offline_rpn import load_offline_rpn
 from clipself_d2.distill.region_features import Tower
 from clipself_d2.vocabulary.concepts import load_concept_table
 
@@ -52,22 +52,31 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
     if not isinstance(student, ResNetTower):
         student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
         student.checkpointing = clip.ACTIVATION_CHECKPOINTING
-    rpn = None
-    if distill.REGIONS == "rpn":
-        rpn = load_offline_rpn(cfg, keys.RPN_CONFIG, keys.RPN_WEIGHTS)
     return {
         "student": student,
         "teacher": teacher,
         "text": model.text,
         "concepts_CD": concepts,
         "teacher_concepts_CD": teacher_concepts,
-        "rpn": rpn,
+        "rpn": _proposal_network(cfg) if distill.REGIONS == "rpn" else None,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "trainable_blocks": distill.TRAINABLE_BLOCKS,
         "train_embedding": distill.TRAIN_EMBEDDING,
         "pad_to_square": distill.PAD_TO_SQUARE,
     }
+
+
+def _proposal_network(cfg: CfgNode) -> nn.Module:
+    keys = cfg.MODEL.REGIONCLIP
+    if not keys.RPN_CONFIG or not keys.RPN_WEIGHTS:
+        raise ValueError(
+            "MODEL.DISTILL.REGIONS rpn needs MODEL.REGIONCLIP.RPN_CONFIG and RPN_WEIGHTS, the "
+            "config and the checkpoint of a trained proposal network"
+        )
+    # By name, since packages of one layer do not import one another.
+    network: nn.Module = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+    return network
 
 
 def _concept_table(

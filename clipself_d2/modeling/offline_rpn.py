@@ -1,4 +1,7 @@
-"""A trained proposal network that stays as it is while a detector learns on its boxes.
+"""A trained proposal network that stays as it is while others learn on its boxes.
+
+Detectors build it themselves; the pre-training, which must not import detectors, looks it up as
+``build_frozen_proposals`` in Detectron2's META_ARCH_REGISTRY.
 
 Legend: N images, R proposals.
 """
@@ -9,7 +12,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_backbone, build_proposal_generator
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
 from detectron2.structures import ImageList, Instances
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
@@ -87,6 +90,7 @@ class FrozenProposals(nn.Module):
         return list(found)
 
 
+@META_ARCH_REGISTRY.register()
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     """Build the network of MODEL.REGIONCLIP.RPN_CONFIG, filled from RPN_WEIGHTS where given.
 
@@ -151,8 +155,8 @@ def _read_config(cfg: CfgNode) -> CfgNode:
     path = cfg.MODEL.REGIONCLIP.RPN_CONFIG
     if not path:
         raise ValueError(
-            "MODEL.REGIONCLIP.PROPOSALS rpn needs MODEL.REGIONCLIP.RPN_CONFIG, the config of a "
-            "trained proposal network, and RPN_WEIGHTS, unless MODEL.WEIGHTS holds it"
+            "a frozen proposal network needs MODEL.REGIONCLIP.RPN_CONFIG, the config of a trained "
+            "one, and RPN_WEIGHTS, unless a detector's MODEL.WEIGHTS holds it"
         )
     if not Path(path).is_file():
         raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_CONFIG {path} does not exist")

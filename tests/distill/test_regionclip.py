@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
 
 from clipself_d2.distill.region_features import RegionFeatures
 from clipself_d2.distill.regionclip import RegionCLIPOptions
@@ -22,7 +23,9 @@ class CornerRPN(torch.nn.Module):
     boxes = torch.tensor([[0.0, 0, 20, 20], [20, 0, 50, 30], [5, 5, 40, 40], [0, 0, 64, 48]])
 
     def forward(self, images):
-        return [self.boxes.clone() for _ in images]
+        return [
+            Instances(image.shape[1:], proposal_boxes=Boxes(self.boxes.clone())) for image in images
+        ]
 
 
 @pytest.fixture

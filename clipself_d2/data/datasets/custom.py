@@ -3,8 +3,9 @@
 - ``images:/folder`` or ``images:/list.txt``: images without annotations;
 - ``coco_images:/images.json:/folder``: the images of a COCO or LVIS file;
 - ``webdataset:/shards-{000000..000331}.tar``: pictures in tar shards;
-- ``coco_json:/train.json:/folder`` or ``coco_json:/train.json:/folder:/base.txt``: detection, with
-  all classes base, or those that a vocabulary file names;
+- ``coco_json:/train.json:/folder``, ``coco_json:/train.json:/folder:/base.txt`` or
+  ``coco_json:/train.json:/folder:base=dog,cat``: detection, with all classes base, or those that a
+  vocabulary file names (whose synonyms serve TEST.SYNONYMS), or those named in place;
 - ``captions:/captions.json:/folder`` and ``captions_webdataset:/shards-{000000..000331}.tar``:
   pictures with captions, as ``datasets/captions.py`` says.
 
@@ -30,6 +31,8 @@ from clipself_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+# Begins base classes that are named in place.
+BASE_SIGN = "base="
 REMEDY = "correct the file, or its path in DATASETS"
 
 
@@ -101,20 +104,27 @@ def _register_coco_images(name: str, rest: str) -> None:
 
 
 def _register_coco_json(name: str, rest: str) -> None:
-    json_file, image_root, *base_file = _parts(name, rest, 2, 3)
+    json_file, image_root, *given = _parts(name, rest, 2, 3)
     _check_paths(name, json_file, image_root)
     categories = _read_categories(json_file)
-    novel: list[str] = []
-    if base_file:
-        base = _read_base_names(base_file[0], json_file, list(categories.values()))
-        novel = [category for category in categories.values() if category not in base]
-        logger.info("%s: %d base and %d novel classes", json_file, len(base), len(novel))
+    metadata = class_metadata(categories)
+    if given:
+        names = metadata["thing_classes"]
+        vocabulary = _read_classes(str(given[0]))
+        base = set(vocabulary.names) - set(vocabulary.novel_names)
+        _check_base(base, str(given[0]), json_file, names)
+        metadata = class_metadata(categories, set(names) - base)
+        if vocabulary.synonyms:
+            words = dict(zip(vocabulary.names, vocabulary.synonyms, strict=True))
+            metadata["class_synonyms"] = [list(words.get(each, ())) for each in names]
+        novel = len(metadata["novel_classes"])
+        logger.info("%s: %d base and %d novel classes", json_file, len(base), novel)
     register_instances(
         name,
         json_file=json_file,
         image_root=image_root,
         evaluator_type="coco_ov",
-        metadata=class_metadata(categories, novel),
+        metadata=metadata,
         remedy=REMEDY,
         # The evaluator reads the file itself; records serve training, which sees base boxes only.
         drop_novel=True,
@@ -171,18 +181,25 @@ def _read_categories(json_file: Path) -> dict[int, str]:
     return {row["id"]: row["name"] for row in rows}
 
 
-def _read_base_names(base_file: Path, json_file: Path, names: list[str]) -> set[str]:
-    vocabulary = Vocabulary.from_file(base_file)
-    base = set(vocabulary.names) - set(vocabulary.novel_names)
+def _read_classes(given: str) -> Vocabulary:
+    """Base classes named in place, or a vocabulary file, which may have novel ones too."""
+    if not given.startswith(BASE_SIGN):
+        return Vocabulary.from_file(given)
+    names = [word.strip() for word in given.removeprefix(BASE_SIGN).split(",") if word.strip()]
+    if not names:
+        raise ValueError(f"{given!r} names no base class; expected base=NAME,NAME")
+    return Vocabulary.from_names(names)
+
+
+def _check_base(base: set[str], source: str, json_file: Path, names: list[str]) -> None:
     strangers = sorted(base.difference(names))
     if strangers:
         near = difflib.get_close_matches(strangers[0], names, n=1)
         hint = f"; {near[0]!r} is" if near else f", such as {names[0]!r}"
         raise ValueError(
-            f"base class {strangers[0]!r} of {base_file} is none of the {len(names)} categories "
+            f"base class {strangers[0]!r} of {source} is none of the {len(names)} categories "
             f"of {json_file}{hint}"
         )
-    return base
 
 
 KINDS: dict[str, Callable[[str, str], None]] = {
@@ -197,7 +214,7 @@ FORMS = {
     "images": "images:FOLDER or images:LIST.txt",
     "coco_images": "coco_images:FILE.json:FOLDER",
     "webdataset": "webdataset:SHARD-{000..331}.tar",
-    "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt]",
+    "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt|:base=NAME,NAME]",
     "captions": "captions:FILE.json|tsv|csv:FOLDER",
     "captions_webdataset": "captions_webdataset:SHARD-{000..331}.tar",
 }

@@ -69,8 +69,32 @@ def test_the_base_file_divides_the_classes_and_training_sees_base_boxes(farm: Pa
     assert classes == [[1], [0]]
 
 
+def test_base_classes_may_be_named_in_place_or_by_a_file_with_synonyms(farm: Path) -> None:
+    place = f"coco_json:{farm}/farm.json:{farm}/images"
+    (farm / "base.json").write_text(
+        json.dumps({"names": ["horse", "hen", "goat"], "novel": ["goat"]})
+    )
+    (farm / "words.json").write_text(
+        json.dumps(
+            {"names": ["goat", "horse", "hen"], "novel": ["goat"], "synonyms": {"hen": ["fowl"]}}
+        )
+    )
+    specs = [f"{place}:{given}" for given in ("base= horse,hen", f"{farm}/base.json")]
+    specs += [f"{place}:{farm}/words.json"]
+    resolve_dataset_names(specs)
+    for spec in specs:
+        metadata = MetadataCatalog.get(spec)
+        assert (metadata.base_classes, metadata.novel_classes) == (["hen", "horse"], ["goat"])
+        rows = [[row["category_id"] for row in r["annotations"]] for r in DatasetCatalog.get(spec)]
+        assert rows == [[1], [0]]
+    # In the order of thing_classes, not of the file.
+    assert MetadataCatalog.get(specs[2]).class_synonyms == [["fowl"], [], []]
+    assert MetadataCatalog.get(specs[1]).get("class_synonyms") is None
+    assert len({folder_name(spec) for spec in specs}) == 3
+
+
 def test_a_specification_survives_the_command_line(farm: Path) -> None:
-    spec = f"coco_json:{farm}/farm.json:{farm}/images"
+    spec = f"coco_json:{farm}/farm.json:{farm}/images:base=horse,hen"
     cfg = load_config("", ["DATASETS.TRAIN", f"('{spec}',)"])
     assert resolve_dataset_names(cfg.DATASETS.TRAIN) == (spec,)
     assert len(DatasetCatalog.get(spec)) == 2
@@ -175,6 +199,15 @@ def test_a_base_class_that_the_file_lacks_is_named_with_the_nearest(farm: Path) 
     (farm / "base.txt").write_text("horse\nhens\n")
     with pytest.raises(ValueError, match=r"'hens' of .*base\.txt is none of the 3.*'hen' is"):
         resolve_dataset_names([f"coco_json:{farm}/farm.json:{farm}/images:{farm}/base.txt"])
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [("base=", "names no base class"), ("base=horse,cow", "'cow' of base=horse,cow is none of")],
+)
+def test_base_classes_named_in_place_are_checked(given: str, complaint: str, farm: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        resolve_dataset_names([f"coco_json:{farm}/farm.json:{farm}/images:{given}"])
 
 
 def test_a_missing_image_is_named_when_the_set_is_read(farm: Path) -> None:

@@ -6,12 +6,16 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set):
 - ``coco_ov_val``: annotations of all 65 classes.
 - ``coco_2017_train_images``: all training images without annotations, for distillation.
 
-``datasets/prepare_ov_coco.py`` writes the first two files.
+``datasets/prepare_ov_coco.py`` writes the first two files. Other names of the classes, for
+TEST.SYNONYMS, are in ``coco_synonyms.json``; they are this project's, no list is published.
 
 Reference: Bansal et al., arXiv 1804.04340 (base and novel classes); Zareian et al., OVR-CNN,
 arXiv 2011.10678 (its 65 classes).
 """
 
+import json
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -63,8 +67,27 @@ OV_COCO_CLASSES: dict[int, str] = {
     category_id: name for category_id, name in COCO_THINGS.items() if name not in EXCLUDED_CLASSES
 }
 
+SYNONYMS_FILE = Path(__file__).with_name("coco_synonyms.json")
 TRAIN_FILE = "instances_train2017_seen_2_65_cat.json"
 VAL_FILE = "instances_val2017_all_2.json"
+
+
+@cache
+def _synonym_table() -> dict[str, list[str]]:
+    table: dict[str, list[str]] = json.loads(SYNONYMS_FILE.read_text(encoding="utf-8"))
+    return table
+
+
+def coco_synonyms(names: Sequence[str]) -> list[list[str]]:
+    """Look up other names of COCO's things.
+
+    Args:
+        names: Classes of COCO.
+
+    Returns:
+        One or more names for each, which are no names of COCO.
+    """
+    return [list(_synonym_table()[name]) for name in names]
 
 
 def register_coco_ov(root: str | Path, prefix: str = "") -> list[str]:
@@ -80,13 +103,15 @@ def register_coco_ov(root: str | Path, prefix: str = "") -> list[str]:
     folder = Path(root) / "coco"
     files = folder / "annotations"
     remedy = f"run python datasets/prepare_ov_coco.py --root {root}, or set DETECTRON2_DATASETS"
+    metadata = class_metadata(OV_COCO_CLASSES, NOVEL_CLASSES)
+    metadata["class_synonyms"] = coco_synonyms(metadata["thing_classes"])
     names = [
         register_instances(
             f"{prefix}{name}",
             json_file=files / file,
             image_root=folder / images,
             evaluator_type="coco_ov",
-            metadata=class_metadata(OV_COCO_CLASSES, NOVEL_CLASSES),
+            metadata=metadata,
             remedy=remedy,
         )
         for name, file, images in (

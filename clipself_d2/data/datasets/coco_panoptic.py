@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
-from clipself_d2.data.datasets.coco_ov import COCO_THINGS, NOVEL_CLASSES
+from clipself_d2.data.datasets.coco_ov import COCO_THINGS, NOVEL_CLASSES, coco_synonyms
 from clipself_d2.data.datasets.instances import Record, class_metadata
 from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
 
@@ -29,11 +29,13 @@ def panoptic_metadata() -> dict[str, Any]:
     """Describe the 133 classes for Detectron2's metadata.
 
     Returns:
-        Names of things and of stuff, the 17 novel things of open-vocabulary COCO, and contiguous
-        ids: things 0 to 79, stuff 80 to 132.
+        Names of things and of stuff, the 17 novel things of open-vocabulary COCO, other names of
+        the things, and contiguous ids: things 0 to 79, stuff 80 to 132.
     """
+    things = class_metadata(COCO_THINGS, NOVEL_CLASSES)
     return {
-        **class_metadata(COCO_THINGS, NOVEL_CLASSES),
+        **things,
+        "class_synonyms": coco_synonyms(things["thing_classes"]),
         "stuff_classes": [COCO_STUFF[number] for number in sorted(COCO_STUFF)],
         "stuff_dataset_id_to_contiguous_id": {
             stuff_id: len(COCO_THINGS) + number

@@ -15,7 +15,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from clipself_d2.data.datasets.coco_ov import COCO_THINGS
+from clipself_d2.data.datasets.coco_ov import COCO_THINGS, coco_synonyms
 from clipself_d2.data.datasets.instances import class_metadata, register_instances
 
 OBJECTS365_FILE = Path(__file__).with_name("objects365_classes.json")
@@ -106,13 +106,14 @@ def register_transfer(root: str | Path, prefix: str = "") -> list[str]:
     """
     root = Path(root)
     prepare = f"run python datasets/prepare_transfer.py --root {root}, or set DETECTRON2_DATASETS"
+    coco = class_metadata(COCO_THINGS)
     names = [
         register_instances(
             f"{prefix}coco_80_val",
             json_file=root / "coco" / "annotations" / "instances_val2017.json",
             image_root=root / "coco" / "val2017",
             evaluator_type="coco_ov",
-            metadata=class_metadata(COCO_THINGS),
+            metadata={**coco, "class_synonyms": coco_synonyms(coco["thing_classes"])},
             remedy=f"download COCO 2017 to {root / 'coco'}, or set DETECTRON2_DATASETS",
         )
     ]

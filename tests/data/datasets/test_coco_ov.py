@@ -9,9 +9,12 @@ from clipself_d2.data.datasets.coco_ov import (
     EXCLUDED_CLASSES,
     NOVEL_CLASSES,
     OV_COCO_CLASSES,
+    coco_synonyms,
     register_coco_ov,
 )
+from clipself_d2.data.datasets.coco_panoptic import COCO_STUFF
 from clipself_d2.data.prepare_ov import prepare_ov_coco
+from clipself_d2.vocabulary import Vocabulary
 
 # Of the published detectors' class weights: zeros at these places of 65.
 NOVEL_INDICES = [4, 5, 11, 12, 15, 16, 21, 23, 27, 29, 32, 34, 45, 47, 54, 58, 63]
@@ -40,6 +43,24 @@ def test_contiguous_ids_follow_the_ids_of_coco() -> None:
     assert numbers[90] == 64
     assert 10 not in numbers, "traffic light is excluded"
     assert sorted(numbers, key=numbers.__getitem__) == sorted(numbers)
+
+
+def test_every_class_can_be_called_by_a_name_of_no_other_class(catalogs: None) -> None:
+    names = list(COCO_THINGS.values())
+    words = coco_synonyms(names)
+    taken = {*names, *COCO_STUFF.values()}
+    assert all(words)
+    assert not any(word in taken for group in words for word in group)
+    things = Vocabulary.from_names(names)
+    other = Vocabulary(names=things.names, base_mask=things.base_mask, synonyms=_tuples(words))
+    assert not set(other.swap_synonyms().names) & set(names)
+    for name in ("coco_ov_val", "coco_80_val", "coco_2017_val_panoptic_regions"):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.class_synonyms == coco_synonyms(metadata.thing_classes)
+
+
+def _tuples(groups: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(group) for group in groups)
 
 
 def test_training_records_have_base_boxes_alone(coco_root: Path, catalogs: None) -> None:

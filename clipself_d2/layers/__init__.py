@@ -1,7 +1,12 @@
 """Tensor maths without config or registry."""
 
 from clipself_d2.layers.crop_resize import resize_crops
-from clipself_d2.layers.region_pool import box_masks, mask_embeddings, roi_embeddings
+from clipself_d2.layers.region_pool import (
+    box_masks,
+    mask_embeddings,
+    masked_attention,
+    roi_embeddings,
+)
 from clipself_d2.layers.score_fusion import fuse_scores
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
 
@@ -11,6 +16,7 @@ __all__ = [
     "box_masks",
     "fuse_scores",
     "mask_embeddings",
+    "masked_attention",
     "resize_crops",
     "roi_embeddings",
 ]

@@ -1,9 +1,11 @@
-"""Pooling of a dense map over boxes and masks.
+"""Embeddings of boxes and masks: pooled from a dense map, or by class tokens that see a region.
 
 Legend: N images, R regions, D joint embedding, h w patch grid.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,17 @@ from torchvision.ops import roi_align
 
 # Added to a mask's area so that an empty mask gives zeros.
 _EPSILON = 1e-12
+
+
+class RegionTokenTower(Protocol):
+    """What ``masked_attention`` asks of a tower; every ``clip.VisionTower`` has it."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, px."""
+
+    def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Embed regions by copies of the class token that see their region alone."""
 
 
 def roi_embeddings(
@@ -43,7 +56,7 @@ def roi_embeddings(
 
 
 def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
-    """Patches of boxes, for ``TokenTower.forward_regions``.
+    """Patches of boxes, for ``masked_attention``.
 
     Args:
         boxes_R4: XYXY in input pixels; R may be 0.
@@ -63,6 +76,37 @@ def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
     inside_rows = (rows >= top) & (rows < bottom)
     inside_columns = (columns >= left) & (columns < right)
     return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def masked_attention(
+    tower: RegionTokenTower, images_N3HW: Tensor, boxes: Sequence[Tensor], normalize: bool = True
+) -> Tensor:
+    """Embed boxes by copies of the class token that attend to the patches of their box alone.
+
+    Args:
+        tower: A tower whose picture embedding is its class token's; others refuse.
+        images_N3HW: Normalised pixels of any size.
+        boxes: One (Ki, 4) XYXY tensor in input pixels for each image; Ki may be 0.
+        normalize: Whether results have unit norm.
+
+    Returns:
+        (R, D) float32, images in order. Boxes are cut as by ``box_masks``; that of a whole image
+        whose sides are multiples of the patch gives the image's embedding.
+
+    Raises:
+        ValueError: If the number of box tensors is not N, or the tower has no class token to copy.
+
+    Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403, there for
+    OpenAI's ViT only; its results are not normalised.
+    """
+    if len(boxes) != len(images_N3HW):
+        raise ValueError(f"got boxes for {len(boxes)} images but {len(images_N3HW)} images")
+    stride = tower.patch_size
+    height, width = images_N3HW.shape[-2:]
+    grid = (math.ceil(height / stride), math.ceil(width / stride))
+    masks = [box_masks(each, stride, grid).to(images_N3HW.device) for each in boxes]
+    embedding = tower.forward_regions(images_N3HW, masks)
+    return F.normalize(embedding, dim=1) if normalize else embedding
 
 
 def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True) -> Tensor:

@@ -2,7 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipself_d2.layers.region_pool import box_masks, mask_embeddings, roi_embeddings
+from clipself_d2.layers.region_pool import (
+    box_masks,
+    mask_embeddings,
+    masked_attention,
+    roi_embeddings,
+)
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-6}
 
@@ -124,3 +129,25 @@ def test_wrong_counts_and_grids_are_named(dense):
         mask_embeddings(dense, [torch.zeros(0, 6, 10)] * 3)
     with pytest.raises(ValueError, match=r"mask grid \(10, 6\) is not the map's \(6, 10\)"):
         mask_embeddings(dense, [torch.zeros(1, 10, 6)] * 2)
+
+
+class CountingTower:
+    """Embeds a region as the column and row sums of its patches."""
+
+    patch_size = 16
+
+    def forward_regions(self, images, masks):
+        rows = [torch.cat([mask.float().sum(1), mask.float().sum(2)], dim=1) for mask in masks]
+        return torch.cat(rows)
+
+
+def test_masked_attention_shows_a_box_its_patches_alone():
+    """A grid of 3 x 2 cells whose last ones are padding; the second image has no box."""
+    images = torch.zeros(2, 3, 40, 30)
+    pair = [boxes((0, 0, 30, 40), (0, 16, 16, 32)), boxes()]
+    got = masked_attention(CountingTower(), images, pair, normalize=False)
+    assert got.tolist() == [[2, 0, 1, 1, 0], [1, 0, 0, 1, 0]]
+    unit = masked_attention(CountingTower(), images, pair)
+    torch.testing.assert_close(unit, F.normalize(got, dim=1))
+    with pytest.raises(ValueError, match="boxes for 1 images but 2 images"):
+        masked_attention(CountingTower(), images, pair[:1])

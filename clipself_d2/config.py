@@ -201,8 +201,8 @@ def _add_cris(cfg: CN) -> None:
     # Norm of neck and projector: SyncBN, BN (two pairs a process at least) or GN (any batch; the
     # batch norms of a ResNet tower then keep their statistics).
     cfg.MODEL.CRIS.NORM = "SyncBN"
-    # Whether CLIP's image and text towers are trained, at SOLVER.BACKBONE_MULTIPLIER.
-    cfg.MODEL.CRIS.TRAIN_CLIP = True
+    # CLIP's towers that are trained, at SOLVER.BACKBONE_MULTIPLIER: "image", "text", both or none.
+    cfg.MODEL.CRIS.TRAINED_TOWERS = ("image", "text")
     # Probability above which a pixel belongs to the mask.
     cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
 

@@ -12,7 +12,7 @@ from clipself_d2.engine.cli import run_tool
 
 EXAMPLE = (
     "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "
-    "--iterations 300 --output output/ablations --page docs/regionclip_ablations.md"
+    "--rpn output/quickstart/rpn/model_final.pth --output output/ablations"
 )
 
 
@@ -28,6 +28,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--proposals", type=Path, required=True, help="of emoji_train_images")
+    parser.add_argument("--rpn", type=Path, help="weights of rpn.yaml, for zero-shot inference")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
     parser.add_argument("--page", type=Path, default=Path("docs/regionclip_ablations.md"))
     parser.add_argument(
@@ -45,8 +46,8 @@ def main() -> int:
     args = vars(parser.parse_args())
     debug = args.pop("debug")
     command = shown_command(sys.argv)
-    for name in ("proposals", "output", "data_root"):
-        args[name] = args[name].expanduser().resolve()
+    for name in ("proposals", "output", "data_root", "rpn"):
+        args[name] = args[name] and args[name].expanduser().resolve()
     for name in ("tables", "overrides"):
         args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -40,7 +40,8 @@ class AblationRow:
         table: Title of the table.
         label: What the line shows.
         name: Folder of its run; lines of several tables may show one run.
-        pairs: KEY VALUE pairs over the recipe; ``{out}`` and ``{data}`` are folders.
+        pairs: KEY VALUE pairs over the recipe; ``{out}`` and ``{data}`` are folders, ``{rpn}`` the
+            weights of the proposal network.
         config: Recipe of ``configs/emoji``.
         train: Whether it is trained, instead of scored as it is.
         student: Name of the run whose tower a detector is built on; "" for pre-training.
@@ -57,7 +58,7 @@ class AblationRow:
     @property
     def is_detector(self) -> bool:
         """Whether the run is a detector's."""
-        return self.config.startswith("fvit")
+        return self.config.startswith(("fvit", "regionclip_zeroshot"))
 
 
 def _weights(distill: float, contrastive: float, image_text: float) -> tuple[str, ...]:
@@ -73,6 +74,8 @@ METHODS = "Initialisation"
 SUPERVISION, REGIONS, POOL = "Supervision", "Kind of regions", "Data set and concept pool"
 LOSSES, TEACHER, FOCAL = "Losses", "Teacher", "Focal scaling, in transfer"
 TRANSFER = "Initialisation, in transfer"
+ZERO_GT, ZERO_RPN = "Initialisation, zero-shot on true boxes", "Initialisation, zero-shot on an RPN"
+_RPN = (_KEYS + "RPN_WEIGHTS", "{rpn}")
 
 ROWS: tuple[AblationRow, ...] = (
     AblationRow(METHODS, "CLIP", "untouched", train=False),
@@ -111,6 +114,17 @@ ROWS: tuple[AblationRow, ...] = (
     AblationRow(
         TRANSFER, "CLIPSelf", "fvit_clipself", _PLAIN, "fvit_untouched", student="clipself"
     ),
+    *(
+        AblationRow(
+            table, label, f"{boxes}_{run}", pairs, f"regionclip_zeroshot_{boxes}", False, of
+        )
+        for table, boxes, pairs in ((ZERO_GT, "gt", ()), (ZERO_RPN, "rpn", _RPN))
+        for label, run, of in (
+            ("CLIP", "clip", ""),
+            ("RegionCLIP", "full", "full"),
+            ("CLIPSelf", "clipself", "clipself"),
+        )
+    ),
 )
 
 
@@ -123,6 +137,7 @@ class AblationOptions:
         page: Markdown file with the figures.
         data_root: Folder that holds the data set ``emoji``.
         proposals: Proposals of the training scenes.
+        rpn: Weights of the network that made them; None leaves its table out.
         iterations: Steps of each pre-training.
         detector_iterations: Steps of each detector.
         tables: Words of which a table's title must hold one; () takes all tables.
@@ -139,6 +154,7 @@ class AblationOptions:
     tables: tuple[str, ...] = ()
     seed: int = 0
     overrides: tuple[str, ...] = ()
+    rpn: Path | None = None
 
 
 def choose_rows(options: AblationOptions) -> list[AblationRow]:
@@ -158,7 +174,8 @@ def choose_rows(options: AblationOptions) -> list[AblationRow]:
     for word in words:
         if not any(word in title.lower() for title in titles):
             raise ValueError(f"--tables {word!r} is in none of the titles {', '.join(titles)}")
-    return [row for row in ROWS if not words or any(w in row.table.lower() for w in words)]
+    rows = [row for row in ROWS if options.rpn or row.table != ZERO_RPN]
+    return [row for row in rows if not words or any(w in row.table.lower() for w in words)]
 
 
 def plan_runs(options: AblationOptions, rows: Sequence[AblationRow]) -> list[Stage]:
@@ -195,7 +212,7 @@ def _stage(options: AblationOptions, row: AblationRow) -> Stage:
     if not row.is_detector:
         command += ["MODEL.DISTILL.PROPOSAL_FILE", str(options.proposals)]
         command += [_CONCEPTS, str(out / "concepts.txt")]
-    places = {"out": str(out), "data": str(options.data_root)}
+    places = {"out": str(out), "data": str(options.data_root), "rpn": str(options.rpn)}
     command += [text.format(**places) for text in row.pairs]
     return Stage(row.name, [*command, *options.overrides], out / row.name, inputs)
 
@@ -213,6 +230,10 @@ def prepare_files(options: AblationOptions) -> None:
         raise FileNotFoundError(
             f"--proposals {options.proposals} does not exist; tools/quickstart.py writes it, and "
             "tools/make_proposals.py"
+        )
+    if options.rpn and not options.rpn.is_file():
+        raise FileNotFoundError(
+            f"--rpn {options.rpn} does not exist; tools/quickstart.py writes rpn/model_final.pth"
         )
     out = options.output
     out.mkdir(parents=True, exist_ok=True)
@@ -292,8 +313,9 @@ def format_page(
         f"detector, seed {options.seed}, one run each, so that small differences mean little. "
         "Recipes at full size are in `configs/regionclip/ablations`. Figures of pre-training are "
         "the mean accuracy of region classification (roi, percent), those in transfer AP50 of the "
-        "open-vocabulary detector. Teachers differ in what they see, since there is one embedded "
-        "CLIP; a larger teacher is a recipe at full size.",
+        "open-vocabulary detector, those of zero-shot inference AP50 of the tower alone on true "
+        "boxes and on boxes of a proposal network that saw base classes. Teachers differ in what "
+        "they see, since there is one embedded CLIP; a larger teacher is a recipe at full size.",
         f"```\n{command}\n```",
     ]
     for title in dict.fromkeys(row.table for row in rows):

@@ -68,6 +68,24 @@ def test_every_run_is_planned_once_and_towers_come_before_their_detectors(option
             assert names.index(row.student) < names.index(row.name)
 
 
+def test_zero_shot_runs_train_nothing_and_need_the_network_for_its_boxes(options) -> None:
+    titles = {row.table for row in choose_rows(options)}
+    assert ablations.ZERO_GT in titles
+    assert ablations.ZERO_RPN not in titles
+    rows = choose_rows(replace(options, rpn=Path("rpn.pth"), tables=("zero-shot on an rpn",)))
+    stages = {stage.name: stage.command for stage in plan_runs(options, rows)}
+    assert set(stages) == {"full", "clipself", "rpn_clip", "rpn_full", "rpn_clipself"}
+    assert [name for name, words in stages.items() if "--eval-only" in words] == [
+        *("rpn_clip", "rpn_full", "rpn_clipself")
+    ]
+    assert "MODEL.CLIP.WEIGHTS" not in stages["rpn_clip"]
+
+
+def test_a_missing_network_names_the_flag(options) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--rpn none\.pth does not exist"):
+        prepare_files(replace(options, rpn=Path("none.pth")))
+
+
 def test_a_detector_brings_the_run_of_its_tower_along(options) -> None:
     chosen = choose_rows(replace(options, tables=("focal",)))
     assert [row.name for row in chosen] == ["fvit_full", "fvit_focal"]
@@ -84,7 +102,7 @@ def test_every_command_merges_into_its_recipe(options) -> None:
         pairs = pairs_of(stage.command)
         cfg = load_config(str(config), [text for pair in pairs.items() for text in pair])
         assert str(stage.output) == cfg.OUTPUT_DIR
-        detector = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        detector = "RCNN" in cfg.MODEL.META_ARCHITECTURE
         assert (7 if detector else 5) == cfg.SOLVER.MAX_ITER
         assert "{" not in str(cfg)
 

@@ -211,21 +211,30 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
 
     Returns:
         The image tower as a source of levels, and the text tower.
+
+    Raises:
+        ValueError: If TRAINED_TOWERS has another name than image and text.
     """
     clip_cfg, cris = cfg.MODEL.CLIP, cfg.MODEL.CRIS
+    trained = cris.TRAINED_TOWERS
+    if not set(trained) <= {"image", "text"}:
+        raise ValueError(
+            f"MODEL.CRIS.TRAINED_TOWERS is {tuple(trained)}; expected names of 'image' and 'text', "
+            "or () to train neither"
+        )
     clip = load_clip(clip_cfg.NAME, clip_cfg.PRETRAINED or None, precision=clip_cfg.PRECISION)
     tower = clip.tower
     for name, parameter in clip.text.named_parameters():
         # The logit's scale and bias are of CLIP's own loss.
-        parameter.requires_grad_(cris.TRAIN_CLIP and "logit_" not in name)
+        parameter.requires_grad_("text" in trained and "logit_" not in name)
     if clip_cfg.WEIGHTS:
         tower = load_any_tower(clip_cfg.NAME, clip_cfg.WEIGHTS, precision=clip_cfg.PRECISION)
     if isinstance(tower, ResNetTower):
-        levels = ResNetLevels(tower=tower, trainable=cris.TRAIN_CLIP, norm=cris.NORM)
+        levels = ResNetLevels(tower=tower, trainable="image" in trained, norm=cris.NORM)
         return levels, clip.text
     vit = ViTLevels(
         tower=tower,
-        trainable=cris.TRAIN_CLIP,
+        trainable="image" in trained,
         tap_blocks=clip_cfg.TAP_BLOCKS,
         last_block=clip_cfg.LAST_BLOCK,
     )

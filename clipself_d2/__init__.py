@@ -1,7 +1,8 @@
 """Open-vocabulary dense prediction with CLIP, as a Detectron2 plugin.
 
 Importing the package registers its backbones, ROI heads, meta-architectures and data sets with
-Detectron2. ``clipself_d2.clip``, ``vocabulary`` and ``layers`` work without Detectron2.
+Detectron2, and adds its yaml keys to those of ``get_cfg()``. ``clipself_d2.clip``, ``vocabulary``
+and ``layers`` work without Detectron2.
 """
 
 import sys
@@ -13,6 +14,9 @@ __version__ = "0.1.0"
 if "clipself_d2.doctor" not in sys.orig_argv:
     try:
         from clipself_d2 import data, distill, modeling
+        from clipself_d2.config import extend_defaults
+
+        extend_defaults()
     except ImportError as error:
         warnings.warn(
             f"nothing is registered with Detectron2 ({error}); run python -m clipself_d2.doctor",

@@ -1,14 +1,18 @@
 """Every yaml key this plugin adds to Detectron2's defaults."""
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import defaults
 
 
 def add_clipself_config(cfg: CN) -> None:
     """Add the plugin's keys to a Detectron2 config; no default of Detectron2 is changed.
 
     Args:
-        cfg: A config made by ``detectron2.config.get_cfg()``; changed in place.
+        cfg: A config made by ``detectron2.config.get_cfg()``; changed in place. One that has the
+            keys keeps their values.
     """
+    if "CLIP_FPN" in cfg.MODEL:
+        return
     _add_clip(cfg)
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
@@ -17,6 +21,15 @@ def add_clipself_config(cfg: CN) -> None:
     _add_cris(cfg)
     _add_input(cfg)
     _add_solver(cfg)
+
+
+def extend_defaults() -> None:
+    """Let ``detectron2.config.get_cfg()`` return the plugin's keys beside Detectron2's.
+
+    Detectron2's own tools make their config with it and leave no room for ``add_clipself_config``.
+    Values of Detectron2 are not touched.
+    """
+    add_clipself_config(defaults._C)
 
 
 def _add_clip(cfg: CN) -> None:

@@ -1,3 +1,4 @@
+import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -23,19 +24,40 @@ def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
     return keys
 
 
+def detectron2_defaults() -> CfgNode:
+    """Detectron2's config as it was before this package was imported."""
+    spec = importlib.util.find_spec("detectron2.config.defaults")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._C
+
+
 def own_keys() -> list[str]:
-    cfg = get_cfg()
+    cfg = detectron2_defaults()
     before = set(flatten(cfg))
     add_clipself_config(cfg)
     return sorted(set(flatten(cfg)) - before)
 
 
 def test_no_default_of_detectron2_is_changed() -> None:
-    cfg = get_cfg()
+    cfg = detectron2_defaults()
     before = flatten(cfg)
     add_clipself_config(cfg)
     after = flatten(cfg)
     assert {key: after[key] for key in before} == before
+
+
+def test_importing_the_package_gives_detectron2s_tools_the_keys() -> None:
+    pristine = detectron2_defaults()
+    add_clipself_config(pristine)
+    assert flatten(get_cfg()) == flatten(pristine)
+
+
+def test_adding_the_keys_again_keeps_what_was_set() -> None:
+    cfg = get_cfg()
+    cfg.MODEL.CLIP.NAME = "EVA02-B-16"
+    add_clipself_config(cfg)
+    assert cfg.MODEL.CLIP.NAME == "EVA02-B-16"
 
 
 def test_no_part_of_the_project_has_more_than_20_keys() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.engine.cli import load_config, run_tool, start_logging
 from clipself_d2.engine.demo import choose_vocabulary, run_demo
+from clipself_d2.engine.detector_source import read_detector_config
 from clipself_d2.engine.media import find_inputs
 from clipself_d2.engine.refer_demo import run_refer_demo
 
@@ -29,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="yaml file of the detector")
+    add("--config-file", required=True, help="yaml or .py file of the detector")
     add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
     add("--webcam", nargs="?", type=int, const=0, help="read camera number N, 0 if left out")
     add("--max-frames", type=int, default=0, help="most frames of a video or camera; 0 for all")
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=float, default=0.25, help="0 to 1")
     add("--batch-size", type=int, default=4, help="most pictures of one size at once")
     add("--debug", action="store_true", help="show the traceback of an error")
-    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
     return parser
 
 
@@ -63,14 +64,14 @@ def main() -> int:
 
     def action() -> None:
         start_logging()
-        cfg = load_config(args.config_file, args.opts)
         if not args.input and args.webcam is None:
             raise ValueError("there is nothing to look at; give --input or --webcam")
         if args.expression:
+            cfg = load_config(args.config_file, args.opts)
             run_refer_demo(cfg, find_inputs(args.input), args.output, args.expression)
             return
         run_demo(
-            cfg,
+            read_detector_config(args.config_file, args.opts),
             args.input,
             args.output,
             choose_vocabulary(args.vocabulary, args.custom_vocabulary),

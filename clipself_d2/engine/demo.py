@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
@@ -18,6 +17,7 @@ from PIL import Image
 
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.detection_file import DetectionFile
+from clipself_d2.engine.detector_source import Config
 from clipself_d2.engine.media import FilmWriter, find_inputs, is_video, open_film
 from clipself_d2.engine.predictor import OpenVocabPredictor, parse_classes
 from clipself_d2.modeling.text_embeddings import dataset_vocabulary
@@ -100,7 +100,7 @@ def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarra
 
 
 def run_demo(
-    cfg: CfgNode,
+    cfg: Config,
     inputs: Iterable[str | Path],
     output_dir: Path,
     vocabulary: Vocabulary,
@@ -113,7 +113,8 @@ def run_demo(
     """Detect the classes of a vocabulary, draw the boxes, and list all of them in one file.
 
     Args:
-        cfg: The whole config; MODEL.WEIGHTS is the detector.
+        cfg: The whole config; MODEL.WEIGHTS is the detector, of a LazyConfig
+            ``train.init_checkpoint``.
         inputs: Pictures, videos, folders and patterns, as ``find_inputs`` reads them.
         output_dir: Folder for the results: a png for every picture and an mp4 for every video,
             named as they are, and ``detections.json`` of COCO's form.
@@ -140,7 +141,7 @@ def run_demo(
     sources += [] if webcam is None else [webcam]
     for source in sources:
         _check_readable(source)
-    predictor = OpenVocabPredictor(_with_threshold(cfg, min_score), batch_size=batch_size)
+    predictor = OpenVocabPredictor(cfg, min_score=min_score, batch_size=batch_size)
     predictor.set_classes(vocabulary)
     output_dir.mkdir(parents=True, exist_ok=True)
     session = _Session(predictor, min_score, output_dir)
@@ -169,15 +170,6 @@ def _check_readable(source: Path | int) -> None:
         with open_film(source):
             return
     read_picture(source)
-
-
-def _with_threshold(cfg: CfgNode, min_score: float) -> CfgNode:
-    """Let the detector drop what is not drawn before it sorts and suppresses; it is faster."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = min_score
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min_score
-    return cfg
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

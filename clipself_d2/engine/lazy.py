@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from clipself_d2.modeling.model_check import check_model
+
 logger = logging.getLogger(__name__)
 
 
-def load_lazy_config(config_file: str, overrides: list[str]) -> DictConfig:
+# Parts of a config that a training needs.
+TRAINING_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def load_lazy_config(
+    config_file: str, overrides: list[str], needed: Sequence[str] = TRAINING_PARTS
+) -> DictConfig:
     """Read a lazy config and ``key=value`` overrides.
 
     Args:
         config_file: Path of the Python file.
         overrides: As in ``train.max_iter=20``.
+        needed: Names that the file defines.
 
     Returns:
         The config.
@@ -49,11 +59,7 @@ def load_lazy_config(config_file: str, overrides: list[str]) -> DictConfig:
             "configs/plug_in/vitdet_mask_rcnn.py (yaml files go to tools/train_net.py)"
         )
     cfg = LazyConfig.load(config_file)
-    missing = [
-        name
-        for name in ("model", "dataloader", "optimizer", "lr_multiplier", "train")
-        if name not in cfg
-    ]
+    missing = [name for name in needed if name not in cfg]
     if missing:
         raise ValueError(f"{config_file} does not define {', '.join(missing)}; add it to the file")
     for override in overrides:
@@ -71,6 +77,40 @@ def load_lazy_config(config_file: str, overrides: list[str]) -> DictConfig:
 
 
 _ABSENT = object()
+
+
+def build_lazy_model(cfg: DictConfig) -> nn.Module:
+    """Build the model, and refuse parts that do not fit one another.
+
+    Args:
+        cfg: Config with ``model``, and the loaders that feed it, if any.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        ValueError: If a feature, strides or the order of colour channels do not fit; the sentence
+            names the key.
+    """
+    try:
+        model: nn.Module = instantiate(cfg.model)
+    except KeyError as error:
+        raise ValueError(
+            f"the model asks for {error} which is not there; check the names of features in model "
+            "(head_in_features, in_features) against those of model.backbone"
+        ) from error
+    except AssertionError as error:
+        raise ValueError(
+            f"the model cannot be built: {error or 'an assertion of Detectron2 failed'}; check "
+            "model.roi_heads.box_pooler.scales and the strides of model"
+        ) from error
+    check_model(model)
+    wanted = getattr(model, "input_format", None) or "RGB"
+    for key in ("dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
+        given = OmegaConf.select(cfg, key, default=None)
+        if given is not None and given != wanted:
+            raise ValueError(f"{key} is {given}, but the model reads {wanted}; set {key}={wanted}")
+    return model
 
 
 def run_lazy(args: argparse.Namespace) -> OrderedDict:
@@ -91,7 +131,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not args.eval_only:
         return train_lazy(cfg, resume=args.resume)
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build_lazy_model(cfg).to(cfg.train.device)
     DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
     return score_lazy(cfg, model)
 
@@ -106,7 +146,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     Returns:
         Results of the last evaluation.
     """
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build_lazy_model(cfg).to(cfg.train.device)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)

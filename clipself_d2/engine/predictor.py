@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image, ImageOps
 from torch import nn
 
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.detector_source import Config, build_detector
 from clipself_d2.engine.evaluate import embed_vocabulary, warn_unseen_words
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.modeling.text_embeddings import training_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
@@ -62,10 +60,6 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
     return Vocabulary(tuple(groups), base, synonyms=synonyms if any(synonyms) else ())
 
 
-# Zero-shot detection: CLIP and the proposal network bring weights of their own.
-_COMPLETE_WITHOUT_WEIGHTS = ("OfflineProposalRCNN",)
-
-
 class OpenVocabPredictor:
     """A detector that is given its classes as words and its pictures as they are.
 
@@ -80,9 +74,13 @@ class OpenVocabPredictor:
     would depend on its neighbours.
 
     Args:
-        config: yaml file, or a config with the keys of ``add_clipself_config``.
-        weights: Checkpoint of the detector; None takes MODEL.WEIGHTS.
-        overrides: Alternating keys and values, as at the end of a command line.
+        config: yaml file or a config with the keys of ``add_clipself_config``; or a LazyConfig or
+            its .py file, whose classifier is made from ``dataset_embeddings``.
+        weights: Checkpoint of the detector; None takes MODEL.WEIGHTS, of a LazyConfig
+            ``train.init_checkpoint``.
+        overrides: Alternating keys and values, as at the end of a command line; ``key=value`` for
+            the file of a LazyConfig.
+        min_score: Least score that the detector keeps, in [0, 1]; None is the config's.
         array_format: Order of the channels of pictures given as arrays: RGB, or BGR as cv2 reads.
         batch_size: Most pictures that go through the model at once, >= 1.
 
@@ -94,10 +92,11 @@ class OpenVocabPredictor:
 
     def __init__(
         self,
-        config: str | Path | CfgNode,
+        config: str | Path | Config,
         weights: str | Path | None = None,
         *,
         overrides: Sequence[object] = (),
+        min_score: float | None = None,
         array_format: str = "RGB",
         batch_size: int = 8,
     ) -> None:
@@ -105,18 +104,16 @@ class OpenVocabPredictor:
             raise ValueError(f"array_format is {array_format!r}; it is RGB or BGR")
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give at least 1")
-        cfg = config.clone() if isinstance(config, CfgNode) else load_config(str(config), [])
-        cfg.defrost()
-        cfg.merge_from_list(list(overrides))
-        if weights is not None:
-            cfg.MODEL.WEIGHTS = str(weights)
-        _check_weights(cfg)
-        self.cfg = cfg
+        if min_score is not None and not 0.0 <= min_score <= 1.0:
+            raise ValueError(f"the least score is {min_score}; it must be in [0, 1]")
+        source = build_detector(config, weights, overrides)
+        self.cfg = source.cfg
         self.array_format = array_format
         self.batch_size = batch_size
-        self.model: nn.Module = Trainer.build_model(self_contained(cfg)).eval()
-        StrictCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.model = source.model
+        self._resize = source.augmentation
+        if min_score is not None:
+            _set_threshold(self.model, min_score)
         self._embeddings: TextEmbeddings | None = None
 
     @property
@@ -215,9 +212,17 @@ class OpenVocabPredictor:
 
     def _prepare(self, image: np.ndarray) -> dict[str, Any]:
         pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-        resized = self._resize.get_transform(pixels).apply_image(pixels)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+        inputs = T.AugInput(pixels)
+        self._resize(inputs)
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))).float()
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+
+def _set_threshold(model: nn.Module, min_score: float) -> None:
+    """Let the detector drop low scores before it sorts and suppresses; it is faster."""
+    for module in model.modules():
+        if hasattr(module, "test_score_thresh"):
+            module.test_score_thresh = min_score
 
 
 def _by_size(images: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
@@ -228,14 +233,3 @@ def _by_size(images: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int
     for numbers in groups.values():
         for start in range(0, len(numbers), batch_size):
             yield numbers[start : start + batch_size]
-
-
-def _check_weights(cfg: CfgNode) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if not weights and cfg.MODEL.META_ARCHITECTURE in _COMPLETE_WITHOUT_WEIGHTS:
-        return
-    if not weights:
-        raise ValueError("MODEL.WEIGHTS is empty; give the detector's checkpoint as KEY VALUE")
-    # Detectron2 fetches addresses such as detectron2://.
-    if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist; give a checkpoint")

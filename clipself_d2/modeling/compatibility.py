@@ -205,16 +205,47 @@ def refuse_bgr(cfg: CfgNode, *, name: str, pixel_mean: Sequence[float]) -> None:
         ValueError: If INPUT.FORMAT is not RGB, or MODEL.PIXEL_MEAN is nearer to the tower's mean
             when it is read backwards.
     """
-    if cfg.INPUT.FORMAT != "RGB":
+    refuse_bgr_pixels(
+        cfg.INPUT.FORMAT,
+        cfg.MODEL.PIXEL_MEAN,
+        name=name,
+        pixel_mean=pixel_mean,
+        keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+    )
+
+
+def refuse_bgr_pixels(
+    image_format: str,
+    mean: Sequence[float],
+    *,
+    name: str,
+    pixel_mean: Sequence[float],
+    keys: tuple[str, str, str],
+) -> None:
+    """Refuse BGR by the values of its keys.
+
+    Args:
+        image_format: Format of the images.
+        mean: Mean that is taken off them, 0 to 255.
+        name: Name of the CLIP for the message.
+        pixel_mean: Its mean, RGB, 0 to 255.
+        keys: Names of the keys of the format, the mean and the deviation.
+
+    Raises:
+        ValueError: If the format is not RGB, or ``mean`` is nearer to the tower's when it is read
+            backwards.
+    """
+    format_key, mean_key, std_key = keys
+    if image_format != "RGB":
         raise ValueError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but {name} was trained on RGB; set INPUT.FORMAT "
-            "RGB, and MODEL.PIXEL_MEAN and MODEL.PIXEL_STD in the same order"
+            f"{format_key} is {image_format}, but {name} was trained on RGB; set {format_key} "
+            f"RGB, and {mean_key} and {std_key} in the same order"
         )
-    mean = list(cfg.MODEL.PIXEL_MEAN)
+    mean = list(mean)
     forward, backward = (math.dist(order, pixel_mean) for order in (mean, mean[::-1]))
     if backward < forward:
         raise ValueError(
-            f"MODEL.PIXEL_MEAN is {mean}, in the order BGR, but {name} was trained on RGB with "
-            f"mean {[round(value, 3) for value in pixel_mean]}; turn MODEL.PIXEL_MEAN and "
-            "MODEL.PIXEL_STD round"
+            f"{mean_key} is {[round(value, 3) for value in mean]}, in the order BGR, but {name} "
+            f"was trained on RGB with mean {[round(value, 3) for value in pixel_mean]}; turn "
+            f"{mean_key} and {std_key} round"
         )

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,33 @@ def build_text_classifier(
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
         background=embeddings.background_D,
         background_mode=background_mode,
+        temperature=temperature,
+        learn_temperature=learn_temperature,
+    )
+
+
+def build_sigmoid_classifier(
+    embeddings: TextEmbeddings,
+    *,
+    prior: float = 0.01,
+    temperature: float = 50.0,
+    learn_temperature: bool = True,
+) -> SigmoidTextClassifier:
+    """Make the text classifier of a one-stage detector; for LazyConfig.
+
+    Args:
+        embeddings: The classes and their embeddings.
+        prior: Probability at the start for a region whose cosine is 0.
+        temperature: Multiplier of the cosine.
+        learn_temperature: Whether that is a parameter.
+
+    Returns:
+        The classifier.
+    """
+    return SigmoidTextClassifier(
+        embeddings_KD=embeddings.embeddings_KD,
+        base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
+        prior=prior,
         temperature=temperature,
         learn_temperature=learn_temperature,
     )

@@ -83,19 +83,39 @@ def _stride(name: str) -> int:
 class PyramidBackbone(Backbone):
     """A backbone of levels p<n> beside the dense map ``clip`` of its ViT.
 
+    Args:
+        backbone: The ViT.
+        strides: Strides of the levels made from blocks, px.
+        square_size: Side to which Detectron2 pads every image at the right and bottom, after
+            normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
+        top_block: Module of the levels above, or None.
+        divisor: Number that padded sides are a multiple of, beside the patch, px.
+
     Attributes:
         bottom_up: The ViT.
-        strides: Strides of the levels made from blocks, px.
-        top_block: Module of the levels above, or None.
-        square_size: Side to which images are padded, px; 0 is none.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
+
+    Raises:
+        ValueError: If ``square_size`` is negative.
     """
 
-    bottom_up: ClipViT
-    strides: tuple[int, ...]
-    top_block: nn.Module | None
-    square_size: int
-    divisor: int
+    def __init__(
+        self,
+        *,
+        backbone: ClipViT,
+        strides: Sequence[int],
+        square_size: int,
+        top_block: nn.Module | None = None,
+        divisor: int,
+    ) -> None:
+        super().__init__()
+        if square_size < 0:
+            raise ValueError(
+                f"MODEL.CLIP_FPN.SQUARE_SIZE is {square_size}; it is 0 or a side in px"
+            )
+        self.bottom_up = backbone
+        self.strides = tuple(strides)
+        self.square_size, self.divisor = square_size, divisor
+        self.top_block = top_block
 
     @property
     def size_divisibility(self) -> int:
@@ -116,13 +136,32 @@ class PyramidBackbone(Backbone):
 
         Args:
             channels: Channels of every level.
+
+        Raises:
+            ValueError: If the top block reads a level that is not there, or of other channels.
         """
+        self._check_top(channels)
         # Detectron2's top blocks say these two of themselves.
         extra = 1 if self.top_block is None else int(str(self.top_block.num_levels))
         strides = [*self.strides, *(self.strides[-1] << step for step in range(1, extra + 1))]
         self._level_names = [level_name(stride) for stride in strides]
         named = dict(zip(self._level_names, strides, strict=True))
         self.declare(named, dict.fromkeys(named, channels))
+
+    def _check_top(self, channels: int) -> None:
+        names = [level_name(stride) for stride in self.strides]
+        source = names[-1] if self.top_block is None else str(self.top_block.in_feature)
+        if source not in names:
+            raise ValueError(
+                f"the backbone's top_block.in_feature is {source!r}, but its strides "
+                f"{list(self.strides)} give {', '.join(names)}; name one of these"
+            )
+        conv = getattr(self.top_block, "p6", None)
+        if isinstance(conv, nn.Conv2d) and conv.in_channels != channels:
+            raise ValueError(
+                f"the backbone's top_block.in_channels is {conv.in_channels}, but {source} has "
+                f"{channels} channels (out_channels); give it as many"
+            )
 
     def declare(self, strides: Mapping[str, int], channels: Mapping[str, int]) -> None:
         """Declare features and ``clip``.

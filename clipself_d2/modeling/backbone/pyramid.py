@@ -15,7 +15,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.modeling.backbone.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.modeling.backbone.levels import PyramidBackbone, plan_levels
+from clipself_d2.modeling.backbone.levels import LevelPlan, PyramidBackbone, plan_levels
 from clipself_d2.modeling.compatibility import check_square, refuse_sync_bn_on_cpus
 
 NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN", "GN", "LN", "")
@@ -73,34 +73,21 @@ class ClipViTPyramid(PyramidBackbone):
         top_block: nn.Module | None = None,
         divisor: int = 1,
     ) -> None:
-        super().__init__()
         _check_levels(backbone, strides)
-        if square_size < 0:
-            raise ValueError(
-                f"MODEL.CLIP_FPN.SQUARE_SIZE is {square_size}; it is 0 or a side in px"
-            )
+        super().__init__(
+            backbone=backbone,
+            strides=strides,
+            square_size=square_size,
+            top_block=top_block,
+            divisor=divisor,
+        )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        use_bias = norm == ""
-        self.bottom_up = backbone
-        self.strides = tuple(strides)
-        self.square_size = square_size
-        self.divisor = divisor
-        self.top_block = top_block
         self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
         self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
         for _ in strides:
-            lateral = Conv2d(
-                width, out_channels, 1, bias=use_bias, norm=make_norm(norm, out_channels)
-            )
-            output = Conv2d(
-                out_channels,
-                out_channels,
-                3,
-                padding=1,
-                bias=use_bias,
-                norm=make_norm(norm, out_channels),
-            )
+            lateral = normed_conv(width, out_channels, 1, norm)
+            output = normed_conv(out_channels, out_channels, 3, norm)
             c2_xavier_fill(lateral)
             c2_xavier_fill(output)
             self.laterals.append(lateral)
@@ -130,15 +117,7 @@ class ClipViTPyramid(PyramidBackbone):
         plan = plan_levels(cfg)
         # The blocks of levels that the detector does not read are left out with them.
         options["tap_blocks"] = list(taps)[len(fpn.STRIDES) - len(plan.strides) :]
-        return {
-            "backbone": ClipViT(**options),
-            "strides": plan.strides,
-            "out_channels": fpn.OUT_CHANNELS,
-            "norm": fpn.NORM,
-            "square_size": fpn.SQUARE_SIZE,
-            "top_block": plan.top_block,
-            "divisor": plan.divisor,
-        }
+        return pyramid_options(cfg, ClipViT(**options), plan)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -164,6 +143,29 @@ class ClipViTPyramid(PyramidBackbone):
             laterals[level] = laterals[level] + coarse
         levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
         return self.add_top(levels, features[CLIP_FEATURE])
+
+
+def pyramid_options(cfg: CfgNode, backbone: ClipViT, plan: LevelPlan) -> ClipViTPyramidOptions:
+    """Read MODEL.CLIP_FPN.
+
+    Args:
+        cfg: The whole config.
+        backbone: The ViT.
+        plan: Levels that the detector reads.
+
+    Returns:
+        Arguments of a pyramid's constructor.
+    """
+    fpn = cfg.MODEL.CLIP_FPN
+    return {
+        "backbone": backbone,
+        "strides": plan.strides,
+        "out_channels": fpn.OUT_CHANNELS,
+        "norm": fpn.NORM,
+        "square_size": fpn.SQUARE_SIZE,
+        "top_block": plan.top_block,
+        "divisor": plan.divisor,
+    }
 
 
 def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
@@ -203,17 +205,42 @@ def make_norm(norm: str, channels: int, key: str = "MODEL.CLIP_FPN.NORM") -> nn.
     return get_norm(norm, channels)
 
 
-def make_adapter(channels: int, patch_size: int, stride: int, norm: str) -> nn.Module:
+def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
+    """Make a convolution that keeps the grid, with a bias where it has no norm.
+
+    Args:
+        channels: Channels in.
+        out_channels: Channels out.
+        kernel: Side of the kernel, odd.
+        norm: Norm behind it, one of ``NORMS``.
+
+    Returns:
+        The convolution with PyTorch's random weights.
+    """
+    return Conv2d(
+        channels,
+        out_channels,
+        kernel,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=make_norm(norm, out_channels),
+    )
+
+
+def make_adapter(
+    channels: int, patch_size: int, stride: int, norm: str, *, narrowing: int = 1
+) -> nn.Sequential | nn.MaxPool2d:
     """Make the module that brings a block's map nearest to a stride by factors of two.
 
     Upwards 2 x 2 transposed convolutions of stride 2, with norm and GELU between two of them;
     downwards one max-pooling. The result's stride is ``patch_size`` times or over a power of two.
 
     Args:
-        channels: Channels C in and out.
+        channels: Channels C in, and out where nothing is narrowed.
         patch_size: Stride of the block's map, px.
         stride: Stride wanted, px.
         norm: Norm between transposed convolutions, one of ``NORMS``.
+        narrowing: Number by which each transposed convolution divides the channels.
 
     Returns:
         A module from (N, C, h, w) to (N, C, h * f, w * f) with f a power of two; sides are
@@ -227,7 +254,8 @@ def make_adapter(channels: int, patch_size: int, stride: int, norm: str) -> nn.M
         if step > 0:
             between = make_norm(norm, channels)
             layers += [nn.GELU()] if between is None else [between, nn.GELU()]
-        layers.append(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
+        wider, channels = channels, channels // narrowing
+        layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
     return nn.Sequential(*layers)
 
 

@@ -6,7 +6,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
@@ -17,7 +17,9 @@ from clipself_d2.modeling.backbone.pyramid import (
     adapted_stride,
     check_strides,
     doublings,
-    make_norm,
+    make_adapter,
+    normed_conv,
+    pyramid_options,
     resample,
 )
 from clipself_d2.modeling.compatibility import check_square, refuse_sync_bn_on_cpus
@@ -63,14 +65,16 @@ class ClipViTSimplePyramid(PyramidBackbone):
         top_block: nn.Module | None = None,
         divisor: int = 1,
     ) -> None:
-        super().__init__()
         check_strides(strides)
         tap = _tap(backbone)
+        super().__init__(
+            backbone=backbone,
+            strides=strides,
+            square_size=square_size,
+            top_block=top_block,
+            divisor=divisor,
+        )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        self.bottom_up = backbone
-        self.strides = tuple(strides)
-        self.square_size = square_size
-        self.top_block, self.divisor = top_block, divisor
         self._tap_name = f"block{tap}"
         self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.scalers, self.outputs = nn.ModuleList(), nn.ModuleList()
@@ -97,18 +101,9 @@ class ClipViTSimplePyramid(PyramidBackbone):
         """
         refuse_sync_bn_on_cpus(cfg)
         check_square(cfg)
-        fpn, plan = cfg.MODEL.CLIP_FPN, plan_levels(cfg)
         options = ClipViT.from_config(cfg, input_shape)
         options["tap_blocks"] = options["tap_blocks"] or [options["tower"].num_blocks - 1]
-        return {
-            "backbone": ClipViT(**options),
-            "strides": plan.strides,
-            "out_channels": fpn.OUT_CHANNELS,
-            "norm": fpn.NORM,
-            "square_size": fpn.SQUARE_SIZE,
-            "top_block": plan.top_block,
-            "divisor": plan.divisor,
-        }
+        return pyramid_options(cfg, ClipViT(**options), plan_levels(cfg))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -145,30 +140,14 @@ def make_scaler(
     Returns:
         The module and its channels out: half of those in for each step up.
     """
-    steps = doublings(patch_size, stride)
-    if steps < 0:
-        return nn.MaxPool2d(2**-steps, ceil_mode=True), channels
-    layers: list[nn.Module] = []
-    for step in range(steps):
-        if step > 0:
-            between = make_norm(norm, channels)
-            layers += [nn.GELU()] if between is None else [between, nn.GELU()]
-        layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
-        channels //= 2
-    return nn.Sequential(*layers), channels
+    scaler = make_adapter(channels, patch_size, stride, norm, narrowing=2)
+    return scaler, channels >> max(0, doublings(patch_size, stride))
 
 
 def _make_output(channels: int, out_channels: int, norm: str) -> nn.Sequential:
     convs = []
     for kernel in (1, 3):
-        conv = Conv2d(
-            channels,
-            out_channels,
-            kernel,
-            padding=kernel // 2,
-            bias=norm == "",
-            norm=make_norm(norm, out_channels),
-        )
+        conv = normed_conv(channels, out_channels, kernel, norm)
         c2_xavier_fill(conv)
         convs.append(conv)
         channels = out_channels

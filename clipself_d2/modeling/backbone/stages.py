@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from clipself_d2.modeling.backbone.levels import PyramidBackbone
 from clipself_d2.modeling.backbone.pyramid import (
     adapted_stride,
     make_adapter,
-    make_norm,
+    normed_conv,
     resample,
     spread_blocks,
 )
@@ -71,20 +71,20 @@ class ClipViTStages(PyramidBackbone):
         square_size: int = 0,
         divisor: int = 1,
     ) -> None:
-        super().__init__()
         _check_stages(backbone, strides, channels)
+        super().__init__(
+            backbone=backbone,
+            strides=tuple(strides.values()),
+            square_size=square_size,
+            divisor=divisor,
+        )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        self.bottom_up = backbone
-        self.strides = tuple(strides.values())
-        self.top_block, self.square_size, self.divisor = None, square_size, divisor
         self._names = tuple(strides)
         self._tap_strides = [adapted_stride(patch, stride) for stride in self.strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in self.strides)
         self.laterals = nn.ModuleList()
         for name in self._names:
-            lateral = Conv2d(
-                width, channels[name], 1, bias=norm == "", norm=make_norm(norm, channels[name])
-            )
+            lateral = normed_conv(width, channels[name], 1, norm)
             c2_xavier_fill(lateral)
             self.laterals.append(lateral)
         self.declare(strides, channels)

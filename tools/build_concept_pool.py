@@ -1,12 +1,11 @@
 """Write the nouns of a caption corpus, with counts, as the concept pool of RegionCLIP."""
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 from clipself_d2.engine.concept_pool import build_concept_pool
 from clipself_d2.vocabulary.noun_chunks import PARSERS
 
@@ -23,21 +22,17 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "--captions",
         required=True,
         help="captions_train2017.json of COCO, a .tsv or .csv list, a text file with one sentence "
-        "a line, or emoji",
+        "a line, emoji, or a data set of DATASETS.TRAIN such as "
+        "captions_webdataset:cc3m/{00000..00331}.tar",
     )
     parser.add_argument("--output", required=True, type=Path, help="file of noun,count lines")
     parser.add_argument("--parser", choices=PARSERS, default="rules", help="how nouns are found")
     parser.add_argument("--min-count", type=int, default=100, help="least occurrences kept")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
 
     def action() -> None:

@@ -34,6 +34,8 @@ from clipself_d2.distill.regionclip_losses import (
 )
 
 TEACHER_REGIONS = ("roi", "crop")
+# Difference of normalised pixels below which two statistics are one.
+_SAME_PIXELS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class RegionCLIPOptions:
         max_regions: Most regions of an image that are drawn from the offline RPN's.
         crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
             tower's native size.
+        crop_enlarge: Factor by which the teacher's crop of an offline RPN's region exceeds it.
         freeze_at: Frozen stages of a ResNet student, as ``freeze_stages``.
         seed: Seed of that draw.
 
@@ -66,6 +69,7 @@ class RegionCLIPOptions:
     image_text_weight: float = 1.0
     max_regions: int = 100
     crop_size: int = 0
+    crop_enlarge: float = 1.0
     freeze_at: int = 2
     seed: int = 0
 
@@ -95,7 +99,8 @@ class RegionCLIPPretrainer(RegionDistiller):
 
     Three losses: the student's distribution over the concepts follows the teacher's, regions are
     contrasted with the concepts that the teacher gives to the batch's regions, and pictures with
-    their captions. Student and teacher may be different CLIPs, ViTs or ResNets.
+    their captions. Student and teacher may be different CLIPs, ViTs or ResNets; each sees pixels
+    normalised by its own statistics.
 
     Args:
         text: The student's text tower, frozen here.
@@ -118,6 +123,8 @@ class RegionCLIPPretrainer(RegionDistiller):
     one_embedding: ClassVar[bool] = False
     concepts_CD: Tensor
     teacher_concepts_CD: Tensor
+    teacher_scale: Tensor
+    teacher_shift: Tensor
 
     @configurable
     def __init__(
@@ -149,6 +156,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         self.text = text.eval()
         self.text.requires_grad_(False)
         self.rpn = rpn
+        self._register_teacher_view()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -163,6 +171,7 @@ class RegionCLIPPretrainer(RegionDistiller):
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
             max_regions=cfg.MODEL.DISTILL.MAX_BOXES,
             crop_size=cfg.MODEL.DISTILL.CROP_SIZE,
+            crop_enlarge=cfg.MODEL.DISTILL.CROP_ENLARGE,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             seed=max(cfg.SEED, 0),
         )
@@ -172,6 +181,34 @@ class RegionCLIPPretrainer(RegionDistiller):
     def crop_size(self) -> int:
         """Side to which crops are resized here, px."""
         return self.options.crop_size or self.teacher.image_size
+
+    def _register_teacher_view(self) -> None:
+        """Keep what turns the student's normalised pixels into the teacher's."""
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (self.teacher.pixel_mean, self.teacher.pixel_std)
+        )
+        scale, shift = self.pixel_std / std, (self.pixel_mean - mean) / std
+        if bool((scale - 1).abs().max() < _SAME_PIXELS) and bool(shift.abs().max() < _SAME_PIXELS):
+            # Statistics that a recipe has rounded.
+            scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
+        self.register_buffer("teacher_scale", scale, persistent=False)
+        self.register_buffer("teacher_shift", shift, persistent=False)
+
+    def _for_teacher(self, pixels: Tensor) -> Tensor:
+        return pixels * self.teacher_scale + self.teacher_shift
+
+    def preprocess_crops(self, items: Sequence[Item], key: str) -> Tensor:
+        """Join the crops of a batch as the teacher sees them.
+
+        Args:
+            items: The batch.
+            key: "crops".
+
+        Returns:
+            As ``RegionDistiller``, normalised by the teacher's statistics.
+        """
+        return self._for_teacher(super().preprocess_crops(items, key))
 
     def loss_weight(self, items: Sequence[Item]) -> float:
         """Tell how much a part of a batch counts against its other parts.
@@ -295,7 +332,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         if self.options.teacher_regions == "crop":
             teacher = self.embed_crops(items)
         else:
-            teacher = RegionFeatures.extract(self.teacher, images).pool(boxes)
+            teacher = RegionFeatures.extract(self.teacher, self._for_teacher(images)).pool(boxes)
         counts = [len(found) for found in boxes]
         for item, found, rows in zip(items, boxes, teacher.split(counts), strict=True):
             item.update(boxes=found, teacher_regions=rows)
@@ -309,16 +346,16 @@ class RegionCLIPPretrainer(RegionDistiller):
         for item, found in zip(items, self.rpn(pictures), strict=True):
             boxes = found.proposal_boxes.tensor
             drawn = torch.randperm(len(boxes), generator=generator)[: self.options.max_regions]
-            # A picture without any proposal is a region itself.
-            item["boxes"] = (
-                boxes[drawn.to(boxes.device)]
-                if len(boxes)
-                else self._frame(
-                    item["image"]  # type: ignore[arg-type]
-                )
-            )
+            item["boxes"] = boxes[drawn.to(boxes.device)]
+            if not len(boxes):
+                # A picture without any proposal is a region itself.
+                item["boxes"] = self._frame(item["image"])  # type: ignore[arg-type]
             if self.options.teacher_regions == "crop":
-                item["crops"] = _cut(item["image"], item["boxes"])  # type: ignore[arg-type]
+                item["crops"] = _cut(
+                    item["image"],  # type: ignore[arg-type]
+                    item["boxes"],  # type: ignore[arg-type]
+                    self.options.crop_enlarge,
+                )
 
     @torch.no_grad()
     def _split(
@@ -339,11 +376,13 @@ class RegionCLIPPretrainer(RegionDistiller):
             storage.put_scalar("regionclip/num_concepts", float(len(labels.targets.unique())))
 
 
-def _cut(image: Tensor, boxes: Tensor) -> list[Tensor]:
-    """Cut boxes out of a picture; each piece has at least one pixel."""
+def _cut(image: Tensor, boxes: Tensor, enlarge: float) -> list[Tensor]:
+    """Cut enlarged boxes out of a picture; each piece has at least one pixel."""
     height, width = image.shape[-2:]
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * enlarge / 2
     pieces = []
-    for left, top, right, bottom in boxes.round().int().tolist():
+    enlarged = torch.cat([center - half, center + half], dim=1)
+    for left, top, right, bottom in enlarged.round().int().tolist():
         left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
         right, bottom = max(right, left + 1), max(bottom, top + 1)
         pieces.append(image[:, top:bottom, left:right])

@@ -22,8 +22,8 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
     Returns:
         Arguments of ``RegionCLIPPretrainer`` but its options. The text tower is that of
         MODEL.CLIP.PRETRAINED, the student that of MODEL.CLIP.WEIGHTS or else of PRETRAINED; the
-        teacher is that of MODEL.REGIONCLIP.TEACHER_NAME and TEACHER_PRETRAINED, or else of
-        PRETRAINED.
+        teacher is that of MODEL.REGIONCLIP.TEACHER_NAME and TEACHER_PRETRAINED, each of which may
+        be left out where it is that of MODEL.CLIP.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -32,20 +32,7 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
     clip, keys, distill = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP, cfg.MODEL.DISTILL
     model = load_clip(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
     concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
-    teacher: Tower
-    if keys.TEACHER_NAME and (keys.TEACHER_NAME, keys.TEACHER_PRETRAINED) != (
-        clip.NAME,
-        clip.PRETRAINED,
-    ):
-        other = load_clip(
-            keys.TEACHER_NAME, keys.TEACHER_PRETRAINED or None, precision=clip.PRECISION
-        )
-        teacher = other.tower
-        teacher_concepts = _concept_table(
-            cfg, other, keys.TEACHER_NAME, keys.TEACHER_PRETRAINED, ""
-        )
-    else:
-        teacher, teacher_concepts = copy.deepcopy(model.tower), concepts
+    teacher, teacher_concepts = _teacher(cfg, model, concepts)
     student = model.tower
     if clip.WEIGHTS:
         student = load_any_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
@@ -65,6 +52,22 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
         "train_embedding": distill.TRAIN_EMBEDDING,
         "pad_to_square": distill.PAD_TO_SQUARE,
     }
+
+
+def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[Tower, Tensor]:
+    """The teacher's tower, and its embeddings of the concepts."""
+    clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
+    name = keys.TEACHER_NAME or clip.NAME
+    weights = keys.TEACHER_PRETRAINED or (clip.PRETRAINED if name == clip.NAME else "")
+    if (name, weights) == (clip.NAME, clip.PRETRAINED):
+        return copy.deepcopy(model.tower), concepts
+    if clip.PRETRAINED and not weights:
+        raise ValueError(
+            f"MODEL.REGIONCLIP.TEACHER_NAME is {name!r} without weights, and a random teacher "
+            "teaches nothing; set TEACHER_PRETRAINED to a pretrained tag or a file"
+        )
+    other = load_clip(name, weights or None, precision=clip.PRECISION)
+    return other.tower, _concept_table(cfg, other, name, weights, "")
 
 
 def _proposal_network(cfg: CfgNode) -> nn.Module:

@@ -128,6 +128,20 @@ def test_an_rpn_gives_the_regions(make_regionclip, make_item, teacher_regions) -
     assert set(model(given)) == ALL
 
 
+def test_crops_of_an_rpns_regions_exceed_them_as_asked(make_regionclip, make_item) -> None:
+    rpn = CornerRPN()
+    rpn.boxes = torch.tensor([[10.0, 10, 30, 20]])
+    item = plain(make_item(0), "boxes", "crops")
+    for factor, sides in ((1.0, (10, 20)), (1.5, (15, 30)), (9.0, (48, 64))):
+        items = [dict(item)]
+        make_regionclip(rpn=rpn, crop_enlarge=factor, **CROP)._propose(items)
+        (piece,) = items[0]["crops"]
+        found = piece.shape[1:]
+        # A side may gain or lose a pixel by rounding.
+        assert all(abs(a - b) <= 1 for a, b in zip(found, sides, strict=True)), (factor, found)
+        assert items[0]["boxes"].tolist() == rpn.boxes.tolist()
+
+
 def test_a_picture_without_a_proposal_is_a_region_itself(make_regionclip, make_item) -> None:
     rpn = CornerRPN()
     rpn.boxes = torch.zeros(0, 4)
@@ -198,6 +212,31 @@ def test_pieces_are_resized_to_the_size_asked_for(make_regionclip, make_item) ->
     item = {**make_item(0), "crops": [torch.zeros(3, 9, 5).byte()]}
     assert make_regionclip(crop_size=24).preprocess_crops([item], "crops").shape[2:] == (24, 24)
     assert make_regionclip().preprocess_crops([item], "crops").shape[2:] == (64, 64)
+
+
+@pytest.mark.parametrize("teacher_regions", ["roi", "crop"])
+def test_the_teacher_sees_pixels_by_its_own_statistics(
+    make_regionclip, make_item, teacher_regions
+) -> None:
+    """A teacher of other statistics gives what it gives alone."""
+    model = make_regionclip(other_teacher=True, teacher_regions=teacher_regions).train()
+    assert list(model.teacher.pixel_mean) != model.pixel_mean.flatten().tolist()
+    item = make_item(0)
+    (made,) = model._complete([item], model.preprocess_images([item["image"]]))
+    # The statistics of the tiny ResNet are those of pixels as they are.
+    if teacher_regions == "roi":
+        features = RegionFeatures.extract(model.teacher, item["image"][None].float())
+        expected = features.pool([item["boxes"]])
+    else:
+        expected = model.teacher.forward_image(item["crops"].float())
+    torch.testing.assert_close(made["teacher_regions"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_that_a_recipe_rounds_leave_pixels_as_they_are(make_regionclip) -> None:
+    rounded = [round(value, 3) for value in make_regionclip().teacher.pixel_mean]
+    model = make_regionclip(parts_={"pixel_mean": rounded})
+    pixels = torch.randn(1, 3, 8, 8)
+    assert torch.equal(model._for_teacher(pixels), pixels)
 
 
 def test_teacher_and_text_stay_frozen_in_eval(make_regionclip) -> None:

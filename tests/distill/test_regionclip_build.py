@@ -58,6 +58,20 @@ def test_another_teacher_brings_its_own_concept_table(make) -> None:
     assert (model.concepts_CD - model.teacher_concepts_CD).abs().max() > 0.01
 
 
+def test_the_teachers_weights_alone_are_of_the_students_clip(make, tmp_path) -> None:
+    model = make("MODEL.REGIONCLIP.TEACHER_PRETRAINED", "emoji")
+    assert model.teacher.name == model.student.name
+    assert not same(model.student, model.teacher)
+
+
+def test_a_teacher_without_weights_is_refused(make) -> None:
+    trained = ("MODEL.CLIP.PRETRAINED", "emoji", "MODEL.REGIONCLIP.TEACHER_NAME")
+    with pytest.raises(ValueError, match=r"TEACHER_NAME is 'RN50-quickgelu' .*TEACHER_PRETRAINED"):
+        make(*trained, "RN50-quickgelu")
+    model = make(*trained, "ViT-Ti-8-emoji")
+    assert same(model.student, model.teacher)
+
+
 def test_keys_reach_the_options(make) -> None:
     keys = "MODEL.REGIONCLIP."
     model = make(
@@ -65,12 +79,14 @@ def test_keys_reach_the_options(make) -> None:
         *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
         *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "roi"),
         *("MODEL.DISTILL.MAX_BOXES", 9, "MODEL.BACKBONE.FREEZE_AT", 1),
+        *("MODEL.DISTILL.CROP_ENLARGE", 1.25, "MODEL.DISTILL.CROP_SIZE", 24),
     )
     found = model.options
     assert (found.temperature, found.concept_threshold) == (0.5, 0.25)
     assert (found.distill_weight, found.contrastive_weight) == (2.0, 3.0)
     assert (found.image_text_weight, found.teacher_regions) == (4.0, "roi")
     assert (found.max_regions, found.freeze_at, found.seed) == (9, 1, 7)
+    assert (found.crop_enlarge, found.crop_size) == (1.25, 24)
 
 
 def test_a_missing_pool_names_the_tool(make) -> None:

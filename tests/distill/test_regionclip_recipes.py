@@ -1,15 +1,17 @@
 """RegionCLIP's recipes: the published numbers, a run on emoji scenes, and what it is good for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.clip import load_tower
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
 from clipself_d2.data.datasets import resolve_dataset_names
+from clipself_d2.distill import RegionCLIPPretrainer, regionclip_build
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
@@ -21,6 +23,14 @@ ABLATIONS = sorted(
     for path in (FOLDER / "ablations").glob("*.yaml")
     if "RegionCLIPPretrainer" in str(load_config(str(path), []).MODEL.META_ARCHITECTURE)
 )
+
+TINY_RPN = """
+MODEL:
+  META_ARCHITECTURE: ProposalNetwork
+  RESNETS: {DEPTH: 50, WIDTH_PER_GROUP: 4, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8}
+  RPN: {POST_NMS_TOPK_TEST: 5}
+VERSION: 2
+"""
 
 
 @pytest.fixture
@@ -127,6 +137,59 @@ def test_an_ablation_changes_what_it_names(name: str) -> None:
     assert (keys.TEACHER_NAME != "") == (name == "teacher_rn50x4_student_rn50")
     assert keys.CONCEPTS.endswith("cc3m.txt") == name.endswith("pool_cc3m")
     assert name in cfg.OUTPUT_DIR
+
+
+@pytest.fixture
+def build_tiny(make_regionclip, monkeypatch, tmp_path):
+    """Function from a recipe to its pre-trainer with tiny towers and a tiny proposal network."""
+
+    def load_tiny(*_: object, **__: object) -> SimpleNamespace:
+        model = make_regionclip(resnet=True)
+        return SimpleNamespace(tower=model.student, text=model.text)
+
+    monkeypatch.setattr(regionclip_build, "load_clip", load_tiny)
+    table = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(regionclip_build, "load_concept_table", lambda *_, **__: table)
+
+    def build(recipe: str) -> RegionCLIPPretrainer:
+        cfg = load_config(str(FOLDER / f"{recipe}.yaml"), ["MODEL.DEVICE", "cpu"])
+        (tmp_path / "rpn.yaml").write_text(TINY_RPN)
+        own = cfg.MODEL.REGIONCLIP
+        own.RPN_CONFIG, own.RPN_WEIGHTS = str(tmp_path / "rpn.yaml"), ""
+        network = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+        torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
+        own.RPN_WEIGHTS = str(tmp_path / "rpn.pth")
+        return build_model(cfg)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "recipe", ["pretrain_rn50", "pretrain_rn50x4", *(f"ablations/{name}" for name in ABLATIONS)]
+)
+def test_a_recipe_takes_a_step_with_tiny_towers(build_tiny, make_item, recipe: str) -> None:
+    model = build_tiny(recipe).train()
+    items = [make_item(seed) for seed in (0, 1)]
+    if model.rpn is not None:
+        items = [{k: v for k, v in item.items() if k not in ("boxes", "crops")} for item in items]
+    losses = model(items)
+    options = model.options
+    weights = {
+        "loss_region_distill": options.distill_weight,
+        "loss_concept": options.contrastive_weight,
+        "loss_image_text": options.image_text_weight,
+    }
+    assert set(losses) == {name for name, weight in weights.items() if weight}
+    sum(losses.values()).backward()
+    trained = [p for p in model.student.parameters() if p.requires_grad]
+    assert trained
+    assert all(torch.isfinite(p.grad).all() for p in trained)
+    assert (model.rpn is None) == recipe.endswith("regions_random")
+
+
+def test_there_is_an_ablation_for_each_of_the_papers_tables() -> None:
+    stems = {path.stem.partition("_")[0] for path in (FOLDER / "ablations").glob("*.yaml")}
+    assert stems == {"supervision", "regions", "data", "losses", "teacher", "focal"}
 
 
 def test_focal_scaling_is_switched_off_in_transfer_alone() -> None:

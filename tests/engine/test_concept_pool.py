@@ -1,6 +1,10 @@
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.engine.concept_pool import build_concept_pool
 
@@ -39,3 +43,48 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"empty\.txt has no caption"):
         build_concept_pool(str(tmp_path / "empty.txt"), tmp_path / "out.txt")
     assert not (tmp_path / "out.txt").exists()
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def test_a_data_set_is_read_without_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "list.tsv").write_text("missing.png\ta dog\nabsent.png\ttwo dogs\n")
+    shard = {"0.jpg": b"no picture", "0.txt": b"a dog", "1.jpg": b"", "1.txt": b"dogs"}
+    write_shard(tmp_path / "s-0.tar", shard)
+    content = {
+        "images": [{"id": 1, "file_name": "missing.png", "width": 4, "height": 4}],
+        "annotations": [{"id": n, "image_id": 1, "caption": "a dog"} for n in (1, 2)],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    MetadataCatalog.get("pool_of_two").set(json_file=str(tmp_path / "c.json"))
+    DatasetCatalog.register("pool_of_two", list)
+    sources = (
+        f"captions:{tmp_path}/list.tsv:{tmp_path}",
+        f"captions_webdataset:{tmp_path}/s-{{0..0}}.tar",
+        "pool_of_two",
+    )
+    try:
+        for source in sources:
+            pool = build_concept_pool(source, tmp_path / "out.txt", min_count=2)
+            assert (pool.names, pool.counts) == (("dog",), (2,)), source
+    finally:
+        DatasetCatalog.remove("pool_of_two")
+        MetadataCatalog.remove("pool_of_two")
+
+
+def test_data_sets_without_captions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"shard .*none\.tar"):
+        build_concept_pool(f"captions_webdataset:{tmp_path}/none.tar", tmp_path / "out.txt")
+    DatasetCatalog.register("pool_of_none", list)
+    try:
+        with pytest.raises(ValueError, match="--captions pool_of_none .* without captions"):
+            build_concept_pool("pool_of_none", tmp_path / "out.txt")
+    finally:
+        DatasetCatalog.remove("pool_of_none")
+        MetadataCatalog.remove("pool_of_none")

@@ -1,16 +1,28 @@
 """CLIP's ResNet as a backbone: golden features, what is frozen, statistics that stay."""
 
+import open_clip
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
+from clipself_d2.clip import resnet_tower
 from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.config import add_clipself_config
 from clipself_d2.modeling.backbone import clip_resnet
 from clipself_d2.modeling.backbone.clip_resnet import ClipResNet
+
+# Name: cells of a pooled region's side, channels of res4, width of the embedding.
+FAMILY = {
+    "RN50-quickgelu": (14, 1024, 1024),
+    "RN101-quickgelu": (14, 1024, 512),
+    "RN50x4-quickgelu": (18, 1280, 640),
+    "RN50x16-quickgelu": (24, 1536, 768),
+    "RN50x64-quickgelu": (28, 2048, 1024),
+}
 
 
 @pytest.fixture
@@ -114,4 +126,51 @@ def test_tower_is_found_by_its_name(kit) -> None:
     assert backbone.output_shape() == {
         "res2": ShapeSpec(channels=16, stride=4),
         "res5": ShapeSpec(channels=128, stride=32),
+    }
+
+
+def random_tower(name: str) -> ResNetTower:
+    """The image tower of a published CLIP at full size; its text tower would double the memory."""
+    model = open_clip.get_model_config(name)
+    sizes = model["vision_cfg"]
+    width = sizes["width"]
+    visual = ModifiedResNet(
+        sizes["layers"], model["embed_dim"], width * 32 // 64, sizes["image_size"], width
+    )
+    mean, std = (122.8, 116.7, 104.1), (68.5, 66.6, 70.3)
+    return ResNetTower(visual=visual, name=name, pixel_mean=mean, pixel_std=std).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_at_full_size(cfg, monkeypatch, name: str) -> None:
+    """C4, FPN, and regions of which the attention pool has positions that are not interpolated."""
+    torch.manual_seed(0)
+    tower = random_tower(name)
+    monkeypatch.setattr(clip_resnet, "load_any_tower", lambda *_, **__: tower)
+    side, channels, width = FAMILY[name]
+    # What CLIPRes5ROIHeads asks MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to be.
+    assert side == 2 * tower.image_size // tower.patch_size
+    cfg.MODEL.ROI_HEADS.NAME = "CLIPRes5ROIHeads"
+    backbone = build_backbone(cfg)
+    assert backbone.output_shape()["res4"] == ShapeSpec(channels=channels, stride=16)
+    assert tower.embed_dim == width
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert backbone(image)["res4"].shape == (1, channels, 4, 6)
+        regions = tower.forward_res5(torch.randn(2, channels, side, side))
+        assert regions.shape == (2, 2 * channels, side // 2, side // 2)
+        before = tower.pool(regions)
+        monkeypatch.setattr(resnet_tower, "resize_positions", lambda table, *_: table)
+        assert torch.equal(tower.pool(regions), before)
+    assert before.shape == (2, width)
+    cfg.MODEL.BACKBONE.NAME = "build_clip_resnet_fpn_backbone"
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_HEADS.NAME = 8, "StandardROIHeads"
+    levels = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES = levels, levels[:4]
+    with torch.no_grad():
+        features = build_backbone(cfg)(image)
+    assert {key: tuple(value.shape[2:]) for key, value in features.items()} == {
+        **{"p2": (16, 24), "p3": (8, 12), "p4": (4, 6)},
+        **{"p5": (2, 3), "p6": (1, 2)},
     }

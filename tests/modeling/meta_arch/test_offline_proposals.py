@@ -22,10 +22,11 @@ from clipself_d2.modeling.text_embeddings import dataset_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings
 
 ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "configs" / "regionclip"
 NAMES = [
-    path.stem
-    for path in sorted((ROOT / "configs" / "regionclip").glob("*.yaml"))
-    if path.stem.startswith(("transfer_", "zeroshot_"))
+    str(path.relative_to(FOLDER).with_suffix(""))
+    for path in sorted(FOLDER.rglob("*.yaml"))
+    if path.stem.startswith(("transfer_", "zeroshot_", "focal_"))
 ]
 # Those of other towers differ in keys that the tiny tower overrides.
 RECIPES = [
@@ -42,7 +43,7 @@ def resnet_cfg(emoji_cfg, kit, monkeypatch, tmp_path):
     monkeypatch.setattr(clip_resnet, "load_any_tower", lambda *_, **__: kit.tower())
 
     def read(name: str, *overrides: object) -> CfgNode:
-        cfg = load_config(str(ROOT / "configs" / "regionclip" / f"{name}.yaml"), [])
+        cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
         scenes = "emoji_lvis" if cfg.MODEL.MASK_ON else "emoji_ov"
         vocabulary = dataset_vocabulary(f"{scenes}_train")
         rows = nn.functional.normalize(torch.randn(vocabulary.num_classes, 32), dim=1)
@@ -119,6 +120,26 @@ def test_zero_shot_keeps_the_annotated_boxes(emoji_cfg) -> None:
         assert nearest.max() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("scenes", "metrics"),
+    [("emoji_ov", {"AP50-novel", "AP50-base", "AP50-all"}), ("emoji_lvis", {"APr", "APc", "APf"})],
+)
+@pytest.mark.parametrize("boxes", ["gt", "rpn"])
+def test_zero_shot_is_scored_by_both_protocols(emoji_cfg, boxes, scenes, metrics) -> None:
+    cfg = emoji_cfg(
+        f"regionclip_zeroshot_{boxes}",
+        *("MODEL.REGIONCLIP.RPN_CONFIG", str(ROOT / RPN), "MODEL.REGIONCLIP.RPN_WEIGHTS", ""),
+        *("DATASETS.TRAIN", (f"{scenes}_train",), "DATASETS.TEST", (f"{scenes}_val",)),
+    )
+    torch.manual_seed(0)
+    scores = Trainer.test(cfg, build_model(cfg).eval())["bbox"]
+    assert metrics <= set(scores)
+    # A metric without any object is NaN.
+    known = [scores[name] for name in metrics if scores[name] == scores[name]]
+    assert known
+    assert all(0 <= score <= 100 for score in known)
+
+
 def test_zero_shot_scores_are_those_of_the_clip_alone(emoji_cfg) -> None:
     """No weight of the detector's heads moves them."""
     cfg = emoji_cfg("regionclip_zeroshot_gt", *NONE)
@@ -186,6 +207,28 @@ def test_published_checkpoint_without_an_rpn_leaves_its_statistics(resnet_cfg, t
         theirs = key.replace("backbone.tower.visual.", "backbone.")
         is_tower = key.startswith("backbone.") and theirs in tower
         assert torch.equal(value, tower[theirs] if is_tower else before[key]), key
+
+
+def test_texts_of_a_published_checkpoint_do_not_replace_the_vocabulary(
+    resnet_cfg, tmp_path
+) -> None:
+    """Not even those of as many classes; the number of classes is the vocabulary's."""
+    torch.manual_seed(0)
+    model = build_model(resnet_cfg("transfer_coco_rn50", "MODEL.ROI_HEADS.NUM_CLASSES", 3))
+    predictor = model.roi_heads.box_predictor
+    before = predictor.classifier.embeddings_KD.clone()
+    assert model.roi_heads.num_classes == predictor.num_classes == len(before) > 3
+    state = {
+        k.replace("backbone.tower.visual.", "backbone."): v
+        for k, v in model.state_dict().items()
+        if k.startswith(("backbone.", "roi_heads.")) and "tracked" not in k
+    }
+    for name, rows in (("cls_score", len(before)), ("cls_bg_score", 1), ("test_cls_score", 65)):
+        state[f"roi_heads.box_predictor.{name}.weight"] = torch.rand(rows, before.shape[1])
+    torch.save({"model": state}, tmp_path / "published.pth")
+    StrictCheckpointer(model, str(tmp_path)).load(str(tmp_path / "published.pth"))
+    assert torch.equal(predictor.classifier.embeddings_KD, before)
+    assert not [key for key in model.state_dict() if "embeddings_KD" in key]
 
 
 def test_own_checkpoint_comes_back_and_gives_its_tower(resnet_cfg, tmp_path) -> None:

@@ -1,6 +1,6 @@
-"""Detectron2's own training loop around this project's backbones: the lines marked + are new.
+"""Detectron2's own training loop around this project's backbones: the line marked + is new.
 
-Nothing but the config is read from this project. It trains and scores any yaml config, among them
+Evaluators are this project's, for its data sets. It trains and scores any yaml config, among them
 those that need the keys of PointRend and DeepLab.
 """
 
@@ -16,7 +16,6 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 
 import clipself_d2  # noqa: F401  # +
-from clipself_d2.config import add_clipself_config  # +
 from clipself_d2.evaluation.build import build_evaluator
 
 EXAMPLE = "python tools/plain_train_net.py --config-file configs/plug_in/retinanet.yaml"
@@ -51,7 +50,6 @@ def set_up(args: Namespace) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     add_deeplab_config(cfg)
-    add_clipself_config(cfg)  # +
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.freeze()

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipself_d2.engine.lazy import load_lazy_config, score_lazy, train_lazy
+from clipself_d2.engine.lazy import (
+    build_lazy_model,
+    load_lazy_config,
+    score_lazy,
+    train_lazy,
+)
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
 FCOS = str(FOLDER / "fcos.py")
@@ -39,6 +44,29 @@ def test_files_that_are_no_lazy_configs_are_refused(tmp_path):
     half.write_text("model = dict(a=1)\n")
     with pytest.raises(ValueError, match="does not define dataloader, optimizer"):
         load_lazy_config(str(half), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.head_in_features=[p3,p8]", "model asks for 'p8'"),
+        ("model.pixel_mean=[104.1,116.7,122.8]", r"model\.pixel_mean is .* in the order BGR"),
+        ("dataloader.test.mapper.image_format=BGR", r"test\.mapper\.image_format is BGR"),
+        ("model.backbone.top_block.in_feature=p9", r"top_block\.in_feature is 'p9'"),
+        ("model.backbone.top_block.in_channels=128", r"top_block\.in_channels is 128"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(override, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        build_lazy_model(load_lazy_config(FCOS, [override]))
+    assert "\n" not in str(refusal.value)
+
+
+def test_strides_of_the_pooler_are_powers_of_two():
+    cfg = load_lazy_config(str(FOLDER / "vitdet_mask_rcnn.py"), [])
+    cfg.model.roi_heads.box_pooler.scales = [0.3, 0.15, 0.075, 0.0375]
+    with pytest.raises(ValueError, match=r"model\.roi_heads\.box_pooler\.scales"):
+        build_lazy_model(cfg)
 
 
 def test_training_gives_weights_and_scores_and_goes_on(emoji_data, tmp_path):

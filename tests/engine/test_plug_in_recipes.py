@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.model_zoo import get_config_file
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
@@ -72,15 +73,30 @@ def test_there_is_an_example_of_each_detector():
 def test_the_six_lines_of_the_page_fit_over_a_stock_config(tmp_path):
     page = (FOLDER.parents[1] / "docs" / "plug_in.md").read_text(encoding="utf-8")
     block = next(part for part in page.split("```") if part.startswith("\nMODEL: {"))
-    assert len(block.strip().splitlines()) == 4
+    assert len(block.strip().splitlines()) == 5
+    assert "\nimport clipself_d2 " in page
     (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
     cfg = get_cfg()
-    add_clipself_config(cfg)
     cfg.merge_from_file(get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
     cfg.merge_from_file(str(tmp_path / "mine.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-Ti-8-emoji"])
     cfg.MODEL.CLIP.PRETRAINED = ""
     assert isinstance(build_model(cfg).backbone, PyramidBackbone)
+
+
+def test_detectron2s_own_training_loop_needs_the_import_alone(semantic_data, tmp_path):
+    # What Detectron2's tools/train_net.py does with its flags.
+    cfg = get_cfg()
+    cfg.merge_from_file(str(FOLDER / "semantic_fpn.yaml"))
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "1"])
+    cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "", "DATALOADER.NUM_WORKERS", "0"])
+    cfg.merge_from_list(["DATASETS.TEST", "()", "MODEL.CLIP_FPN.OUT_CHANNELS", "32"])
+    cfg.freeze()
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert isinstance(trainer.model.backbone, PyramidBackbone)
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 @pytest.mark.parametrize("name", YAML)

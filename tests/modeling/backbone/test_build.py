@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from clipself_d2.config import add_clipself_config
 from clipself_d2.modeling.backbone import ClipViT, ClipViTPyramid
@@ -53,7 +54,7 @@ def make_batch() -> list[dict]:
     return batch
 
 
-@pytest.mark.parametrize("trainable_blocks", [0, 1])
+@pytest.mark.parametrize("trainable_blocks", [0, 1, -1])
 def test_stock_faster_rcnn_trains_every_parameter_by_yaml_alone(rcnn_cfg, trainable_blocks):
     rcnn_cfg.MODEL.CLIP.TRAINABLE_BLOCKS = trainable_blocks
     model = build_model(rcnn_cfg).train()
@@ -68,7 +69,51 @@ def test_stock_faster_rcnn_trains_every_parameter_by_yaml_alone(rcnn_cfg, traina
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
             trained_tower |= ".tower." in name
-    assert trained_tower == (trainable_blocks > 0)
+    assert trained_tower == (trainable_blocks != 0)
+
+
+def features_of(model: nn.Module) -> torch.Tensor:
+    torch.manual_seed(5)
+    with torch.no_grad():
+        return model.backbone(torch.randn(1, 3, 96, 96))["p3"]
+
+
+def test_drop_path_changes_a_detector_in_training_alone(rcnn_cfg):
+    rcnn_cfg.MODEL.CLIP.TRAINABLE_BLOCKS, rcnn_cfg.MODEL.CLIP.DROP_PATH = -1, 0.9
+    rcnn_cfg.MODEL.CLIP_FPN.NORM = "GN"
+    model = build_model(rcnn_cfg).train()
+    images = torch.randn(4, 3, 96, 96)
+    with torch.no_grad():
+        assert not torch.equal(model.backbone(images)["p3"], model.backbone(images)["p3"])
+        model.eval()
+        assert torch.equal(model.backbone(images)["p3"], model.backbone(images)["p3"])
+
+
+def test_windows_change_a_detector_unless_every_block_is_global(rcnn_cfg):
+    def build(size: int, blocks: list[int]) -> nn.Module:
+        rcnn_cfg.MODEL.CLIP.WINDOW_SIZE, rcnn_cfg.MODEL.CLIP.GLOBAL_BLOCKS = size, blocks
+        torch.manual_seed(0)
+        return build_model(rcnn_cfg).eval()
+
+    whole = build(0, [])
+    number = whole.backbone.bottom_up.tower.num_blocks
+    everywhere, windows = build(3, list(range(number))), build(3, [number - 1])
+    torch.testing.assert_close(features_of(everywhere), features_of(whole))
+    assert not torch.allclose(features_of(windows), features_of(whole), atol=1e-4)
+    # Weights have the same names, so that windows can be switched on later.
+    assert windows.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_detectron2s_augmented_testing_takes_the_backbone(rcnn_cfg):
+    rcnn_cfg.TEST.AUG.MIN_SIZES, rcnn_cfg.TEST.AUG.MAX_SIZE = (48, 64), 96
+    rcnn_cfg.freeze()
+    model = GeneralizedRCNNWithTTA(rcnn_cfg, build_model(rcnn_cfg).eval())
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        found = model([{"image": image, "height": 96, "width": 128}])[0]["instances"]
+    assert found.image_size == (96, 128)
+    assert len(found) > 0
+    assert found.scores.isfinite().all()
 
 
 def test_stock_faster_rcnn_detects_on_a_rectangle(rcnn_cfg):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import (
     embed_vocabulary,
@@ -217,3 +218,55 @@ def test_given_embeddings_serve_the_classes_they_are_of(emoji_cfg, tmp_path: Pat
     cfg.MODEL.VOCABULARY.EMBEDDINGS = "nowhere.pt"
     with pytest.raises(FileNotFoundError, match="nowhere"):
         embed_vocabulary(cfg, dog_and_car)
+
+
+def detections(cfg, name: str) -> dict[tuple[int, str], list[float]]:
+    """Scores by image and class, as prompted, in descending order."""
+    folder = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(name)
+    rows = json.loads((folder / "coco_instances_results.json").read_text())
+    metadata = MetadataCatalog.get(name)
+    numbers = metadata.thing_dataset_id_to_contiguous_id
+    found: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        prompt = metadata.thing_classes[numbers[row["category_id"]]].replace("_", " ").lower()
+        found.setdefault((row["image_id"], prompt), []).append(row["score"])
+    return {key: sorted(scores, reverse=True) for key, scores in found.items()}
+
+
+def test_transfer_to_other_names_and_ids_finds_the_same_things(
+    emoji_cfg, emoji_data: Path, tmp_path: Path
+) -> None:
+    """The same classes spelt otherwise, under other ids in another order, are prompted alike."""
+    own = json.loads((emoji_data / "emoji" / "annotations" / "instances_val.json").read_text())
+    number = {row["id"]: 7 + 3 * place for place, row in enumerate(own["categories"][::-1])}
+    for row in own["categories"]:
+        row.update(id=number[row["id"]], name=row["name"].title().replace(" ", "_"))
+    for row in own["annotations"]:
+        row["category_id"] = number[row["category_id"]]
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(own))
+    base = MetadataCatalog.get("emoji_ov_val").base_classes
+    renamed = ",".join(name.title().replace(" ", "_") for name in base)
+    other = f"coco_json:{file}:{emoji_data / 'emoji' / 'val'}:base={renamed}"
+    resolve_dataset_names([other])
+    try:
+        cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+        cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", other)])
+        model = Trainer.build_model(cfg).eval()
+        before = classifier(model).embeddings_KD.clone()
+        results = evaluate_detector(cfg, model)
+        mine, theirs = (detections(cfg, name) for name in cfg.DATASETS.TEST)
+        assert MetadataCatalog.get(other).thing_classes[0] != "Airplane"
+    finally:
+        DatasetCatalog.remove(other)
+        MetadataCatalog.remove(other)
+    assert len(mine) > 40
+    assert mine.keys() == theirs.keys()
+    for key, scores in mine.items():
+        assert theirs[key] == pytest.approx(scores, rel=1e-4), key
+    names = {key for key in results[other]["bbox"] if key.startswith("AP-")}
+    assert "AP-Alarm_Clock" in names
+    assert results[other]["bbox"]["AP50-novel"] == pytest.approx(
+        results["emoji_ov_val"]["bbox"]["AP50-novel"], abs=1e-6
+    )
+    assert torch.equal(classifier(model).embeddings_KD, before)

@@ -1,13 +1,16 @@
 """REFER's files: references to objects of COCO, one or more sentences each.
 
 A folder holds ``instances.json`` (COCO) and ``refs(<splitBy>).p``, a pickle of lists, dicts,
-strings and numbers; ``refs(<splitBy>).json`` with the same content is read as well.
+strings and numbers; ``refs(<splitBy>).json`` with the same content is read as well. In gRefCOCO's
+``grefs(unc).json`` a sentence refers to several objects, or to none: ``ann_id`` is then a list, of
+``NO_TARGET`` for none.
 """
 
 import io
 import json
 import logging
 import pickle
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,13 +25,30 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 REF_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
+# What reading a damaged file can raise; some bytes ask for more memory than there is.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)
 # Number of an annotation that stands for none, where a sentence refers to nothing.
 NO_TARGET = -1
 TRAIN_SPLIT = "train"
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, strings and numbers; anything that could run code is refused."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Reads containers, strings and numbers; anything that could run code is refused.
+
+    The reader written in Python, since the compiled one makes a table as long as the largest number
+    in the file says: a few bytes could take all memory.
+    """
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -50,7 +70,8 @@ def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]
 
     Raises:
         FileNotFoundError: If neither exists.
-        ValueError: If the file is damaged, holds more than plain data, or lacks a key.
+        ValueError: If the file is damaged, holds more than plain data, lacks a key, or has a value
+            of another type.
     """
     path = Path(path)
     twins = [path, path.with_suffix(".json" if path.suffix == ".p" else ".p")]
@@ -63,15 +84,38 @@ def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]
         else:
             # The published files were written by Python 2.
             rows = _PlainUnpickler(io.BytesIO(found.read_bytes()), encoding="latin1").load()
-    except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError) as error:
-        raise ValueError(f"{found} cannot be read as plain data ({error}); {remedy}") from error
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{found} cannot be read as plain data ({reason}); {remedy}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{found} holds a {type(rows).__name__}, expected rows; {remedy}")
     for number, row in enumerate(rows):
         lacking = [key for key in REF_KEYS if key not in row]
         if lacking:
             raise ValueError(f"{found} lacks the key {lacking[0]!r} in entry {number}; {remedy}")
+        fault = _fault(row)
+        if fault:
+            raise ValueError(f"{found}: {fault} in entry {number}; {remedy}")
     return rows
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """Say what of a row has another type than it needs, or nothing."""
+    ids, sentences = row["ann_id"], row["sentences"]
+    if not all(isinstance(i, int) for i in (row["image_id"], *_listed(ids))):
+        return f"image_id {row['image_id']!r} and ann_id {ids!r} are no whole numbers"
+    if not isinstance(row["split"], str):
+        return f"split {row['split']!r} is no text"
+    if not isinstance(sentences, list) or not sentences:
+        return f"sentences {sentences!r} is no list with a sentence"
+    for sentence in sentences:
+        if not isinstance(sentence, dict) or not isinstance(sentence.get("sent"), str):
+            return f"{sentence!r} has no text 'sent'"
+    return ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def in_split(row: Mapping[str, Any], split: str) -> bool:
@@ -153,8 +197,7 @@ def load_refer(
 def _join(
     row: Record, images: Mapping[int, Record], objects: Mapping[int, Record], image_root: Path
 ) -> Record | None:
-    ids = row["ann_id"] if isinstance(row["ann_id"], list) else [row["ann_id"]]
-    ids = [number for number in ids if number != NO_TARGET]
+    ids = [number for number in _listed(row["ann_id"]) if number != NO_TARGET]
     image = images.get(row["image_id"])
     if image is None or any(number not in objects for number in ids):
         return None

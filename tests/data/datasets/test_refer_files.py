@@ -2,8 +2,10 @@ import json
 import logging
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipself_d2.data.datasets.refer_files import in_split, load_refer, read_refs
@@ -107,7 +109,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     # writes it.
     text = (
         b"(lp0\n(dp1\nS'ref_id'\nI1\nsS'ann_id'\nI2\nsS'image_id'\nI3\nsS'split'\nS'caf\\xe9'\n"
-        b"sS'sentences'\n(lp2\nsa."
+        b"sS'sentences'\n(lp2\n(dp3\nS'sent'\nS'dog'\nsasa."
     )
     (tmp_path / "refs(unc).p").write_bytes(text)
     assert read_refs(tmp_path / "refs(unc).p")[0]["split"] == "caf\u00e9"
@@ -118,12 +120,97 @@ class Evil:
         return os.system, ("touch planted",)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+class EvilState:
+    def __getstate__(self):
+        return {"x": Evil()}
+
+
+RUN = b"S'touch planted'\n"
+ATTACKS = {
+    "reduce": pickle.dumps([{"ref_id": Evil()}]),
+    "reduce of protocol 0": pickle.dumps([{"ref_id": Evil()}], protocol=0),
+    "object of a class": pickle.dumps([EvilState()], protocol=2),
+    "global": b"cos\nsystem\n(" + RUN + b"tR.",
+    "global of builtins": b'cbuiltins\neval\n(S\'open("planted","w")\'\ntR.',
+    "global of python 2": b'c__builtin__\neval\n(S\'open("planted","w")\'\ntR.',
+    "inst": b"(" + RUN + b"ios\nsystem\n.",
+    "obj": b"(cos\nsystem\n" + RUN + b"o.",
+    "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\rtouch planted\x85R.",
+    "new object": b"\x80\x02csubprocess\nPopen\n]\x8c\x05touchq\x00a\x85\x81.",
+    "dotted name": b"\x80\x04\x8c\x08builtins\x8c\x0d__import__.os\x93.",
+    "extension": b"\x80\x02\x82\x01.",
+    "persistent id": b"Pplanted\n.",
+    "persistent id of the stack": b"S'planted'\nQ.",
+    "numpy scalar": pickle.dumps([{"ref_id": np.int64(3)}]),
+}
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_a_pickle_with_code_is_refused_and_not_run(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": Evil()}]))
-    with pytest.raises(ValueError, match="cannot be read as plain data .*it asks for .*system"):
+    file = tmp_path / "refs(unc).p"
+    file.write_bytes(ATTACKS[kind])
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p cannot be read as plain data") as caught:
+        read_refs(file)
+    assert str(caught.value).count("\n") == 0
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_refused_pickle_says_what_it_asks_for(tmp_path):
+    (tmp_path / "refs(unc).p").write_bytes(ATTACKS["reduce"])
+    with pytest.raises(ValueError, match="it asks for .*system"):
         read_refs(tmp_path / "refs(unc).p")
-    assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_damage_is_one_sentence_whatever_byte_it_hits(protocol, tmp_path):
+    rows = [ref(number, "train", "left dog", "dog") for number in range(2)]
+    whole = pickle.dumps(rows, protocol=protocol)
+    rng = np.random.default_rng(protocol)
+    file = tmp_path / "refs(unc).p"
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        file.write_bytes(damaged[: rng.integers(1, len(whole) + 1)])
+        try:
+            read_refs(file)
+        except ValueError as error:
+            refused += str(error).startswith(str(file))
+    assert refused > 30
+
+
+def test_a_few_bytes_cannot_take_all_memory(tmp_path):
+    # "Remember this list as number 2,000,000,000."
+    (tmp_path / "refs(unc).p").write_bytes(b"\x80\x02]r\x00\x94\x35\x77.")
+    tracemalloc.start()
+    assert read_refs(tmp_path / "refs(unc).p") == []
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": "5"}, "image_id '5' and ann_id 7 are no whole numbers in entry 0"),
+        ({"ann_id": [7, None]}, r"ann_id \[7, None\] are no whole numbers"),
+        ({"split": 3}, "split 3 is no text"),
+        ({"sentences": []}, r"sentences \[\] is no list with a sentence"),
+        ({"sentences": ["dog"]}, "'dog' has no text 'sent'"),
+        ({"sentences": [{"sent": b"dog"}]}, "has no text 'sent'"),
+    ],
+)
+def test_values_of_another_type_are_named(change, message, tmp_path):
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([{**ref(1, "val", "dog"), **change}]))
+    with pytest.raises(ValueError, match=message):
+        read_refs(tmp_path / "refs(unc).p")
+
+
+def test_a_twin_of_nonsense_is_one_sentence(tmp_path):
+    for text in ("[" * 100_000, "{", '{"a": 1}', "[3]"):
+        (tmp_path / "refs(unc).json").write_text(text)
+        with pytest.raises(ValueError, match=r"refs\(unc\)\.json"):
+            read_refs(tmp_path / "refs(unc).p")
 
 
 def test_a_reference_to_nothing_or_to_several_objects_is_kept(folder):

@@ -221,8 +221,9 @@ class OpenVocabPredictor:
 def _set_threshold(model: nn.Module, min_score: float) -> None:
     """Let the detector drop low scores before it sorts and suppresses; it is faster."""
     for module in model.modules():
-        if hasattr(module, "test_score_thresh"):
-            module.test_score_thresh = min_score
+        part: Any = module
+        if hasattr(part, "test_score_thresh"):
+            part.test_score_thresh = min_score
 
 
 def _by_size(images: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:

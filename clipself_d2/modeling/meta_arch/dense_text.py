@@ -7,14 +7,14 @@ cells of a level.
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier
 from clipself_d2.modeling.roi_heads.output_layers import check_labels
-from clipself_d2.modeling.text_embeddings import training_embeddings
-from clipself_d2.vocabulary import TextEmbeddings
+from clipself_d2.modeling.text_embeddings import build_sigmoid_classifier, training_embeddings
 
 # A logit whose sigmoid is 0 and whose focal loss and its gradient are 0 for a negative label.
 _NEVER = -100.0
@@ -53,13 +53,62 @@ class DenseTextScore(nn.Module):
         return logits.movedim(-1, 2).flatten(1, 2)
 
 
+class TextHeadMixin:
+    """Constructor of a one-stage head with an embedding and a text classifier.
+
+    Stands before Detectron2's class, whose convolution of classes it replaces.
+
+    Args:
+        input_shape: Shapes of the levels.
+        classifier: Text classifier; gives the number of classes.
+        conv_dims: Channels of the convolutions of both branches.
+        norm: Norm of these, as MODEL.RETINANET.NORM.
+        num_anchors: Anchors of a cell; None for a class of one anchor, which takes no number.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        classifier: SigmoidTextClassifier,
+        conv_dims: Sequence[int],
+        norm: str = "",
+        num_anchors: int | None = None,
+    ) -> None:
+        options: dict[str, object] = {} if num_anchors is None else {"num_anchors": num_anchors}
+        super().__init__(  # type: ignore[call-arg]
+            input_shape=input_shape,
+            num_classes=1,  # of the convolution that is replaced
+            conv_dims=list(conv_dims),
+            norm=norm,
+            **options,
+        )
+        put_text_score(self, conv_dims, num_anchors or 1, classifier)  # type: ignore[arg-type]
+
+
 class TextClassesMixin:
-    """Number of classes and loss of a one-stage detector with text classes.
+    """Constructor, number of classes and loss of a one-stage detector with text classes.
 
     Stands before Detectron2's class. Novel classes are no negatives: their columns leave the loss.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        num_classes: Number of training classes; None takes the classifier's.
+        kwargs: Further keyword arguments of Detectron2's class.
+
+    Raises:
+        ValueError: If ``num_classes`` is not the classifier's.
     """
 
     head: nn.Module
+
+    @configurable
+    def __init__(
+        self, *, head: nn.Module, num_classes: int | None = None, **kwargs: object
+    ) -> None:
+        known = _classifier_of(head).num_classes
+        super().__init__(head=head, num_classes=num_classes or known, **kwargs)  # type: ignore[call-arg]
 
     @property
     def num_classes(self) -> int:
@@ -78,9 +127,7 @@ class TextClassesMixin:
     @property
     def classifier(self) -> SigmoidTextClassifier:
         """The text classifier of the head."""
-        score = self.head.cls_score
-        assert isinstance(score, DenseTextScore), f"cls_score of the head is {type(score)}"
-        return score.classifier
+        return _classifier_of(self.head)
 
     def losses(
         self,
@@ -108,33 +155,6 @@ class TextClassesMixin:
         check_labels(labels[labels >= 0], base_mask)
         masked = [logits.masked_fill(~base_mask, _NEVER) for logits in pred_logits]
         return super().losses(anchors, masked, gt_labels, *others)  # type: ignore[misc]
-
-
-def build_sigmoid_classifier(
-    embeddings: TextEmbeddings,
-    *,
-    prior: float = 0.01,
-    temperature: float = 50.0,
-    learn_temperature: bool = True,
-) -> SigmoidTextClassifier:
-    """Make a classifier of independent classes of a vocabulary's embeddings.
-
-    Args:
-        embeddings: The classes and their embeddings.
-        prior: Probability at the start for a cosine of 0.
-        temperature: Multiplier of the cosine.
-        learn_temperature: Whether that is a parameter.
-
-    Returns:
-        The classifier.
-    """
-    return SigmoidTextClassifier(
-        embeddings_KD=embeddings.embeddings_KD,
-        base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
-        prior=prior,
-        temperature=temperature,
-        learn_temperature=learn_temperature,
-    )
 
 
 def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
@@ -168,3 +188,9 @@ def put_text_score(
     head.cls_score = DenseTextScore(
         in_channels=conv_dims[-1], num_anchors=num_anchors, classifier=classifier
     )
+
+
+def _classifier_of(head: nn.Module) -> SigmoidTextClassifier:
+    score = head.cls_score
+    assert isinstance(score, DenseTextScore), f"cls_score of the head is {type(score)}"
+    return score.classifier

@@ -1,20 +1,17 @@
 """RetinaNet whose classes are text."""
 
-from collections.abc import Sequence
-
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
-from clipself_d2.layers.text_classifier import SigmoidTextClassifier
 from clipself_d2.modeling.meta_arch.dense_text import (
     TextClassesMixin,
-    put_text_score,
+    TextHeadMixin,
     training_classifier,
 )
 
 
-class OpenVocabRetinaNetHead(RetinaNetHead):
+class OpenVocabRetinaNetHead(TextHeadMixin, RetinaNetHead):
     """Detectron2's head with an embedding and a text classifier for its convolution of classes.
 
     Args:
@@ -24,25 +21,6 @@ class OpenVocabRetinaNetHead(RetinaNetHead):
         conv_dims: Channels of the convolutions of both branches.
         norm: Norm of these, as MODEL.RETINANET.NORM.
     """
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        input_shape: list[ShapeSpec],
-        classifier: SigmoidTextClassifier,
-        num_anchors: int,
-        conv_dims: Sequence[int],
-        norm: str = "",
-    ) -> None:
-        super().__init__(
-            input_shape=input_shape,
-            num_classes=1,  # of the convolution that is replaced
-            num_anchors=num_anchors,
-            conv_dims=list(conv_dims),
-            norm=norm,
-        )
-        put_text_score(self, conv_dims, num_anchors, classifier)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
@@ -74,13 +52,6 @@ class OpenVocabRetinaNet(TextClassesMixin, RetinaNet):
 
     Reference: RetinaNet, arXiv 1708.02002; text classes as Detic, arXiv 2201.02605.
     """
-
-    @configurable
-    def __init__(
-        self, *, head: OpenVocabRetinaNetHead, num_classes: int | None = None, **kwargs: object
-    ) -> None:
-        known = head.cls_score.classifier.num_classes
-        super().__init__(head=head, num_classes=num_classes or known, **kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:

@@ -3,16 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
 from clipself_d2.layers import SigmoidTextClassifier
 from clipself_d2.modeling.meta_arch.dense_text import (
     DenseTextScore,
     TextClassesMixin,
-    build_sigmoid_classifier,
     put_text_score,
 )
-from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
+from clipself_d2.modeling.text_embeddings import build_sigmoid_classifier
+from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 BASE = torch.tensor([True, False, True])
 
@@ -48,6 +49,10 @@ class Plain(nn.Module):
         self.head = head
         self.num_classes = num_classes
 
+    @classmethod
+    def from_config(cls, head: nn.Module) -> dict[str, nn.Module]:
+        return {"head": head}
+
     def losses(self, anchors, pred_logits, gt_labels, *others) -> dict[str, Tensor]:
         labels = torch.stack(gt_labels)
         target = F.one_hot(labels.clamp(min=0), self.num_classes + 1)[..., :-1].float()
@@ -64,7 +69,7 @@ def detector() -> Detector:
     head = nn.Module()
     put_text_score(head, [5, 6], 1, make_classifier())
     assert head.cls_score.embed.in_channels == 6
-    return Detector(head, 3)
+    return Detector(head=head)
 
 
 def test_novel_classes_are_no_negatives(detector: Detector) -> None:
@@ -103,3 +108,56 @@ def test_classifier_takes_the_base_classes_of_the_vocabulary() -> None:
     assert classifier.base_mask.tolist() == [True, False]
     assert classifier.temperature.item() == 7.0
     torch.testing.assert_close(classifier.shift.sigmoid().item(), 0.1)
+
+
+DETECTORS = ("fcos", "retinanet")
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_step_trains_every_parameter_on_base_classes(dense_cfg, step, name: str) -> None:
+    model, losses = step(dense_cfg(name))
+    assert all(loss.isfinite() for loss in losses.values())
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {"head.cls_score.classifier.temperature", "head.cls_score.classifier.shift"} <= set(
+        trained
+    )
+    without = [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_scores_come_back_with_the_vocabulary(dense_cfg, first_scene, typed, name: str) -> None:
+    cfg = dense_cfg(name)
+    torch.manual_seed(0)
+    model, batch = build_model(cfg).eval(), first_scene(cfg)
+
+    def detect() -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            found = model(batch)[0]["instances"]
+        return found.scores, found.pred_classes, found.pred_boxes.tensor
+
+    before = detect()
+    with use_vocabulary(model, typed(model.classifier.embed_dim)):
+        scores, classes, _ = detect()
+        assert model.num_classes == 2
+    after = detect()
+    assert model.num_classes == 80
+    assert len(scores) > 0
+    assert set(classes.tolist()) <= {0, 1}
+    assert not torch.equal(scores, before[0])
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_text_does_not_enter_the_checkpoint(dense_cfg, name: str) -> None:
+    saved = [key for key in build_model(dense_cfg(name)).state_dict() if "classifier" in key]
+    prefix = "head.cls_score.classifier."
+    assert saved == [f"{prefix}temperature", f"{prefix}shift"]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_another_number_of_classes_is_refused(dense_cfg, name: str) -> None:
+    cfg = dense_cfg(name)
+    detector = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    with pytest.raises(ValueError, match="num_classes is 7 but the vocabulary has 80"):
+        detector(**detector.from_config(cfg), num_classes=7)

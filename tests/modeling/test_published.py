@@ -20,7 +20,7 @@ from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import StrictCheckpointer
 from clipself_d2.modeling.offline_rpn import build_frozen_proposals
 from clipself_d2.modeling.published import is_published, rename_published
-from clipself_d2.modeling.roi_heads import embedding_predictor
+from clipself_d2.modeling.roi_heads import output_layers
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -80,13 +80,13 @@ def recipe(tmp_path):
 @pytest.fixture
 def build(recipe, monkeypatch):
     """Function from a recipe to its detector at full size, without memory."""
-    make = embedding_predictor.build_text_classifier
+    make = output_layers.build_text_classifier
 
     def on_cpu(*args: object, **options: object) -> nn.Module:
         with torch.device("cpu"):
             return make(*args, **options)
 
-    monkeypatch.setattr(embedding_predictor, "build_text_classifier", on_cpu)
+    monkeypatch.setattr(output_layers, "build_text_classifier", on_cpu)
 
     def build_recipe(name: str, width: int) -> nn.Module:
         cfg = recipe(name, width)

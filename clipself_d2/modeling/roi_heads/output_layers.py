@@ -1,4 +1,4 @@
-"""Box predictor whose classes are text.
+"""Box predictors whose classes are text: what they share, and F-ViT's.
 
 Legend: R regions, K classes, D joint embedding.
 """
@@ -112,31 +112,26 @@ def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
     )
 
 
-class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
-    """Fast R-CNN's predictor with text embeddings for a classifier, as in F-ViT.
+class TextFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
+    """Fast R-CNN's predictor with text for classes: its options, its losses and its detections.
 
-    Both branches have a hidden layer with ReLU; the class branch's is the region embedding. Boxes
-    are coded without regard to the class, so that any vocabulary fits.
+    Subclasses put the classifier where they read the embedding, and score regions. Boxes are coded
+    without regard to the class, so that any vocabulary fits.
 
     Args:
         input_shape: Shape of a region's feature.
         box2box_transform: Coding of boxes.
-        classifier: Text classifier of width D; gives the number of classes.
+        classifier: Text classifier; gives the number of classes.
         background_weight: Weight of background regions in the loss, >= 0.
-        clip_temperature: Multiplier of CLIP's cosine at test time, > 0.
-        alpha: Exponent of CLIP's score for base classes and background, in [0, 1].
-        beta: Exponent of CLIP's score for novel classes, in [0, 1].
         scaling: Focal factor and divisor of the classification loss.
         selection: How scores become detections.
         kwargs: Further keyword arguments of ``FastRCNNOutputLayers``.
 
     Raises:
-        ValueError: If a number is out of its range, or a loss other than softmax's is asked for.
-
-    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
+        ValueError: If the weight is negative, or a loss other than softmax's is asked for.
     """
 
-    cls_score: nn.Sequential
+    cls_score: nn.Module
     bbox_pred: nn.Module
 
     @configurable
@@ -146,20 +141,12 @@ class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
         *,
         box2box_transform: Box2BoxTransform,
         classifier: TextClassifier,
-        background_weight: float = 0.6,
-        clip_temperature: float = 75.0,
-        alpha: float = 0.1,
-        beta: float = 0.8,
+        background_weight: float = 1.0,
         scaling: LossScaling = _PLAIN_LOSS,
         selection: Selection = _PLAIN_SELECTION,
         **kwargs: object,
     ) -> None:
         check_softmax(kwargs)
-        check_exponents(alpha, beta)
-        if clip_temperature <= 0:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.CLIP_TEMPERATURE is {clip_temperature}; it must be > 0"
-            )
         if background_weight < 0:
             raise ValueError(
                 f"MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT is {background_weight}; it must be >= 0"
@@ -171,17 +158,7 @@ class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
             cls_agnostic_bbox_reg=True,
             **kwargs,
         )
-        deltas = self.bbox_pred
-        assert isinstance(deltas, nn.Linear), f"bbox_pred of Detectron2 is {type(deltas)}"
-        width = deltas.in_features
-        embed, hidden = nn.Linear(width, classifier.embed_dim), nn.Linear(width, width)
-        c2_xavier_fill(embed)
-        c2_xavier_fill(hidden)
-        self.cls_score = nn.Sequential(embed, nn.ReLU(), classifier)
-        self.bbox_pred = nn.Sequential(hidden, nn.ReLU(), deltas)
         self.background_weight = background_weight
-        self.clip_temperature = clip_temperature
-        self.alpha, self.beta = alpha, beta
         self.scaling, self.selection = scaling, selection
 
     @classmethod
@@ -206,15 +183,14 @@ class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
             learn_temperature=options.LEARN_TEMPERATURE,
         )
         kwargs["background_weight"] = options.BACKGROUND_WEIGHT
-        kwargs["clip_temperature"] = options.CLIP_TEMPERATURE
-        kwargs["alpha"], kwargs["beta"] = options.ALPHA, options.BETA
         kwargs["scaling"], kwargs["selection"] = read_scaling(cfg), read_selection(cfg)
         return kwargs
 
     @property
     def classifier(self) -> TextClassifier:
-        """The text classifier at the end of the class branch."""
-        classifier = self.cls_score[-1]
+        """The text classifier, alone or at the end of the class branch."""
+        branch = self.cls_score
+        classifier = branch[-1] if isinstance(branch, nn.Sequential) else branch
         assert isinstance(classifier, TextClassifier), f"cls_score ends in {type(classifier)}"
         return classifier
 
@@ -242,6 +218,78 @@ class OpenVocabFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
         )
         losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
         return losses
+
+
+class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
+    """Fast R-CNN's predictor with text embeddings for a classifier, as in F-ViT.
+
+    Both branches have a hidden layer with ReLU; the class branch's is the region embedding. Boxes
+    are coded without regard to the class, so that any vocabulary fits.
+
+    Args:
+        input_shape: Shape of a region's feature.
+        classifier: Text classifier of width D; gives the number of classes.
+        background_weight: Weight of background regions in the loss, >= 0.
+        clip_temperature: Multiplier of CLIP's cosine at test time, > 0.
+        alpha: Exponent of CLIP's score for base classes and background, in [0, 1].
+        beta: Exponent of CLIP's score for novel classes, in [0, 1].
+        kwargs: Further keyword arguments of ``TextFastRCNNOutputLayers``.
+
+    Raises:
+        ValueError: If a number is out of its range, or a loss other than softmax's is asked for.
+
+    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        classifier: TextClassifier,
+        background_weight: float = 0.6,
+        clip_temperature: float = 75.0,
+        alpha: float = 0.1,
+        beta: float = 0.8,
+        **kwargs: object,
+    ) -> None:
+        check_exponents(alpha, beta)
+        if clip_temperature <= 0:
+            raise ValueError(
+                f"MODEL.OPEN_VOCAB.CLIP_TEMPERATURE is {clip_temperature}; it must be > 0"
+            )
+        super().__init__(
+            input_shape, classifier=classifier, background_weight=background_weight, **kwargs
+        )
+        deltas = self.bbox_pred
+        assert isinstance(deltas, nn.Linear), f"bbox_pred of Detectron2 is {type(deltas)}"
+        width = deltas.in_features
+        embed, hidden = nn.Linear(width, classifier.embed_dim), nn.Linear(width, width)
+        c2_xavier_fill(embed)
+        c2_xavier_fill(hidden)
+        self.cls_score = nn.Sequential(embed, nn.ReLU(), classifier)
+        self.bbox_pred = nn.Sequential(hidden, nn.ReLU(), deltas)
+        self.clip_temperature = clip_temperature
+        self.alpha, self.beta = alpha, beta
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shape of a region's feature.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        options = cfg.MODEL.OPEN_VOCAB
+        return {
+            **super().from_config(cfg, input_shape),
+            "clip_temperature": options.CLIP_TEMPERATURE,
+            "alpha": options.ALPHA,
+            "beta": options.BETA,
+        }
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]

@@ -1,4 +1,4 @@
-"""Check downloaded RefCOCO, RefCOCO+ and RefCOCOg files, and convert them to JSON.
+"""Check downloaded RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO files, and convert them to JSON.
 
 Prints the number of references of every split beside the published one.
 """
@@ -28,7 +28,7 @@ def main() -> int:
         "--root",
         type=Path,
         default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")),
-        help="folder that holds refcoco/, refcoco+/, refcocog/ and coco/train2014/; default "
+        help="folder of refcoco/, refcoco+/, refcocog/, grefcoco/ and coco/train2014/; default "
         "DETECTRON2_DATASETS or datasets",
     )
     parser.add_argument(

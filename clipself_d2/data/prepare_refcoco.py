@@ -11,15 +11,16 @@ from clipself_d2.data.datasets.refer_files import in_split, load_refer, read_ref
 
 logger = logging.getLogger(__name__)
 
-# Data set, split, references in the file, published, usable (with object and image).
-Row = tuple[str, str, int, int, int]
+# Data set, split, references in the file, published if known, usable (with object and image).
+Row = tuple[str, str, int, int | None, int]
 
 
 def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
     """Check every data set whose references lie below a folder.
 
     Args:
-        root: Folder with ``refcoco``, ``refcoco+`` or ``refcocog``, and ``coco/train2014``.
+        root: Folder with ``refcoco``, ``refcoco+``, ``refcocog`` or ``grefcoco``, and
+            ``coco/train2014``.
         write_json: Whether to write ``refs(<splitBy>).json`` beside each pickle.
 
     Returns:
@@ -43,14 +44,16 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
     headers = ["data set", "split", "references", "published", "usable"]
     logger.info("References:\n%s", tabulate(rows, headers, tablefmt="pipe"))
     for prefix, split, count, published, usable in rows:
-        if not count == published == usable:
+        expected = count if published is None else published
+        if not count == usable == expected:
             logger.warning(
-                "%s %s has %d references, %d usable, but %d were published",
+                "%s %s has %d references, %d usable, but %d %s",
                 prefix,
                 split,
                 count,
                 usable,
-                published,
+                expected,
+                "are expected" if published is None else "were published",
             )
     return rows
 
@@ -66,11 +69,18 @@ def write_json_twin(refs_file: Path) -> Path:
 
     Raises:
         FileNotFoundError: If there is nothing to convert.
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, or holds what JSON has not.
     """
     rows = read_refs(refs_file, remedy=REMEDY)
     target = refs_file.with_suffix(".json")
-    target.write_text(json.dumps(rows), encoding="utf-8")
+    try:
+        text = json.dumps(rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{refs_file} has no form in JSON ({error}); {REMEDY}") from error
+    # Complete or not at all: where the pickle is removed, the twin is the only copy.
+    part = target.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
     return target
 
 

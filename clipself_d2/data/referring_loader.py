@@ -1,21 +1,68 @@
 """Loaders of referring expressions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
-    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from torch.utils.data import DataLoader
+from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Sampler
 
 from clipself_d2.data.datasets.refcoco import EVALUATOR_TYPE
 from clipself_d2.data.referring_mapper import ReferringMapper
 
-# Pairs that the model scores at once in tests; those of one image share its features.
+# Pairs that the model scores at once in tests, unless one image has more.
 TEST_BATCH = 16
+
+
+class ImageBatchSampler(Sampler[list[int]]):
+    """Batches of pairs for tests, in which an image is never torn apart.
+
+    All sentences of an image are in one batch of one process, so that a model that shares the
+    features of equal images in a batch computes them once.
+
+    Args:
+        images: Image of every pair, those of one in a row.
+        batch_size: Most pairs of a batch; an image with more is a batch by itself.
+        rank: Number of this process.
+        world_size: Number of processes; each has a run of images, of about as many pairs.
+
+    Raises:
+        ValueError: If the size is not positive.
+    """
+
+    def __init__(
+        self, images: Sequence[object], batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"the batch size is {batch_size}; give at least 1")
+        self._batches: list[list[int]] = []
+        start = 0
+        for _, group in groupby(images):
+            numbers = list(range(start, start + sum(1 for _ in group)))
+            # By the image's first pair, so that each image has exactly one process.
+            if start * world_size // len(images) == rank:
+                self._add(numbers, batch_size)
+            start += len(numbers)
+
+    def _add(self, numbers: list[int], batch_size: int) -> None:
+        if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
+            self._batches[-1] += numbers
+        else:
+            self._batches.append(numbers)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the numbers of the pairs of every batch."""
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        return len(self._batches)
 
 
 def has_references(dataset_names: Sequence[str]) -> bool:
@@ -66,14 +113,18 @@ def build_referring_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> Dat
         dataset_name: Registered name.
 
     Returns:
-        A loader of lists of up to ``TEST_BATCH`` items, those of an image in a row.
+        A loader of lists of items, batches as of ``ImageBatchSampler``.
     """
     records = get_detection_dataset_dicts(
         [dataset_name], filter_empty=False, check_consistency=False
     )
-    return build_detection_test_loader(
-        dataset=records,
-        mapper=ReferringMapper(cfg, is_train=False),
-        batch_size=TEST_BATCH,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    batches = ImageBatchSampler(
+        [record["file_name"] for record in records],
+        TEST_BATCH,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+    data = MapDataset(DatasetFromList(records, copy=False), ReferringMapper(cfg, is_train=False))
+    return DataLoader(
+        data, batch_sampler=batches, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list
     )

@@ -46,9 +46,12 @@ class ReferringEvaluator(DatasetEvaluator):
     The result ``ref_seg`` has, in percent: ``mIoU``, the mean over pairs of image and sentence, the
     figure that CRIS's tables call IoU; ``oIoU``, all intersections over all unions; ``Pr@50`` to
     ``Pr@90``, the share of pairs with an IoU above the threshold; and ``n``, the number of pairs.
-    Where sentences refer to nothing, ``N-acc`` is the share of them with an empty prediction and
-    ``T-acc`` the share of the others with one that is not; an empty prediction of an empty target
-    has an IoU of 1, any other one 0.
+
+    Sentences may refer to nothing, as in gRefCOCO. An empty prediction of an empty target then has
+    an IoU of 1, any other prediction one of 0, so that mIoU is GRES's gIoU and oIoU its cIoU;
+    ``Pr@`` is the share among the pairs with a target, and left out without one; ``N-acc`` is the
+    share of the sentences without a target that get an empty mask, and ``T-acc`` the share of the
+    others that get one with a pixel. Where all sentences have a target, neither is reported.
 
     Counts of pixels are gathered as they are, so that neither batches nor uneven processes change
     a number.
@@ -57,7 +60,7 @@ class ReferringEvaluator(DatasetEvaluator):
         distributed: Whether to join the pairs of all processes.
 
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 4.1; Liu et al., GRES, arXiv 2306.00968,
-    section 3.3, for N-acc and T-acc.
+    for gIoU, cIoU, N-acc and T-acc.
     """
 
     def __init__(self, *, distributed: bool = True) -> None:
@@ -150,12 +153,14 @@ def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
         "mIoU": 100.0 * sum(ious) / len(ious),
         "oIoU": 100.0 * sum(pair.intersection for pair in pairs) / union if union else 100.0,
     }
-    for level in PRECISION_LEVELS:
-        scores[f"Pr@{level}"] = _percent([iou > level / 100 for iou in ious])
-    if not all(pair.has_target for pair in pairs):
+    targeted = [pair for pair in pairs if pair.has_target]
+    if targeted:
+        for level in PRECISION_LEVELS:
+            scores[f"Pr@{level}"] = _percent([pair.iou > level / 100 for pair in targeted])
+    if len(targeted) < len(pairs):
         scores["N-acc"] = _percent([not p.is_found for p in pairs if not p.has_target])
-        if any(pair.has_target for pair in pairs):
-            scores["T-acc"] = _percent([p.is_found for p in pairs if p.has_target])
+        if targeted:
+            scores["T-acc"] = _percent([pair.is_found for pair in targeted])
     scores["n"] = float(len(pairs))
     return scores
 

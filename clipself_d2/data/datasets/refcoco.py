@@ -1,9 +1,11 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and the emoji references in Detectron2's catalogs.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the emoji references in Detectron2's catalogs.
 
 Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set): ``refcoco_unc_*``,
-``refcocoplus_unc_*``, ``refcocog_umd_*``, ``refcocog_google_*`` and ``emoji_refer_*``.
+``refcocoplus_unc_*``, ``refcocog_umd_*``, ``refcocog_google_*``, ``grefcoco_unc_*`` and
+``emoji_refer_*``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,20 +30,23 @@ class ReferFamily:
     Attributes:
         folder: Folder below ``$DETECTRON2_DATASETS``.
         split_by: Name in the file ``refs(<split_by>).p``.
-        counts: Published number of references of every split.
+        counts: Published number of references of every split; None where none is known.
+        stem: Beginning of that file's name.
     """
 
     folder: str
     split_by: str
-    counts: dict[str, int]
+    counts: Mapping[str, int | None]
+    stem: str = "refs"
 
     @property
     def refs_name(self) -> str:
         """Name of the file with the references."""
-        return f"refs({self.split_by}).p"
+        return f"{self.stem}({self.split_by}).p"
 
 
-# Numbers of references as https://github.com/lichengunc/refer gives them.
+# Numbers of references as https://github.com/lichengunc/refer gives them. gRefCOCO's sentences may
+# refer to several objects or to none (Liu et al., GRES, arXiv 2306.00968).
 FAMILIES = {
     "refcoco_unc": ReferFamily(
         "refcoco", "unc", {"train": 42404, "val": 3811, "testA": 1975, "testB": 1810}
@@ -51,6 +56,9 @@ FAMILIES = {
     ),
     "refcocog_umd": ReferFamily("refcocog", "umd", {"train": 42226, "val": 2573, "test": 5023}),
     "refcocog_google": ReferFamily("refcocog", "google", {"train": 44822, "val": 5000}),
+    "grefcoco_unc": ReferFamily(
+        "grefcoco", "unc", dict.fromkeys(("train", "val", "testA", "testB")), stem="grefs"
+    ),
 }
 
 
@@ -58,7 +66,8 @@ def register_refcoco(root: str | Path) -> list[str]:
     """Register the data sets on COCO images; files are read when a data set is used.
 
     Args:
-        root: Folder with ``refcoco``, ``refcoco+``, ``refcocog`` and ``coco/train2014``.
+        root: Folder with ``refcoco``, ``refcoco+``, ``refcocog``, ``grefcoco`` and
+            ``coco/train2014``.
 
     Returns:
         The registered names.

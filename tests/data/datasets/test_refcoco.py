@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from clipself_d2.data.datasets.refcoco import (
 
 def test_every_published_split_is_registered_on_import():
     names = {f"{prefix}_{split}" for prefix, family in FAMILIES.items() for split in family.counts}
-    assert len(names) == 13
+    assert len(names) == 17
     assert names <= set(DatasetCatalog.list())
     assert {"emoji_refer_train", "emoji_refer_val"} <= set(DatasetCatalog.list())
     for name in names:
@@ -28,13 +29,48 @@ def test_plus_has_its_own_folder_and_umd_its_own_file():
         "refs(unc).p",
     )
     assert MetadataCatalog.get("refcocog_umd_test").refs_file.endswith("refs(umd).p")
+    assert MetadataCatalog.get("grefcoco_unc_testA").refs_file.endswith("grefcoco/grefs(unc).p")
+
+
+@pytest.mark.parametrize("prefix", FAMILIES)
+def test_each_split_gets_its_own_references(prefix, tmp_path, monkeypatch, write_picture):
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        kept = {name: value for name, value in catalog.items() if "refcoco" not in name}
+        monkeypatch.setattr(catalog, "data", kept)
+    register_refcoco(tmp_path)
+    family = FAMILIES[prefix]
+    folder = tmp_path / family.folder
+    folder.mkdir()
+    rows = [
+        {
+            "ref_id": number,
+            "ann_id": 7,
+            "image_id": 5,
+            "split": split,
+            "sentences": [{"sent": split}, {"sent": "dog"}],
+        }
+        for number, split in enumerate(family.counts)
+    ]
+    (folder / family.refs_name).write_bytes(pickle.dumps(rows, protocol=2))
+    document = {
+        "images": [{"id": 5, "file_name": "5.jpg", "width": 40, "height": 30}],
+        "annotations": [{"id": 7, "segmentation": [[0, 0, 4, 0, 4, 4]]}],
+    }
+    (folder / "instances.json").write_text(json.dumps(document))
+    write_picture(tmp_path / "coco" / "train2014" / "5.jpg")
+    for split in family.counts:
+        records = DatasetCatalog.get(f"{prefix}_{split}")
+        if split == "train":
+            assert [record["sentences"] for record in records] == [["train", "dog"]]
+        else:
+            assert [record["sentence"] for record in records] == [split, "dog"]
 
 
 def test_missing_files_name_the_remedy(tmp_path, monkeypatch):
     for catalog in (DatasetCatalog, MetadataCatalog):
-        kept = {name: value for name, value in catalog.items() if not name.startswith("refcoco")}
+        kept = {name: value for name, value in catalog.items() if "refcoco" not in name}
         monkeypatch.setattr(catalog, "data", kept)
-    assert len(register_refcoco(tmp_path)) == 13
+    assert len(register_refcoco(tmp_path)) == 17
     with pytest.raises(FileNotFoundError, match=r"instances\.json is missing; put the files"):
         DatasetCatalog.get("refcoco_unc_val")
 

@@ -19,8 +19,72 @@ from clipself_d2.layers.letterbox import letterbox_image
 
 logger = logging.getLogger(__name__)
 
+META_ARCHITECTURE = "CRIS"
 MASK_COLOUR = (0.9, 0.1, 0.1)
 OPACITY = 0.5
+
+
+class ReferringPredictor:
+    """A CRIS model that is given pictures and expressions as they are.
+
+    Args:
+        cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
+
+    Raises:
+        ValueError: If the config is no CRIS, or MODEL.WEIGHTS is empty or of another model.
+        FileNotFoundError: If MODEL.WEIGHTS is missing.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        weights = cfg.MODEL.WEIGHTS
+        if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+            raise ValueError(
+                f"--expression needs MODEL.META_ARCHITECTURE {META_ARCHITECTURE}, not "
+                f"{cfg.MODEL.META_ARCHITECTURE}; give a config such as configs/emoji/cris.yaml"
+            )
+        if not weights:
+            raise ValueError("MODEL.WEIGHTS is empty; give the model's checkpoint as KEY VALUE")
+        # Detectron2 fetches addresses such as detectron2://.
+        if "://" not in weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist; give a checkpoint")
+        self.cfg = cfg
+        self.model: Any = Trainer.build_model(self_contained(cfg)).eval()
+        StrictCheckpointer(self.model).load(weights)
+
+    def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Segment one picture by several expressions.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            expressions: Sentences; words that the embedded CLIP never read are warned of.
+
+        Returns:
+            As of ``segment``.
+
+        Raises:
+            ValueError: If an expression is blank.
+        """
+        check_expressions(expressions)
+        unseen = self.model.text.unseen_words(expressions)
+        if unseen:
+            name = self.cfg.MODEL.CLIP.NAME
+            logger.warning("%s never read the words %s", name, ", ".join(unseen))
+        return segment(self.cfg, self.model, image, expressions)
+
+
+def check_expressions(expressions: Sequence[str]) -> None:
+    """Refuse expressions without a word.
+
+    Args:
+        expressions: Sentences.
+
+    Raises:
+        ValueError: If one is blank.
+    """
+    if not all(text.strip() for text in expressions):
+        raise ValueError(
+            'the expression is blank; give a sentence such as "the dog on the left" (--expression)'
+        )
 
 
 def segment(
@@ -71,7 +135,8 @@ def run_refer_demo(
     Args:
         cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
         inputs: Pictures.
-        output_dir: Folder of ``<picture>_<number of the expression>.png``.
+        output_dir: Folder of ``<picture>_<number of the expression>.png``; of a further picture of
+            the same name ``<picture>_<n>_...``.
         expressions: Sentences.
 
     Returns:
@@ -79,31 +144,33 @@ def run_refer_demo(
 
     Raises:
         ValueError: If the config is no CRIS, MODEL.WEIGHTS is empty or of another model, an
-            expression is blank, or a picture is damaged.
-        FileNotFoundError: If a picture is missing.
+            expression is blank, there is no picture, or one is damaged; then nothing is written.
+        FileNotFoundError: If a file is missing.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "CRIS":
-        raise ValueError(
-            f"--expression needs MODEL.META_ARCHITECTURE CRIS, not "
-            f"{cfg.MODEL.META_ARCHITECTURE}; give a config such as configs/emoji/cris.yaml"
-        )
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty; give the model's checkpoint as KEY VALUE")
-    if not all(text.strip() for text in expressions):
-        raise ValueError('--expression is blank; give a sentence such as "the dog on the left"')
+    check_expressions(expressions)
     pictures = [(path, np.asarray(read_picture(path))) for path in inputs]
-    model: Any = Trainer.build_model(self_contained(cfg)).eval()
-    StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    unseen = model.text.unseen_words(expressions)
-    if unseen:
-        logger.warning("%s never read the words %s", cfg.MODEL.CLIP.NAME, ", ".join(unseen))
+    predictor = ReferringPredictor(cfg)
+    if not pictures:
+        raise ValueError("there is no picture; give --input (--expression reads no camera)")
     output_dir.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
+    names: set[str] = set()
     for path, image in pictures:
-        for number, output in enumerate(segment(cfg, model, image, expressions)):
+        name = _new_name(path.stem, names)
+        for number, output in enumerate(predictor(image, expressions)):
             mask = output["ref_mask"].numpy()
-            target = output_dir / f"{path.stem}_{number}.png"
+            target = output_dir / f"{name}_{number}.png"
             Image.fromarray(draw_mask(image, mask, expressions[number])).save(target)
             logger.info("%s: %r, %d pixels", target, expressions[number], int(mask.sum()))
             written.append(target)
     return written
+
+
+def _new_name(stem: str, taken: set[str]) -> str:
+    """A name that no earlier picture has: those of several folders may share one."""
+    name, number = stem, 2
+    while name in taken:
+        name = f"{stem}_{number}"
+        number += 1
+    taken.add(name)
+    return name

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.engine.refer_demo import draw_mask, run_refer_demo, segment
+from clipself_d2.engine.refer_demo import (
+    ReferringPredictor,
+    draw_mask,
+    run_refer_demo,
+    segment,
+)
 from clipself_d2.engine.trainer import Trainer
 
 SMALL = ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.NUM_LAYERS", 1, "INPUT.REFER_SIZE", 32]
@@ -31,6 +37,23 @@ def test_every_expression_is_drawn_for_every_picture(cfg, emoji_root, tmp_path, 
     assert "dog" not in caplog.text
 
 
+def test_pictures_of_one_name_do_not_overwrite_each_other(cfg, emoji_root, tmp_path):
+    picture = sorted((emoji_root / "emoji" / "val").glob("*.jpg"))[0]
+    other = tmp_path / "other" / picture.name
+    other.parent.mkdir()
+    shutil.copy(picture, other)
+    written = run_refer_demo(cfg, [picture, other], tmp_path / "drawn", ["the dog"])
+    assert [path.name for path in written] == [f"{picture.stem}_0.png", f"{picture.stem}_2_0.png"]
+
+
+def test_the_predictor_segments_and_refuses_a_blank(cfg):
+    predictor = ReferringPredictor(cfg)
+    (output,) = predictor(np.zeros((20, 30, 3), np.uint8), ["the dog"])
+    assert output["ref_mask"].shape == (20, 30)
+    with pytest.raises(ValueError, match="expression is blank"):
+        predictor(np.zeros((20, 30, 3), np.uint8), [""])
+
+
 def test_masks_have_the_size_of_the_picture(cfg):
     model = Trainer.build_model(cfg).eval()
     first, second = segment(cfg, model, np.zeros((20, 30, 3), np.uint8), ["the dog", "the cat"])
@@ -53,10 +76,15 @@ def test_the_mask_is_red_and_the_rest_as_it_was():
 def test_faults_are_named(cfg, emoji_cfg, tmp_path):
     with pytest.raises(ValueError, match="needs MODEL.META_ARCHITECTURE CRIS, not GeneralizedRCNN"):
         run_refer_demo(emoji_cfg("fvit_untouched"), [], tmp_path, ["a"])
-    with pytest.raises(ValueError, match="--expression is blank"):
-        run_refer_demo(cfg, [], tmp_path, [" "])
+    with pytest.raises(ValueError, match="expression is blank"):
+        run_refer_demo(cfg, [], tmp_path, ["a", " "])
+    with pytest.raises(ValueError, match="there is no picture; give --input"):
+        run_refer_demo(cfg, [], tmp_path, ["a"])
     with pytest.raises(FileNotFoundError, match="gone"):
         run_refer_demo(cfg, [tmp_path / "gone.jpg"], tmp_path, ["a"])
+    cfg.MODEL.WEIGHTS = str(tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS .*none\.pth does not exist"):
+        run_refer_demo(cfg, [], tmp_path, ["a"])
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         run_refer_demo(cfg, [], tmp_path, ["a"])

@@ -1,0 +1,60 @@
+"""Serve a web page that detects classes, or segments an expression, in uploaded pictures.
+
+Needs gradio: pip install -e ".[demo]".
+"""
+
+import argparse
+import sys
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.engine.cli import load_config, run_tool, start_logging
+from clipself_d2.engine.web_demo import serve
+
+EXAMPLE = """Example:
+
+    python tools/web_demo.py --config-file configs/emoji/cris.yaml \\
+        MODEL.WEIGHTS output/emoji/cris/model_final.pth
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """List the flags.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--config-file",
+        required=True,
+        help="yaml file: a detector asks for classes, a CRIS for an expression",
+    )
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
+    add("--port", type=int, default=7860, help="1 to 65535")
+    add("--confidence-threshold", type=float, default=0.25, help="of boxes, at first; 0 to 1")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser
+
+
+def main() -> int:
+    """Parse the flags and serve the page.
+
+    Returns:
+        Exit code.
+    """
+    args = make_parser().parse_args()
+
+    def action() -> None:
+        start_logging()
+        cfg = load_config(args.config_file, args.opts)
+        serve(cfg, host=args.host, port=args.port, threshold=args.confidence_threshold)
+
+    return run_tool(action, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

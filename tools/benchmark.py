@@ -1,6 +1,5 @@
 """Measure speed and memory against plain versions of the same work, in one run."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from clipself_d2.engine.benchmark import (
     tables,
     write_report,
 )
-from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 EXAMPLE = "python tools/benchmark.py distill --size 384 256 --output output/benchmark.json"
 
@@ -24,11 +23,7 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="CLIP, with random weights")
@@ -48,7 +43,6 @@ def main() -> int:
         "--reference", action="store_true", help="evaluation: run the reference scorer too (slow)"
     )
     parser.add_argument("--output", type=Path, help="json file to write")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
 
     def action() -> None:

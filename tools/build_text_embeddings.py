@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 from clipself_d2.engine.text_embeddings import (
     BATCH_SIZE,
     EmbeddingReport,
@@ -26,11 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
     add("--weights", default="", help="pretrained tag, hf-hub:org/name or file of that CLIP")
@@ -42,7 +38,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="where the text tower runs, such as cuda")
     add("--batch-size", type=int, default=BATCH_SIZE, help="prompts at a time")
     add("--force", action="store_true", help="overwrite the output")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -1,10 +1,9 @@
 """Write the CLIP weights of a file in another published layout."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.cli import run_tool, tool_parser
 from clipself_d2.engine.convert import LAYOUTS, ConversionReport, convert_checkpoint
 
 EXAMPLE = (
@@ -20,11 +19,7 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "input",
         type=Path,
@@ -37,7 +32,6 @@ def main() -> int:
         "--model", default="", help="open_clip's model name; the input must fit it exactly"
     )
     parser.add_argument("--force", action="store_true", help="overwrite the output")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
 
     def action() -> None:

@@ -3,8 +3,7 @@
 import sys
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import run_tool, train_parser
-from clipself_d2.engine.launch import run_processes
+from clipself_d2.engine.cli import launch_tool, train_parser
 from clipself_d2.engine.lazy import run_lazy
 
 EXAMPLE = (
@@ -20,18 +19,7 @@ def main() -> int:
         Exit code.
     """
     args = train_parser(EXAMPLE).parse_args()
-
-    def start() -> None:
-        run_processes(
-            run_lazy,
-            (args,),
-            num_gpus=args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-        )
-
-    return run_tool(start, debug=args.debug)
+    return launch_tool(run_lazy, (args,), args)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Write the table of image towers: which models of open_clip have a dense map, and how."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.cli import run_tool, tool_parser
 from clipself_d2.engine.list_towers import write_towers
 
 EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
@@ -16,14 +15,9 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=Path, help="Markdown file; without it, the terminal")
     parser.add_argument("names", nargs="*", help="model names; without any, all of open_clip's")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     return run_tool(lambda: write_towers(args.names, args.output), debug=args.debug)
 

@@ -1,6 +1,5 @@
 """Run RegionCLIP's ablations on emoji scenes and write a page with their figures."""
 
-import argparse
 import logging
 import os
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.engine.ablations import AblationOptions, run_ablations, shown_command
-from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.cli import run_tool, tool_parser
 
 EXAMPLE = (
     "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "
@@ -22,11 +21,7 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Example:\n\n    {EXAMPLE}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--proposals", type=Path, required=True, help="of emoji_train_images")
     parser.add_argument("--rpn", type=Path, help="weights of rpn.yaml, for zero-shot inference")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
@@ -41,7 +36,6 @@ def main() -> int:
     parser.add_argument("--detector-iterations", type=int, default=300, help="of each detector")
     parser.add_argument("--tables", nargs="*", default=[], help="words of titles; all without")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     debug = args.pop("debug")

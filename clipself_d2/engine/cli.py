@@ -105,9 +105,36 @@ def train_parser(example: str) -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = default_argument_parser(epilog=f"Example:\n\n    {example}\n")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = default_argument_parser(epilog=_shown(example))
+    _add_debug(parser)
     return parser
+
+
+def tool_parser(description: str | None, example: str) -> argparse.ArgumentParser:
+    """Parser of any other command, with the flag --debug of ``run_tool``.
+
+    Args:
+        description: What the command does, its docstring.
+        example: A command line that can be pasted.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=_shown(example),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_debug(parser)
+    return parser
+
+
+def _shown(example: str) -> str:
+    return f"Example:\n\n    {example}\n"
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
@@ -121,11 +148,25 @@ def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
         Exit code: 0, or 1 after a user's error.
     """
     args = train_parser(example).parse_args()
+    return launch_tool(_train_or_evaluate, (trainer, args), args)
+
+
+def launch_tool(function: Callable[..., object], arguments: tuple, args: argparse.Namespace) -> int:
+    """Run a function in the processes that Detectron2's flags ask for.
+
+    Args:
+        function: Importable function.
+        arguments: Its arguments.
+        args: Flags of ``train_parser``.
+
+    Returns:
+        Exit code: 0, or 1 after a user's error.
+    """
 
     def start() -> None:
         run_processes(
-            _train_or_evaluate,
-            (trainer, args),
+            function,
+            arguments,
             num_gpus=args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,

@@ -2,7 +2,13 @@ import logging
 
 import pytest
 
-from clipself_d2.engine.cli import _ShortUserErrors, run_tool, start_logging, train_parser
+from clipself_d2.engine.cli import (
+    _ShortUserErrors,
+    run_tool,
+    start_logging,
+    tool_parser,
+    train_parser,
+)
 
 
 def test_a_users_error_becomes_one_sentence_and_exit_code_1(
@@ -44,6 +50,14 @@ def test_the_flags_are_those_of_detectron2_and_debug() -> None:
     assert args.num_gpus == 2
     assert args.opts == ["SEED", "1"]
     assert not args.debug
+
+
+def test_a_command_shows_its_example_on_a_line_of_its_own_and_takes_debug() -> None:
+    parser = tool_parser("What it does.", "python tools/a.py --output b")
+    assert "\n\nExample:\n\n    python tools/a.py --output b\n" in parser.format_help()
+    assert "What it does." in parser.format_help()
+    assert parser.parse_args(["--debug"]).debug
+    assert not parser.parse_args([]).debug
 
 
 def test_logging_shows_our_messages() -> None:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,9 +29,36 @@ def region_part() -> dict[str, Any]:
     }
 
 
+def refer_part() -> dict[str, Any]:
+    """Six sentences, the third of which refers to nothing."""
+    generator = torch.Generator().manual_seed(1)
+    truth = [torch.rand(12, 16, generator=generator) > 0.5 for _ in range(6)]
+    truth[2] = torch.zeros(12, 16, dtype=torch.bool)
+    found = [mask ^ (torch.rand(12, 16, generator=generator) > 0.8) for mask in truth]
+    return {
+        "inputs": [{"gt_mask": mask, "image_id": number} for number, mask in enumerate(truth)],
+        "outputs": [{"ref_mask": mask} for mask in found],
+    }
+
+
+def panoptic_part(world: Any, folder: Path) -> dict[str, Any]:
+    """The scenes of a world with a semantic map of four classes beside their objects."""
+    rng = np.random.default_rng(2)
+    inputs, outputs = [], []
+    for item, output in zip(world.inputs, world.outputs, strict=True):
+        labels = rng.integers(0, 4, (item["height"], item["width"]))
+        path = folder / f"map_{item['image_id']}.png"
+        Image.fromarray(labels.astype(np.uint8)).save(path)
+        inputs.append({**item, "file_name": f"{path}.jpg", "sem_seg_file_name": str(path)})
+        errs = rng.random(labels.shape) < 0.3
+        guess = np.where(errs, rng.integers(0, 4, labels.shape), labels)
+        outputs.append({**output, "sem_seg": torch.eye(4)[torch.from_numpy(guess)].movedim(2, 0)})
+    return {"inputs": inputs, "outputs": outputs}
+
+
 @pytest.mark.multi_process
 def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Path) -> None:
-    content: dict[str, Any] = {"metadata": {}, "region": region_part()}
+    content: dict[str, Any] = {"metadata": {}, "region": region_part(), "refer": refer_part()}
     for kind in ("coco", "lvis"):
         world = draw_world(3, lvis=kind == "lvis")
         path = tmp_path / f"{kind}.json"
@@ -43,6 +72,14 @@ def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Pa
             },
         }
         content[kind] = {"inputs": world.inputs, "outputs": world.outputs}
+        if kind == "coco":
+            content["panoptic"] = panoptic_part(world, tmp_path)
+    content["metadata"]["two_processes_panoptic"] = {
+        **content["metadata"]["two_processes_coco"],
+        "evaluator_type": "coco_panoptic_seg",
+        "stuff_classes": list("wxyz"),
+        "ignore_label": 255,
+    }
     (tmp_path / "worlds.pkl").write_bytes(pickle.dumps(content))
     script = Path(__file__).with_name("two_processes.py")
     done = subprocess.run(
@@ -54,13 +91,15 @@ def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Pa
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for kind, task in (("coco", "segm"), ("lvis", "segm"), ("region", "region")):
+    tasks = {"coco": "segm", "lvis": "segm", "region": "region", "refer": "ref_seg"}
+    for kind, task in [*tasks.items(), ("panoptic", "segm"), ("panoptic", "sem_seg")]:
         one = json.loads((tmp_path / f"one_{kind}.json").read_text())
         assert any(0 < score < 100 for score in one[task].values())
         for tag in ("uneven", "all_in_second", "unshared"):
             pair = json.loads((tmp_path / f"{tag}_{kind}.json").read_text())
             assert pair.keys() == one.keys()
             for name in one:
-                assert pair[name] == pytest.approx(one[name], abs=0, nan_ok=True), (kind, tag)
+                # Means of floats may be summed in another order.
+                assert pair[name] == pytest.approx(one[name], abs=1e-9, nan_ok=True), (kind, tag)
     # Nothing is left of the files of either process.
     assert not list((tmp_path / "out").glob(".predictions_*"))

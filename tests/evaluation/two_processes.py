@@ -15,13 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from clipself_d2.evaluation import (
     CocoOVEvaluator,
     LVISOVEvaluator,
+    ReferringEvaluator,
     RegionClassificationEvaluator,
+    build_evaluator,
     prediction_log,
 )
 
@@ -32,6 +34,8 @@ SPLITS = {"uneven": slice(0, 4), "all_in_second": slice(0, 0)}
 def judges(folder: Path, world: dict[str, Any]) -> dict[str, Any]:
     for name, metadata in world["metadata"].items():
         MetadataCatalog.get(name).set(**metadata)
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, lambda: world["panoptic"]["inputs"])
     regions = RegionClassificationEvaluator(
         text_embeddings_KD=torch.eye(7), class_names="abcdefg", is_thing=[True] * 3 + [False] * 4
     )
@@ -40,6 +44,9 @@ def judges(folder: Path, world: dict[str, Any]) -> dict[str, Any]:
         "coco": CocoOVEvaluator("two_processes_coco"),
         "lvis": LVISOVEvaluator("two_processes_lvis", **lvis),
         "region": regions,
+        "refer": ReferringEvaluator(),
+        # Detectron2's own evaluators: boxes, masks and the semantic map of panoptic scenes.
+        "panoptic": build_evaluator("two_processes_panoptic", None),
     }
 
 
@@ -53,7 +60,7 @@ def score(folder: Path, world: dict[str, Any], part: slice, tag: str) -> None:
         if comm.is_main_process():
             (folder / f"{tag}_{name}.json").write_text(json.dumps(scores))
         else:
-            assert scores == {}, "only the first process reports"
+            assert not scores, "only the first process reports"
         # As when the evaluator goes, which must not be before the first process has read.
         judge.reset()
 

@@ -88,7 +88,7 @@ def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Pa
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     tasks = {"coco": "segm", "lvis": "segm", "region": "region", "refer": "ref_seg"}

@@ -23,12 +23,7 @@ class ConvNeXtTower(VisionTower):
     of on their average. Blocks are those of the last stage, whose outputs lie on that map. There is
     no attention, so both forms of the last block are the block as it was trained.
 
-    Args:
-        visual: open_clip's tower.
-        name: Model name.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        precision: fp32, bf16, fp16 or auto.
+    Arguments are those of ``VisionTower``.
 
     Raises:
         ValueError: If the trunk is no ConvNeXt that averages its last map.
@@ -38,22 +33,9 @@ class ConvNeXtTower(VisionTower):
 
     visual: TimmModel
 
-    def __init__(
-        self,
-        *,
-        visual: TimmModel,
-        name: str,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        precision: str = "fp32",
-    ) -> None:
-        super().__init__(
-            visual=visual,
-            name=name,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            precision=precision,
-        )
+    def read_visual(self) -> None:
+        """Take the last stage for the blocks."""
+        visual, name = self.visual, self.name
         trunk = visual.trunk
         if not isinstance(trunk, ConvNeXt) or trunk.head.global_pool.pool_type != "avg":
             raise ValueError(

@@ -3,8 +3,6 @@
 Legend: N images, D joint embedding, h w patch grid, E channels of a head.
 """
 
-from typing import Any
-
 import torch
 from timm.layers import RotaryEmbeddingCat
 from timm.models.eva import Eva
@@ -17,8 +15,7 @@ from clipself_d2.clip.timm_vit_tower import TimmViTTower
 class EvaTower(TimmViTTower):
     """Tower of ``open_clip.timm_model.TimmModel`` around ``timm.models.eva.Eva``.
 
-    Args:
-        settings: Arguments of ``TimmViTTower``.
+    Arguments are those of ``VisionTower``.
 
     Raises:
         ValueError: If the trunk is no EVA, or rotates in another way than by a table of axes.
@@ -26,8 +23,9 @@ class EvaTower(TimmViTTower):
 
     trunk_type = Eva
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def read_visual(self) -> None:
+        """Read what ``TimmViTTower`` reads, and check the rotary positions."""
+        super().read_visual()
         rope = self.visual.trunk.rope
         axial = type(rope) is RotaryEmbeddingCat and not rope.in_pixels and not rope.rotate_half
         if rope is not None and not axial:

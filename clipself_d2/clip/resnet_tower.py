@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip.pos_embed import resize_positions
 from clipself_d2.clip.precision import compute_context
-from clipself_d2.clip.towers import native_grid
+from clipself_d2.clip.towers import ImageTower, native_grid
 
 # Pixels per cell of each stage, and how many times the stem's channels it has.
 STAGE_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -20,24 +20,16 @@ STAGES = tuple(STAGE_STRIDES)
 NORMS = ("BN", "SyncBN", "FrozenBN")
 
 
-class ResNetTower(nn.Module):
+class ResNetTower(ImageTower):
     """A CLIP ResNet, stage by stage, with both forms of its attention pool.
 
     The stages are separate methods, so that a detector can run ``forward_res5`` and ``pool`` on
     features of regions.
 
-    Args:
-        visual: open_clip's image tower; its parameters keep open_clip's names ``visual.*``.
-        name: Model name as open_clip knows it.
-        pixel_mean: RGB mean of the pixels, 0 to 255.
-        pixel_std: RGB deviation of the pixels.
-        precision: fp32, bf16 or auto.
+    Arguments are those of ``ImageTower``.
 
     Attributes:
-        embed_dim: Width D of the joint embedding.
         channels: Channels of each stage by name, ``res2`` to ``res5``.
-        image_size: Side of the native input, px.
-        patch_size: Pixels per cell of the dense map.
         norm: How batch norms behave: BN as in open_clip, or what ``set_norm`` chose.
 
     Raises:
@@ -46,25 +38,15 @@ class ResNetTower(nn.Module):
     Reference: Radford et al., arXiv 2103.00020, section 2.4.
     """
 
+    visual: ModifiedResNet
     patch_size: int = STAGE_STRIDES["res5"]
+    norm: str = "BN"
 
-    def __init__(
-        self,
-        *,
-        visual: ModifiedResNet,
-        name: str,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        precision: str = "fp32",
-    ) -> None:
-        super().__init__()
+    def read_visual(self) -> None:
+        """Read the channels of the stages and the pool's grid."""
+        visual, name = self.visual, self.name
         if not isinstance(visual.attnpool, AttentionPool2d):
             raise ValueError(f"{name} has no attention pool; choose RN50-quickgelu or its kin")
-        self.visual = visual
-        self.name = name
-        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
-        self.precision = precision
-        self.norm = "BN"
         pool = visual.attnpool
         self.embed_dim = int(pool.c_proj.out_features)
         width = int(pool.c_proj.in_features)
@@ -179,11 +161,6 @@ class ResNetTower(nn.Module):
             for module in self._norms():
                 module.eval()
         return self
-
-    def freeze(self) -> None:
-        """Freeze every parameter."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
 
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -34,12 +34,7 @@ _PATHS = {
 class TimmViTTower(TokenTower):
     """Tower of ``open_clip.timm_model.TimmModel`` around a ViT of timm.
 
-    Args:
-        visual: open_clip's tower.
-        name: Model name.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        precision: fp32, bf16, fp16 or auto.
+    Arguments are those of ``VisionTower``.
 
     Raises:
         ValueError: If the trunk pools in another way, has register tokens, or its blocks are of
@@ -49,22 +44,9 @@ class TimmViTTower(TokenTower):
     visual: TimmModel
     trunk_type: type[Any] = VisionTransformer
 
-    def __init__(
-        self,
-        *,
-        visual: TimmModel,
-        name: str,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        precision: str = "fp32",
-    ) -> None:
-        super().__init__(
-            visual=visual,
-            name=name,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            precision=precision,
-        )
+    def read_visual(self) -> None:
+        """Read the pooling, the tokens and the stem's grid."""
+        visual, name = self.visual, self.name
         trunk = visual.trunk
         if not isinstance(trunk, self.trunk_type):
             raise ValueError(

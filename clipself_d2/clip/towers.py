@@ -28,8 +28,8 @@ class DenseFeatures:
     blocks: tuple[Tensor, ...]
 
 
-class VisionTower(nn.Module, ABC):
-    """A CLIP image tower with a dense map, of any input size.
+class ImageTower(nn.Module, ABC):
+    """What every CLIP image tower knows of itself.
 
     Args:
         visual: open_clip's image tower; its parameters keep open_clip's names ``visual.*``.
@@ -40,21 +40,13 @@ class VisionTower(nn.Module, ABC):
 
     Attributes:
         embed_dim: Width D of the joint embedding.
-        width: Width C of the blocks' outputs.
         patch_size: Pixels per cell of the dense map.
-        num_blocks: Number of blocks with outputs on that map.
         image_size: Side of the native input, px.
-        path: How a cell becomes an embedding, in words.
-        checkpointing: Whether the dense path recomputes each block in the backward pass instead of
-            keeping its activations.
     """
 
     embed_dim: int
-    width: int
     patch_size: int
-    num_blocks: int
     image_size: int
-    path: str
 
     def __init__(
         self,
@@ -70,7 +62,42 @@ class VisionTower(nn.Module, ABC):
         self.name = name
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.precision = precision
-        self.checkpointing = False
+        self.read_visual()
+
+    @abstractmethod
+    def read_visual(self) -> None:
+        """Check open_clip's tower and read its sizes; the constructor's last step.
+
+        Raises:
+            ValueError: If the tower has no dense map.
+        """
+
+    def freeze(self) -> None:
+        """Freeze every parameter."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+
+class VisionTower(ImageTower):
+    """A CLIP image tower with a dense map, of any input size.
+
+    Arguments are those of ``ImageTower``.
+
+    Raises:
+        ValueError: If the tower has no dense map.
+
+    Attributes:
+        width: Width C of the blocks' outputs.
+        num_blocks: Number of blocks with outputs on that map.
+        path: How a cell becomes an embedding, in words.
+        checkpointing: Whether the dense path recomputes each block in the backward pass instead of
+            keeping its activations.
+    """
+
+    width: int
+    num_blocks: int
+    path: str
+    checkpointing: bool = False
 
     @property
     @abstractmethod
@@ -146,11 +173,6 @@ class VisionTower(nn.Module, ABC):
             f"{self.name} does not read its embedding off a class token ({self.path}), so there "
             f"is no token to copy for {len(masks)} images; pool its dense map instead"
         )
-
-    def freeze(self) -> None:
-        """Freeze every parameter."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
 
     def unlock(self, num_blocks: int, everything: bool = False) -> None:
         """Choose what is trained through ``forward_dense`` with the value-only last block.

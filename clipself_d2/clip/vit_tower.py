@@ -25,12 +25,7 @@ class OpenClipViTTower(TokenTower):
 
     The picture's embedding is the class token's, or (CLIPA) that of the average of the patches.
 
-    Args:
-        visual: open_clip's tower.
-        name: Model name.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        precision: fp32, bf16, fp16 or auto.
+    Arguments are those of ``VisionTower``.
 
     Raises:
         ValueError: If the tower pools by attention, or its blocks are of another kind.
@@ -38,22 +33,9 @@ class OpenClipViTTower(TokenTower):
 
     visual: VisionTransformer
 
-    def __init__(
-        self,
-        *,
-        visual: VisionTransformer,
-        name: str,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        precision: str = "fp32",
-    ) -> None:
-        super().__init__(
-            visual=visual,
-            name=name,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            precision=precision,
-        )
+    def read_visual(self) -> None:
+        """Read the pooling and the grid of positions."""
+        visual, name = self.visual, self.name
         plain = visual.attn_pool is None and visual.pool_type in _PATHS and visual.proj is not None
         if not plain:
             raise ValueError(

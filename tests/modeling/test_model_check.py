@@ -3,23 +3,22 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, build_model
+from detectron2.modeling import build_model
 from torch import nn
 
 from clipself_d2.modeling.backbone import ClipViT
 from clipself_d2.modeling.model_check import check_model
 
 
-class Levels(Backbone):
-    """Shapes of p2 to p6 and of the dense map, with a tower inside."""
+class Levels(nn.Module):
+    """Shapes of p2 to p7 and of the dense map, with a tower inside."""
 
     def __init__(self, clip: ClipViT) -> None:
         super().__init__()
         self.clip = clip
-        self._out_features = ["p2", "p3", "p4", "p5", "p6", "clip"]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        strides = {f"p{n}": 2**n for n in range(2, 7)} | {"clip": 8}
+        strides = {f"p{n}": 2**n for n in range(2, 8)} | {"clip": 8}
         return {name: ShapeSpec(channels=32, stride=stride) for name, stride in strides.items()}
 
 
@@ -58,8 +57,8 @@ def test_two_stage_detectors_name_the_key(detector):
     heads.box_in_features = names[:2]
     refused(model, r"model\.roi_heads\.box_pooler\.scales")
     heads.box_in_features = names
-    names, proposals.in_features = proposals.in_features, ["p2", "p3", "p4", "p5", "p7"]
-    refused(model, r"model\.proposal_generator\.in_features is .* and no p7")
+    names, proposals.in_features = proposals.in_features, ["p2", "p3", "p4", "p5", "p8"]
+    refused(model, r"model\.proposal_generator\.in_features is .* and no p8")
     proposals.in_features = names
     proposals.anchor_generator.strides = [8, 16, 32, 64, 128]
     refused(model, r"model\.proposal_generator\.anchor_generator\.strides")

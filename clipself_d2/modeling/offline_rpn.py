@@ -162,6 +162,10 @@ def _read_config(cfg: CfgNode) -> CfgNode:
         raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_CONFIG {path} does not exist")
     own = get_cfg()
     _add_missing(own, cfg)
+    # Unless its own config says otherwise, the network stands on the run's CLIP.
+    for part in ("CLIP", "CLIP_FPN"):
+        own.MODEL[part] = cfg.MODEL[part].clone()
+        own.MODEL[part].defrost()
     try:
         own.merge_from_file(path)
     except (KeyError, AssertionError) as error:

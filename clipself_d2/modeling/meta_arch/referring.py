@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from clipself_d2.clip import TextEncoder, load_clip
@@ -89,6 +90,11 @@ class CRIS(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read MODEL.CLIP, MODEL.CRIS and the pixel statistics."""
         cris = cfg.MODEL.CRIS
+        if cris.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+            raise ValueError(
+                "MODEL.CRIS.NORM is SyncBN, which several processes share on GPUs alone; set it to "
+                "GN or BN, or run one process"
+            )
         backbone, text = build_encoders(cfg)
         make_norm, dim, state_dim = norm_maker(cris.NORM), cris.FPN_OUT[1], text.embed_dim
         return {

@@ -143,6 +143,12 @@ def test_an_unknown_tower_is_named(make):
         make("MODEL.CRIS.TRAINED_TOWERS", ("clip",))
 
 
+def test_a_norm_shared_by_processes_on_a_cpu_is_refused(make, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"MODEL\.CRIS\.NORM is SyncBN.* set it to GN or BN"):
+        make("MODEL.CRIS.NORM", "SyncBN")
+
+
 def test_ablations_leave_decoder_and_sentence_kernel_out(make):
     model = make("MODEL.CRIS.NUM_LAYERS", 0, "MODEL.CRIS.KERNEL_SIZE", 0).train()
     assert model.decoder is None

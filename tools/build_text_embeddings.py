@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
     add("--weights", default="", help="pretrained tag, hf-hub:org/name or file of that CLIP")
     add("--vocabulary", required=True, help="lvis_v1, coco, emoji, a data set, or a file of names")
-    add("--templates", default="", help="vild63 (default), imagenet80, single or emoji")
+    add("--templates", default="", help="vild63 (default), imagenet80, regionclip81, single, emoji")
     add("--output", required=True, type=Path, help="file for MODEL.VOCABULARY.EMBEDDINGS")
     add("--from", dest="source", default="", help="another project's file, taken over as it is")
     add("--cache-dir", default="", help="folder of cached embeddings, as of training")

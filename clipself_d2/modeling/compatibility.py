@@ -23,6 +23,9 @@ from detectron2.utils import comm
 
 Shapes = Mapping[str, ShapeSpec]
 
+# Mask heads that read MODEL.ROI_MASK_HEAD.IN_FEATURES.
+_POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+
 
 def is_dense_detector(cfg: CfgNode) -> bool:
     """Tell whether MODEL.META_ARCHITECTURE is a one-stage detector.
@@ -88,8 +91,8 @@ def _read_features(cfg: CfgNode) -> dict[str, Sequence[str]]:
         asked["MODEL.RPN.IN_FEATURES"] = model.RPN.IN_FEATURES
     if _is_a(cfg, GeneralizedRCNN):
         asked["MODEL.ROI_HEADS.IN_FEATURES"] = model.ROI_HEADS.IN_FEATURES
-        # PointRend adds these two.
-        if model.MASK_ON and "IN_FEATURES" in model.ROI_MASK_HEAD:
+        # PointRend adds these two keys; other heads read those of the boxes.
+        if model.MASK_ON and model.ROI_MASK_HEAD.NAME in _POINT_HEADS:
             asked["MODEL.ROI_MASK_HEAD.IN_FEATURES"] = model.ROI_MASK_HEAD.IN_FEATURES
         if model.MASK_ON and model.ROI_MASK_HEAD.get("POINT_HEAD_ON"):
             asked["MODEL.POINT_HEAD.IN_FEATURES"] = model.POINT_HEAD.IN_FEATURES

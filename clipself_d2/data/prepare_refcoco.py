@@ -39,8 +39,8 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
             if write_json:
                 logger.info("Wrote %s", write_json_twin(refs_file))
     if not rows:
-        expected = [str(root / family.folder / family.refs_name) for family in FAMILIES.values()]
-        raise FileNotFoundError(f"none of {', '.join(expected)} exists; {REMEDY}")
+        files = [str(root / family.folder / family.refs_name) for family in FAMILIES.values()]
+        raise FileNotFoundError(f"none of {', '.join(files)} exists; {REMEDY}")
     headers = ["data set", "split", "references", "published", "usable"]
     logger.info("References:\n%s", tabulate(rows, headers, tablefmt="pipe"))
     for prefix, split, count, published, usable in rows:

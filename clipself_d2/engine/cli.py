@@ -31,7 +31,8 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If a key is unknown, a value has another type, or the list is odd.
+        ValueError: If a key is unknown, a value has another type, the list is odd, or the file is
+            a LazyConfig.
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
@@ -40,6 +41,11 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         if config_file:
             if not Path(config_file).is_file():
                 raise FileNotFoundError(f"--config-file {config_file} does not exist")
+            if Path(config_file).suffix == ".py":
+                raise ValueError(
+                    f"--config-file {config_file} is a LazyConfig, expected yaml; train and "
+                    "evaluate it with tools/lazyconfig_train_net.py, show it with tools/demo.py"
+                )
             add_project_keys(cfg, config_file)
             cfg.merge_from_file(config_file)
         source = "the command line"

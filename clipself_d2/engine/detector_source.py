@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import detectron2.data.transforms as T
 from detectron2.config import CfgNode, get_cfg, instantiate
@@ -16,7 +17,7 @@ from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contain
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.modeling.text_embeddings import dataset_embeddings
 
-Config = CfgNode | DictConfig
+Config: TypeAlias = CfgNode | DictConfig
 
 # Zero-shot detection: CLIP and the proposal network bring weights of their own.
 _COMPLETE_WITHOUT_WEIGHTS = ("OfflineProposalRCNN",)
@@ -55,7 +56,7 @@ def read_detector_config(config_file: str | Path, overrides: Sequence[object]) -
     if Path(config_file).suffix == ".py":
         texts = [str(text) for text in overrides]
         return load_lazy_config(str(config_file), texts, needed=("model", "dataloader"))
-    return load_config(str(config_file), list(overrides))
+    return load_config(str(config_file), list(overrides))  # type: ignore[arg-type]
 
 
 def build_detector(

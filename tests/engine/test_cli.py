@@ -1,8 +1,10 @@
 import logging
 
+from pathlib import Path
+
 import pytest
 
-from clipself_d2.engine.cli import (
+from clipself_d2.engine.cli import load_config, (
     _ShortUserErrors,
     run_tool,
     start_logging,
@@ -77,3 +79,9 @@ def test_the_loops_traceback_of_a_users_error_is_left_out(error: Exception, is_s
     record = logging.LogRecord("d2", logging.ERROR, "f", 1, "m", (), (type(error), error, None))
     assert _ShortUserErrors().filter(record)
     assert (record.exc_info is None) == is_short
+
+
+def test_a_lazyconfig_is_not_read_as_yaml() -> None:
+    file = str(Path(__file__).parents[2] / "configs" / "lazy" / "fvit_coco_vitb16.py")
+    with pytest.raises(ValueError, match=r"is a LazyConfig, expected yaml.*lazyconfig_train_net"):
+        load_config(file, [])

@@ -1,11 +1,11 @@
 import logging
-
 from pathlib import Path
 
 import pytest
 
-from clipself_d2.engine.cli import load_config, (
+from clipself_d2.engine.cli import (
     _ShortUserErrors,
+    load_config,
     run_tool,
     start_logging,
     tool_parser,

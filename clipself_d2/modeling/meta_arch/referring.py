@@ -109,7 +109,11 @@ class CRIS(nn.Module):
             ),
             "decoder": build_decoder(cfg, text.word_dim) if cris.NUM_LAYERS else None,
             "projector": CrisProjector(
-                dim=dim, state_dim=state_dim, kernel_size=cris.KERNEL_SIZE, make_norm=make_norm
+                dim=dim,
+                state_dim=state_dim,
+                kernel_size=cris.KERNEL_SIZE,
+                make_norm=make_norm,
+                normalize_state=isinstance(backbone, ViTLevels),
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

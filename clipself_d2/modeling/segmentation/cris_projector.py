@@ -24,6 +24,8 @@ class CrisProjector(nn.Module):
         kernel_size: Odd side of the sentence's kernel, cells of the upsampled map; 0 leaves the
             sentence out: a plain classifier of every pixel, the paper's ablation.
         make_norm: From a number of channels to a norm.
+        normalize_state: Whether sentence embeddings are brought to unit norm first, so that a step
+            of Adam moves z_t alike for towers of any scale; False as released.
 
     Raises:
         ValueError: If the kernel has an even side or the map an odd number of channels.
@@ -39,8 +41,10 @@ class CrisProjector(nn.Module):
         state_dim: int,
         kernel_size: int = 3,
         make_norm: MakeNorm = SharedBatchNorm,
+        normalize_state: bool = False,
     ) -> None:
         super().__init__()
+        self.normalize_state = normalize_state
         if dim % 2 or kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
             raise ValueError(
                 f"a kernel of side {kernel_size} over a map of {dim} channels; "
@@ -74,6 +78,8 @@ class CrisProjector(nn.Module):
         if not self.kernel_size:
             plain: Tensor = self.classifier(pixels)
             return plain
+        if self.normalize_state:
+            state = F.normalize(state, dim=1)
         return sentence_convolution(pixels, self.txt(state), self.kernel_size)
 
 

@@ -26,6 +26,18 @@ def test_kernel_of_one_is_the_papers_dot_product(projector_k1, golden):
     torch.testing.assert_close(got, dot, **TOLERANCE)
 
 
+@torch.no_grad()
+def test_normalised_sentences_have_no_scale():
+    torch.manual_seed(0)
+    plain = CrisProjector(dim=8, state_dim=6).eval()
+    unit = CrisProjector(dim=8, state_dim=6, normalize_state=True).eval()
+    unit.load_state_dict(plain.state_dict())
+    features, state = torch.randn(2, 8, 3, 4), torch.randn(2, 6)
+    torch.testing.assert_close(unit(features, 9 * state), unit(features, state), **TOLERANCE)
+    by_hand = plain(features, state / state.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(unit(features, state), by_hand, **TOLERANCE)
+
+
 @pytest.mark.parametrize("side", [1, 3, 5])
 def test_a_kernel_is_a_convolution_of_each_pair_by_itself(side):
     torch.manual_seed(0)

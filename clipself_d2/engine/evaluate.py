@@ -217,7 +217,7 @@ def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
         protocols[name] = {
             "evaluator": MetadataCatalog.get(name).get("evaluator_type"),
             **(evaluator.protocol() if hasattr(evaluator, "protocol") else {}),
-            "model_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            **_model_protocol(cfg, name),
             **(_test_vocabulary(cfg, name)[1] if _reads_text(model) else {}),
         }
         if comm.is_main_process():
@@ -282,6 +282,12 @@ def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
         if comm.is_main_process():
             print_csv_format(results[name])
     return _finish(cfg, results, protocols)
+
+
+def _model_protocol(cfg: CfgNode, name: str) -> dict[str, object]:
+    if MetadataCatalog.get(name).get("evaluator_type") == "refer":
+        return {"mask_threshold": cfg.MODEL.CRIS.MASK_THRESHOLD}
+    return {"model_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}
 
 
 def _finish(cfg: CfgNode, results: OrderedDict, protocols: Mapping[str, Protocol]) -> OrderedDict:

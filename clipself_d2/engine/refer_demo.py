@@ -56,7 +56,8 @@ class ReferringPredictor:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            expressions: Sentences; words that the embedded CLIP never read are warned of.
+            expressions: Sentences; words that the embedded CLIP never read are warned of
+                where its text tower was not trained.
 
         Returns:
             As of ``segment``.
@@ -65,7 +66,8 @@ class ReferringPredictor:
             ValueError: If an expression is blank.
         """
         check_expressions(expressions)
-        unseen = self.model.text.unseen_words(expressions)
+        is_trained = "text" in self.cfg.MODEL.CRIS.TRAINED_TOWERS
+        unseen = () if is_trained else self.model.text.unseen_words(expressions)
         if unseen:
             name = self.cfg.MODEL.CLIP.NAME
             logger.warning("%s never read the words %s", name, ", ".join(unseen))

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import (
+    _model_protocol,
     embed_vocabulary,
     evaluate_detector,
     evaluate_regions,
@@ -270,3 +271,9 @@ def test_transfer_to_other_names_and_ids_finds_the_same_things(
         results["emoji_ov_val"]["bbox"]["AP50-novel"], abs=1e-6
     )
     assert torch.equal(classifier(model).embeddings_KD, before)
+
+
+def test_a_referring_model_records_its_threshold_and_a_detector_its_limit(emoji_cfg) -> None:
+    cfg = emoji_cfg("cris", "MODEL.CRIS.MASK_THRESHOLD", 0.25)
+    assert _model_protocol(cfg, "emoji_refer_val") == {"mask_threshold": 0.25}
+    assert _model_protocol(cfg, "emoji_ov_val") == {"model_detections_per_image": 100}

@@ -5,19 +5,18 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import load_config, run_tool, start_logging
+from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
 from clipself_d2.engine.demo import choose_vocabulary, run_demo
 from clipself_d2.engine.detector_source import read_detector_config
 from clipself_d2.engine.media import find_inputs
 from clipself_d2.engine.refer_demo import run_refer_demo
 
-EXAMPLE = """Example:
-
-    python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml --input a.jpg folder \\
-        "scenes/*.png" film.mp4 --output output/demo \\
-        --custom-vocabulary "police car;squad car,dog" \\
-        MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth
-"""
+EXAMPLE = (
+    "python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml "
+    '--input a.jpg folder "scenes/*.png" film.mp4 --output output/demo '
+    '--custom-vocabulary "police car;squad car,dog" '
+    "MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,9 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml or .py file of the detector")
     add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
@@ -49,7 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--confidence-threshold", type=float, default=0.25, help="0 to 1")
     add("--batch-size", type=int, default=4, help="most pictures of one size at once")
-    add("--debug", action="store_true", help="show the traceback of an error")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
     return parser
 
@@ -67,6 +63,8 @@ def main() -> int:
         if not args.input and args.webcam is None:
             raise ValueError("there is nothing to look at; give --input or --webcam")
         if args.expression:
+            if args.webcam is not None:
+                raise ValueError("--expression reads pictures only; give --input, not --webcam")
             cfg = load_config(args.config_file, args.opts)
             run_refer_demo(cfg, find_inputs(args.input), args.output, args.expression)
             return

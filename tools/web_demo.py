@@ -7,14 +7,13 @@ import argparse
 import sys
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import load_config, run_tool, start_logging
+from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
 from clipself_d2.engine.web_demo import serve
 
-EXAMPLE = """Example:
-
-    python tools/web_demo.py --config-file configs/emoji/cris.yaml \\
-        MODEL.WEIGHTS output/emoji/cris/model_final.pth
-"""
+EXAMPLE = (
+    "python tools/web_demo.py --config-file configs/emoji/cris.yaml "
+    "MODEL.WEIGHTS output/emoji/cris/model_final.pth"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,9 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add(
         "--config-file",
@@ -35,7 +32,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
     add("--port", type=int, default=7860, help="1 to 65535")
     add("--confidence-threshold", type=float, default=0.25, help="of boxes, at first; 0 to 1")
-    add("--debug", action="store_true", help="show the traceback of an error")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser
 

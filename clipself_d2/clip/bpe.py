@@ -3,6 +3,7 @@
 import gzip
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 NUM_BYTE_TOKENS = 512
@@ -21,9 +22,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     pieces = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(set(words))}
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(
-            pair for parts in pieces.values() for pair in zip(parts, parts[1:], strict=False)
-        )
+        pairs = Counter(pair for parts in pieces.values() for pair in pairwise(parts))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -198,11 +198,9 @@ def _given_embeddings(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
             f"{remedy}"
         )
     if loaded.vocabulary.names != vocabulary.names:
-        differing = [
-            f"{got!r} instead of {name!r}"
-            for got, name in zip(loaded.vocabulary.names, vocabulary.names, strict=False)
-            if got != name
-        ]
+        shared = min(loaded.vocabulary.num_classes, vocabulary.num_classes)
+        pairs = zip(loaded.vocabulary.names[:shared], vocabulary.names[:shared], strict=True)
+        differing = [f"{got!r} instead of {name!r}" for got, name in pairs if got != name]
         raise ValueError(
             f"text embeddings {path} are of {loaded.vocabulary.num_classes} classes, the training "
             f"vocabulary has {vocabulary.num_classes}, and the names differ "

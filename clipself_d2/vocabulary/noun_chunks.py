@@ -51,7 +51,7 @@ def noun_chunks(text: str) -> list[str]:
     tokens = ["", *_TOKEN.findall(text.lower().replace("\u2019", "'")), _END]
     found: list[str] = []
     run: list[str] = []
-    for before, token, after in zip(tokens, tokens[1:], [*tokens[2:], _END], strict=False):
+    for before, token, after in zip(tokens[:-1], tokens[1:], [*tokens[2:], _END], strict=True):
         word, possessive, _ = token.partition("'")
         kind = _classify(word, before, after, run)
         if possessive:

@@ -41,7 +41,7 @@ def scrambled(model, seed=5):
     return model
 
 
-def same(got, expected, tolerance=0.0):
+def assert_same(got, expected, tolerance=0.0):
     assert set(got) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, rtol=tolerance, atol=tolerance)
@@ -54,7 +54,7 @@ def test_whole_clip_survives_every_wrapping(new_clip, tmp_path, kind, wrapper):
     path = save(WRAPPERS[wrapper](source.open_clip_state_dict()), tmp_path / "clip.pt")
     report = load_clip_weights(target, path)
     expected = source.open_clip_state_dict()
-    same(target.open_clip_state_dict(), expected, 1e-3 if wrapper == "half" else 0.0)
+    assert_same(target.open_clip_state_dict(), expected, 1e-3 if wrapper == "half" else 0.0)
     assert report.num_loaded == len(expected)
     ignored = ("input_resolution",) if wrapper == "openai" else ()
     assert (report.layout, report.ignored) == ("open_clip", ignored)
@@ -70,7 +70,7 @@ def test_tower_alone_survives_with_and_without_prefix(new_clip, tmp_path, kind, 
     if bare:
         state = {key.removeprefix("visual."): value for key, value in state.items()}
     report = load_tower_weights(target, save(state, tmp_path / name))
-    same(target.state_dict(), source.state_dict())
+    assert_same(target.state_dict(), source.state_dict())
     assert report.num_loaded == len(state)
 
 
@@ -78,7 +78,7 @@ def test_tower_alone_survives_with_and_without_prefix(new_clip, tmp_path, kind, 
 def test_tower_is_read_out_of_a_whole_clip(new_clip, tmp_path, kind):
     source, target = scrambled(new_clip(kind)), new_clip(kind).tower
     report = load_tower_weights(target, save(source.open_clip_state_dict(), tmp_path / "clip.pt"))
-    same(target.state_dict(), source.tower.state_dict())
+    assert_same(target.state_dict(), source.tower.state_dict())
     assert set(report.ignored) == set(source.text.clip.state_dict())
 
 
@@ -94,7 +94,7 @@ def test_text_tower_is_found_at_the_root_and_nested(new_clip, tmp_path, kind):
         moved[key if outside else key.removeprefix("text.") if nested else f"text.{key}"] = value
     assert set(moved) != set(state)
     load_clip_weights(target, save(moved, tmp_path / "clip.pt"))
-    same(target.open_clip_state_dict(), state)
+    assert_same(target.open_clip_state_dict(), state)
 
 
 def test_logit_scale_may_be_a_vector_of_one(new_clip, tmp_path):
@@ -158,7 +158,7 @@ def test_another_tower_is_named_and_nothing_is_changed(new_clip, tmp_path, kind,
     before = {key: value.clone() for key, value in target.state_dict().items()}
     with pytest.raises(ValueError, match=f"clip.pt does not fit the image tower of tiny-{other}"):
         load_tower_weights(target, path)
-    same(target.state_dict(), before)
+    assert_same(target.state_dict(), before)
 
 
 def test_missing_extra_and_misshapen_weights_are_counted(new_clip, tmp_path):
@@ -175,7 +175,7 @@ def test_missing_extra_and_misshapen_weights_are_counted(new_clip, tmp_path):
     assert "1 missing: visual.ln_post.bias" in message
     assert "1 unexpected: visual.extra" in message
     assert "visual.positional_embedding (5, 96) instead of (17, 96)" in message
-    same(target.state_dict(), before)
+    assert_same(target.state_dict(), before)
 
 
 def test_tower_alone_is_no_whole_clip(new_clip, tmp_path):
@@ -215,7 +215,9 @@ def test_openai_archive_gives_its_weights(new_clip, tmp_path):
     stored = {key: value.half() for key, value in expected.items()}
     settings = {"input_resolution": torch.tensor(64), "vocab_size": torch.tensor(200)}
     report = load_clip_weights(target, jit_archive({**stored, **settings}, tmp_path / "openai.pt"))
-    same(target.open_clip_state_dict(), {key: value.float() for key, value in stored.items()})
+    assert_same(
+        target.open_clip_state_dict(), {key: value.float() for key, value in stored.items()}
+    )
     assert report.ignored == ("input_resolution", "vocab_size")
 
 
@@ -232,7 +234,7 @@ def test_tower_is_read_out_of_a_detector(new_clip, tmp_path, kind, prefix, rest,
     state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
     path = save({wrapper: {**state, rest: torch.zeros(2)}, "meta": {}}, tmp_path / "detector.pth")
     report = load_tower_weights(target, path)
-    same(target.state_dict(), source.state_dict())
+    assert_same(target.state_dict(), source.state_dict())
     assert report.ignored == (rest,)
     assert "detector" in report.layout
 
@@ -257,7 +259,7 @@ def test_conversion_that_a_refusal_tells_works(new_clip, tmp_path):
     python, flag, code = shlex.split(command)
     assert (python, flag) == ("python", "-c")
     exec(code, {})
-    same(read_checkpoint(tmp_path / "training.weights.pt"), model.open_clip_state_dict())
+    assert_same(read_checkpoint(tmp_path / "training.weights.pt"), model.open_clip_state_dict())
 
 
 def test_code_in_a_file_does_not_run(tmp_path):

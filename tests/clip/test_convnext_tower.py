@@ -51,7 +51,7 @@ def picture():
     return torch.randn((2, 3, 64, 96), generator=torch.Generator().manual_seed(1))
 
 
-def close(got, expected):
+def assert_close(got, expected):
     torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -62,7 +62,7 @@ def test_sizes_are_read_off_the_modules(tower):
 
 @torch.no_grad()
 def test_picture_embedding_is_open_clips(tower, picture):
-    close(tower.forward_image(picture), tower.visual(picture))
+    assert_close(tower.forward_image(picture), tower.visual(picture))
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_picture_of_one_cell_has_the_embedding_of_its_cell(tower):
     """The average of one cell is the cell, so the pooled head and the dense head agree."""
     picture = torch.randn(3, 3, 32, 32)
     dense = tower.forward_dense(picture).embedding
-    close(dense[..., 0, 0], F.normalize(tower.forward_image(picture), dim=1))
+    assert_close(dense[..., 0, 0], F.normalize(tower.forward_image(picture), dim=1))
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def test_every_cell_is_the_head_of_its_column(tower, picture):
         for column in range(3):
             alone = features[:, :, row : row + 1, column : column + 1]
             expected = tower.visual.head(tower.visual.trunk.forward_head(alone))
-            close(dense[:, :, row, column], F.normalize(expected, dim=1))
+            assert_close(dense[:, :, row, column], F.normalize(expected, dim=1))
 
 
 @torch.no_grad()
@@ -90,25 +90,25 @@ def test_constant_map_has_the_embedding_of_the_picture_in_every_cell(tower):
     features = torch.randn(2, 32, 1, 1).expand(-1, -1, 3, 4)
     cells = tower._project(features)
     expected = tower.visual.head(tower.visual.trunk.forward_head(features))
-    close(cells, expected[:, :, None, None].expand(-1, -1, 3, 4))
+    assert_close(cells, expected[:, :, None, None].expand(-1, -1, 3, 4))
 
 
 @torch.no_grad()
 def test_norm_before_the_pool_is_applied_once(picture):
     tower = wrap(make_visual(head_norm_first=True))
     small = picture[..., :32, :32]
-    close(tower.forward_image(picture), tower.visual(picture))
+    assert_close(tower.forward_image(picture), tower.visual(picture))
     dense = tower.forward_dense(small).embedding
-    close(dense[..., 0, 0], F.normalize(tower.forward_image(small), dim=1))
+    assert_close(dense[..., 0, 0], F.normalize(tower.forward_image(small), dim=1))
 
 
 @torch.no_grad()
 def test_blocks_are_those_of_the_last_stage(tower, picture):
     features = tower.forward_dense(picture, blocks=(2, 0))
     expected = tower.visual.trunk.stages(tower.visual.trunk.stem(picture))
-    close(features.blocks[0], expected)
+    assert_close(features.blocks[0], expected)
     again = tower.transformer_blocks[2](tower.transformer_blocks[1](features.blocks[1]))
-    close(again, expected)
+    assert_close(again, expected)
 
 
 @torch.no_grad()
@@ -121,8 +121,8 @@ def test_both_forms_of_the_last_block_are_one(tower, picture):
 def test_sizes_between_cells_are_zero_padded(tower):
     picture = torch.randn(1, 3, 50, 70)
     padded = F.pad(picture, (0, 26, 0, 14))
-    close(tower.forward_dense(picture).embedding, tower.forward_dense(padded).embedding)
-    close(tower.forward_image(picture), tower.forward_image(padded))
+    assert_close(tower.forward_dense(picture).embedding, tower.forward_dense(padded).embedding)
+    assert_close(tower.forward_image(picture), tower.forward_image(padded))
 
 
 @pytest.mark.parametrize(("num_blocks", "everything"), [(1, False), (3, True)])

@@ -13,7 +13,7 @@ from clipself_d2.clip.layouts import (
 HEAD_DIM = 32
 
 
-def same(got, expected) -> None:
+def assert_same(got, expected) -> None:
     assert set(got) == set(expected)
     for key, value in expected.items():
         assert torch.equal(got[key], value), key
@@ -24,7 +24,7 @@ def test_open_clip_to_clipself_and_back_is_bit_equal(new_clip, kind) -> None:
     state = new_clip(kind).open_clip_state_dict()
     there = to_clipself(state, head_dim=HEAD_DIM)
     back = to_open_clip(there)
-    same(back.tensors, state)
+    assert_same(back.tensors, state)
     assert back.layout == ("eva_clip" if kind == "eva" else "open_clip")
     assert len(back.ignored) == len(there) - len(state)
 
@@ -54,7 +54,7 @@ def test_renaming_leaves_its_argument_alone(load_golden) -> None:
 
 def test_image_tower_alone_is_renamed_too(new_clip) -> None:
     state = new_clip("eva").tower.state_dict()
-    same(to_open_clip(to_clipself(state, head_dim=HEAD_DIM)).tensors, state)
+    assert_same(to_open_clip(to_clipself(state, head_dim=HEAD_DIM)).tensors, state)
 
 
 FVIT_REST = (
@@ -87,7 +87,7 @@ def test_image_tower_is_taken_out_of_a_detector(
     detector = {f"{prefix}{key}": value for key, value in names.items()}
     detector |= {key: torch.zeros(1) for key in rest}
     found = to_open_clip(detector)
-    same(found.tensors, state)
+    assert_same(found.tensors, state)
     assert set(rest) <= set(found.ignored)
     naming = "eva_clip" if kind == "eva" and published else "open_clip"
     assert found.layout == f"{layout}, {naming}"
@@ -145,7 +145,7 @@ def test_regionclip_file_gives_tower_text_and_the_scale_it_was_trained_with() ->
     assert found.layout == "regionclip"
     assert set(found.ignored) == rest
     assert found.tensors["logit_scale"].exp().item() == pytest.approx(100.0)
-    same(
+    assert_same(
         {key: value for key, value in found.tensors.items() if key != "logit_scale"},
         {key: torch.tensor(n) for key, n in tower.items()}
         | {"ln_final.bias": torch.tensor(5), "visual.bn1.num_batches_tracked": torch.tensor(0)},
@@ -159,5 +159,5 @@ def test_detector_on_offline_proposals_gives_its_tower_and_not_its_rpn() -> None
         "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
     }
     found = to_open_clip(state)
-    same(found.tensors, {"visual.conv1.weight": torch.ones(1)})
+    assert_same(found.tensors, {"visual.conv1.weight": torch.ones(1)})
     assert set(found.ignored) == set(state) - {"backbone.tower.visual.conv1.weight"}

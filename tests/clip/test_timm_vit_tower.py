@@ -63,7 +63,7 @@ def family(request):
     return request.param
 
 
-def close(got, expected):
+def assert_close(got, expected):
     torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -79,13 +79,13 @@ def test_sizes_are_read_off_the_modules(family):
 def test_native_passes_equal_timms(family, images):
     visual = cached_visual(family)
     tower, trunk = wrap(visual), visual.trunk
-    close(tower.forward_image(images), visual(images))
+    assert_close(tower.forward_image(images), visual(images))
     blocks = trunk.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
     dense = tower.forward_dense(images, blocks=(0, 1), last_block="attention")
     for got, expected in zip(dense.blocks, blocks, strict=True):
-        close(got, expected)
+        assert_close(got, expected)
     tokens = tower.project(blocks[1].flatten(2).transpose(1, 2))
-    close(dense.embedding.flatten(2).transpose(1, 2), F.normalize(tokens, dim=-1))
+    assert_close(dense.embedding.flatten(2).transpose(1, 2), F.normalize(tokens, dim=-1))
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_rectangle_equals_timm_built_for_that_rectangle(family):
     )
     rectangle.load_state_dict({**state, "trunk.pos_embed": table[None]})
     picture = torch.randn(2, 3, 48, 80)
-    close(tower.forward_image(picture), rectangle(picture))
+    assert_close(tower.forward_image(picture), rectangle(picture))
     assert tower.forward_dense(picture).embedding.shape[2:] == (3, 5)
 
 
@@ -112,7 +112,7 @@ def test_picture_of_one_patch_has_the_embedding_of_its_cell(family):
     expected = F.normalize(tower.forward_image(picture), dim=1)
     for last_block in ("value", "attention"):
         dense = tower.forward_dense(picture, last_block=last_block).embedding
-        close(dense[..., 0, 0], expected)
+        assert_close(dense[..., 0, 0], expected)
 
 
 @torch.no_grad()
@@ -121,14 +121,14 @@ def test_cell_is_the_pool_over_its_token_alone(family):
     tower = wrap(cached_visual(family))
     tokens = torch.randn(2, 5, tower.width)
     alone = [tower.pool(tokens[:, i : i + 1]) for i in range(5)]
-    close(tower.project(tokens), torch.stack(alone, dim=1))
+    assert_close(tower.project(tokens), torch.stack(alone, dim=1))
 
 
 @torch.no_grad()
 def test_value_path_of_a_pool_equals_timms_pool_over_one_token():
     pool = cached_visual("siglip").trunk.attn_pool
     tokens = torch.randn(6, 1, 32)
-    close(pool_each(pool, tokens)[:, 0], pool(tokens))
+    assert_close(pool_each(pool, tokens)[:, 0], pool(tokens))
 
 
 @torch.no_grad()
@@ -137,14 +137,14 @@ def test_average_of_the_cells_is_the_picture_where_the_norm_comes_first(images):
     tokens, rotary = tower.embed(images)
     for block in tower.transformer_blocks:
         tokens = tower.run_block(block, tokens, rotary)
-    close(tower.project(tokens).mean(dim=1), tower.forward_image(images))
+    assert_close(tower.project(tokens).mean(dim=1), tower.forward_image(images))
 
 
 def test_single_token_attention_equals_the_value_block(family):
     tower = wrap(cached_visual(family))
     tokens = torch.randn(5, 1, tower.width)
     for block in tower.transformer_blocks:
-        close(tower.run_value_block(block, tokens), tower.run_block(block, tokens, None))
+        assert_close(tower.run_value_block(block, tokens), tower.run_block(block, tokens, None))
 
 
 @torch.no_grad()
@@ -196,14 +196,14 @@ def test_patch_that_does_not_divide_the_native_size_keeps_its_grid():
     tower = wrap(make_visual("siglip", img_size=60, patch_size=14))
     assert (tower.patch_size, tower.native, tower.image_size) == (14, (4, 4), 56)
     picture = torch.randn(1, 3, 60, 60)
-    close(tower.forward_image(picture[..., :56, :56]), tower.visual(picture))
+    assert_close(tower.forward_image(picture[..., :56, :56]), tower.visual(picture))
 
 
 @torch.no_grad()
 def test_tower_without_a_position_table_has_none(images):
     visual = make_visual("gap", pos_embed="none")
     assert visual.trunk.pos_embed is None
-    close(wrap(visual).forward_image(images), visual(images))
+    assert_close(wrap(visual).forward_image(images), visual(images))
 
 
 def test_regions_need_a_class_token(images):

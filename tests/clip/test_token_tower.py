@@ -15,7 +15,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1e-5}
 SIZE = (80, 112)
 
 
-def close(got, expected):
+def assert_close(got, expected):
     torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -31,9 +31,9 @@ def test_one_window_over_the_map_is_global_attention(tower, rectangle, last_bloc
     # Every block but the first has a window.
     tower.set_attention(window_size=7, global_blocks=[0])
     got = tower.forward_dense(rectangle, blocks=(0, 1, 2), last_block=last_block)
-    close(got.embedding, expected.embedding)
+    assert_close(got.embedding, expected.embedding)
     for block, wanted in zip(got.blocks, expected.blocks, strict=True):
-        close(block, wanted)
+        assert_close(block, wanted)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_window_block_is_the_block_with_a_mask_and_the_rotation_of_the_whole_gri
     heads = tower.heads(block, tokens, rotary)
     mixed = F.scaled_dot_product_attention(*heads, attn_mask=seen)
     expected = tower.finish(block, tokens, mixed.transpose(1, 2).flatten(2))
-    close(tower.run_window_block(block, tokens, rotary, (5, 7)), expected)
+    assert_close(tower.run_window_block(block, tokens, rotary, (5, 7)), expected)
 
 
 @torch.no_grad()
@@ -151,13 +151,13 @@ def test_region_tokens_equal_the_reference(kind, load_golden, new_clip):
     images = golden.inputs["img_big"]
     with np.load(GOLDEN) as file:
         expected = torch.tensor(file[kind])
-    close(masked_attention(tower, images, golden.boxes, normalize=False), expected)
+    assert_close(masked_attention(tower, images, golden.boxes, normalize=False), expected)
 
 
 @torch.no_grad()
 def test_token_of_the_whole_picture_is_the_class_token(tower, rectangle):
     whole = [torch.ones(1, 5, 7, dtype=torch.bool)] * 2
-    close(tower.forward_regions(rectangle, whole), tower.forward_image(rectangle))
+    assert_close(tower.forward_regions(rectangle, whole), tower.forward_image(rectangle))
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def test_regions_do_not_see_one_another_and_keep_their_order(tower, rectangle):
     none = torch.zeros(0, 5, 7, dtype=torch.bool)
     alone = [tower.forward_regions(rectangle, [masks[0][i : i + 1], none]) for i in range(3)]
     alone.append(tower.forward_regions(rectangle, [none, masks[1]]))
-    close(together, torch.cat(alone))
+    assert_close(together, torch.cat(alone))
 
 
 @torch.no_grad()
@@ -190,4 +190,4 @@ def test_windows_cover_padded_sizes(tower):
     tower.set_attention(window_size=2, global_blocks=[1])
     images = torch.randn(1, 3, 50, 90)
     padded = F.pad(images, (0, 6, 0, 14))
-    close(tower.forward_dense(images).embedding, tower.forward_dense(padded).embedding)
+    assert_close(tower.forward_dense(images).embedding, tower.forward_dense(padded).embedding)

@@ -12,7 +12,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1e-5}
 SAMPLE = 29
 
 
-def close(got, expected):
+def assert_close(got, expected):
     torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -26,9 +26,11 @@ def our_names(golden):
 @torch.no_grad()
 def test_image_embeddings_equal_the_reference(golden, teacher, student):
     native, big = golden.inputs["img_native"], golden.inputs["img_big"]
-    close(teacher.tower.forward_image(native), golden.outputs["teacher.image_features_native"])
-    close(teacher.tower.forward_image(big), golden.outputs["teacher.image_features_big"])
-    close(student.forward_image(native), golden.outputs["student.image_features_native"])
+    assert_close(
+        teacher.tower.forward_image(native), golden.outputs["teacher.image_features_native"]
+    )
+    assert_close(teacher.tower.forward_image(big), golden.outputs["teacher.image_features_big"])
+    assert_close(student.forward_image(native), golden.outputs["student.image_features_native"])
 
 
 @torch.no_grad()
@@ -36,7 +38,7 @@ def test_dense_maps_equal_the_reference(golden, teacher, student):
     for role, tower in (("teacher", teacher.tower), ("student", student)):
         for size in ("native", "big"):
             dense = tower.forward_dense(golden.inputs[f"img_{size}"]).embedding
-            close(dense, golden.outputs[f"{role}.dense_{size}"])
+            assert_close(dense, golden.outputs[f"{role}.dense_{size}"])
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def test_block_outputs_equal_the_reference(golden, teacher):
     features = teacher.tower.forward_dense(golden.inputs["img_big"], blocks=(0, 1, 2))
     names = ("tap_block0", "tap_block1", "tap_last_vonly")
     for got, name in zip(features.blocks, names, strict=True):
-        close(got, golden.outputs[f"teacher.{name}"])
+        assert_close(got, golden.outputs[f"teacher.{name}"])
 
 
 @torch.no_grad()
@@ -53,14 +55,16 @@ def test_pooled_regions_equal_the_reference(golden, teacher, student):
         dense = tower.forward_dense(golden.inputs["img_big"]).embedding
         for unit, suffix in ((False, "raw"), (True, "normalized")):
             rois = roi_embeddings(dense, golden.boxes, tower.patch_size, normalize=unit)
-            close(rois, golden.outputs[f"{role}.roi_big_{suffix}"])
+            assert_close(rois, golden.outputs[f"{role}.roi_big_{suffix}"])
             masked = mask_embeddings(dense, golden.masks, normalize=unit)
-            close(masked, golden.outputs[f"{role}.maskpool_big_{suffix}"])
+            assert_close(masked, golden.outputs[f"{role}.maskpool_big_{suffix}"])
 
 
 @torch.no_grad()
 def test_text_embeddings_and_scale_equal_the_reference(golden, teacher):
-    close(teacher.text(golden.inputs["tokens"].long()), golden.outputs["teacher.text_features"])
+    assert_close(
+        teacher.text(golden.inputs["tokens"].long()), golden.outputs["teacher.text_features"]
+    )
     assert teacher.logit_scale == pytest.approx(golden.outputs["clipself.logit_scale_exp"].item())
 
 
@@ -73,7 +77,7 @@ def test_one_step_of_distillation_equals_the_reference(golden, teacher, student)
     pooled = roi_embeddings(dense, golden.boxes, student.patch_size)
     loss = 1 - F.cosine_similarity(pooled, target).mean()
     loss.backward()
-    close(loss.detach(), golden.outputs["clipself.loss"])
+    assert_close(loss.detach(), golden.outputs["clipself.loss"])
     parameters = dict(student.named_parameters())
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     assert trained == {names[name] for name in golden.grad_names}
@@ -107,7 +111,7 @@ def test_one_step_of_distillation_equals_the_reference(golden, teacher, student)
 
 @torch.no_grad()
 def test_image_embedding_is_that_of_open_clip_at_native_size(tower, images):
-    close(tower.forward_image(images), tower.visual(images))
+    assert_close(tower.forward_image(images), tower.visual(images))
 
 
 @torch.no_grad()
@@ -116,10 +120,10 @@ def test_attention_variant_on_class_token_is_the_image_embedding(tower, images):
     tokens, extra = tower.embed(images)
     for block in tower.transformer_blocks:
         tokens = tower.run_block(block, tokens, extra)
-    close(tower.project(tokens)[:, 0], tower.forward_image(images))
+    assert_close(tower.project(tokens)[:, 0], tower.forward_image(images))
     dense = tower.forward_dense(images, last_block="attention").embedding
     expected = F.normalize(tower.project(tokens)[:, 1:], dim=-1)
-    close(dense.flatten(2).transpose(1, 2), expected)
+    assert_close(dense.flatten(2).transpose(1, 2), expected)
 
 
 @torch.no_grad()
@@ -149,7 +153,7 @@ def test_value_variant_keeps_every_cell_to_itself_in_the_last_block(tower, image
 def test_cells_have_unit_norm_and_blocks_come_in_the_order_asked(tower):
     images = torch.randn(1, 3, 48, 96)
     features = tower.forward_dense(images, blocks=(2, 0))
-    close(features.embedding.norm(dim=1), torch.ones(1, 3, 6))
+    assert_close(features.embedding.norm(dim=1), torch.ones(1, 3, 6))
     assert features.embedding.shape == (1, 32, 3, 6)
     swapped = tower.forward_dense(images, blocks=(0, 2)).blocks
     assert torch.equal(features.blocks[0], swapped[1])
@@ -165,15 +169,15 @@ def test_sizes_between_patches_are_zero_padded_right_and_bottom(tower, size):
     padded[:, :, : size[0], : size[1]] = images
     dense = tower.forward_dense(images).embedding
     assert dense.shape[2:] == (height, width)
-    close(dense, tower.forward_dense(padded).embedding)
-    close(tower.forward_image(images), tower.forward_image(padded))
+    assert_close(dense, tower.forward_dense(padded).embedding)
+    assert_close(tower.forward_image(images), tower.forward_image(padded))
 
 
 @torch.no_grad()
 def test_images_of_a_batch_do_not_mix(tower):
     images = torch.randn(3, 3, 32, 80)
     together = tower.forward_dense(images).embedding
-    close(together[1:2], tower.forward_dense(images[1:2]).embedding)
+    assert_close(together[1:2], tower.forward_dense(images[1:2]).embedding)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ def test_bf16_stays_near_fp32_and_returns_float32(tower, images):
     assert rough.embedding.dtype == rough.blocks[0].dtype == torch.float32
     assert not torch.equal(rough.embedding, exact.embedding)
     assert F.cosine_similarity(rough.embedding, exact.embedding).min() > 0.99
-    close(rough.embedding.norm(dim=1), torch.ones(2, 4, 4))
+    assert_close(rough.embedding.norm(dim=1), torch.ones(2, 4, 4))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ NAME = "ViT-Ti-8-emoji"
 EMOJI = ROOT / "clipself_d2" / "clip" / "weights" / f"{NAME}.safetensors"
 
 
-def same(got, expected) -> None:
+def assert_same(got, expected) -> None:
     assert set(got) == set(expected)
     for key, value in expected.items():
         assert got[key].dtype == value.dtype
@@ -65,7 +65,7 @@ def test_there_and_back_is_bit_equal(source: Path, layout: str, tmp_path: Path) 
     there = output_of(layout, tmp_path)
     first = convert_checkpoint(source, there, to=layout)
     back = convert_checkpoint(there, tmp_path / "back.pt", to="open_clip")
-    same(torch.load(tmp_path / "back.pt", weights_only=True), expected)
+    assert_same(torch.load(tmp_path / "back.pt", weights_only=True), expected)
     assert first.num_read == back.num_written == len(expected)
     assert first.num_written == back.num_read == len(expected) + len(first.added)
     assert set(back.left_out) == set(first.added)
@@ -77,8 +77,8 @@ def test_each_layout_is_wrapped_as_its_readers_expect(source: Path, tmp_path: Pa
         convert_checkpoint(source, output_of(layout, tmp_path), to=layout)
     load = {layout: output_of(layout, tmp_path) for layout in LAYOUTS}
     plain = torch.load(load["open_clip"], weights_only=True)
-    same(torch.load(load["d2"], weights_only=True)["model"], plain)
-    same(load_file(load["safetensors"]), plain)
+    assert_same(torch.load(load["d2"], weights_only=True)["model"], plain)
+    assert_same(load_file(load["safetensors"]), plain)
     published = torch.load(load["clipself"], weights_only=True)
     assert set(published) == {"state_dict"}
     eva = "visual.trunk.cls_token" in plain
@@ -94,7 +94,7 @@ def test_converted_file_gives_the_same_model(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         output = output_of(layout, tmp_path)
         convert_checkpoint(EMOJI, output, to=layout, model=NAME)
-        same(load_clip(NAME, str(output)).open_clip_state_dict(), expected)
+        assert_same(load_clip(NAME, str(output)).open_clip_state_dict(), expected)
 
 
 def test_model_decides_where_the_text_tower_lies(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_model_decides_where_the_text_tower_lies(tmp_path: Path) -> None:
     nested = {f"text.{k}" if k in beside else k: v for k, v in state.items()}
     torch.save(nested, tmp_path / "nested.pt")
     convert_checkpoint(tmp_path / "nested.pt", tmp_path / "a.pt", to="open_clip")
-    same(read_checkpoint(tmp_path / "a.pt"), nested)
+    assert_same(read_checkpoint(tmp_path / "a.pt"), nested)
     convert_checkpoint(tmp_path / "nested.pt", tmp_path / "b.pt", to="open_clip", model=NAME)
-    same(read_checkpoint(tmp_path / "b.pt"), state)
+    assert_same(read_checkpoint(tmp_path / "b.pt"), state)
 
 
 def test_head_width_of_the_model_is_that_of_the_tables(monkeypatch, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_detector_gives_its_image_tower(tmp_path: Path) -> None:
     report = convert_checkpoint(
         tmp_path / "detector.pth", tmp_path / "a.pt", to="open_clip", model=NAME
     )
-    same(read_checkpoint(tmp_path / "a.pt"), tower)
+    assert_same(read_checkpoint(tmp_path / "a.pt"), tower)
     assert report.source_layout == "clipself_d2 detector, open_clip"
     assert report.left_out == ("roi_heads.x",)
 

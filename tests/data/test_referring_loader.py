@@ -62,6 +62,7 @@ def test_processes_share_the_images_without_gaps_or_repetition(sizes, world_size
 
 def test_small_images_share_a_batch():
     assert list(ImageBatchSampler("aabcccdd", 4)) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert list(ImageBatchSampler("aabbc", 4)) == [[0, 1, 2, 3], [4]]
 
 
 def test_a_batch_of_nothing_is_refused():

@@ -67,9 +67,10 @@ def test_empty_targets_count_by_their_own_metrics_and_only_then():
     assert run([(NONE, NONE)]) == {"mIoU": 100.0, "oIoU": 100.0, "N-acc": 100.0, "n": 1.0}
 
 
-def test_precision_is_of_the_pairs_with_a_target():
-    scores = run([(NONE, NONE), (mask((1, 1)), NONE), (FULL, FULL), (NONE, FULL)])
+def test_precision_and_found_targets_are_of_the_pairs_with_a_target():
+    scores = run([(NONE, NONE), (FULL, FULL), (NONE, FULL)])
     assert scores["Pr@50"] == pytest.approx(50.0)
+    assert scores["T-acc"] == pytest.approx(50.0)
 
 
 def test_uneven_shards_give_the_numbers_of_one_process(monkeypatch):

@@ -87,7 +87,7 @@ setup(
         "clipself_d2": [
             "py.typed",
             "clip/model_configs/*",
-            "clip/weights/*",
+            "clip/pretrained/*",
             "data/datasets/*.json",
         ],
     },

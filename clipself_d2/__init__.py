@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # The doctor has to speak where the registrations cannot be imported.
 if "clipself_d2.doctor" not in sys.orig_argv:
     try:
-        from clipself_d2 import data, distill, modeling
+        from clipself_d2 import backbones, data, detection, distillation, parts, referring
         from clipself_d2.config import extend_defaults
 
         extend_defaults()
@@ -28,7 +28,7 @@ if "clipself_d2.doctor" not in sys.orig_argv:
 def __getattr__(name: str) -> object:
     # The predictor needs the engine, which not every import of the package should pay for.
     if name == "OpenVocabPredictor":
-        from clipself_d2.engine.predictor import OpenVocabPredictor
+        from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 
         return OpenVocabPredictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

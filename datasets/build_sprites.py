@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipself_d2.data.emoji.sprites import (
+from clipself_d2.apps.emoji.sprites import (
     build_sheet,
     noto_renderer,
     picture_renderer,
@@ -23,7 +23,7 @@ from clipself_d2.data.emoji.sprites import (
     sheet_difference,
     svg_renderer,
 )
-from clipself_d2.data.emoji.world import SPRITE_DIR, sheet_path
+from clipself_d2.data.datasets.emoji_world import SPRITE_DIR, sheet_path
 from clipself_d2.engine.cli import run_tool
 
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from clipself_d2.data.prepare_ov import prepare_ov_coco
+from clipself_d2.apps.prepare.ov import prepare_ov_coco
 from clipself_d2.engine.cli import run_tool
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from clipself_d2.data.prepare_transfer import prepare_transfer
+from clipself_d2.apps.prepare.transfer import prepare_transfer
 from clipself_d2.engine.cli import run_tool
 
 

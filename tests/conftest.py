@@ -1,16 +1,22 @@
-"""Fixtures that several packages share: a tiny emoji data set and a tiny config."""
+"""Fixtures that several packages share: a tiny emoji data set, a tiny config, a golden ResNet."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor
 
+from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
+from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.datasets import register_emoji
-from clipself_d2.data.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.engine.cli import load_config
+from clipself_d2.layers.text_classifier import TextClassifier
 
 ROOT = Path(__file__).parents[1]
 EMOJI_NAMES = (
@@ -81,3 +87,53 @@ def emoji_cfg(emoji_data: Path, tmp_path: Path):
         return cfg
 
     return build
+
+
+GOLDEN = Path(__file__).parent / "golden" / "regionclip"
+
+
+def load_pt(name: str) -> dict:
+    content: dict = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+    return content
+
+
+def load_npz(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
+
+
+def golden_tower() -> ResNetTower:
+    """Tower with the golden weights, norms not frozen yet."""
+    golden = load_pt("backbone_roi")
+    cfg = golden["cfg"]
+    visual = ModifiedResNet(
+        cfg["layers"], cfg["output_dim"], cfg["heads"], cfg["input_resolution"], cfg["width"]
+    )
+    state = visual.state_dict()
+    assert set(state) - set(golden["state_dict"]) == {k for k in state if k.endswith("_tracked")}
+    visual.load_state_dict(golden["state_dict"], strict=False)
+    return ResNetTower(
+        visual=visual, name="RN-tiny", pixel_mean=(122.8, 116.7, 104.1), pixel_std=(68.5, 66.6, 70)
+    )
+
+
+def zero_classifier(
+    embeddings: Tensor, temperature: float, base: int | None = None
+) -> TextClassifier:
+    """RegionCLIP's classifier: a background of zeros, a fixed temperature."""
+    count = len(embeddings)
+    mask = torch.arange(count) < (count if base is None else base)
+    return TextClassifier(
+        embeddings_KD=embeddings,
+        base_mask_K=mask,
+        background=None,
+        background_mode="zero",
+        temperature=1.0 / temperature,
+        learn_temperature=False,
+    )
+
+
+@pytest.fixture
+def kit() -> SimpleNamespace:
+    """Readers of the golden files, their tower, and RegionCLIP's classifier."""
+    return SimpleNamespace(pt=load_pt, npz=load_npz, tower=golden_tower, classifier=zero_classifier)

@@ -130,7 +130,7 @@ def test_detector_weights_given_as_a_students(emoji_cfg, tmp_path: Path, capsys)
 def test_text_embeddings_that_do_not_fit(
     emoji_cfg, tmp_path: Path, capsys, names: list[str] | None, width: int
 ) -> None:
-    from clipself_d2.data.emoji.world import load_world
+    from clipself_d2.data.datasets.emoji_world import load_world
 
     vocabulary = Vocabulary.from_names(names or list(load_world().thing_names))
     rows = torch.nn.functional.normalize(torch.randn(vocabulary.num_classes, width), dim=1)

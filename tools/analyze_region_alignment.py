@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.alignment_report import report_accuracy
+from clipself_d2.apps.analysis.alignment_report import report_accuracy
+from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
+from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
+from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.engine.cli import run_tool, start_logging
-from clipself_d2.engine.heat_maps import draw_components, draw_heat_maps, read_words
-from clipself_d2.engine.region_alignment import STRATEGIES, AlignmentOptions
-from clipself_d2.engine.tower_spec import SPEC_FORM, TowerSpec
 
 TOOL = "python tools/analyze_region_alignment.py"
 EXAMPLE = (

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.engine.benchmark import (
+from clipself_d2.apps.benchmark.run import (
     PARTS,
     make_options,
     run_benchmark,
     tables,
     write_report,
 )
+from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 EXAMPLE = "python tools/benchmark.py distill --size 384 256 --output output/benchmark.json"

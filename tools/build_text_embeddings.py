@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.engine.text_embeddings import (
+from clipself_d2.apps.files.text_embeddings import (
     BATCH_SIZE,
     EmbeddingReport,
     build_embedding_file,
     convert_embedding_file,
     resolve_vocabulary,
 )
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 EXAMPLE = (
     "python tools/build_text_embeddings.py --clip ViT-Ti-8-emoji --vocabulary coco "

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
+from clipself_d2.clip.weights.convert import LAYOUTS, ConversionReport, convert_checkpoint
 from clipself_d2.engine.cli import run_tool, tool_parser
-from clipself_d2.engine.convert import LAYOUTS, ConversionReport, convert_checkpoint
 
 EXAMPLE = (
     "python tools/convert_checkpoint.py "
-    "clipself_d2/clip/weights/ViT-Ti-8-emoji.safetensors output/emoji_clip.pt --to clipself"
+    "clipself_d2/clip/pretrained/ViT-Ti-8-emoji.safetensors output/emoji_clip.pt --to clipself"
 )
 SHOWN = 5
 

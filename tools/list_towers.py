@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from clipself_d2.apps.files.list_towers import write_towers
 from clipself_d2.engine.cli import run_tool, tool_parser
-from clipself_d2.engine.list_towers import write_towers
 
 EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
 

@@ -4,8 +4,8 @@ import logging
 import sys
 
 import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.apps.emoji.quickstart import parse_arguments, run_quickstart
 from clipself_d2.engine.cli import run_tool
-from clipself_d2.engine.quickstart import parse_arguments, run_quickstart
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

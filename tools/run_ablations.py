@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.ablations import AblationOptions, run_ablations, shown_command
+from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations, shown_command
 from clipself_d2.engine.cli import run_tool, tool_parser
 
 EXAMPLE = (

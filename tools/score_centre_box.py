@@ -3,7 +3,7 @@
 import sys
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.centre_box import STEPS, score_centre_box
+from clipself_d2.apps.analysis.centre_box import STEPS, score_centre_box
 from clipself_d2.engine.cli import run_tool, tool_parser
 
 EXAMPLE = "python tools/score_centre_box.py --train emoji_refer_train --test emoji_refer_val"

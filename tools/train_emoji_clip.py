@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from clipself_d2.clip import VisionTower, load_clip
-from clipself_d2.engine.emoji_clip import (
+from clipself_d2.apps.emoji.train_clip import (
     EmojiClipOptions,
     EmojiClipTask,
     save_emoji_clip,
     train_emoji_clip,
 )
+from clipself_d2.clip import VisionTower, load_clip
 
 MODEL = "ViT-Ti-8-emoji"
 

@@ -2,6 +2,6 @@
 
 from clipself_d2.clip.model import ClipModel, load_clip, load_tower
 from clipself_d2.clip.text import TextEncoder
-from clipself_d2.clip.towers import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
 
 __all__ = ["ClipModel", "DenseFeatures", "TextEncoder", "VisionTower", "load_clip", "load_tower"]

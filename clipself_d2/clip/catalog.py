@@ -10,7 +10,7 @@ from open_clip.model import _build_vision_tower
 
 from clipself_d2.clip.model import build_tower
 from clipself_d2.clip.registry import project_models
-from clipself_d2.clip.resnet_tower import ResNetTower
+from clipself_d2.clip.towers.resnet import ResNetTower
 
 _HEADER = """# Image towers
 

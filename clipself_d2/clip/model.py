@@ -14,9 +14,6 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from clipself_d2.clip.checkpoint import load_clip_weights, load_tower_weights
-from clipself_d2.clip.convnext_tower import ConvNeXtTower
-from clipself_d2.clip.eva_tower import EvaTower
 from clipself_d2.clip.precision import check_precision
 from clipself_d2.clip.registry import (
     check_name,
@@ -25,11 +22,14 @@ from clipself_d2.clip.registry import (
     project_models,
     register_project_models,
 )
-from clipself_d2.clip.resnet_tower import ResNetTower
 from clipself_d2.clip.text import TextEncoder
-from clipself_d2.clip.timm_vit_tower import TimmViTTower
-from clipself_d2.clip.towers import VisionTower
-from clipself_d2.clip.vit_tower import OpenClipViTTower
+from clipself_d2.clip.towers.contract import VisionTower
+from clipself_d2.clip.towers.convnext import ConvNeXtTower
+from clipself_d2.clip.towers.eva import EvaTower
+from clipself_d2.clip.towers.resnet import ResNetTower
+from clipself_d2.clip.towers.timm_vit import TimmViTTower
+from clipself_d2.clip.towers.vit import OpenClipViTTower
+from clipself_d2.clip.weights.loading import load_clip_weights, load_tower_weights
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 CONFIG_FOLDER = _FOLDER / "model_configs"
 # Weights of the project's own models by (name, tag); whole CLIPs in open_clip's layout.
 PROJECT_WEIGHTS = {
-    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "weights" / "ViT-Ti-8-emoji.safetensors",
+    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
 }
 HUB_PREFIX = "hf-hub:"
 # org/name with letters, digits, "-", "_" and "."; what else would be a path or a typing error.

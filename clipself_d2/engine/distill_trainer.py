@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clipself_d2.clip.resnet_tower import ResNetTower
+from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
-from clipself_d2.distill import RegionDistiller
+from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import evaluate_regions
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, build_adamw

@@ -24,9 +24,9 @@ from clipself_d2.data.referring_loader import (
     build_referring_test_loader_from_cfg,
     has_references,
 )
+from clipself_d2.detection.tta import with_test_time_augmentation
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.modeling.tta import with_test_time_augmentation
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)

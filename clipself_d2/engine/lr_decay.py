@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from clipself_d2.clip.tower_parts import depth_of_parameters
-from clipself_d2.clip.towers import VisionTower
+from clipself_d2.clip.towers.contract import VisionTower
+from clipself_d2.clip.towers.depth import depth_of_parameters
 
 
 def learning_rate_factors(model: nn.Module, rate: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clipself_d2.vocabulary.embeddings import TextEmbeddings
-from clipself_d2.vocabulary.published import read_published_embeddings
+from clipself_d2.vocabulary.published_tables import read_published_embeddings
 from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from detectron2.config import LazyCall as L
 
-from clipself_d2.modeling.meta_arch import OpenVocabFCOS, OpenVocabFCOSHead
-from clipself_d2.modeling.text_embeddings import build_sigmoid_classifier, dataset_embeddings
+from clipself_d2.detection import OpenVocabFCOS, OpenVocabFCOSHead
+from clipself_d2.parts.text_embeddings import build_sigmoid_classifier, dataset_embeddings
 
 from .fcos import (  # noqa: F401  (parts of the config)
     dataloader,

@@ -14,10 +14,10 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from torch import Tensor
 
-from clipself_d2.clip.checkpoint import load_clip_weights, load_tower_weights
 from clipself_d2.clip.model import ClipModel, build_tower
 from clipself_d2.clip.text import TextEncoder
-from clipself_d2.clip.towers import VisionTower
+from clipself_d2.clip.towers.contract import VisionTower
+from clipself_d2.clip.weights.loading import load_clip_weights, load_tower_weights
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "clip"
 KINDS = ("vit", "vit_quickgelu", "eva")

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from clipself_d2 import clip as package
 from clipself_d2.clip import registry
-from clipself_d2.clip.eva_tower import EvaTower
 from clipself_d2.clip.model import build_tower, load_clip, load_tower
-from clipself_d2.clip.vit_tower import OpenClipViTTower
+from clipself_d2.clip.towers.eva import EvaTower
+from clipself_d2.clip.towers.vit import OpenClipViTTower
 
 NAME = "ViT-Ti-8-emoji"
 

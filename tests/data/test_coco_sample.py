@@ -6,13 +6,13 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.apps.analysis.region_alignment import AlignmentOptions, measure_alignment
+from clipself_d2.apps.analysis.tower_spec import TowerSpec
 from clipself_d2.clip import load_clip
 from clipself_d2.data.build import build_region_test_loader_from_cfg
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import evaluate_regions
-from clipself_d2.engine.region_alignment import AlignmentOptions, measure_alignment
-from clipself_d2.engine.tower_spec import TowerSpec
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "coco_panoptic_sample"
 NAME = "coco_panoptic_sample"

@@ -15,11 +15,11 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 from omegaconf import DictConfig
 
+from clipself_d2.backbones.levels import PyramidBackbone
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets import register_emoji_semantic
 from clipself_d2.engine.lazy import train_lazy
 from clipself_d2.engine.trainer import Trainer
-from clipself_d2.modeling.backbone.levels import PyramidBackbone
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
 YAML = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base"))

@@ -35,8 +35,8 @@ def test_case_and_punctuation_do_not_matter() -> None:
 
 
 def test_the_embedded_world_is_found_in_its_captions() -> None:
-    from clipself_d2.data.emoji.captioned import article
-    from clipself_d2.data.emoji.world import load_world
+    from clipself_d2.apps.emoji.captioned import article
+    from clipself_d2.data.datasets.emoji_world import load_world
 
     world = load_world()
     for name in (*world.thing_names, *world.stuff):

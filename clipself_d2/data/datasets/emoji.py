@@ -20,12 +20,12 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from detectron2.data.datasets.lvis import load_lvis_json
 
+from clipself_d2.data.datasets.emoji_world import load_world
 from clipself_d2.data.datasets.validate import (
     check_coco_file,
     check_images_exist,
     read_annotation_file,
 )
-from clipself_d2.data.emoji.world import load_world
 
 Record = dict[str, Any]
 

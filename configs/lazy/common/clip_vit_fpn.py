@@ -6,8 +6,8 @@ its blocks ending with the last; EVA02-L-14-336 has [6, 10, 14, 23].
 
 from detectron2.config import LazyCall as L
 
+from clipself_d2.backbones import ClipViT, ClipViTPyramid
 from clipself_d2.clip.model import load_tower
-from clipself_d2.modeling.backbone import ClipViT, ClipViTPyramid
 
 backbone = L(ClipViTPyramid)(
     backbone=L(ClipViT)(

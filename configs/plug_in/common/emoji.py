@@ -15,10 +15,10 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
+from clipself_d2.backbones import ClipViT, ClipViTPyramid, ClipViTSimplePyramid
 from clipself_d2.clip.model import load_tower
 from clipself_d2.engine.lr_decay import decayed_optimizer_params
 from clipself_d2.evaluation.build import build_evaluator
-from clipself_d2.modeling.backbone import ClipViT, ClipViTPyramid, ClipViTSimplePyramid
 
 # CLIP's mean and std x 255, RGB.
 pixel_mean = [122.7709, 116.7460, 104.0937]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.apps.prepare.ov import prepare_ov_coco
 from clipself_d2.data.datasets.coco_ov import (
     COCO_THINGS,
     EXCLUDED_CLASSES,
@@ -13,7 +14,6 @@ from clipself_d2.data.datasets.coco_ov import (
     register_coco_ov,
 )
 from clipself_d2.data.datasets.coco_panoptic import COCO_STUFF
-from clipself_d2.data.prepare_ov import prepare_ov_coco
 from clipself_d2.vocabulary import Vocabulary
 
 # Of the published detectors' class weights: zeros at these places of 65.

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.emoji.world import load_world
+from clipself_d2.data.datasets.emoji_world import load_world
 
 OV = ("emoji_ov_train", "emoji_ov_val")
 LVIS = ("emoji_lvis_train", "emoji_lvis_val")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.apps.prepare.ov import prepare_ov_lvis
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata, register_lvis_ov
-from clipself_d2.data.prepare_ov import prepare_ov_lvis
 from clipself_d2.evaluation import LVISOVEvaluator
 from clipself_d2.vocabulary import Vocabulary
 

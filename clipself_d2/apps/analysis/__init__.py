@@ -1,0 +1,1 @@
+"""Reports on towers and models: region alignment, heat maps, trivial answers."""

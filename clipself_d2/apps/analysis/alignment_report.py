@@ -1,0 +1,148 @@
+"""The figures of a region analysis as a file, a table and a plot."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from tabulate import tabulate
+
+from clipself_d2.apps.analysis.region_alignment import (
+    AlignmentOptions,
+    AlignmentRow,
+    measure_alignment,
+)
+from clipself_d2.apps.analysis.tower_spec import TowerSpec
+
+logger = logging.getLogger(__name__)
+
+CSV_FILE, PLOT_FILE = "accuracy.csv", "accuracy.png"
+HEADERS = ("tower", "embedding", "last block", "px", "thing 1", "thing 5", "stuff 1", "stuff 5")
+PANELS = (
+    ("roi", "thing", "boxes of things"),
+    ("mask", "thing", "masks of things"),
+    ("roi", "stuff", "boxes of stuff"),
+    ("mask", "stuff", "masks of stuff"),
+)
+# Line styles of the last block's strategies.
+STYLES = {"value": "o-", "attention": "s--"}
+
+
+def report_accuracy(
+    dataset_name: str, specs: Sequence[TowerSpec], options: AlignmentOptions, output_dir: Path
+) -> str:
+    """Measure towers and write what was found.
+
+    Args:
+        dataset_name: Registered data set with panoptic ground truth.
+        specs: The towers.
+        options: Sizes and settings.
+        output_dir: Folder of accuracy.csv and accuracy.png.
+
+    Returns:
+        The figures as a table.
+
+    Raises:
+        ValueError: As ``measure_alignment``, or if there is no region.
+    """
+    rows = measure_alignment(dataset_name, specs, options)
+    if not rows:
+        raise ValueError(f"the images of {dataset_name} show no region; raise --limit")
+    write_csv(rows, output_dir / CSV_FILE)
+    draw_accuracy(rows, output_dir / PLOT_FILE)
+    logger.info("figures in %s, plot in %s", output_dir / CSV_FILE, output_dir / PLOT_FILE)
+    return format_table(rows)
+
+
+def write_csv(rows: Sequence[AlignmentRow], path: Path) -> None:
+    """Write the figures with a header.
+
+    Args:
+        rows: Figures, percent.
+        path: The file; it is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        names = [field.name for field in fields(AlignmentRow)]
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            writer.writerow({**values, "macc1": f"{row.macc1:.3f}", "macc5": f"{row.macc5:.3f}"})
+
+
+def format_table(rows: Sequence[AlignmentRow]) -> str:
+    """Lay out things beside stuff.
+
+    Args:
+        rows: Figures, percent.
+
+    Returns:
+        A Markdown table with a line for each tower, embedding, strategy and size; top-1 and top-5
+        of things and of stuff.
+    """
+    lines: dict[tuple[str, str, str, int], dict[str, AlignmentRow]] = {}
+    for row in rows:
+        key = (row.tower, row.embedding, row.last_block, row.size)
+        lines.setdefault(key, {})[row.split] = row
+    table: list[list[object]] = []
+    for key, splits in lines.items():
+        cells: list[object] = list(key)
+        for split in ("thing", "stuff"):
+            found = splits.get(split)
+            cells += [found.macc1, found.macc5] if found else ["", ""]
+        table.append(cells)
+    return str(tabulate(table, HEADERS, tablefmt="pipe", floatfmt=".1f"))
+
+
+def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
+    """Draw top-1 accuracy over the input size: crops as a level line, dense features as curves.
+
+    Args:
+        rows: Figures, percent.
+        path: The picture; it is replaced.
+    """
+    towers = list(dict.fromkeys(row.tower for row in rows))
+    colors = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    columns = min(3, len(towers))
+    height = 5.6 + 0.55 * -(-len(towers) // columns)
+    figure, grid = plt.subplots(
+        2, 2, figsize=(9, height), sharex=True, sharey=True, layout="constrained"
+    )
+    for axes, (embedding, split, title) in zip(grid.flat, PANELS, strict=True):
+        for number, tower in enumerate(towers):
+            color = colors[number % len(colors)]
+            own = [row for row in rows if row.tower == tower and row.split == split]
+            for row in own:
+                if row.embedding == "crop":
+                    axes.axhline(
+                        row.macc1, color=color, ls=":", lw=1.6, label=f"{tower}, image crops"
+                    )
+            for strategy, style in STYLES.items():
+                curve = sorted(
+                    (row.size, row.macc1)
+                    for row in own
+                    if (row.embedding, row.last_block) == (embedding, strategy)
+                )
+                label = f"{tower}, dense, last block {strategy}"
+                axes.plot(*zip(*curve, strict=True), style, color=color, ms=4, label=label)
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+    grid[0, 0].set_ylim(-3, 103)
+    grid[0, 0].set_xticks(sorted({row.size for row in rows if row.embedding != "crop"}))
+    for axes in grid[1]:
+        axes.set_xlabel("longest side of the input, px")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("top-1, mean over classes, %")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

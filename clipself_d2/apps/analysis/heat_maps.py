@@ -1,0 +1,275 @@
+"""Pictures of a tower's dense map: its similarity to typed words, and its principal components.
+
+Legend: N images, K words, D joint embedding, h w patch grid.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipself_d2.apps.analysis.region_alignment import prepare_pixels
+from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device
+from clipself_d2.clip import VisionTower
+from clipself_d2.data.pictures import fit_longest, read_picture, to_tensor
+
+logger = logging.getLogger(__name__)
+
+COLOR_MAP = "inferno"
+# Share of all cells that heat maps draw alike, so that the colours are left to what stands out.
+LOW_END = 0.25
+# Width of a panel, inches.
+PANEL = 2.3
+# Components whose share of the variance is below this are drawn as one grey.
+LEAST_SHARE = 1e-6
+# Percent of a component's cells that are clipped at either end of the colours.
+TAIL = 1.0
+
+
+def read_words(text: str) -> list[str]:
+    """Split what is typed after --words.
+
+    Args:
+        text: Words or phrases between commas.
+
+    Returns:
+        The words without white space around them, each once.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise ValueError('--words is empty; give words between commas, such as "dog,police car"')
+    return words
+
+
+@torch.no_grad()
+def dense_map(tower: VisionTower, picture: Image.Image, last_block: str = "value") -> Tensor:
+    """Embed every patch of a picture.
+
+    Args:
+        tower: The tower.
+        picture: RGB picture, padded with black to whole patches.
+        last_block: Strategy of the last block, "value" or "attention".
+
+    Returns:
+        (D, h, w) float32 on the CPU, unit norm in every cell.
+    """
+    pixels = prepare_pixels(tower, [to_tensor(picture)], picture.height, picture.width)
+    return tower.forward_dense(pixels, last_block=last_block).embedding[0].cpu()
+
+
+def similarity_maps(dense_Dhw: Tensor, text_KD: Tensor) -> Tensor:
+    """Compare every cell with every word.
+
+    Args:
+        dense_Dhw: A dense map, unit norm in every cell.
+        text_KD: Unit-norm embeddings of words.
+
+    Returns:
+        (K, h, w) cosines in [-1, 1].
+
+    Raises:
+        ValueError: If the widths differ.
+    """
+    if dense_Dhw.shape[0] != text_KD.shape[1]:
+        raise ValueError(
+            f"the dense map is {dense_Dhw.shape[0]}-d but the words are {text_KD.shape[1]}-d; take "
+            "both from one CLIP"
+        )
+    return torch.einsum("dhw,kd->khw", dense_Dhw, text_KD)
+
+
+def principal_components(dense_Dhw: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
+    """Project the cells of a map on the directions in which they differ most.
+
+    Args:
+        dense_Dhw: A dense map.
+        count: Number of components.
+
+    Returns:
+        (count, h, w) centred coordinates, largest variance first, and (count,) shares of the
+        variance, all float32. The largest entry of every direction is positive. Components that
+        the map does not have are zero.
+    """
+    cells = dense_Dhw.flatten(1).T.to(torch.float64)
+    centred = cells - cells.mean(0)
+    _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+    peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * torch.where(peak < 0, -1.0, 1.0)
+    share = spread.square() / spread.square().sum().clamp(min=torch.finfo(spread.dtype).tiny)
+    coordinates = torch.where(share[:, None] > LEAST_SHARE, directions @ centred.T, 0.0)
+    missing = max(0, count - len(share))
+    coordinates = torch.nn.functional.pad(coordinates[:count], (0, 0, 0, missing))
+    share = torch.nn.functional.pad(share[:count], (0, missing))
+    return coordinates.reshape(count, *dense_Dhw.shape[1:]).float(), share.float()
+
+
+def component_colors(coordinates_3hw: Tensor) -> np.ndarray:
+    """Turn three components into red, green and blue.
+
+    Args:
+        coordinates_3hw: Of ``principal_components``.
+
+    Returns:
+        (h, w, 3) float32 in [0, 1]; each component fills the range, one that does not vary is 0.5.
+    """
+    planes = []
+    for plane in coordinates_3hw.numpy():
+        low, high = np.percentile(plane, [TAIL, 100 - TAIL])
+        low, high = (low, high) if high > low else (plane.min(), plane.max())
+        flat = np.full_like(plane, 0.5)
+        planes.append(np.clip((plane - low) / (high - low), 0, 1) if high > low else flat)
+    return np.stack(planes, axis=-1)
+
+
+def draw_heat_maps(
+    spec: TowerSpec,
+    image: Path,
+    words: Sequence[str],
+    output: Path,
+    *,
+    size: int = 0,
+    strategies: Sequence[str] = ("value",),
+    templates: str = "",
+    device: str = "",
+) -> Tensor:
+    """Draw where a picture looks like each of some words.
+
+    Args:
+        spec: The tower.
+        image: The picture.
+        words: K words, a panel each; all panels share one scale of colours, which
+                begins at the lower quartile of their cosines.
+        output: The picture to write.
+        size: Longest side of the tower's input, px; 0 keeps the picture's.
+        strategies: Strategies of the last block, a row each.
+        templates: Prompt set; "" takes that of the CLIP.
+        device: Where the tower works; "" is the accelerator of this machine, or its CPU.
+
+    Returns:
+        (S, K, h, w) cosines of the S strategies.
+
+    Raises:
+        ValueError: If there is no word, the size is negative, or tower or picture is damaged.
+        FileNotFoundError: If the picture is missing.
+    """
+    read_words(",".join(words))
+    picture = _read(image, size)
+    place = choose_device(device)
+    tower = spec.load(device=place)
+    text_KD = spec.embed(words, templates=templates, device=place).embeddings_KD
+    maps = torch.stack(
+        [similarity_maps(dense_map(tower, picture, kind), text_KD) for kind in strategies]
+    )
+    figure, grid = _panels(picture, len(strategies), len(words))
+    low, high = float(maps.quantile(LOW_END)), float(maps.max())
+    for row, strategy in enumerate(strategies):
+        _show(grid[row, 0], np.asarray(picture), picture, tower.patch_size)
+        grid[row, 0].set_title(f"{spec.label}\nlast block: {strategy}", fontsize=9)
+        for axes, word, cosines in zip(grid[row, 1:], words, maps[row], strict=True):
+            options = {"cmap": COLOR_MAP, "vmin": low, "vmax": high}
+            shown = _show(axes, cosines.numpy(), picture, tower.patch_size, **options)
+            axes.set_title(f"{word} (max {float(cosines.max()):.2f})", fontsize=9)
+    figure.colorbar(shown, ax=grid, label="cosine", extend="min", shrink=0.9, pad=0.01)
+    _save(figure, output)
+    return maps
+
+
+def draw_components(
+    specs: Sequence[TowerSpec],
+    image: Path,
+    output: Path,
+    *,
+    size: int = 0,
+    strategies: Sequence[str] = ("value",),
+    device: str = "",
+) -> Tensor:
+    """Draw the first three principal components of each tower's dense map as red, green and blue.
+
+    Args:
+        specs: T towers, a panel each; every map has components of its own.
+        image: The picture.
+        output: The picture to write.
+        size: Longest side of the towers' input, px; 0 keeps the picture's.
+        strategies: Strategies of the last block, a row each.
+        device: Where the towers work; "" is the accelerator of this machine, or its CPU.
+
+    Returns:
+        (S, T, 3) shares of the variance.
+
+    Raises:
+        ValueError: If there is no tower, the size is negative, or a tower or the picture is
+            damaged.
+        FileNotFoundError: If the picture is missing.
+    """
+    if not specs:
+        raise ValueError("there is no tower; give at least one with --towers")
+    picture = _read(image, size)
+    place = choose_device(device)
+    figure, grid = _panels(picture, len(strategies), len(specs))
+    shares = torch.zeros(len(strategies), len(specs), 3)
+    for column, spec in enumerate(specs):
+        tower = spec.load(device=place)
+        for row, strategy in enumerate(strategies):
+            coordinates, shares[row, column] = principal_components(
+                dense_map(tower, picture, strategy)
+            )
+            axes = grid[row, column + 1]
+            _show(axes, component_colors(coordinates), picture, tower.patch_size)
+            explained = 100 * float(shares[row, column].sum())
+            axes.set_title(f"{spec.label}\n{explained:.0f} % of the variance", fontsize=9)
+    for axes, strategy in zip(grid[:, 0], strategies, strict=True):
+        _show(axes, np.asarray(picture), picture, 1)
+        axes.set_title(f"last block: {strategy}", fontsize=9)
+    _save(figure, output)
+    return shares
+
+
+def _read(image: Path, size: int) -> Image.Image:
+    if size < 0:
+        raise ValueError(f"--size is {size}; it is 0 for the picture's own, or positive pixels")
+    picture = read_picture(image)
+    return fit_longest(picture, size) if size else picture
+
+
+def _panels(picture: Image.Image, rows: int, maps: int) -> tuple[plt.Figure, np.ndarray]:
+    """A figure of the picture and a number of maps in every row."""
+    height = PANEL * picture.height / picture.width + 0.5
+    figure, grid = plt.subplots(
+        rows,
+        1 + maps,
+        figsize=(PANEL * (1 + maps) + 0.9, height * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    return figure, grid
+
+
+def _show(
+    axes: plt.Axes, values: np.ndarray, picture: Image.Image, patch: int, **options: object
+) -> plt.cm.ScalarMappable:
+    """Show a map in the picture's pixels, and of its padded cells what lies in the picture."""
+    if values.shape[:2] == (picture.height, picture.width):
+        patch = 1
+    extent = (0, values.shape[1] * patch, values.shape[0] * patch, 0)
+    shown = axes.imshow(values, extent=extent, interpolation="nearest", **options)  # type: ignore[arg-type]
+    axes.set(xlim=(0, picture.width), ylim=(picture.height, 0))
+    axes.set_axis_off()
+    return shown
+
+
+def _save(figure: plt.Figure, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=100, bbox_inches="tight", pad_inches=0.05)
+    plt.close(figure)
+    logger.info("%s", output)

@@ -1,0 +1,300 @@
+"""How well a tower names regions: its dense features against its embeddings of image crops.
+
+Legend: N images, R regions, K classes, D joint embedding, h w patch grid.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.utils.logger import log_every_n_seconds
+from torch import Tensor
+
+from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec, choose_device
+from clipself_d2.clip import VisionTower
+from clipself_d2.clip.towers.contract import LAST_BLOCKS
+from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
+from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
+
+logger = logging.getLogger(__name__)
+
+EVALUATOR_TYPE = "region_classification"
+# Strategies of the last block in dense features, all of which are measured.
+STRATEGIES = LAST_BLOCKS
+# Crops that a tower embeds at once.
+CROP_BATCH = 256
+
+Item = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """Settings that all towers of an analysis share.
+
+    Attributes:
+        sizes: Longest sides of the images that dense features are computed from, px.
+        limit: Number of images, the first of the data set; 0 takes all.
+        batch_size: Images at a time; it changes no figure.
+        pad_to_square: Whether images are padded to a square, as published, or keep their shape.
+        templates: Prompt set; "" takes that of the CLIP.
+        precision: Number type of the towers: fp32, bf16 or auto.
+        device: Where they work; "" is the accelerator of this machine, or its CPU.
+        num_workers: Processes that read images.
+
+    Raises:
+        ValueError: If there is no size, or a number is out of range.
+    """
+
+    sizes: tuple[int, ...]
+    limit: int = 0
+    batch_size: int = 1
+    pad_to_square: bool = True
+    templates: str = ""
+    precision: str = "fp32"
+    device: str = ""
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not self.sizes:
+            raise ValueError("there is no input size; give at least one with --sizes")
+        wrong = [size for size in self.sizes if size < 1]
+        if wrong:
+            raise ValueError(f"--sizes has {wrong}; input sizes are positive, in pixels")
+        if self.limit < 0:
+            raise ValueError(f"--limit is {self.limit}; it is 0 for all images, or positive")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class AlignmentRow:
+    """Accuracy of one kind of region embedding of a tower.
+
+    Attributes:
+        tower: Label of the tower.
+        embedding: "roi" and "mask" of dense features, or "crop".
+        last_block: Strategy of dense features; "" for crops, which take the block as trained.
+        size: Longest side of the input, px; of crops, the side of a crop.
+        split: "thing", "stuff", and "thing.novel" and "thing.base" where these are known.
+        macc1: Macro mean over classes of the top-1 accuracy, percent.
+        macc5: That of the top-5 accuracy.
+        images: Number of images.
+    """
+
+    tower: str
+    embedding: str
+    last_block: str
+    size: int
+    split: str
+    macc1: float
+    macc5: float
+    images: int
+
+
+@torch.no_grad()
+def embed_dense(
+    tower: VisionTower, items: Sequence[Item], *, last_block: str, square_size: int = 0
+) -> list[dict[str, Tensor]]:
+    """Pool a tower's dense features over regions.
+
+    Args:
+        tower: The tower.
+        items: Of ``RegionMapper``.
+        last_block: Strategy of the last block, "value" or "attention".
+        square_size: Side to which images are padded with black at the right and the bottom, px;
+            0 pads to whole patches only.
+
+    Returns:
+        A dict for each image with ``roi`` and ``mask``, (R, D) unit-norm float32. Images of
+        different shapes are passed on apart, so that no figure depends on the batch.
+    """
+    shapes = defaultdict(list)
+    for number, item in enumerate(items):
+        height, width = item["image"].shape[1:]
+        shapes[square_size or height, square_size or width].append(number)
+    outputs: list[dict[str, Tensor]] = [{} for _ in items]
+    for (height, width), numbers in shapes.items():
+        pixels = prepare_pixels(
+            tower, [items[number]["image"] for number in numbers], height, width
+        )
+        dense = tower.forward_dense(pixels, last_block=last_block).embedding
+        for number, one in zip(numbers, dense.split(1), strict=True):
+            boxes = items[number]["boxes"].to(one.device)
+            masks = items[number]["masks"].to(one.device)
+            outputs[number] = {
+                "roi": roi_embeddings(one, [boxes], tower.patch_size),
+                "mask": mask_embeddings(one, [masks]),
+            }
+    return outputs
+
+
+@torch.no_grad()
+def embed_crops(tower: VisionTower, items: Sequence[Item]) -> list[dict[str, Tensor]]:
+    """Embed crops of regions as whole pictures.
+
+    Args:
+        tower: The tower.
+        items: Of ``RegionMapper`` with ``crops``.
+
+    Returns:
+        A dict for each image with ``crop``, (R, D) float32, not normalised.
+    """
+    crops = torch.cat([item["crops"] for item in items])
+    parts = [torch.zeros(0, tower.embed_dim)]
+    for chunk in crops.split(CROP_BATCH):
+        if len(chunk):
+            pixels = prepare_pixels(tower, list(chunk), *chunk.shape[2:])
+            parts.append(tower.forward_image(pixels).cpu())
+    counts = [len(item["crops"]) for item in items]
+    return [{"crop": rows} for rows in torch.cat(parts).split(counts)]
+
+
+def measure_alignment(
+    dataset_name: str, specs: Sequence[TowerSpec], options: AlignmentOptions
+) -> list[AlignmentRow]:
+    """Classify the regions of a data set by crops and by dense features.
+
+    Args:
+        dataset_name: Registered data set with panoptic ground truth.
+        specs: The towers.
+        options: Sizes and settings.
+
+    Returns:
+        Rows by tower: first crops, cut from the original picture and scaled to the tower's native
+        size whatever the input's, then dense features by size and strategy.
+
+    Raises:
+        ValueError: If the data set or a tower is unknown, or two towers have one label.
+
+    Reference: CLIPSelf, arXiv 2310.01403, figure 1 and section 4.1. Differs: crops are embedded by
+    the tower that is analysed, so that a distilled tower's own crops are seen; name its teacher
+    beside it for the ceiling that it was trained on.
+    """
+    labels = [spec.label for spec in specs]
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"towers share a label among {labels}; write {SPEC_FORM}")
+    records, names = _read_regions(dataset_name, options.limit)
+    device = choose_device(options.device)
+    texts: dict[tuple[str, str], Tensor] = {}
+    rows = []
+    for spec in specs:
+        tower = spec.load(precision=options.precision, device=device)
+        key = (spec.name, spec.weights)
+        if key not in texts:
+            embeddings = spec.embed(names, templates=options.templates, device=device)
+            texts[key] = embeddings.embeddings_KD
+        for number, size in enumerate(options.sizes):
+            found = _measure(
+                dataset_name, records, spec, tower, texts[key], size, options, crops=number == 0
+            )
+            rows += found
+    return rows
+
+
+def _measure(
+    dataset_name: str,
+    records: list[dict[str, Any]],
+    spec: TowerSpec,
+    tower: VisionTower,
+    text_KD: Tensor,
+    size: int,
+    options: AlignmentOptions,
+    *,
+    crops: bool,
+) -> list[AlignmentRow]:
+    """Score a tower at one input size."""
+    mapper = RegionMapper(
+        image_size=size,
+        crop_size=tower.image_size if crops else None,
+        patch_size=tower.patch_size,
+        pad_to_square=options.pad_to_square,
+    )
+    loader = build_region_loader(
+        records, mapper, batch_size=options.batch_size, num_workers=options.num_workers
+    )
+    kinds = [*([""] if crops else []), *STRATEGIES]
+    scorers = {kind: build_evaluator(dataset_name, None, text_embeddings=text_KD) for kind in kinds}
+    for scorer in scorers.values():
+        scorer.reset()
+    for count, items in enumerate(loader, start=1):
+        for kind, scorer in scorers.items():
+            square = size if options.pad_to_square else 0
+            if kind:
+                output = embed_dense(tower, items, last_block=kind, square_size=square)
+            else:
+                output = embed_crops(tower, items)
+            scorer.process(items, output)
+        message = f"{spec.label}, {size} px: {count}/{len(loader)} batches"
+        log_every_n_seconds(logging.INFO, message, n=10)
+    rows = []
+    for kind, scorer in scorers.items():
+        region = scorer.evaluate().get("region", {})
+        rows += _rows(region, spec.label, kind, size if kind else tower.image_size, len(records))
+    return rows
+
+
+def _rows(
+    scores: Mapping[str, float], label: str, last_block: str, size: int, images: int
+) -> list[AlignmentRow]:
+    """Read ``<kind>.<split>.macc<top>`` of the evaluator."""
+    rows = []
+    for key, macc1 in scores.items():
+        embedding, _, rest = key.partition(".")
+        split, _, metric = rest.rpartition(".")
+        if metric == "macc1":
+            macc5 = scores[f"{embedding}.{split}.macc5"]
+            rows.append(
+                AlignmentRow(label, embedding, last_block, size, split, macc1, macc5, images)
+            )
+    return rows
+
+
+def _read_regions(dataset_name: str, limit: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records, and names of things and stuff, of a panoptic data set."""
+    known = [
+        name
+        for name in DatasetCatalog.list()
+        if MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+    ]
+    if dataset_name not in known:
+        raise ValueError(
+            f"--dataset {dataset_name} is not registered with evaluator_type {EVALUATOR_TYPE}; "
+            f"these are: {', '.join(known) or 'none'}"
+        )
+    records = get_detection_dataset_dicts(
+        [dataset_name], filter_empty=False, check_consistency=False
+    )
+    metadata = MetadataCatalog.get(dataset_name)
+    names = [*metadata.thing_classes, *metadata.stuff_classes]
+    return records[:limit] if limit else records, names
+
+
+def prepare_pixels(tower: VisionTower, images: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """Pad images with black at the right and the bottom, then normalise for a tower.
+
+    Args:
+        tower: The tower.
+        images: (3, Hi, Wi) uint8 each.
+        height: Height wanted, px; enlarged to whole patches.
+        width: Width wanted, px; enlarged to whole patches.
+
+    Returns:
+        (N, 3, H, W) float32 on the tower's device.
+    """
+    patch = tower.patch_size
+    height, width = -(-height // patch) * patch, -(-width // patch) * patch
+    device = next(tower.parameters()).device
+    batch = torch.zeros(len(images), 3, height, width, device=device)
+    for canvas, image in zip(batch, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image.to(device)
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (tower.pixel_mean, tower.pixel_std)
+    )
+    return (batch - mean) / std

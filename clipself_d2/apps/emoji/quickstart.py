@@ -1,0 +1,263 @@
+"""The whole path on the embedded data set, stage by stage, each the command a user would type."""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
+from clipself_d2.engine.evaluate import RESULTS_FILE
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).parents[3]
+# glibc returns and refetches the memory of every large tensor, a third of a CPU's training time;
+# other allocators do not read these.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20),
+}
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """Budget and places of a quickstart.
+
+    Attributes:
+        output: Folder of everything that is written.
+        data_root: Folder that holds the data set ``emoji``.
+        train: Training scenes.
+        val: Validation scenes.
+        rpn_iterations: Steps of the proposal network.
+        distill_iterations: Steps of the distillation.
+        detector_iterations: Steps of each of the two detectors.
+        regions: Source of the student's regions: proposals, grid or both.
+        seed: Seed of data, distillation and detectors.
+        overrides: Further KEY VALUE pairs for every stage.
+    """
+
+    output: Path
+    data_root: Path
+    train: int = 2000
+    val: int = 300
+    rpn_iterations: int = 250
+    distill_iterations: int = 750
+    detector_iterations: int = 300
+    regions: str = "proposals"
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: Short name, a key of ``minutes`` in the summary.
+        command: Arguments after the Python interpreter.
+        output: Folder with the stage's results.
+        inputs: Files that earlier stages must have written.
+    """
+
+    name: str
+    command: list[str]
+    output: Path
+    inputs: tuple[Path, ...] = field(default=())
+
+
+def plan_stages(options: QuickstartOptions) -> list[Stage]:
+    """List the commands of a quickstart.
+
+    Args:
+        options: Budget and places.
+
+    Returns:
+        The stages in order.
+    """
+    out = options.output
+    common = ["SEED", str(options.seed), *options.overrides]
+    rpn_weights = out / "rpn" / "model_final.pth"
+    proposals = out / "proposals_train.json"
+    student = out / "clipself" / "model_final.pth"
+
+    def tool(name: str, config: str, folder: str, iterations: int | None, *pairs: str) -> list[str]:
+        steps = [] if iterations is None else ["SOLVER.MAX_ITER", str(iterations)]
+        flags = [f"tools/{name}.py", "--config-file", f"configs/emoji/{config}.yaml"]
+        return [*flags, "OUTPUT_DIR", str(out / folder), *steps, *pairs, *common]
+
+    distill_pairs = ["MODEL.DISTILL.REGIONS", options.regions]
+    if options.regions != "grid":
+        distill_pairs += ["MODEL.DISTILL.PROPOSAL_FILE", str(proposals)]
+    prepare = ["datasets/prepare_emoji.py", "--root", str(options.data_root)]
+    prepare += ["--train", str(options.train), "--val", str(options.val), "--seed", "0"]
+    before = tool("distill_train_net", "clipself_patches", "before", None)
+    before.insert(1, "--eval-only")
+    propose = tool("make_proposals", "rpn", "rpn", None, "MODEL.WEIGHTS", str(rpn_weights))
+    propose[1:1] = ["--dataset", "emoji_train_images", "--max-per-image", "12"]
+    propose[3:3] = ["--output", str(proposals)]
+    iterations = options.detector_iterations
+    stages = [Stage("data", prepare, options.data_root)]
+    if options.regions != "grid":
+        rpn = tool("train_net", "rpn", "rpn", options.rpn_iterations)
+        stages.append(Stage("rpn", rpn, out / "rpn"))
+        stages.append(Stage("proposals", propose, out / "rpn", (rpn_weights,)))
+    distill = tool(
+        "distill_train_net",
+        "clipself_patches" if options.regions == "grid" else "clipself_proposals",
+        "clipself",
+        options.distill_iterations,
+        *distill_pairs,
+    )
+    untouched = tool("train_net", "fvit_untouched", "fvit_untouched", iterations)
+    distilled = tool(
+        "train_net",
+        "fvit_clipself",
+        "fvit_clipself",
+        iterations,
+        "MODEL.CLIP.WEIGHTS",
+        str(student),
+    )
+    return [
+        *stages,
+        Stage("regions_before", before, out / "before"),
+        Stage("distillation", distill, out / "clipself"),
+        Stage("detector_before", untouched, out / "fvit_untouched"),
+        Stage("detector_after", distilled, out / "fvit_clipself", (student,)),
+    ]
+
+
+def run_stage(stage: Stage, data_root: Path) -> float:
+    """Run one command with its output on the terminal.
+
+    Args:
+        stage: The stage.
+        data_root: Value of DETECTRON2_DATASETS.
+
+    Returns:
+        Minutes it took.
+
+    Raises:
+        FileNotFoundError: If an input of the stage is missing.
+        ValueError: If the command fails.
+    """
+    for path in stage.inputs:
+        if not path.is_file():
+            raise FileNotFoundError(f"stage {stage.name} needs {path}, which no stage has written")
+    logger.info("[%s] python %s", stage.name, shlex.join(stage.command))
+    start = time.perf_counter()
+    environment = {**ALLOCATOR, **os.environ, "DETECTRON2_DATASETS": str(data_root)}
+    done = subprocess.run(
+        [sys.executable, *stage.command], cwd=REPOSITORY, env=environment, check=False
+    )
+    if done.returncode != 0:
+        raise ValueError(
+            f"stage {stage.name} failed with exit code {done.returncode}; its command was "
+            f"python {shlex.join(stage.command)}"
+        )
+    return (time.perf_counter() - start) / 60
+
+
+def run_quickstart(options: QuickstartOptions) -> Summary:
+    """Run all stages, then write the summary, the table and the pictures.
+
+    Args:
+        options: Budget and places.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    options.output.mkdir(parents=True, exist_ok=True)
+    summary_path = options.output / "summary.json"
+    summary_path.unlink(missing_ok=True)
+    minutes = {}
+    for stage in plan_stages(options):
+        minutes[stage.name] = round(run_stage(stage, options.data_root), 3)
+    summary = summarise(options, minutes)
+    draw_curves(summary, options.output / "clipself" / "metrics.json", options.output)
+    draw_detections(
+        options.data_root / "emoji",
+        options.output / "fvit_untouched",
+        options.output / "fvit_clipself",
+        options.output / "detections.png",
+    )
+    summary_path.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    logger.info("\n%s", format_table(summary))
+    logger.info("summary.json, curves.png and detections.png are in %s", options.output)
+    return summary
+
+
+def summarise(options: QuickstartOptions, minutes: dict[str, float]) -> Summary:
+    """Collect the figures that the stages wrote.
+
+    Args:
+        options: Budget and places.
+        minutes: Time of every stage.
+
+    Returns:
+        The summary.
+    """
+    before = _read_results(options.output / "before")["emoji_panoptic_val"]["region"]
+    after = _read_results(options.output / "clipself")["emoji_panoptic_val"]["region"]
+    untouched = _read_results(options.output / "fvit_untouched")["emoji_ov_val"]["bbox"]
+    distilled = _read_results(options.output / "fvit_clipself")["emoji_ov_val"]["bbox"]
+    summary: Summary = {
+        "crop_macc": before["crop.thing.macc1"],
+        "dense_macc_before": before["roi.thing.macc1"],
+        "dense_macc_after": after["roi.thing.macc1"],
+    }
+    for split in ("novel", "base", "all"):
+        summary[f"ap50_{split}_before"] = untouched[f"AP50-{split}"]
+        summary[f"ap50_{split}_after"] = distilled[f"AP50-{split}"]
+    summary["minutes"] = {**minutes, "total": round(sum(minutes.values()), 3)}
+    summary["regions"] = options.regions
+    summary["seed"] = options.seed
+    summary["versions"] = _versions()
+    return summary
+
+
+def _read_results(folder: Path) -> dict:
+    return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+
+
+def _versions() -> dict[str, str]:
+    names = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "hotcoco", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
+    """Read the quickstart's flags.
+
+    Args:
+        arguments: Words of the command line; ``sys.argv`` when None.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Example: python tools/quickstart.py --regions grid --seed 1"
+    )
+    defaults = QuickstartOptions(Path("output/quickstart"), Path("datasets"))
+    parser.add_argument("--output", type=Path, default=defaults.output)
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        help="folder of the data set; DETECTRON2_DATASETS or datasets",
+    )
+    for name in ("train", "val", "rpn-iterations", "distill-iterations", "detector-iterations"):
+        value = getattr(defaults, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--regions", choices=["proposals", "grid", "both"], default="proposals")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
+    args = vars(parser.parse_args(arguments))
+    args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
+    args["overrides"] = tuple(args["overrides"])
+    return QuickstartOptions(**args)

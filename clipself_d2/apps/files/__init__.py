@@ -1,0 +1,1 @@
+"""Files that other commands read: text embeddings, proposals, concept pools, pages of docs."""

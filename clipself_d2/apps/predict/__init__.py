@@ -1,0 +1,1 @@
+"""Predictions on pictures of the user's own: predictor, demo, web page."""

@@ -1,0 +1,244 @@
+"""Detection on pictures, videos and cameras with classes that the user types."""
+
+import colorsys
+import contextlib
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from clipself_d2.apps.predict.detection_file import DetectionFile
+from clipself_d2.apps.predict.detector_source import Config
+from clipself_d2.apps.predict.media import FilmWriter, find_inputs, is_video, open_film
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.data.pictures import read_picture
+from clipself_d2.parts.text_embeddings import dataset_vocabulary
+from clipself_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Pictures are drawn at least this wide, px, so that labels can be read.
+DRAWN_WIDTH = 640
+# All detections, in the output folder.
+DETECTIONS_FILE = "detections.json"
+# Hues of neighbouring classes lie this far apart, as a share of the circle.
+_HUE_STEP = 0.381966
+
+
+def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
+    """Turn the demo's flags into classes.
+
+    Args:
+        kind: "custom", a registered data set, or a file of names.
+        custom: For "custom": classes between commas, synonyms of a class behind semicolons, as in
+            "dog,police car;squad car;patrol car" of two classes.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: If there is no name, or ``kind`` is none of these.
+        FileNotFoundError: If ``kind`` looks like a file that is missing.
+    """
+    if kind == "custom":
+        entries = custom.split(",")
+        if not any(entry.strip(" ;") for entry in entries):
+            raise ValueError(
+                '--custom-vocabulary is empty; give names between commas, such as "police car,dog"'
+            )
+        return parse_classes(entries)
+    if custom.strip():
+        raise ValueError(
+            f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"
+        )
+    if kind in DatasetCatalog.list():
+        return dataset_vocabulary(kind, "--vocabulary")
+    if Path(kind).suffix in (".txt", ".json") or Path(kind).is_file():
+        return Vocabulary.from_file(kind)
+    near = difflib.get_close_matches(kind, DatasetCatalog.list(), n=2)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise ValueError(
+        f"--vocabulary is {kind!r}; it is custom, a registered data set such as emoji_ov_val, or a "
+        f".txt or .json file of names{hint}"
+    )
+
+
+def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
+    """Draw detections, every class in a colour of its own.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``.
+        names: Class names.
+
+    Returns:
+        (H', W', 3) uint8 RGB, enlarged where the picture is small.
+    """
+    found = found.to("cpu")
+    classes = found.pred_classes.tolist()
+    drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
+    drawer.overlay_instances(
+        boxes=found.pred_boxes,
+        masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
+        labels=[
+            f"{names[number]} {score:.0%}"
+            for number, score in zip(classes, found.scores.tolist(), strict=True)
+        ],
+        assigned_colors=[
+            colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0) for number in classes
+        ],
+    )
+    return drawer.get_output().get_image()
+
+
+def run_demo(
+    cfg: Config,
+    inputs: Iterable[str | Path],
+    output_dir: Path,
+    vocabulary: Vocabulary,
+    min_score: float,
+    *,
+    webcam: int | None = None,
+    batch_size: int = 4,
+    max_frames: int = 0,
+) -> list[Path]:
+    """Detect the classes of a vocabulary, draw the boxes, and list all of them in one file.
+
+    Args:
+        cfg: The whole config; MODEL.WEIGHTS is the detector, of a LazyConfig
+            ``train.init_checkpoint``.
+        inputs: Pictures, videos, folders and patterns, as ``find_inputs`` reads them.
+        output_dir: Folder for the results: a png for every picture and an mp4 for every video,
+            named as they are, and ``detections.json`` of COCO's form.
+        vocabulary: The classes.
+        min_score: Least score kept, in [0, 1].
+        webcam: Number of a camera that is read after the inputs, until ``max_frames`` or a keyboard
+            interrupt.
+        batch_size: Most pictures or frames at once.
+        max_frames: Most frames of each video; 0 for all.
+
+    Returns:
+        Pictures and videos written.
+
+    Raises:
+        ValueError: If MODEL.WEIGHTS is empty or of another model, an option is out of its range, a
+            file is damaged, or there is no such camera; then nothing is written.
+        FileNotFoundError: If a file is missing.
+    """
+    if not 0.0 <= min_score <= 1.0:
+        raise ValueError(f"--confidence-threshold is {min_score}; it must be in [0, 1]")
+    if max_frames < 0:
+        raise ValueError(f"--max-frames is {max_frames}; give 0 for all, or a number of frames")
+    sources: list[Path | int] = [*find_inputs([str(entry) for entry in inputs])]
+    sources += [] if webcam is None else [webcam]
+    for source in sources:
+        _check_readable(source)
+    predictor = OpenVocabPredictor(cfg, min_score=min_score, batch_size=batch_size)
+    predictor.set_classes(vocabulary)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    session = _Session(predictor, min_score, output_dir)
+    films = [source for source in sources if isinstance(source, int) or is_video(source)]
+    pictures = [source for source in sources if source not in films]
+    try:
+        for batch in _batches(pictures, batch_size):
+            session.add_pictures(batch)
+        for film in films:
+            session.add_film(film, max_frames)
+    finally:
+        path = output_dir / DETECTIONS_FILE
+        session.file.save(path)
+        logger.info(
+            "%s: %d detections on %d pictures",
+            path,
+            len(session.file.annotations),
+            len(session.file.images),
+        )
+    return session.written
+
+
+def _check_readable(source: Path | int) -> None:
+    """Decode a picture, or open a film."""
+    if isinstance(source, int) or is_video(source):
+        with open_film(source):
+            return
+    read_picture(source)
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+class _Session:
+    """Detects, draws and collects, input by input."""
+
+    def __init__(self, predictor: OpenVocabPredictor, min_score: float, output_dir: Path) -> None:
+        self.predictor = predictor
+        self.names = predictor.names
+        self.min_score = min_score
+        self.output_dir = output_dir
+        self.file = DetectionFile(predictor.names)
+        self.written: list[Path] = []
+
+    def add_pictures(self, paths: Sequence[Path]) -> None:
+        images = [np.asarray(read_picture(path)) for path in paths]
+        for path, image, found in zip(paths, images, self._find(images), strict=True):
+            target = self._target(path.stem, ".png")
+            Image.fromarray(draw(image, found, self.names)).save(target)
+            self.file.add(str(path), found)
+            labels = [self.names[number] for number in found.pred_classes]
+            logger.info("%s: %s", target, ", ".join(labels) if labels else "nothing found")
+            self.written.append(target)
+
+    def add_film(self, source: Path | int, max_frames: int) -> None:
+        name = f"webcam{source}" if isinstance(source, int) else str(source)
+        target = self._target(Path(name).stem, ".mp4")
+        counts: Counter[str] = Counter()
+        number = 0
+        # A camera has no end: it is stopped from the keyboard.
+        stop = (KeyboardInterrupt,) if isinstance(source, int) else ()
+        with (
+            open_film(source) as film,
+            FilmWriter(target, film.fps) as writer,
+            contextlib.suppress(*stop),
+        ):
+            for frames in _batches(film.frames(max_frames), self.predictor.batch_size):
+                for frame, found in zip(frames, self._find(frames), strict=True):
+                    writer.add(draw(frame, found, self.names))
+                    self.file.add(name, found, frame=number)
+                    counts.update(self.names[label] for label in found.pred_classes)
+                    number += 1
+        if not number:
+            raise ValueError(f"video {name} has no frame that can be decoded; replace the file")
+        shown = ", ".join(f"{label} {count}" for label, count in counts.most_common())
+        logger.info("%s: %d frames, %s", target, number, shown or "nothing found")
+        self.written.append(target)
+
+    def _find(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        found = []
+        for output in self.predictor.detect_all(images):
+            if "instances" not in output:
+                raise ValueError(
+                    f"{type(self.predictor.model).__name__} gives {', '.join(output)} and no "
+                    "instances; the demo needs a detector"
+                )
+            instances = output["instances"]
+            found.append(instances[instances.scores >= self.min_score])
+        return found
+
+    def _target(self, stem: str, suffix: str) -> Path:
+        """A file that no earlier input has: those of several folders may share a name."""
+        target, number = self.output_dir / f"{stem}{suffix}", 2
+        while target in self.written:
+            target = self.output_dir / f"{stem}_{number}{suffix}"
+            number += 1
+        return target

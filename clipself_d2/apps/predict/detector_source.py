@@ -1,0 +1,164 @@
+"""A detector with its weights, from a yaml config or a LazyConfig, for the predictor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import detectron2.data.transforms as T
+from detectron2.config import CfgNode, get_cfg, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from clipself_d2.config import add_clipself_config
+from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.lazy import build_lazy_model, load_lazy_config
+from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
+from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.parts.text_embeddings import dataset_embeddings
+
+Config: TypeAlias = CfgNode | DictConfig
+
+# Zero-shot detection: CLIP and the proposal network bring weights of their own.
+_COMPLETE_WITHOUT_WEIGHTS = ("OfflineProposalRCNN",)
+
+
+@dataclass(frozen=True)
+class DetectorSource:
+    """What the predictor needs of a detector.
+
+    Attributes:
+        model: The detector in eval mode, with its weights.
+        cfg: Keys of the CLIP, the vocabulary and the image format; of a LazyConfig the same,
+            taken from its parts.
+        augmentation: Resizing of test images.
+    """
+
+    model: nn.Module
+    cfg: CfgNode
+    augmentation: T.Augmentation
+
+
+def read_detector_config(config_file: str | Path, overrides: Sequence[object]) -> Config:
+    """Read a config by the kind of its file.
+
+    Args:
+        config_file: yaml file, or a LazyConfig, which ends in .py.
+        overrides: Alternating keys and values for yaml, ``key=value`` for a LazyConfig.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If an override fits no key.
+    """
+    if Path(config_file).suffix == ".py":
+        texts = [str(text) for text in overrides]
+        return load_lazy_config(str(config_file), texts, needed=("model", "dataloader"))
+    return load_config(str(config_file), list(overrides))  # type: ignore[arg-type]
+
+
+def build_detector(
+    config: str | Path | Config, weights: str | Path | None, overrides: Sequence[object]
+) -> DetectorSource:
+    """Build a detector and load its weights.
+
+    Args:
+        config: A file as for ``read_detector_config``, or a config.
+        weights: Checkpoint; None takes MODEL.WEIGHTS, of a LazyConfig ``train.init_checkpoint``.
+        overrides: As for ``read_detector_config``.
+
+    Returns:
+        The detector.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there are no weights or they are of another model, or a LazyConfig's model
+            has no text classes.
+    """
+    if isinstance(config, str | Path):
+        config = read_detector_config(config, overrides)
+    elif isinstance(config, DictConfig) and overrides:
+        raise ValueError(
+            "overrides go with the file of a LazyConfig; change the keys of the config itself"
+        )
+    elif isinstance(config, CfgNode):
+        config = config.clone()
+        config.defrost()
+        config.merge_from_list(list(overrides))
+    given = None if weights is None else str(weights)
+    if isinstance(config, DictConfig):
+        return _from_lazy(config, given)
+    return _from_yaml(config, given)
+
+
+def _from_yaml(cfg: CfgNode, weights: str | None) -> DetectorSource:
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = weights
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.META_ARCHITECTURE not in _COMPLETE_WITHOUT_WEIGHTS:
+        _check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "KEY VALUE")
+    model: nn.Module = Trainer.build_model(self_contained(cfg)).eval()
+    StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    return DetectorSource(model, cfg, resize)
+
+
+def _from_lazy(config: DictConfig, weights: str | None) -> DetectorSource:
+    key = "train.init_checkpoint"
+    weights = weights or OmegaConf.select(config, key, default="") or ""
+    _check_weights(key, weights, f"{key}=FILE")
+    mapper = OmegaConf.select(config, "dataloader.test.mapper", default=None)
+    if mapper is None or "augmentations" not in mapper:
+        raise ValueError(
+            "the LazyConfig has no dataloader.test.mapper.augmentations to resize pictures with; "
+            "add them, such as [L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)]"
+        )
+    model = build_lazy_model(config).eval()
+    cfg = _words_of(config, model)
+    cfg.MODEL.WEIGHTS = weights
+    cfg.INPUT.FORMAT = getattr(model, "input_format", None) or mapper.get("image_format", "RGB")
+    device = OmegaConf.select(config, "train.device", default="cpu")
+    StrictCheckpointer(model.to(device)).load(weights)
+    return DetectorSource(model, cfg, T.AugmentationList(instantiate(mapper.augmentations)))
+
+
+def _words_of(config: DictConfig, model: nn.Module) -> CfgNode:
+    """Keys of the CLIP and the vocabulary, as the classifier of a lazy model has them."""
+    has_text = any(isinstance(module, TextClassifier) for module in model.modules())
+    options = next(_embedding_options(config.model), None)
+    if not has_text or options is None:
+        raise ValueError(
+            f"{type(model).__name__} of this LazyConfig has no text classifier made from "
+            "dataset_embeddings, so that it knows no words; take a config with text classes, such "
+            "as configs/plug_in/fcos_words.py"
+        )
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    cfg.MODEL.CLIP.NAME = options.clip
+    cfg.MODEL.CLIP.PRETRAINED = options.get("weights") or ""
+    cfg.MODEL.VOCABULARY.DATASET = options.name
+    cfg.MODEL.VOCABULARY.TEMPLATES = options.get("templates", "vild")
+    cfg.MODEL.VOCABULARY.CACHE_DIR = options.get("cache_dir") or ""
+    return cfg
+
+
+def _embedding_options(node: object) -> Iterator[DictConfig]:
+    """Find the calls of ``dataset_embeddings`` in a lazy model."""
+    name = f"{dataset_embeddings.__module__}.{dataset_embeddings.__qualname__}"
+    if isinstance(node, DictConfig):
+        if node.get("_target_") in (dataset_embeddings, name):
+            yield node
+        for key in node:
+            yield from _embedding_options(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from _embedding_options(item)
+
+
+def _check_weights(key: str, weights: str, form: str) -> None:
+    if not weights:
+        raise ValueError(f"{key} is empty; give the detector's checkpoint as {form}")
+    # Detectron2 fetches addresses such as detectron2://.
+    if "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"{key} {weights} does not exist; give a checkpoint")

@@ -1,0 +1,178 @@
+"""Segmentation of what a typed expression refers to."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from torch import Tensor, nn
+
+from clipself_d2.apps.predict.demo import DRAWN_WIDTH
+from clipself_d2.data.pictures import read_picture
+from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
+from clipself_d2.layers.letterbox import letterbox_image
+
+logger = logging.getLogger(__name__)
+
+META_ARCHITECTURE = "CRIS"
+MASK_COLOUR = (0.9, 0.1, 0.1)
+OPACITY = 0.5
+
+
+class ReferringPredictor:
+    """A CRIS model that is given pictures and expressions as they are.
+
+    Args:
+        cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
+
+    Raises:
+        ValueError: If the config is no CRIS, or MODEL.WEIGHTS is empty or of another model.
+        FileNotFoundError: If MODEL.WEIGHTS is missing.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        weights = cfg.MODEL.WEIGHTS
+        if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+            raise ValueError(
+                f"--expression needs MODEL.META_ARCHITECTURE {META_ARCHITECTURE}, not "
+                f"{cfg.MODEL.META_ARCHITECTURE}; give a config such as configs/emoji/cris.yaml"
+            )
+        if not weights:
+            raise ValueError("MODEL.WEIGHTS is empty; give the model's checkpoint as KEY VALUE")
+        # Detectron2 fetches addresses such as detectron2://.
+        if "://" not in weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist; give a checkpoint")
+        self.cfg = cfg
+        self.model: Any = Trainer.build_model(self_contained(cfg)).eval()
+        StrictCheckpointer(self.model).load(weights)
+
+    def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Segment one picture by several expressions.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            expressions: Sentences; words that the embedded CLIP never read are warned of
+                where its text tower was not trained.
+
+        Returns:
+            As of ``segment``.
+
+        Raises:
+            ValueError: If an expression is blank.
+        """
+        check_expressions(expressions)
+        is_trained = "text" in self.cfg.MODEL.CRIS.TRAINED_TOWERS
+        unseen = () if is_trained else self.model.text.unseen_words(expressions)
+        if unseen:
+            name = self.cfg.MODEL.CLIP.NAME
+            logger.warning("%s never read the words %s", name, ", ".join(unseen))
+        return segment(self.cfg, self.model, image, expressions)
+
+
+def check_expressions(expressions: Sequence[str]) -> None:
+    """Refuse expressions without a word.
+
+    Args:
+        expressions: Sentences.
+
+    Raises:
+        ValueError: If one is blank.
+    """
+    if not all(text.strip() for text in expressions):
+        raise ValueError(
+            'the expression is blank; give a sentence such as "the dog on the left" (--expression)'
+        )
+
+
+def segment(
+    cfg: CfgNode, model: nn.Module, image: np.ndarray, expressions: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """Segment one picture by several expressions; it is encoded once.
+
+    Args:
+        cfg: The whole config.
+        model: The meta-architecture CRIS in evaluation mode.
+        image: (H, W, 3) uint8 RGB.
+        expressions: Sentences.
+
+    Returns:
+        For each expression ``ref_mask_prob`` (H, W) and ``ref_mask`` (H, W) bool.
+    """
+    red, green, blue = cfg.MODEL.PIXEL_MEAN
+    placed = letterbox_image(image, cfg.INPUT.REFER_SIZE, (red, green, blue))
+    tensor = torch.from_numpy(np.ascontiguousarray(placed.transpose(2, 0, 1)))
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    with torch.no_grad():
+        return model([{"image": tensor, "sentence": text, **size} for text in expressions])
+
+
+def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
+    """Draw a mask and its expression.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool; may be empty.
+        text: The expression.
+
+    Returns:
+        (H', W', 3) uint8 RGB, enlarged where the picture is small.
+    """
+    drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
+    if mask.any():
+        drawer.draw_binary_mask(mask.astype(np.uint8), color=MASK_COLOUR, alpha=OPACITY)
+    drawer.draw_text(text, (image.shape[1] / 2, 2))
+    return drawer.get_output().get_image()
+
+
+def run_refer_demo(
+    cfg: CfgNode, inputs: Iterable[Path], output_dir: Path, expressions: Sequence[str]
+) -> list[Path]:
+    """Segment expressions in pictures and write a drawing for each.
+
+    Args:
+        cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
+        inputs: Pictures.
+        output_dir: Folder of ``<picture>_<number of the expression>.png``; of a further picture of
+            the same name ``<picture>_<n>_...``.
+        expressions: Sentences.
+
+    Returns:
+        Files written.
+
+    Raises:
+        ValueError: If the config is no CRIS, MODEL.WEIGHTS is empty or of another model, an
+            expression is blank, there is no picture, or one is damaged; then nothing is written.
+        FileNotFoundError: If a file is missing.
+    """
+    check_expressions(expressions)
+    pictures = [(path, np.asarray(read_picture(path))) for path in inputs]
+    predictor = ReferringPredictor(cfg)
+    if not pictures:
+        raise ValueError("there is no picture; give --input (--expression reads no camera)")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    names: set[str] = set()
+    for path, image in pictures:
+        name = _new_name(path.stem, names)
+        for number, output in enumerate(predictor(image, expressions)):
+            mask = output["ref_mask"].numpy()
+            target = output_dir / f"{name}_{number}.png"
+            Image.fromarray(draw_mask(image, mask, expressions[number])).save(target)
+            logger.info("%s: %r, %d pixels", target, expressions[number], int(mask.sum()))
+            written.append(target)
+    return written
+
+
+def _new_name(stem: str, taken: set[str]) -> str:
+    """A name that no earlier picture has: those of several folders may share one."""
+    name, number = stem, 2
+    while name in taken:
+        name = f"{stem}_{number}"
+        number += 1
+    taken.add(name)
+    return name

@@ -1,0 +1,343 @@
+"""F-ViT's feature pyramid over the blocks of a CLIP ViT.
+
+Legend: N images, C tower width, H W pixels, h w cells of a level.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypedDict
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
+from clipself_d2.backbones.compatibility import check_square, refuse_sync_bn_on_cpus
+from clipself_d2.backbones.levels import LevelPlan, PyramidBackbone, plan_levels
+
+NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN", "GN", "LN", "")
+
+
+class ClipViTPyramidOptions(TypedDict):
+    """Keyword arguments of ``ClipViTPyramid``."""
+
+    backbone: ClipViT
+    strides: Sequence[int]
+    out_channels: int
+    norm: str
+    square_size: int
+    top_block: nn.Module | None
+    divisor: int
+
+
+class ClipViTPyramid(PyramidBackbone):
+    """Feature pyramid of power-of-two strides from one block of a ViT for each level.
+
+    Every block's map is brought to its level's stride by ``make_adapter`` and, where the patch is
+    no power of two, by ``resample``; lateral, top-down and output convolutions follow as in FPN.
+    Features are ``p<log2 stride>``, one more level of twice the last stride, and the backbone's
+    ``clip`` map untouched. Images of any size are taken; levels have ceil(H / stride) rows.
+
+    Args:
+        backbone: The ViT; its ``tap_blocks`` are read in order, the first for the finest level.
+        strides: Pixels per cell of the levels, powers of two, ascending.
+        out_channels: Channels of every level.
+        norm: Norm of the adapters, lateral and output convolutions, one of ``NORMS``.
+        square_size: Side to which Detectron2 pads every image at the right and bottom, after
+            normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
+        top_block: Levels above the last stride, as Detectron2's ``LastLevelP6P7``, which reads a
+            level of this pyramid; None is one level of every second cell of the last.
+        divisor: Number that padded sides are a multiple of, beside the patch, px.
+
+    Raises:
+        ValueError: If strides are not such, their number is not that of the taps, the norm is
+            unknown or does not fit the channels, a trained block is behind the last tap, or
+            ``square_size`` is negative.
+
+    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1. Differs for patches of 14 px: its
+    strides 3.5, 7, 14, 28 are resampled to 4, 8, 16, 32, which Detectron2's pooler needs.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ClipViT,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        out_channels: int = 256,
+        norm: str = "SyncBN",
+        square_size: int = 0,
+        top_block: nn.Module | None = None,
+        divisor: int = 1,
+    ) -> None:
+        _check_levels(backbone, strides)
+        super().__init__(
+            backbone=backbone,
+            strides=strides,
+            square_size=square_size,
+            top_block=top_block,
+            divisor=divisor,
+        )
+        patch, width = backbone.tower.patch_size, backbone.tower.width
+        self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
+        self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
+        self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
+        for _ in strides:
+            lateral = normed_conv(width, out_channels, 1, norm)
+            output = normed_conv(out_channels, out_channels, 3, norm)
+            c2_xavier_fill(lateral)
+            c2_xavier_fill(output)
+            self.laterals.append(lateral)
+            self.outputs.append(output)
+        self.set_levels(out_channels)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
+        """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shape of the images.
+
+        Returns:
+            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
+
+        Raises:
+            ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
+                MODEL.CLIP_FPN.SQUARE_SIZE.
+        """
+        refuse_sync_bn_on_cpus(cfg)
+        check_square(cfg)
+        fpn = cfg.MODEL.CLIP_FPN
+        options = ClipViT.from_config(cfg, input_shape)
+        taps = options["tap_blocks"] or spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
+        plan = plan_levels(cfg)
+        # The blocks of levels that the detector does not read are left out with them.
+        options["tap_blocks"] = list(taps)[len(fpn.STRIDES) - len(plan.strides) :]
+        return pyramid_options(cfg, ClipViT(**options), plan)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features.
+
+        Args:
+            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
+
+        Returns:
+            Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
+            the dense map ``clip``.
+        """
+        height, width = images.shape[-2:]
+        features = self.bottom_up(images)
+        laterals = []
+        for level, stride in enumerate(self.strides):
+            tap = features[f"block{self.bottom_up.tap_blocks[level]}"]
+            adapted = self.adapters[level](tap)
+            grid = (-(-height // stride), -(-width // stride))
+            aligned = resample(adapted, self._tap_strides[level], stride, grid)
+            laterals.append(self.laterals[level](aligned))
+        for level in reversed(range(len(laterals) - 1)):
+            coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
+            laterals[level] = laterals[level] + coarse
+        levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
+        return self.add_top(levels, features[CLIP_FEATURE])
+
+
+def pyramid_options(cfg: CfgNode, backbone: ClipViT, plan: LevelPlan) -> ClipViTPyramidOptions:
+    """Read MODEL.CLIP_FPN.
+
+    Args:
+        cfg: The whole config.
+        backbone: The ViT.
+        plan: Levels that the detector reads.
+
+    Returns:
+        Arguments of a pyramid's constructor.
+    """
+    fpn = cfg.MODEL.CLIP_FPN
+    return {
+        "backbone": backbone,
+        "strides": plan.strides,
+        "out_channels": fpn.OUT_CHANNELS,
+        "norm": fpn.NORM,
+        "square_size": fpn.SQUARE_SIZE,
+        "top_block": plan.top_block,
+        "divisor": plan.divisor,
+    }
+
+
+def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
+    """Choose blocks at equal distances that end with the last one.
+
+    Args:
+        num_blocks: Depth of the tower.
+        num_taps: Number of blocks wanted; above ``num_blocks`` some come twice.
+
+    Returns:
+        Ascending 0-based numbers: 2, 5, 8, 11 for 4 of 12.
+    """
+    return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
+
+
+def make_norm(norm: str, channels: int, key: str = "MODEL.CLIP_FPN.NORM") -> nn.Module | None:
+    """Make a norm by Detectron2's name.
+
+    Args:
+        norm: One of ``NORMS``.
+        channels: Number of channels.
+        key: Key that an error tells to change.
+
+    Returns:
+        The module, None for "".
+
+    Raises:
+        ValueError: If the name is unknown or GN's 32 groups do not divide the channels.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; {key} is one of {NORMS}")
+    if norm == "GN" and channels % 32:
+        raise ValueError(
+            f"GN has 32 groups, which do not divide {channels} channels; change {key} to LN or "
+            "MODEL.CLIP_FPN.OUT_CHANNELS to a multiple of 32"
+        )
+    return get_norm(norm, channels)
+
+
+def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
+    """Make a convolution that keeps the grid, with a bias where it has no norm.
+
+    Args:
+        channels: Channels in.
+        out_channels: Channels out.
+        kernel: Side of the kernel, odd.
+        norm: Norm behind it, one of ``NORMS``.
+
+    Returns:
+        The convolution with PyTorch's random weights.
+    """
+    return Conv2d(
+        channels,
+        out_channels,
+        kernel,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=make_norm(norm, out_channels),
+    )
+
+
+def make_adapter(
+    channels: int, patch_size: int, stride: int, norm: str, *, narrowing: int = 1
+) -> nn.Sequential | nn.MaxPool2d:
+    """Make the module that brings a block's map nearest to a stride by factors of two.
+
+    Upwards 2 x 2 transposed convolutions of stride 2, with norm and GELU between two of them;
+    downwards one max-pooling. The result's stride is ``patch_size`` times or over a power of two.
+
+    Args:
+        channels: Channels C in, and out where nothing is narrowed.
+        patch_size: Stride of the block's map, px.
+        stride: Stride wanted, px.
+        norm: Norm between transposed convolutions, one of ``NORMS``.
+        narrowing: Number by which each transposed convolution divides the channels.
+
+    Returns:
+        A module from (N, C, h, w) to (N, C, h * f, w * f) with f a power of two; sides are
+        rounded up.
+    """
+    steps = doublings(patch_size, stride)
+    if steps < 0:
+        return nn.MaxPool2d(2**-steps, ceil_mode=True)
+    layers: list[nn.Module] = []
+    for step in range(steps):
+        if step > 0:
+            between = make_norm(norm, channels)
+            layers += [nn.GELU()] if between is None else [between, nn.GELU()]
+        wider, channels = channels, channels // narrowing
+        layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, int]) -> Tensor:
+    """Interpolate a map to another stride with the upper left corner of the image kept in place.
+
+    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
+    ``grid`` would stretch a map whose cells do not end where the image does.
+
+    Args:
+        map_NChw: Map; past its border the last cells are repeated.
+        source: Its stride, px.
+        target: Stride wanted, px.
+        grid: Cells (h, w) wanted.
+
+    Returns:
+        Bilinear values at the centres of the cells; a crop of the map where the strides agree.
+    """
+    if source != target:
+        scale = source / target
+        # Enough cells that rounding down after scaling leaves the grid.
+        height, width = (math.ceil(cells / scale) for cells in grid)
+        missing = (0, max(0, width - map_NChw.shape[-1]), 0, max(0, height - map_NChw.shape[-2]))
+        padded = F.pad(map_NChw, missing, mode="replicate")
+        map_NChw = F.interpolate(padded, scale_factor=scale, mode="bilinear", align_corners=False)
+    return map_NChw[..., : grid[0], : grid[1]]
+
+
+def doublings(patch_size: int, stride: int) -> int:
+    """Count the factors of two from the patch to a stride.
+
+    Args:
+        patch_size: Stride of the ViT's map, px.
+        stride: Stride wanted, px.
+
+    Returns:
+        The nearest number of them; negative where the stride is coarser.
+    """
+    return round(math.log2(patch_size / stride))
+
+
+def adapted_stride(patch_size: int, stride: int) -> float:
+    """Stride that factors of two reach.
+
+    Args:
+        patch_size: Stride of the ViT's map, px.
+        stride: Stride wanted, px.
+
+    Returns:
+        The nearest stride, px.
+    """
+    return patch_size / 2.0 ** doublings(patch_size, stride)
+
+
+def check_strides(strides: Sequence[int]) -> None:
+    """Raise unless strides are such of a pyramid.
+
+    Args:
+        strides: Pixels per cell.
+
+    Raises:
+        ValueError: If they are no powers of two or do not ascend.
+    """
+    ascending = all(fine < coarse for fine, coarse in pairwise(strides))
+    if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
+        raise ValueError(
+            f"strides are {list(strides)}; MODEL.CLIP_FPN.STRIDES are powers of two, ascending"
+        )
+
+
+def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
+    check_strides(strides)
+    taps = backbone.tap_blocks
+    if len(taps) != len(strides):
+        raise ValueError(
+            f"{len(taps)} blocks {list(taps)} for {len(strides)} levels; MODEL.CLIP.TAP_BLOCKS "
+            "and MODEL.CLIP_FPN.STRIDES need the same length"
+        )
+    last = backbone.tower.num_blocks - 1
+    if backbone.trainable_blocks and last not in taps:
+        raise ValueError(
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
+            f"level reads block "
+            f"{last}; end MODEL.CLIP.TAP_BLOCKS with it or set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )

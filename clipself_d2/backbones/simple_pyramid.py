@@ -1,0 +1,170 @@
+"""ViTDet's simple feature pyramid over the last map of a CLIP ViT.
+
+Legend: N images, C tower width, H W pixels, h w cells of a level.
+"""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
+from clipself_d2.backbones.compatibility import check_square, refuse_sync_bn_on_cpus
+from clipself_d2.backbones.levels import PyramidBackbone, plan_levels
+from clipself_d2.backbones.pyramid import (
+    ClipViTPyramidOptions,
+    adapted_stride,
+    check_strides,
+    doublings,
+    make_adapter,
+    normed_conv,
+    pyramid_options,
+    resample,
+)
+
+
+class ClipViTSimplePyramid(PyramidBackbone):
+    """Levels of power-of-two strides, each made from the ViT's last map by itself.
+
+    Transposed convolutions of stride 2 with half the channels each go up, max-pooling goes down; a
+    1 x 1 and a 3 x 3 convolution with norms follow. There is no path between levels. Features
+    are ``p<log2 stride>``, the levels above, and the ViT's ``clip`` map untouched. Images of any
+    size are taken; levels have ceil(H / stride) rows.
+
+    Args:
+        backbone: The ViT; the last of its ``tap_blocks`` is read.
+        strides: Pixels per cell of the levels, powers of two, ascending.
+        out_channels: Channels of every level.
+        norm: Norm of all convolutions, one of ``pyramid.NORMS``; ViTDet has LN.
+        square_size: Side to which Detectron2 pads every image, px; 0 pads no further than needed.
+        top_block: Levels above the last stride, as Detectron2's ``LastLevelP6P7``; None is one
+            level of every second cell of the last.
+        divisor: Number that padded sides are a multiple of, beside the patch, px.
+
+    Raises:
+        ValueError: If strides are not such, the backbone taps no block or not the last of a trained
+            tower, or the norm is unknown or does not fit the channels.
+
+    Reference: ViTDet, arXiv 2203.16527, section 3, as Detectron2's ``SimpleFeaturePyramid``.
+    Differs: strides of 14 px patches are resampled to powers of two, which Detectron2's pooler
+    needs; sides are rounded up; images are padded to whole patches, which Detectron2 leaves out
+    since it declares the divisor under a misspelt name.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ClipViT,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        out_channels: int = 256,
+        norm: str = "LN",
+        square_size: int = 0,
+        top_block: nn.Module | None = None,
+        divisor: int = 1,
+    ) -> None:
+        check_strides(strides)
+        tap = _tap(backbone)
+        super().__init__(
+            backbone=backbone,
+            strides=strides,
+            square_size=square_size,
+            top_block=top_block,
+            divisor=divisor,
+        )
+        patch, width = backbone.tower.patch_size, backbone.tower.width
+        self._tap_name = f"block{tap}"
+        self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
+        self.scalers, self.outputs = nn.ModuleList(), nn.ModuleList()
+        for stride in strides:
+            scaler, channels = make_scaler(width, patch, stride, norm)
+            self.scalers.append(scaler)
+            self.outputs.append(_make_output(channels, out_channels, norm))
+        self.set_levels(out_channels)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
+        """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shape of the images.
+
+        Returns:
+            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, the last block.
+
+        Raises:
+            ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
+                MODEL.CLIP_FPN.SQUARE_SIZE.
+        """
+        refuse_sync_bn_on_cpus(cfg)
+        check_square(cfg)
+        options = ClipViT.from_config(cfg, input_shape)
+        options["tap_blocks"] = options["tap_blocks"] or [options["tower"].num_blocks - 1]
+        return pyramid_options(cfg, ClipViT(**options), plan_levels(cfg))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features.
+
+        Args:
+            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
+
+        Returns:
+            Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
+            the dense map ``clip``.
+        """
+        height, width = images.shape[-2:]
+        features = self.bottom_up(images)
+        levels = []
+        for number, stride in enumerate(self.strides):
+            scaled = self.scalers[number](features[self._tap_name])
+            grid = (-(-height // stride), -(-width // stride))
+            aligned = resample(scaled, self._tap_strides[number], stride, grid)
+            levels.append(self.outputs[number](aligned))
+        return self.add_top(levels, features[CLIP_FEATURE])
+
+
+def make_scaler(
+    channels: int, patch_size: int, stride: int, norm: str
+) -> tuple[nn.Sequential | nn.MaxPool2d, int]:
+    """Make the module that brings the map nearest to a stride by factors of two.
+
+    Args:
+        channels: Channels C in.
+        patch_size: Stride of the map, px.
+        stride: Stride wanted, px.
+        norm: Norm between transposed convolutions.
+
+    Returns:
+        The module and its channels out: half of those in for each step up.
+    """
+    scaler = make_adapter(channels, patch_size, stride, norm, narrowing=2)
+    return scaler, channels >> max(0, doublings(patch_size, stride))
+
+
+def _make_output(channels: int, out_channels: int, norm: str) -> nn.Sequential:
+    convs = []
+    for kernel in (1, 3):
+        conv = normed_conv(channels, out_channels, kernel, norm)
+        c2_xavier_fill(conv)
+        convs.append(conv)
+        channels = out_channels
+    return nn.Sequential(*convs)
+
+
+def _tap(backbone: ClipViT) -> int:
+    if not backbone.tap_blocks:
+        raise ValueError(
+            "the simple pyramid reads the last of the ViT's tap_blocks, and there is none; set "
+            "MODEL.CLIP.TAP_BLOCKS to [], or tap_blocks to the last block"
+        )
+    tap, last = backbone.tap_blocks[-1], backbone.tower.num_blocks - 1
+    if backbone.trainable_blocks and tap != last:
+        raise ValueError(
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but the "
+            f"pyramid reads block {tap} of 0 to {last}; end MODEL.CLIP.TAP_BLOCKS with {last}, or "
+            "set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )
+    return tap

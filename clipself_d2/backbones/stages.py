@@ -1,0 +1,199 @@
+"""A CLIP ViT behind the names of a ResNet's stages, for C4, DC5 and DeepLab detectors.
+
+Legend: N images, C tower width, H W pixels, h w cells of a stage.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
+from clipself_d2.backbones.compatibility import (
+    check_square,
+    has_semantic_head,
+    refuse_sync_bn_on_cpus,
+)
+from clipself_d2.backbones.levels import PyramidBackbone
+from clipself_d2.backbones.pyramid import (
+    adapted_stride,
+    make_adapter,
+    normed_conv,
+    resample,
+    spread_blocks,
+)
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+class ClipViTStagesOptions(TypedDict):
+    """Keyword arguments of ``ClipViTStages``."""
+
+    backbone: ClipViT
+    strides: Mapping[str, int]
+    channels: Mapping[str, int]
+    norm: str
+    square_size: int
+    divisor: int
+
+
+class ClipViTStages(PyramidBackbone):
+    """Maps of a ViT with the names, strides and channels of a ResNet's stages.
+
+    Each stage reads one block, is brought to its stride as the levels of ``ClipViTPyramid`` are,
+    and to its channels by a 1 x 1 convolution with a norm. The feature ``clip`` is the ViT's,
+    untouched.
+
+    Args:
+        backbone: The ViT; its ``tap_blocks`` are read in order, one for each stage.
+        strides: Stride by name of the stage, px, powers of two.
+        channels: Channels by name of the stage.
+        norm: Norm of adapters and convolutions, one of ``pyramid.NORMS``.
+        square_size: Side to which Detectron2 pads every image, px; 0 pads no further than needed.
+        divisor: Number that padded sides are a multiple of, beside the patch, px.
+
+    Raises:
+        ValueError: If there is no stage, its names are unknown, or the number of blocks is another.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ClipViT,
+        strides: Mapping[str, int],
+        channels: Mapping[str, int],
+        norm: str = "SyncBN",
+        square_size: int = 0,
+        divisor: int = 1,
+    ) -> None:
+        _check_stages(backbone, strides, channels)
+        super().__init__(
+            backbone=backbone,
+            strides=tuple(strides.values()),
+            square_size=square_size,
+            divisor=divisor,
+        )
+        patch, width = backbone.tower.patch_size, backbone.tower.width
+        self._names = tuple(strides)
+        self._tap_strides = [adapted_stride(patch, stride) for stride in self.strides]
+        self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in self.strides)
+        self.laterals = nn.ModuleList()
+        for name in self._names:
+            lateral = normed_conv(width, channels[name], 1, norm)
+            c2_xavier_fill(lateral)
+            self.laterals.append(lateral)
+        self.declare(strides, channels)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStagesOptions:
+        """Read MODEL.RESNETS, MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
+
+        Args:
+            cfg: The whole config. Stages, channels and dilations are those of MODEL.RESNETS, norm
+                and square those of MODEL.CLIP_FPN.
+            input_shape: Shape of the images.
+
+        Returns:
+            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
+
+        Raises:
+            ValueError: If a stage is unknown, SyncBN is to train in several processes on CPUs, or
+                images may exceed MODEL.CLIP_FPN.SQUARE_SIZE.
+        """
+        refuse_sync_bn_on_cpus(cfg)
+        check_square(cfg)
+        resnets = cfg.MODEL.RESNETS
+        names = list(resnets.OUT_FEATURES)
+        strides = stage_strides(
+            names,
+            res4_dilation=resnets.get("RES4_DILATION", 1),
+            res5_dilation=resnets.RES5_DILATION,
+        )
+        options = ClipViT.from_config(cfg, input_shape)
+        options["tap_blocks"] = options["tap_blocks"] or spread_blocks(
+            options["tower"].num_blocks, len(names)
+        )
+        return {
+            "backbone": ClipViT(**options),
+            "strides": strides,
+            "channels": {name: resnets.RES2_OUT_CHANNELS << STAGES.index(name) for name in strides},
+            "norm": cfg.MODEL.CLIP_FPN.NORM,
+            "square_size": cfg.MODEL.CLIP_FPN.SQUARE_SIZE,
+            "divisor": max(strides.values()) if has_semantic_head(cfg) else 1,
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features.
+
+        Args:
+            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
+
+        Returns:
+            Stages of (N, channels, ceil(H / stride), ceil(W / stride)), and ``clip``.
+        """
+        height, width = images.shape[-2:]
+        features = self.bottom_up(images)
+        stages = {}
+        for number, (name, stride) in enumerate(zip(self._names, self.strides, strict=True)):
+            tap = features[f"block{self.bottom_up.tap_blocks[number]}"]
+            grid = (-(-height // stride), -(-width // stride))
+            aligned = resample(self.adapters[number](tap), self._tap_strides[number], stride, grid)
+            stages[name] = self.laterals[number](aligned)
+        return {**stages, CLIP_FEATURE: features[CLIP_FEATURE]}
+
+
+def stage_strides(
+    names: Sequence[str], *, res4_dilation: int = 1, res5_dilation: int = 1
+) -> dict[str, int]:
+    """Strides of a ResNet's stages.
+
+    Args:
+        names: Any of res2 to res5.
+        res4_dilation: 2 where res4 keeps the stride of res3.
+        res5_dilation: 2 where res5 keeps the stride of res4.
+
+    Returns:
+        Strides by name, px.
+
+    Raises:
+        ValueError: If a name is unknown or there is none.
+    """
+    unknown = [name for name in names if name not in STAGES]
+    if unknown or not names:
+        raise ValueError(
+            f"MODEL.RESNETS.OUT_FEATURES is {list(names)}; it names some of {', '.join(STAGES)}"
+        )
+    kept = {"res4": res4_dilation > 1, "res5": res5_dilation > 1}
+    strides, stride = {}, 2
+    for name in STAGES:
+        stride *= 1 if kept.get(name) else 2
+        strides[name] = stride
+    return {name: strides[name] for name in sorted(names, key=STAGES.index)}
+
+
+def _check_stages(
+    backbone: ClipViT, strides: Mapping[str, int], channels: Mapping[str, int]
+) -> None:
+    powers = all(stride > 0 and math.log2(stride).is_integer() for stride in strides.values())
+    if not strides or not powers or set(strides) != set(channels):
+        raise ValueError(
+            f"strides are {dict(strides)} and channels {dict(channels)}; both name the same "
+            "stages, and strides are powers of two"
+        )
+    taps, last = backbone.tap_blocks, backbone.tower.num_blocks - 1
+    if len(taps) != len(strides):
+        raise ValueError(
+            f"{len(taps)} blocks {list(taps)} for the stages {', '.join(strides)}; "
+            "MODEL.CLIP.TAP_BLOCKS and MODEL.RESNETS.OUT_FEATURES need the same length"
+        )
+    if backbone.trainable_blocks and last not in taps:
+        raise ValueError(
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
+            f"stage reads block {last}; end MODEL.CLIP.TAP_BLOCKS with it or set "
+            "MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )

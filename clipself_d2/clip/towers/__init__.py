@@ -1,0 +1,1 @@
+"""CLIP image towers: one contract for every family, and what they share."""

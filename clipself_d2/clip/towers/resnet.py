@@ -1,0 +1,258 @@
+"""Tower over open_clip's ModifiedResNet: CLIP's RN50, RN101 and their wider kin.
+
+Legend: N images or regions, D joint embedding, C channels, H W pixels, h w cells, S cells + 1.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from torch import Tensor, nn
+
+from clipself_d2.clip.precision import compute_context
+from clipself_d2.clip.towers.contract import ImageTower, native_grid
+from clipself_d2.clip.towers.positions import resize_positions
+
+# Pixels per cell of each stage, and how many times the stem's channels it has.
+STAGE_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+STAGES = tuple(STAGE_STRIDES)
+NORMS = ("BN", "SyncBN", "FrozenBN")
+
+
+class ResNetTower(ImageTower):
+    """A CLIP ResNet, stage by stage, with both forms of its attention pool.
+
+    The stages are separate methods, so that a detector can run ``forward_res5`` and ``pool`` on
+    features of regions.
+
+    Arguments are those of ``ImageTower``.
+
+    Attributes:
+        channels: Channels of each stage by name, ``res2`` to ``res5``.
+        norm: How batch norms behave: BN as in open_clip, or what ``set_norm`` chose.
+
+    Raises:
+        ValueError: If the tower has no attention pool.
+
+    Reference: Radford et al., arXiv 2103.00020, section 2.4.
+    """
+
+    visual: ModifiedResNet
+    patch_size: int = STAGE_STRIDES["res5"]
+    norm: str = "BN"
+
+    def read_visual(self) -> None:
+        """Read the channels of the stages and the pool's grid."""
+        visual, name = self.visual, self.name
+        if not isinstance(visual.attnpool, AttentionPool2d):
+            raise ValueError(f"{name} has no attention pool; choose RN50-quickgelu or its kin")
+        pool = visual.attnpool
+        self.embed_dim = int(pool.c_proj.out_features)
+        width = int(pool.c_proj.in_features)
+        self.channels = {"res2": width // 8, "res3": width // 4, "res4": width // 2, "res5": width}
+        native = native_grid(len(pool.positional_embedding) - 1, name)
+        self.image_size = native[0] * STAGE_STRIDES["res5"]
+
+    def forward_image(self, images: Tensor) -> Tensor:
+        """Embed whole pictures.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels of any size of at least 32 px.
+
+        Returns:
+            (N, D) float32, not normalised.
+        """
+        return self.pool(self.forward_stages(images)["res5"])
+
+    def forward_stages(self, images: Tensor, last: str = "res5") -> dict[str, Tensor]:
+        """Run the stem and the stages up to one.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels, H and W best multiples of the last stride.
+            last: Name of the last stage.
+
+        Returns:
+            (N, C, H / stride, W / stride) float32 by stage name, from ``res2`` to ``last``.
+
+        Raises:
+            ValueError: If there is no such stage.
+        """
+        if last not in STAGES:
+            raise ValueError(f"{self.name} has the stages {', '.join(STAGES)}, not {last!r}")
+        outputs = {}
+        with compute_context(images.device, self.precision):
+            features = self.visual.stem(images)
+            for number, stage in enumerate(STAGES, start=1):
+                features = getattr(self.visual, f"layer{number}")(features)
+                outputs[stage] = features.float()
+                if stage == last:
+                    break
+        return outputs
+
+    def forward_res5(self, features: Tensor) -> Tensor:
+        """Run the last stage on features of images or of regions.
+
+        Args:
+            features: (N, C4, h, w), as of ``res4``; N may be 0.
+
+        Returns:
+            (N, C5, h / 2, w / 2) float32.
+        """
+        with compute_context(features.device, self.precision):
+            output: Tensor = self.visual.layer4(features)
+        return output.float()
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Attend from the mean over the cells to all cells: CLIP's own pooling.
+
+        Args:
+            features: (N, C5, h, w) of any grid; positions are resized to it.
+
+        Returns:
+            (N, D) float32, not normalised.
+        """
+        with compute_context(features.device, self.precision):
+            return attend_mean(features, self.visual.attnpool).float()
+
+    def pool_dense(self, features: Tensor) -> Tensor:
+        """Attend from every cell to all cells.
+
+        Args:
+            features: (N, C5, h, w) of any grid; positions are resized to it.
+
+        Returns:
+            (N, D, h, w) float32, not normalised.
+        """
+        with compute_context(features.device, self.precision):
+            return attend_cells(features, self.visual.attnpool).float()
+
+    def set_norm(self, norm: str) -> None:
+        """Choose what the batch norms do in training.
+
+        Args:
+            norm: "BN": statistics of the process's batch; "SyncBN": of all processes; "FrozenBN":
+                the stored statistics, and weights that are not trained.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        if norm not in NORMS:
+            raise ValueError(f"norm of {self.name} is {norm!r}, expected one of {NORMS}")
+        self.norm = norm
+        if norm == "SyncBN":
+            self.visual = nn.SyncBatchNorm.convert_sync_batchnorm(self.visual)  # type: ignore[no-untyped-call]
+        if norm == "FrozenBN":
+            for module in self._norms():
+                module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ResNetTower":
+        """Set the mode; frozen norms stay in eval mode.
+
+        Args:
+            mode: True for training.
+
+        Returns:
+            The module itself.
+        """
+        super().train(mode)
+        if self.norm == "FrozenBN":
+            for module in self._norms():
+                module.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+class DenseAttentionPool(nn.Module):
+    """CRIS's attention pool: every cell a query, with a residual branch.
+
+    The attention's weights stay those of the tower; the module owns the branch alone, a 1 x 1
+    convolution and a norm on the features without positions.
+
+    Args:
+        in_dim: Channels of ``res5``.
+        embed_dim: Width D of the joint embedding.
+        make_norm: From a number of channels to the branch's norm.
+
+    Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.1 names the ResNet's feature maps; the
+    dense pool and its branch are those of the released code.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        embed_dim: int,
+        make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(in_dim, embed_dim, kernel_size=1, bias=False)
+        self.connect = nn.Sequential(convolution, make_norm(embed_dim))
+
+    def forward(self, features: Tensor, attended: Tensor) -> Tensor:
+        """Add the branch to the attended cells.
+
+        Args:
+            features: (N, C, h, w), what the attention read.
+            attended: (N, D, h, w), what ``ResNetTower.pool_dense`` made of it.
+
+        Returns:
+            (N, D, h, w), none below zero.
+        """
+        return F.relu(attended + self.connect(features))
+
+
+def attend_mean(features: Tensor, pool: AttentionPool2d) -> Tensor:
+    """Pool with one query, the mean of the cells.
+
+    Args:
+        features: (N, C, h, w); N may be 0.
+        pool: open_clip's pool with its position table.
+
+    Returns:
+        (N, D).
+    """
+    positions = _positions(pool, (features.shape[2], features.shape[3]))
+    cells_SNC = features.flatten(2).permute(2, 0, 1)
+    cells_SNC = torch.cat([cells_SNC.mean(dim=0, keepdim=True), cells_SNC])
+    cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
+    return _attend(cells_SNC[:1], cells_SNC, pool)[0]
+
+
+def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
+    """Attend with every cell as a query, without the mean's token.
+
+    Args:
+        features: (N, C, h, w); N may be 0.
+        pool: open_clip's pool with its position table.
+
+    Returns:
+        (N, D, h, w).
+    """
+    height, width = features.shape[2:]
+    positions = _positions(pool, (height, width))[1:]
+    cells_SNC = features.flatten(2).permute(2, 0, 1)
+    cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
+    attended_SND = _attend(cells_SNC, cells_SNC, pool)
+    return attended_SND.permute(1, 2, 0).reshape(
+        len(features), attended_SND.shape[2], height, width
+    )
+
+
+def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
+    table = pool.positional_embedding
+    return resize_positions(table, native_grid(len(table) - 1, "the attention pool"), grid)
+
+
+def _attend(query_SNC: Tensor, cells_SNC: Tensor, pool: AttentionPool2d) -> Tensor:
+    def split(tokens: Tensor) -> Tensor:
+        shape = (*tokens.shape[:2], pool.num_heads, tokens.shape[2] // pool.num_heads)
+        return tokens.reshape(shape).permute(1, 2, 0, 3)
+
+    attended = F.scaled_dot_product_attention(
+        split(pool.q_proj(query_SNC)), split(pool.k_proj(cells_SNC)), split(pool.v_proj(cells_SNC))
+    )
+    output: Tensor = pool.c_proj(attended.permute(2, 0, 1, 3).flatten(2))
+    return output

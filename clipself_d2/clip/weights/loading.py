@@ -1,0 +1,210 @@
+"""Reading CLIP weights in every published layout, strictly."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archive
+from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_open_clip
+
+if TYPE_CHECKING:
+    from clipself_d2.clip.model import ClipModel
+    from clipself_d2.clip.towers.contract import VisionTower
+    from clipself_d2.clip.towers.resnet import ResNetTower
+
+# What torch.load and load_file raise for damaged files; damaged pickles give nearly anything.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    UnicodeDecodeError,
+)
+# What torch says of a pickle that names more than tensors.
+_NEEDS_CODE = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")
+_SHOWN_KEYS = 4
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a checkpoint gave.
+
+    Attributes:
+        path: The file.
+        layout: Naming of its image tower, as of ``NamedWeights``.
+        num_loaded: Number of tensors loaded.
+        ignored: Names in the file that are known to be no part of the target, such as the text
+            tower where only the image tower is loaded, or the heads of a detector.
+    """
+
+    path: str
+    layout: str
+    num_loaded: int
+    ignored: tuple[str, ...]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint without running code that it may hold.
+
+    Args:
+        path: A safetensors file, one of ``torch.save``, or a TorchScript archive such as OpenAI's;
+            in the second the weights may lie under "model" (Detectron2) or "state_dict"
+            (open_clip's, CLIPSelf's and mmdetection's training).
+
+    Returns:
+        Tensors on the CPU by name, without a leading "module.".
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, could run code, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; check MODEL.CLIP.WEIGHTS or PRETRAINED")
+    content = _read(path)
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds {type(content).__name__}, expected named tensors")
+    odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"{path} holds other things than tensors: {_some(odd)}")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _read(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device="cpu")
+        if is_jit_archive(path):
+            return read_jit_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        needs_code = _NEEDS_CODE.search(str(error))
+        if needs_code is not None:
+            raise ValueError(_refusal(path, needs_code.group(1))) from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors, as a TorchScript archive or as weights saved "
+            f"by torch.save; it may be cut short: {_first_line(error)}"
+        ) from error
+
+
+def _refusal(path: Path, asked_for: str) -> str:
+    """What a user may do about a file that only unpickling of any code can read."""
+    line = (
+        f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        "c = c if isinstance(c, dict) else c.state_dict(); "
+        "c = c.get('state_dict', c.get('model', c)); "
+        "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, "
+        f"{str(path.with_suffix('.weights.pt'))!r})"
+    )
+    return (
+        f"{path} cannot be read as weights alone: it asks for {asked_for}, and unpickling that "
+        "could run code of whoever made the file; if you trust it, convert it once with\n"
+        f'  python -c "{line}"'
+    )
+
+
+def load_tower_weights(tower: "VisionTower | ResNetTower", path: str | Path) -> LoadReport:
+    """Load an image tower; text weights in the file are passed over.
+
+    Args:
+        tower: The tower to fill, in place.
+        path: A file in any layout that ``read_checkpoint`` knows, whole CLIP or tower alone.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If names or shapes are not exactly the tower's.
+    """
+    named = to_open_clip(read_checkpoint(path))
+    beside = [key for key in named.tensors if is_beside_tower(key)]
+    wanted = {key: value for key, value in named.tensors.items() if key not in set(beside)}
+    owner = f"the image tower of {tower.name}"
+    _fill([tower], wanted, path=path, owner=owner, first=list(named.tensors))
+    ignored = tuple(sorted([*named.ignored, *beside]))
+    return LoadReport(str(path), named.layout, len(wanted), ignored)
+
+
+def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
+    """Load a whole CLIP.
+
+    Args:
+        model: The model to fill, in place.
+        path: A file in any layout that ``read_checkpoint`` knows.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If names or shapes are not exactly the model's, or the file holds an image tower
+            alone.
+    """
+    named = to_open_clip(read_checkpoint(path))
+    state = named.tensors
+    if all(key.startswith("visual.") for key in state):
+        raise ValueError(
+            f"{path} holds an image tower without text tower; give it as MODEL.CLIP.WEIGHTS, "
+            f"and the whole {model.name} as MODEL.CLIP.PRETRAINED"
+        )
+    text = model.text.clip
+    state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
+    parts = [model.tower, text]
+    _fill(parts, state, path=path, owner=f"the CLIP {model.name}", first=list(state))
+    return LoadReport(str(path), named.layout, len(state), tuple(sorted(named.ignored)))
+
+
+def _fill(
+    modules: list[nn.Module],
+    state: dict[str, Tensor],
+    *,
+    path: str | Path,
+    owner: str,
+    first: list[str],
+) -> None:
+    """Load tensors into modules that share one name space, or raise before anything is changed."""
+    targets = {key: value for module in modules for key, value in module.state_dict().items()}
+    missing = sorted(set(targets) - set(state))
+    unexpected = sorted(set(state) - set(targets))
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(target.shape)}"
+        for key, target in targets.items()
+        if key in state
+        and state[key].shape != target.shape
+        and (target.numel() > 1 or state[key].numel() > 1)
+    ]
+    if missing or unexpected or wrong:
+        lines = [f"{path} does not fit {owner}; check MODEL.CLIP.NAME against the file"]
+        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        lines += [f"  {len(keys)} {title}: {_some(keys)}" for title, keys in found if keys]
+        lines.append(f"  the file begins with: {_some(first)}")
+        raise ValueError("\n".join(lines))
+    for module in modules:
+        own = module.state_dict()
+        # CLIP's logit scale is a scalar in some files and a vector of one in others.
+        module.load_state_dict({key: state[key].reshape(own[key].shape) for key in own})
+
+
+def _some(keys: list[str]) -> str:
+    more = "" if len(keys) <= _SHOWN_KEYS else f" and {len(keys) - _SHOWN_KEYS} more"
+    return ", ".join(keys[:_SHOWN_KEYS]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

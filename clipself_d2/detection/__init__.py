@@ -1,0 +1,31 @@
+"""Open-vocabulary detectors; importing the package registers heads and meta-architectures."""
+
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from clipself_d2.detection.cascade import OpenVocabCascadeROIHeads
+from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
+from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
+from clipself_d2.detection.open_vocab_fcos import OpenVocabFCOS, OpenVocabFCOSHead
+from clipself_d2.detection.open_vocab_retinanet import OpenVocabRetinaNet, OpenVocabRetinaNetHead
+from clipself_d2.detection.output_layers import OpenVocabFastRCNNOutputLayers
+from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
+from clipself_d2.detection.roi_heads import OpenVocabROIHeads
+from clipself_d2.detection.rpn import NormRPNHead
+
+META_ARCH_REGISTRY.register(OfflineProposalRCNN)
+META_ARCH_REGISTRY.register(OpenVocabFCOS)
+META_ARCH_REGISTRY.register(OpenVocabRetinaNet)
+
+__all__ = [
+    "CLIPRes5ROIHeads",
+    "EmbeddingFastRCNNOutputLayers",
+    "NormRPNHead",
+    "OfflineProposalRCNN",
+    "OpenVocabCascadeROIHeads",
+    "OpenVocabFCOS",
+    "OpenVocabFCOSHead",
+    "OpenVocabFastRCNNOutputLayers",
+    "OpenVocabROIHeads",
+    "OpenVocabRetinaNet",
+    "OpenVocabRetinaNetHead",
+]

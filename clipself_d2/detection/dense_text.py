@@ -1,0 +1,196 @@
+"""What RetinaNet and FCOS share where classes are text.
+
+Legend: N images, A anchors of a cell, R anchors of an image, K classes, D joint embedding, h w
+cells of a level.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from clipself_d2.detection.output_layers import check_labels
+from clipself_d2.layers.text_classifier import SigmoidTextClassifier
+from clipself_d2.parts.text_embeddings import build_sigmoid_classifier, training_embeddings
+
+# A logit whose sigmoid is 0 and whose focal loss and its gradient are 0 for a negative label.
+_NEVER = -100.0
+
+
+class DenseTextScore(nn.Module):
+    """Scores of the anchors of every cell; stands where a head has its convolution of classes.
+
+    Args:
+        in_channels: Channels of the head's last convolution.
+        num_anchors: Anchors A of a cell.
+        classifier: Text classifier of width D.
+    """
+
+    def __init__(
+        self, *, in_channels: int, num_anchors: int, classifier: SigmoidTextClassifier
+    ) -> None:
+        super().__init__()
+        width = num_anchors * classifier.embed_dim
+        self.embed = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        c2_xavier_fill(self.embed)
+        self.num_anchors = num_anchors
+        self.classifier = classifier
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Score a level.
+
+        Args:
+            feature: (N, in_channels, h, w).
+
+        Returns:
+            (N, A * K, h, w) logits, the classes of an anchor side by side.
+        """
+        embedded = self.embed(feature).unflatten(1, (self.num_anchors, self.classifier.embed_dim))
+        logits = self.classifier(embedded.movedim(2, -1))
+        return logits.movedim(-1, 2).flatten(1, 2)
+
+
+class TextHeadMixin:
+    """Constructor of a one-stage head with an embedding and a text classifier.
+
+    Stands before Detectron2's class, whose convolution of classes it replaces.
+
+    Args:
+        input_shape: Shapes of the levels.
+        classifier: Text classifier; gives the number of classes.
+        conv_dims: Channels of the convolutions of both branches.
+        norm: Norm of these, as MODEL.RETINANET.NORM.
+        num_anchors: Anchors of a cell; None for a class of one anchor, which takes no number.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        classifier: SigmoidTextClassifier,
+        conv_dims: Sequence[int],
+        norm: str = "",
+        num_anchors: int | None = None,
+    ) -> None:
+        options: dict[str, object] = {} if num_anchors is None else {"num_anchors": num_anchors}
+        super().__init__(  # type: ignore[call-arg]
+            input_shape=input_shape,
+            num_classes=1,  # of the convolution that is replaced
+            conv_dims=list(conv_dims),
+            norm=norm,
+            **options,
+        )
+        put_text_score(self, conv_dims, num_anchors or 1, classifier)  # type: ignore[arg-type]
+
+
+class TextClassesMixin:
+    """Constructor, number of classes and loss of a one-stage detector with text classes.
+
+    Stands before Detectron2's class. Novel classes are no negatives: their columns leave the loss.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        num_classes: Number of training classes; None takes the classifier's.
+        kwargs: Further keyword arguments of Detectron2's class.
+
+    Raises:
+        ValueError: If ``num_classes`` is not the classifier's.
+    """
+
+    head: nn.Module
+
+    @configurable
+    def __init__(
+        self, *, head: nn.Module, num_classes: int | None = None, **kwargs: object
+    ) -> None:
+        known = _classifier_of(head).num_classes
+        super().__init__(head=head, num_classes=num_classes or known, **kwargs)  # type: ignore[call-arg]
+
+    @property
+    def num_classes(self) -> int:
+        """Number K of the present vocabulary; Detectron2 reshapes logits by it."""
+        return self.classifier.num_classes
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        # Detectron2's constructor assigns the number that it was given.
+        if value != self.classifier.num_classes:
+            raise ValueError(
+                f"num_classes is {value} but the vocabulary has {self.classifier.num_classes} "
+                "classes; leave num_classes out"
+            )
+
+    @property
+    def classifier(self) -> SigmoidTextClassifier:
+        """The text classifier of the head."""
+        return _classifier_of(self.head)
+
+    def losses(
+        self,
+        anchors: list,
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        *others: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses over base classes and boxes.
+
+        Args:
+            anchors: Boxes of the anchors of every level.
+            pred_logits: (N, Rl, K) of every level.
+            gt_labels: (R,) class numbers of every image, K for background, -1 for ignored anchors.
+            others: What the parent takes beside.
+
+        Returns:
+            Scalars by name, those of the parent.
+
+        Raises:
+            ValueError: If an anchor is labelled with a novel class, or none of the vocabulary.
+        """
+        base_mask = self.classifier.base_mask
+        labels = torch.cat(gt_labels)
+        check_labels(labels[labels >= 0], base_mask)
+        masked = [logits.masked_fill(~base_mask, _NEVER) for logits in pred_logits]
+        return super().losses(anchors, masked, gt_labels, *others)  # type: ignore[misc]
+
+
+def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
+    """Make the classifier of MODEL.VOCABULARY, MODEL.OPEN_VOCAB and MODEL.RETINANET.PRIOR_PROB.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        The classifier of the training vocabulary.
+    """
+    return build_sigmoid_classifier(
+        training_embeddings(cfg),
+        prior=cfg.MODEL.RETINANET.PRIOR_PROB,
+        temperature=cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
+        learn_temperature=cfg.MODEL.OPEN_VOCAB.LEARN_TEMPERATURE,
+    )
+
+
+def put_text_score(
+    head: nn.Module, conv_dims: Sequence[int], num_anchors: int, classifier: SigmoidTextClassifier
+) -> None:
+    """Replace a head's convolution of classes.
+
+    Args:
+        head: Head of Detectron2 with ``cls_score``; changed in place.
+        conv_dims: Channels of its convolutions, one at least.
+        num_anchors: Anchors of a cell.
+        classifier: Text classifier.
+    """
+    head.cls_score = DenseTextScore(
+        in_channels=conv_dims[-1], num_anchors=num_anchors, classifier=classifier
+    )
+
+
+def _classifier_of(head: nn.Module) -> SigmoidTextClassifier:
+    score = head.cls_score
+    assert isinstance(score, DenseTextScore), f"cls_score of the head is {type(score)}"
+    return score.classifier

@@ -1,0 +1,167 @@
+"""Detector on boxes that something else proposes: RegionCLIP's transfer and zero-shot inference."""
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from clipself_d2.backbones.clip_resnet import ClipResNet
+from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
+from clipself_d2.detection.regionclip_checkpoints import OFFLINE, is_published, rename_published
+from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
+from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
+
+PROPOSALS = ("rpn", "gt", "own")
+_PRECOMPUTED = "PrecomputedProposals"
+Sample = Mapping[str, Any]
+
+
+class OfflineProposalRCNN(GeneralizedRCNN):
+    """Detectron2's two-stage detector on the boxes of a frozen network, or of the annotations.
+
+    The frozen network sees the same resized pictures with pixel statistics of its own, and is part
+    of the checkpoint. Published checkpoints of RegionCLIP load under their own names; the text
+    embeddings in them are left out.
+
+    Args:
+        backbone: Backbone.
+        roi_heads: Heads; ``CLIPRes5ROIHeads`` gets the backbone's tower.
+        proposal_generator: An RPN that is trained with the detector, or None.
+        offline_rpn: A frozen network, or None.
+        annotated: Source of annotated boxes, or None.
+        fixed_rpn: Whether the frozen network was filled from a file of its own, which a published
+            checkpoint does not overrule.
+        kwargs: Further keyword arguments of ``GeneralizedRCNN``.
+
+    Raises:
+        ValueError: If there is more than one source of boxes.
+
+    Reference: RegionCLIP, arXiv 2112.09106, sections 3.3 and 4.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        roi_heads: nn.Module,
+        proposal_generator: nn.Module | None = None,
+        offline_rpn: FrozenProposals | None = None,
+        annotated: AnnotatedBoxes | None = None,
+        fixed_rpn: bool = False,
+        **kwargs: object,
+    ) -> None:
+        sources = [proposal_generator, offline_rpn, annotated]
+        if sum(source is not None for source in sources) > 1:
+            raise ValueError("a detector has one source of boxes; give one of the three")
+        super().__init__(
+            backbone=backbone, roi_heads=roi_heads, proposal_generator=proposal_generator, **kwargs
+        )
+        if isinstance(roi_heads, CLIPRes5ROIHeads):
+            roi_heads.share_tower(_resnet(backbone).tower)
+        self.offline_rpn = offline_rpn
+        # In a tuple, since it is no module.
+        self._source: tuple[Callable[[Sequence[Sample]], list[Instances]], ...] = ()
+        if annotated is not None:
+            self._source = (annotated,)
+        self._fixed_rpn = fixed_rpn
+        self.register_load_state_dict_pre_hook(_translate)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.REGIONCLIP.PROPOSALS, and what ``GeneralizedRCNN`` reads.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            Arguments of the constructor.
+
+        Raises:
+            ValueError: If the source of boxes is unknown, or images are not RGB.
+        """
+        source = cfg.MODEL.REGIONCLIP.PROPOSALS
+        if source not in PROPOSALS:
+            raise ValueError(f"MODEL.REGIONCLIP.PROPOSALS is {source!r}; it is one of {PROPOSALS}")
+        parts: dict[str, Any] = {}
+        if source == "rpn":
+            if cfg.INPUT.FORMAT != "RGB":
+                raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
+            parts["offline_rpn"] = build_frozen_proposals(cfg)
+            parts["fixed_rpn"] = bool(cfg.MODEL.REGIONCLIP.RPN_WEIGHTS)
+        if source == "gt":
+            parts["annotated"] = AnnotatedBoxes(cfg.DATASETS.TEST)
+        if source != "own":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = _PRECOMPUTED
+            cfg.freeze()
+        return {**super().from_config(cfg), **parts}
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Train or detect.
+
+        Args:
+            batched_inputs: Samples of Detectron2's mapper.
+
+        Returns:
+            Losses by name in training, else detections, as ``GeneralizedRCNN``.
+        """
+        if self.training:
+            batched_inputs = self._propose(batched_inputs)
+        return super().forward(batched_inputs)
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> Any:
+        """Detect.
+
+        Args:
+            batched_inputs: Samples of Detectron2's mapper.
+            detected_instances: Boxes to add masks to, instead of detecting.
+            do_postprocess: Whether detections are scaled to the original pictures.
+
+        Returns:
+            As ``GeneralizedRCNN``.
+        """
+        if detected_instances is None:
+            batched_inputs = self._propose(batched_inputs)
+        return super().inference(batched_inputs, detected_instances, do_postprocess)
+
+    def _propose(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The samples with proposals; precomputed ones, if there are, are kept."""
+        if self.offline_rpn is not None:
+            found = self.offline_rpn([sample["image"] for sample in inputs])
+        elif self._source:
+            found = self._source[0](inputs)
+        else:
+            return inputs
+        return [{**sample, "proposals": boxes} for sample, boxes in zip(inputs, found, strict=True)]
+
+
+def _resnet(backbone: nn.Module) -> ClipResNet:
+    found = [module for module in backbone.modules() if isinstance(module, ClipResNet)]
+    if len(found) != 1:
+        raise ValueError(
+            "MODEL.ROI_HEADS.NAME CLIPRes5ROIHeads needs MODEL.BACKBONE.NAME "
+            f"build_clip_resnet_backbone, got {type(backbone).__name__}"
+        )
+    return found[0]
+
+
+def _translate(
+    module: OfflineProposalRCNN, state: MutableMapping[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Rename a published checkpoint; keep the offline RPN where one of our own lacks it."""
+    own = {key: value for key, value in module.state_dict().items() if not prefix}
+    if not prefix and is_published(state):
+        rename_published(state, own, keep_offline=module._fixed_rpn)
+    elif not any(key.startswith(prefix + OFFLINE) for key in state):
+        # Detectron2's frozen norms forget statistics that a checkpoint lacks.
+        state.update({key: value for key, value in own.items() if key.startswith(OFFLINE)})

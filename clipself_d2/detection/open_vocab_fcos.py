@@ -1,0 +1,84 @@
+"""FCOS whose classes are text."""
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+
+from clipself_d2.detection.dense_text import (
+    TextClassesMixin,
+    TextHeadMixin,
+    training_classifier,
+)
+
+
+class OpenVocabFCOSHead(TextHeadMixin, FCOSHead):
+    """Detectron2's head with an embedding and a text classifier for its convolution of classes.
+
+    Args:
+        input_shape: Shapes of the levels.
+        classifier: Text classifier; gives the number of classes.
+        conv_dims: Channels of the convolutions of both branches.
+        norm: Norm of these, as MODEL.RETINANET.NORM.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``.
+
+        Args:
+            cfg: The whole config.
+            input_shape: Shapes of the levels.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        return {
+            "input_shape": input_shape,
+            "classifier": training_classifier(cfg),
+            "conv_dims": [input_shape[0].channels] * cfg.MODEL.RETINANET.NUM_CONVS,
+            "norm": cfg.MODEL.RETINANET.NORM,
+        }
+
+
+class OpenVocabFCOS(TextClassesMixin, FCOS):
+    """Detectron2's FCOS with text classes: sigmoid over scaled cosines.
+
+    Detectron2 has no yaml keys for FCOS; here it reads those of MODEL.RETINANET that fit.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        num_classes: Number of training classes; None takes the classifier's.
+        kwargs: Further keyword arguments of ``FCOS``.
+
+    Raises:
+        ValueError: If ``num_classes`` is not the classifier's.
+
+    Reference: FCOS, arXiv 2006.09214; text classes as Detic, arXiv 2201.02605.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read MODEL.RETINANET; the number of classes is the vocabulary's.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        backbone = build_backbone(cfg)
+        shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
+        return {
+            "backbone": backbone,
+            "head": OpenVocabFCOSHead(cfg, [shapes[name] for name in options.IN_FEATURES]),
+            "head_in_features": options.IN_FEATURES,
+            "focal_loss_alpha": options.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": options.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": options.SCORE_THRESH_TEST,
+            "test_topk_candidates": options.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": options.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }

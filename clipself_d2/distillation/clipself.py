@@ -1,0 +1,84 @@
+"""CLIPSelf: a CLIP ViT learns region features from its own embeddings of image crops.
+
+Legend: R regions of the batch, D joint embedding.
+"""
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor
+
+from clipself_d2.distillation.base import Item, Losses, RegionDistiller
+from clipself_d2.distillation.build import towers_from_config
+from clipself_d2.distillation.losses import constant_prediction_loss, cosine_distances
+
+
+@META_ARCH_REGISTRY.register()
+class CLIPSelfDistiller(RegionDistiller):
+    """Student and frozen teacher of one CLIP; the loss is one minus the cosine of each region.
+
+    Args:
+        crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
+            tower's native size.
+        image_loss_weight: Weight of the loss between the student's and the teacher's embeddings of
+            the whole picture, against the loss of global accuracy; 0 leaves it out.
+        parts: Arguments of ``RegionDistiller``.
+
+    Reference: CLIPSelf, arXiv 2310.01403, section 3.2. Differs: the mean over regions is that of
+    all processes together, and gradients are averaged over processes (the published code calls the
+    module behind DistributedDataParallel, which leaves its ranks unsynchronised). The image-level
+    loss is an addition, 0 in the published recipes.
+    """
+
+    @configurable
+    def __init__(self, *, crop_size: int = 0, image_loss_weight: float = 0.0, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._crop_size = crop_size
+        self.image_loss_weight = image_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics."""
+        return {
+            **towers_from_config(cfg),
+            "crop_size": cfg.MODEL.DISTILL.CROP_SIZE,
+            "image_loss_weight": cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT,
+        }
+
+    @property
+    def crop_size(self) -> int:
+        """Side to which crops are resized here, px."""
+        return self._crop_size or self.teacher.image_size
+
+    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+        """Compare the student's regions with the teacher's crops.
+
+        Args:
+            items: Items with ``crops``, and ``whole`` for the image-level loss.
+            student_RD: (R, D) unit-norm region features.
+
+        Returns:
+            ``loss_cosine``, and ``loss_image`` where it has a weight.
+        """
+        teacher_RD = self.embed_crops(items)
+        distances = cosine_distances(student_RD, teacher_RD)
+        self._log(distances, teacher_RD)
+        # Without regions the sum keeps the graph, so that every process has gradients to reduce.
+        losses = {"loss_cosine": distances.sum() / self.mean_count(len(distances))}
+        if self.image_loss_weight > 0:
+            losses["loss_image"] = self.image_loss_weight * self._image_loss(items)
+        return losses
+
+    def _image_loss(self, items: list[Item]) -> Tensor:
+        pixels = self.preprocess_crops(items, "whole")
+        student = self.student.forward_image(pixels)
+        return cosine_distances(student, self.teacher.forward_image(pixels).detach()).mean()
+
+    @staticmethod
+    def _log(distances: Tensor, teacher_RD: Tensor) -> None:
+        if has_event_storage():
+            storage = get_event_storage()
+            storage.put_scalar("distill/num_regions", float(len(distances)))
+            storage.put_scalar("distill/constant_loss", constant_prediction_loss(teacher_RD))

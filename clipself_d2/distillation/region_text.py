@@ -1,0 +1,101 @@
+"""Region-text baseline: region features of a CLIP ViT learn the nouns of their pseudo labels.
+
+Legend: R regions of the batch, K classes, D joint embedding.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from clipself_d2.distillation.base import Item, Losses, RegionDistiller, iteration_generator
+from clipself_d2.distillation.build import text_from_config, towers_from_config
+from clipself_d2.distillation.losses import federated_bce, sample_classes
+
+
+@META_ARCH_REGISTRY.register()
+class RegionTextDistiller(RegionDistiller):
+    """Student that is trained on regions with class names; the original serves the weight ensemble.
+
+    Args:
+        text_KD: Class embeddings; normalised here.
+        scale: Multiplier of the cosine, CLIP's exp(logit_scale).
+        num_sampled: Classes that a batch is scored against.
+        seed: Seed of their draw, which also depends on the iteration and the process.
+        parts: Arguments of ``RegionDistiller``.
+
+    Raises:
+        ValueError: If the class embeddings are of another width than the towers.
+
+    Reference: the RegionCLIP baseline of CLIPSelf, arXiv 2310.01403, section 4.2. Differs:
+    gradients are averaged over processes.
+    """
+
+    text_KD: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        text_KD: Tensor,
+        scale: float,
+        num_sampled: int = 100,
+        seed: int = 0,
+        **parts: Any,
+    ) -> None:
+        super().__init__(**parts)
+        if text_KD.shape[1] != self.student.embed_dim:
+            raise ValueError(
+                f"text embeddings are {text_KD.shape[1]}-d but {self.student.name} has "
+                f"{self.student.embed_dim}-d features; check MODEL.VOCABULARY.EMBEDDINGS"
+            )
+        if num_sampled < 1:
+            raise ValueError(f"MODEL.DISTILL.SAMPLED_CLASSES is {num_sampled}; at least 1")
+        unit = torch.nn.functional.normalize(text_KD.float(), dim=1)
+        self.register_buffer("text_KD", unit, persistent=False)
+        self.scale, self.num_sampled, self.seed = scale, num_sampled, seed
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read MODEL.CLIP, MODEL.DISTILL, MODEL.VOCABULARY and the pixel statistics."""
+        text_KD, scale = text_from_config(cfg)
+        return {
+            **towers_from_config(cfg),
+            "text_KD": text_KD,
+            "scale": scale,
+            "num_sampled": cfg.MODEL.DISTILL.SAMPLED_CLASSES,
+            "seed": max(cfg.SEED, 0),
+        }
+
+    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+        """Compare the student's regions with the embeddings of their classes.
+
+        Args:
+            items: Items with ``region_classes`` (Ri,) indices of the vocabulary.
+            student_RD: (R, D) unit-norm region features.
+
+        Returns:
+            ``loss_region_text``.
+
+        Raises:
+            ValueError: If an item has no classes, or one is out of range.
+        """
+        if any("region_classes" not in item for item in items):
+            raise ValueError(
+                "RegionTextDistiller learns from annotated regions; set MODEL.DISTILL.REGIONS to "
+                "labels and DATASETS.TRAIN to a detection data set"
+            )
+        labels = [item["region_classes"] for item in items]
+        label_R = torch.cat(labels).to(self.device)  # type: ignore[arg-type]
+        if len(label_R) and int(label_R.max()) >= len(self.text_KD):
+            raise ValueError(
+                f"a region has class {int(label_R.max())}, but there are {len(self.text_KD)} text "
+                "embeddings; check MODEL.VOCABULARY against DATASETS.TRAIN"
+            )
+        sampled_S = sample_classes(
+            label_R, len(self.text_KD), self.num_sampled, iteration_generator(self.seed)
+        )
+        losses = federated_bce(student_RD, self.text_KD, label_R, sampled_S, self.scale)
+        return {"loss_region_text": losses.sum() / self.mean_count(len(losses))}

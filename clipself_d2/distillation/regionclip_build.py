@@ -1,0 +1,102 @@
+"""The parts of a RegionCLIP pre-training from a config."""
+
+import copy
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from clipself_d2.clip import ClipModel, load_clip
+from clipself_d2.clip.model import load_any_tower
+from clipself_d2.clip.towers.resnet import ResNetTower
+from clipself_d2.distillation.region_features import Tower
+from clipself_d2.vocabulary.concepts import load_concept_table
+
+
+def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
+    """Build towers, text tower, concept tables and proposal network.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        Arguments of ``RegionCLIPPretrainer`` but its options. The text tower is that of
+        MODEL.CLIP.PRETRAINED, the student that of MODEL.CLIP.WEIGHTS or else of PRETRAINED; the
+        teacher is that of MODEL.REGIONCLIP.TEACHER_NAME and TEACHER_PRETRAINED, each of which may
+        be left out where it is that of MODEL.CLIP.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a name, a tag or a file does not fit.
+    """
+    clip, keys, distill = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP, cfg.MODEL.DISTILL
+    model = load_clip(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
+    concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
+    teacher, teacher_concepts = _teacher(cfg, model, concepts)
+    student = model.tower
+    if clip.WEIGHTS:
+        student = load_any_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
+    if not isinstance(student, ResNetTower):
+        student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
+        student.checkpointing = clip.ACTIVATION_CHECKPOINTING
+    return {
+        "student": student,
+        "teacher": teacher,
+        "text": model.text,
+        "concepts_CD": concepts,
+        "teacher_concepts_CD": teacher_concepts,
+        "rpn": _proposal_network(cfg) if distill.REGIONS == "rpn" else None,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "trainable_blocks": distill.TRAINABLE_BLOCKS,
+        "train_embedding": distill.TRAIN_EMBEDDING,
+        "pad_to_square": distill.PAD_TO_SQUARE,
+    }
+
+
+def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[Tower, Tensor]:
+    """The teacher's tower, and its embeddings of the concepts."""
+    clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
+    name = keys.TEACHER_NAME or clip.NAME
+    weights = keys.TEACHER_PRETRAINED or (clip.PRETRAINED if name == clip.NAME else "")
+    if (name, weights) == (clip.NAME, clip.PRETRAINED):
+        return copy.deepcopy(model.tower), concepts
+    if clip.PRETRAINED and not weights:
+        raise ValueError(
+            f"MODEL.REGIONCLIP.TEACHER_NAME is {name!r} without weights, and a random teacher "
+            "teaches nothing; set TEACHER_PRETRAINED to a pretrained tag or a file"
+        )
+    other = load_clip(name, weights or None, precision=clip.PRECISION)
+    return other.tower, _concept_table(cfg, other, name, weights, "")
+
+
+def _proposal_network(cfg: CfgNode) -> nn.Module:
+    keys = cfg.MODEL.REGIONCLIP
+    if not keys.RPN_CONFIG or not keys.RPN_WEIGHTS:
+        raise ValueError(
+            "MODEL.DISTILL.REGIONS rpn needs MODEL.REGIONCLIP.RPN_CONFIG and RPN_WEIGHTS, the "
+            "config and the checkpoint of a trained proposal network"
+        )
+    # By name, since packages of one layer do not import one another.
+    network: nn.Module = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+    return network
+
+
+def _concept_table(
+    cfg: CfgNode, model: ClipModel, name: str, pretrained: str, embeddings: str
+) -> Tensor:
+    keys, options = cfg.MODEL.REGIONCLIP, cfg.MODEL.VOCABULARY
+    if not keys.CONCEPTS:
+        raise ValueError(
+            "MODEL.REGIONCLIP.CONCEPTS is empty; write a concept pool with "
+            "tools/build_concept_pool.py and name it there"
+        )
+    return load_concept_table(
+        keys.CONCEPTS,
+        embedding_file=embeddings,
+        clip=name,
+        weights=pretrained,
+        templates=options.TEMPLATES,
+        embed_dim=model.text.embed_dim,
+        cache_dir=options.CACHE_DIR,
+    )

@@ -1,0 +1,1 @@
+"""Parts that several methods build from a config; the only readers of the keys they name."""

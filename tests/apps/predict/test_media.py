@@ -1,0 +1,121 @@
+"""Files, folders, patterns, and films made here with OpenCV."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipself_d2.apps.predict.media import FilmWriter, find_inputs, is_video, open_film
+
+COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Three frames, red, green and blue, at 5 a second, as Motion JPEG."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (32, 24))
+    for colour in COLOURS:
+        writer.write(np.full((24, 32, 3), colour[::-1], dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_film_gives_its_frames_in_rgb_and_its_speed(film: Path) -> None:
+    with open_film(film) as opened:
+        frames = list(opened.frames())
+        assert opened.fps == pytest.approx(5)
+    assert len(frames) == 3
+    for frame, colour in zip(frames, COLOURS, strict=True):
+        assert frame.shape == (24, 32, 3)
+        np.testing.assert_allclose(frame.mean((0, 1)), colour, atol=8)
+
+
+def test_a_limit_ends_a_film(film: Path) -> None:
+    with open_film(film) as opened:
+        assert len(list(opened.frames(2))) == 2
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    with FilmWriter(tmp_path / "out.mp4", 10) as writer:
+        for colour in COLOURS:
+            writer.add(np.full((25, 33, 3), colour, dtype=np.uint8))
+    with open_film(tmp_path / "out.mp4") as opened:
+        frames = list(opened.frames())
+        assert opened.fps == pytest.approx(10)
+    assert [frame.shape for frame in frames] == [(24, 32, 3)] * 3
+    np.testing.assert_allclose(frames[2].mean((0, 1)), COLOURS[2], atol=12)
+
+
+def test_a_film_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
+    with (
+        FilmWriter(tmp_path / "missing" / "out.mp4", 10) as writer,
+        pytest.raises(ValueError, match="cannot be written; check the folder of --output"),
+    ):
+        writer.add(np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+def test_a_missing_camera_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="there is no camera 77"), open_film(77):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_that_is_no_film_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no film")
+    with (
+        pytest.raises(ValueError, match=r"bad\.mp4 cannot be decoded"),
+        open_film(tmp_path / "bad.mp4"),
+    ):
+        pass
+    with (
+        pytest.raises(FileNotFoundError, match=r"gone\.mp4 does not exist"),
+        open_film(tmp_path / "gone.mp4"),
+    ):
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.JPG", "deep/c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "film.mp4").write_bytes(b"x")
+    return tmp_path / "in"
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_a_folder_gives_its_pictures_and_films_in_order(folder: Path) -> None:
+    assert names(find_inputs([folder])) == ["a.JPG", "b.png", "film.mp4"]
+
+
+def test_patterns_give_their_matches_once(folder: Path) -> None:
+    assert names(find_inputs([f"{folder}/*.png", folder / "b.png"])) == ["b.png"]
+    assert names(find_inputs([f"{folder}/**/*.png"])) == ["b.png", "c.png"]
+
+
+def test_a_file_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "scene[1].png"
+    path.write_bytes(b"x")
+    assert find_inputs([path]) == [path]
+
+
+def test_inputs_that_give_nothing_are_named(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no picture or video"):
+        find_inputs([folder / "empty"])
+    with pytest.raises(FileNotFoundError, match=r"\*\.webp matches no file"):
+        find_inputs([f"{folder}/*.webp"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg does not exist"):
+        find_inputs([folder / "gone.jpg"])
+
+
+def test_films_are_told_by_their_suffix() -> None:
+    assert is_video("a.MP4")
+    assert not is_video("a.jpg")

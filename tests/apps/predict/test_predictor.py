@@ -1,0 +1,206 @@
+"""Words in, boxes out: pictures in any form, batches, and classes that come and go."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances
+from PIL import Image
+
+import clipself_d2
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.vocabulary import Vocabulary
+
+
+def test_semicolons_part_synonyms() -> None:
+    vocabulary = parse_classes([" police car ; squad car;", "dog", " ", "dog;puppy;dog"])
+    assert vocabulary.names == ("police car", "dog")
+    assert vocabulary.synonyms == (("squad car",), ("puppy",))
+    assert vocabulary.base_mask == (True, True)
+    assert parse_classes(["cat", "dog"]).synonyms == ()
+
+
+@pytest.mark.parametrize("entries", [[], ["", " ; "]])
+def test_no_class_is_refused(entries: list[str]) -> None:
+    with pytest.raises(ValueError, match="there is no class"):
+        parse_classes(entries)
+
+
+def test_a_text_for_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="a list of texts"):
+        parse_classes("dog")
+
+
+@pytest.fixture
+def detector_cfg(emoji_cfg, tmp_path: Path):
+    """Function from a config name to a config with a checkpoint of random weights."""
+
+    def make(name: str = "fvit_untouched"):
+        cfg = emoji_cfg(name, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+        # Without weights the text tower is another one whenever it is built.
+        cfg.MODEL.CLIP.PRETRAINED = "emoji"
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+        torch.manual_seed(0)
+        torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "model.pth")
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return tmp_path / "model.pth"
+
+
+@pytest.fixture
+def pictures(emoji_data: Path) -> list[Path]:
+    return sorted((emoji_data / "emoji" / "val").glob("*.jpg"))
+
+
+def same(one: Instances, other: Instances) -> bool:
+    return (
+        torch.equal(one.scores, other.scores)
+        and torch.equal(one.pred_classes, other.pred_classes)
+        and torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
+    )
+
+
+@pytest.mark.parametrize("name", ["fvit_untouched", "cascade", "retinanet", "fcos"])
+def test_classes_can_be_changed_and_come_back(
+    name: str, detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(name), weights)
+    trained = predictor(pictures[0])["instances"]
+    assert len(predictor.names) == 80
+    found = []
+    for words in (["dog", "police car"], ["apple"], ["dog", "police car"]):
+        predictor.set_classes(words)
+        assert predictor.names == tuple(words)
+        found.append(predictor(pictures[0])["instances"])
+    assert len(found[0]) > 0
+    assert same(found[0], found[2])
+    assert not same(found[0], trained)
+    assert found[0].pred_classes.max() <= 1
+    assert found[1].pred_classes.max() == 0
+
+
+def test_every_form_of_a_picture_gives_the_same(
+    detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    cfg = detector_cfg()
+    predictor = OpenVocabPredictor(cfg, weights)
+    bgr_predictor = OpenVocabPredictor(cfg, weights, array_format="BGR")
+    image = Image.open(pictures[0]).convert("RGB")
+    array = np.asarray(image)
+    expected = predictor(str(pictures[0]))["instances"]
+    assert expected.image_size == array.shape[:2]
+    assert same(predictor(image)["instances"], expected)
+    assert same(predictor(array)["instances"], expected)
+    assert same(bgr_predictor(array[:, :, ::-1])["instances"], expected)
+    assert not same(bgr_predictor(array)["instances"], expected)
+
+
+def test_a_batch_gives_what_each_picture_gives_alone(
+    detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights, batch_size=2)
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in pictures]
+    # Every second one has another form and would be padded with its neighbours.
+    mixed = [arrays[0], arrays[1][:100], arrays[2], arrays[3][:100], arrays[1]]
+    sizes = []
+    forward = predictor.model.forward
+    predictor.model.forward = lambda items: sizes.append(len(items)) or forward(items)
+    together = predictor(mixed)
+    assert sorted(sizes) == [1, 2, 2]
+    for got, array in zip(together, mixed, strict=True):
+        alone = predictor(array)["instances"]
+        assert got["instances"].image_size == array.shape[:2]
+        assert len(got["instances"]) == len(alone)
+        torch.testing.assert_close(got["instances"].scores, alone.scores, atol=1e-5, rtol=1e-4)
+    assert predictor([]) == []
+
+
+def test_synonyms_are_averaged_with_the_name_and_unseen_ones_warned_of(
+    detector_cfg, weights: Path, pictures: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    found = []
+    with caplog.at_level("WARNING", logger="clipself_d2"):
+        for entry in ("dog", "dog;wombat"):
+            predictor.set_classes([entry, "apple"])
+            found.append(predictor(pictures[0])["instances"])
+            assert predictor.names == ("dog", "apple")
+    assert not same(*found)
+    assert "wombat" in caplog.text
+
+
+def test_a_vocabulary_keeps_its_novel_classes(detector_cfg, weights: Path) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    predictor.set_classes(Vocabulary.from_names(["dog", "owl"], novel=["owl"]))
+    with predictor._vocabulary():
+        classifier = predictor.model.roi_heads.box_predictor.classifier
+        assert classifier.base_mask.tolist() == [True, False]
+
+
+def test_a_detector_without_text_keeps_its_classes(
+    detector_cfg, weights: Path, emoji_cfg, tmp_path: Path
+) -> None:
+    cfg = emoji_cfg("fvit_untouched", "MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
+    predictor = OpenVocabPredictor(cfg, weights)
+    with pytest.raises(ValueError, match="no text classifier: it knows the 80 classes"):
+        predictor.set_classes(["dog"])
+    predictor.set_classes(Vocabulary.from_names(predictor.names))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 in RGB, got \(4, 4\) uint8"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (7, "a picture is a file"),
+    ],
+)
+def test_other_pictures_are_refused(
+    picture: object, message: str, detector_cfg, weights: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        OpenVocabPredictor(detector_cfg(), weights)(picture)
+
+
+def test_faulty_options_are_refused(emoji_cfg, tmp_path: Path) -> None:
+    cfg = emoji_cfg("fvit_untouched")
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        OpenVocabPredictor(cfg)
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth does not exist"):
+        OpenVocabPredictor(cfg, tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+        OpenVocabPredictor(tmp_path / "gone.yaml", tmp_path / "gone.pth")
+    with pytest.raises(ValueError, match="RGB or BGR"):
+        OpenVocabPredictor(cfg, array_format="RGBA")
+    with pytest.raises(ValueError, match="at least 1"):
+        OpenVocabPredictor(cfg, batch_size=0)
+
+
+def test_the_package_names_the_predictor() -> None:
+    assert clipself_d2.OpenVocabPredictor is OpenVocabPredictor
+    with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
+        clipself_d2.Predictor  # noqa: B018
+
+
+@pytest.mark.slow
+def test_importing_the_package_does_not_import_the_predictor() -> None:
+    code = "import sys, clipself_d2; sys.exit('clipself_d2.apps.predict.predictor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_zero_shot_detectors_need_no_checkpoint_of_their_own(emoji_cfg) -> None:
+    cfg = emoji_cfg("regionclip_zeroshot_gt")
+    assert not cfg.MODEL.WEIGHTS
+    predictor = OpenVocabPredictor(cfg)
+    assert type(predictor.model).__name__ == "OfflineProposalRCNN"

@@ -1,0 +1,105 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipself_d2.clip.towers.positions import resize_positions, rotary_table
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", ["vit", "eva"])
+def test_resized_table_follows_the_reference(kind, load_golden):
+    golden = load_golden(kind)
+    name = "visual.pos_embed" if kind == "eva" else "visual.positional_embedding"
+    table = golden.teacher[name].reshape(17, 96)
+    expected = golden.outputs["teacher.pos_embed_10x10"].reshape(101, 96)
+    torch.testing.assert_close(resize_positions(table, (4, 4), (10, 10)), expected, **TOLERANCE)
+
+
+def test_native_grid_returns_the_table_itself():
+    table = torch.randn(17, 8)
+    assert resize_positions(table, (4, 4), (4, 4)) is table
+
+
+def test_class_token_row_is_kept():
+    table = torch.randn(17, 8)
+    assert torch.equal(resize_positions(table, (4, 4), (2, 9))[0], table[0])
+
+
+def test_rectangle_is_resized_by_each_axis_on_its_own():
+    table = torch.randn(1 + 16, 8)
+    grid = table[1:].T.reshape(1, 8, 4, 4)
+    rows = F.interpolate(grid, (6, 4), mode="bicubic", align_corners=False)
+    both = F.interpolate(rows, (6, 11), mode="bicubic", align_corners=False)
+    got = resize_positions(table, (4, 4), (6, 11))[1:].T.reshape(1, 8, 6, 11)
+    torch.testing.assert_close(got, both, **TOLERANCE)
+
+
+def test_shrinking_is_not_antialiased():
+    table = torch.randn(1 + 64, 8)
+    grid = table[1:].T.reshape(1, 8, 8, 8)
+    smooth = F.interpolate(grid, (3, 3), mode="bicubic", align_corners=False, antialias=True)
+    got = resize_positions(table, (8, 8), (3, 3))[1:].T.reshape(1, 8, 3, 3)
+    assert (got - smooth).abs().max() > 0.1
+
+
+def test_table_learns_through_the_resizing():
+    table = torch.randn(17, 8, requires_grad=True)
+    resize_positions(table, (4, 4), (3, 5)).sum().backward()
+    assert table.grad.abs().amax(1).min() > 0
+
+
+def test_half_precision_table_keeps_its_type():
+    assert resize_positions(torch.randn(17, 8).bfloat16(), (4, 4), (3, 5)).dtype == torch.bfloat16
+
+
+def test_table_of_another_grid_is_refused():
+    with pytest.raises(ValueError, match="17 rows, not 1 \\+ 3x3"):
+        resize_positions(torch.zeros(17, 8), (3, 3), (5, 5))
+
+
+def test_table_without_a_class_token():
+    table = torch.randn(17, 8)
+    got = resize_positions(table[1:], (4, 4), (3, 5), num_prefix=0)
+    torch.testing.assert_close(got, resize_positions(table, (4, 4), (3, 5))[1:], **TOLERANCE)
+    with pytest.raises(ValueError, match="17 rows, not 0 \\+ 4x4"):
+        resize_positions(table, (4, 4), (3, 5), num_prefix=0)
+
+
+def test_columns_may_turn_first_and_positions_may_begin_at_one():
+    settings = {"head_dim": 32, "temperature": 1e4, "reference": (16, 16), "device": CPU}
+    table = rotary_table((3, 7), offset=1.0, indexing="xy", **settings)
+    sin = table.chunk(2, dim=-1)[0].reshape(3, 7, 32)
+    frequency = 1e4 ** -(torch.arange(8) * 4 / 32)
+    row = ((torch.arange(3) + 1) / 3 * 16)[:, None] * frequency
+    column = ((torch.arange(7) + 1) / 7 * 16)[:, None] * frequency
+    wanted_column = torch.sin(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
+    wanted_row = torch.sin(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
+    torch.testing.assert_close(sin[..., :16], wanted_column, **TOLERANCE)
+    torch.testing.assert_close(sin[..., 16:], wanted_row, **TOLERANCE)
+
+
+def make_rotary(grid):
+    table = rotary_table(grid, head_dim=32, temperature=1e4, reference=(16, 16), device=CPU)
+    sin, cos = table.chunk(2, dim=-1)
+    return sin.reshape(*grid, 32), cos.reshape(*grid, 32)
+
+
+def test_rotary_angles_follow_the_formula_on_each_axis():
+    """Row angles in the first half of the head, column angles in the second, each twice."""
+    sin, cos = make_rotary((3, 7))
+    frequency = 1e4 ** -(torch.arange(8) * 4 / 32)
+    row = (torch.arange(3) / 3 * 16)[:, None] * frequency
+    column = (torch.arange(7) / 7 * 16)[:, None] * frequency
+    for got, function in ((sin, torch.sin), (cos, torch.cos)):
+        wanted_row = function(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
+        wanted_column = function(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
+        torch.testing.assert_close(got[..., :16], wanted_row, **TOLERANCE)
+        torch.testing.assert_close(got[..., 16:], wanted_column, **TOLERANCE)
+
+
+def test_rotary_rectangle_shares_rows_and_columns_with_the_squares():
+    rectangle, tall, wide = make_rotary((3, 7))[0], make_rotary((3, 3))[0], make_rotary((7, 7))[0]
+    torch.testing.assert_close(rectangle[:, 0, :16], tall[:, 0, :16], **TOLERANCE)
+    torch.testing.assert_close(rectangle[0, :, 16:], wide[0, :, 16:], **TOLERANCE)

@@ -1,0 +1,123 @@
+"""TorchScript archives read without running them."""
+
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archive
+
+
+class Part(nn.Module):
+    """Parameters in two precisions and layouts, buffers, and what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.layers = nn.ModuleList([nn.LayerNorm(3), nn.LayerNorm(3)])
+        self.narrow = nn.Parameter(torch.randn(4, 3).half().t())
+        self.register_buffer("count", torch.tensor(224))
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.sizes = [1, 2]
+        self.word = "word"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        for layer in self.layers:
+            rows = layer(rows)
+        return self.linear(rows @ self.narrow.float() @ self.narrow.float().t())
+
+
+@pytest.fixture(params=["script", "trace"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    part = Part().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = (
+            torch.jit.script(part)
+            if request.param == "script"
+            else torch.jit.trace(part, torch.randn(2, 3))
+        )
+        compiled.save(str(tmp_path / "part.pt"))
+    return tmp_path / "part.pt"
+
+
+def test_tensors_are_those_of_torch_bit_by_bit(archive: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = torch.jit.load(str(archive), map_location="cpu").state_dict()
+    found = read_jit_archive(archive)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+
+
+def test_archives_are_told_from_weights(archive: Path, tmp_path: Path) -> None:
+    assert is_jit_archive(archive)
+    torch.save({"a": torch.ones(1)}, tmp_path / "plain.pt")
+    (tmp_path / "text.pt").write_text("no zip")
+    assert not is_jit_archive(tmp_path / "plain.pt")
+    assert not is_jit_archive(tmp_path / "text.pt")
+
+
+def test_reading_compiles_nothing(archive: Path, monkeypatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the archive was compiled")
+
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    monkeypatch.setattr(torch._C, "import_ir_module", refuse)
+    assert read_jit_archive(archive)
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *args: object) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def forge(path: Path, content: object) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("part/data.pkl", pickle.dumps(content, protocol=2))
+        archive.writestr("part/constants.pkl", b"")
+    return path
+
+
+@pytest.mark.parametrize("function", [exec, eval, __import__, getattr, Path.write_text])
+def test_planted_code_is_refused_and_does_not_run(function, tmp_path: Path) -> None:
+    target = tmp_path / "planted"
+    path = forge(tmp_path / "bad.pt", Call(function, f"open({str(target)!r}, 'w')", "x"))
+    with pytest.raises(ValueError, match=r"bad\.pt cannot be read .* it asks for"):
+        read_jit_archive(path)
+    assert not target.exists()
+
+
+def test_storage_of_another_size_is_refused(archive: Path, tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(archive) as source,
+        zipfile.ZipFile(tmp_path / "short.pt", "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content[:4] if name.endswith("/data/0") else content)
+    with pytest.raises(ValueError, match=r"short\.pt cannot be read as a TorchScript archive"):
+        read_jit_archive(tmp_path / "short.pt")
+
+
+def test_archive_without_its_tree_is_refused(archive: Path, tmp_path: Path) -> None:
+    for left_out in ("/data.pkl", "/data/0"):
+        path = tmp_path / "part_missing.pt"
+        with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
+            for name in source.namelist():
+                if not name.endswith(left_out):
+                    target.writestr(name, source.read(name))
+        with pytest.raises(ValueError, match=r"part_missing\.pt cannot be read"):
+            read_jit_archive(path)

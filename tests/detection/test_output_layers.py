@@ -1,0 +1,251 @@
+"""The predictor: loss and fused scores against the reference, and what it refuses."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from clipself_d2.detection import OpenVocabFastRCNNOutputLayers
+from clipself_d2.detection.output_layers import base_only_loss
+from clipself_d2.layers import TextClassifier
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "detector"
+WIDTH, K, D = 12, 5, 8
+BASE = torch.tensor([True, True, False, True, False])
+NUM_REGIONS = 7
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(classifier: TextClassifier | None = None, **options: object):
+    torch.manual_seed(0)
+    if classifier is None:
+        classifier = TextClassifier(
+            embeddings_KD=random(K, D), base_mask_K=BASE, background=random(D, seed=1)
+        )
+    return OpenVocabFastRCNNOutputLayers(
+        ShapeSpec(channels=WIDTH),
+        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+        classifier=classifier,
+        **options,
+    )
+
+
+def labelled(labels: list[int]) -> list[Instances]:
+    boxes = torch.tensor([[8.0, 8.0, 24.0, 24.0]]).repeat(len(labels), 1)
+    return [
+        Instances(
+            (64, 64),
+            proposal_boxes=Boxes(boxes),
+            gt_boxes=Boxes(boxes + 2),
+            gt_classes=torch.tensor(labels, dtype=torch.long),
+        )
+    ]
+
+
+def test_loss_is_the_references() -> None:
+    arrays = golden("fvit_cls_loss")
+    weight = arrays["class_weight"]
+    loss = base_only_loss(arrays["logits"], arrays["labels"], weight[:-1] > 0, float(weight[-1]))
+    torch.testing.assert_close(loss.double(), arrays["loss"], atol=1e-5, rtol=0)
+
+
+def test_losses_of_the_predictor_are_the_references() -> None:
+    arrays = golden("fvit_cls_loss")
+    weight = arrays["class_weight"]
+    base_mask = weight[:-1] > 0
+    classifier = TextClassifier(
+        embeddings_KD=random(len(base_mask), D), base_mask_K=base_mask, background=random(D)
+    )
+    predictor = make(classifier, background_weight=float(weight[-1]))
+    proposals = labelled(arrays["labels"].tolist())
+    with EventStorage():
+        losses = predictor.losses((arrays["logits"], torch.zeros(NUM_REGIONS, 4)), proposals)
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    torch.testing.assert_close(losses["loss_cls"].double(), arrays["loss"], atol=1e-5, rtol=0)
+    # Of 7 regions 4 are foreground, shifted by 2 px of 16, coded with weight 10: L1 of 1.25 twice.
+    torch.testing.assert_close(losses["loss_box_reg"], torch.tensor(4 * 2 * 1.25 / NUM_REGIONS))
+
+
+def test_fused_scores_are_the_references() -> None:
+    arrays = golden("score_fusion")
+    classifier = TextClassifier(
+        embeddings_KD=arrays["text_embed"][:-1],
+        base_mask_K=arrays["base"][:-1],
+        background=arrays["text_embed"][-1],
+        temperature=float(arrays["t_det"]),
+    )
+    predictor = make(
+        classifier,
+        clip_temperature=float(arrays["t_vlm"]),
+        alpha=float(arrays["alpha"]),
+        beta=float(arrays["beta"]),
+    )
+    logits = classifier(arrays["x_cls"])
+    sizes = [3, 0, 4]
+    proposals = [Instances((64, 64), clip_embeddings=rows) for rows in arrays["x_vlm"].split(sizes)]
+    scores = predictor.predict_probs((logits, torch.zeros(NUM_REGIONS, 4)), proposals)
+    assert [len(rows) for rows in scores] == sizes
+    torch.testing.assert_close(torch.cat(scores), arrays["fused"], atol=1e-5, rtol=0)
+
+
+def test_novel_logits_have_no_influence_and_no_gradient() -> None:
+    logits = random(3, K + 1).requires_grad_()
+    labels = torch.tensor([0, 3, K])
+    loss = base_only_loss(logits, labels, BASE, 0.6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient[:, :-1][:, ~BASE], torch.zeros(3, 2))
+    assert (gradient[:, [0, 1, 3, 5]] != 0).all()
+    raised = logits.detach().clone()
+    raised[:, :-1][:, ~BASE] += 100
+    assert torch.equal(base_only_loss(raised, labels, BASE, 0.6), loss.detach())
+
+
+def test_loss_of_equal_logits_is_known() -> None:
+    logits = torch.zeros(4, K + 1)
+    # Three base classes and the background: log 4 each, background regions weigh 0.5.
+    loss = base_only_loss(logits, torch.tensor([0, 1, K, K]), BASE, 0.5)
+    assert loss.item() == pytest.approx(math.log(4) * (1 + 1 + 0.5 + 0.5) / 4)
+
+
+def test_loss_and_gradient_stay_finite_at_extreme_logits() -> None:
+    logits = (1e4 * random(3, K + 1)).requires_grad_()
+    loss = base_only_loss(logits, torch.tensor([0, 3, K]), BASE, 0.6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_no_region_gives_zero_loss_with_a_gradient() -> None:
+    logits = torch.zeros(0, K + 1, requires_grad=True)
+    loss = base_only_loss(logits, torch.zeros(0, dtype=torch.long), BASE, 0.6)
+    assert loss.item() == 0.0
+    loss.backward()
+    predictor = make()
+    with EventStorage():
+        losses = predictor.losses(predictor(torch.zeros(0, WIDTH)), labelled([]))
+    assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        (2, r"novel class number 2.*not base-only.*DATASETS\.TRAIN"),
+        (K + 1, r"class number 6, but the vocabulary has 5.*MODEL\.VOCABULARY\.DATASET"),
+        (-1, "class number -1"),
+    ],
+)
+def test_box_of_a_class_that_is_not_trained_is_refused(label: int, complaint: str) -> None:
+    predictor = make()
+    predictions = predictor(random(3, WIDTH))
+    with EventStorage(), pytest.raises(ValueError, match=complaint):
+        predictor.losses(predictions, labelled([0, label, K]))
+
+
+def test_branches_are_those_of_fvit() -> None:
+    predictor = make()
+    region = random(4, WIDTH, seed=3)
+    logits, deltas = predictor(region)
+    embed, _, classifier = predictor.cls_score
+    assert (embed.in_features, embed.out_features) == (WIDTH, D)
+    torch.testing.assert_close(logits, classifier(embed(region).clamp(min=0)))
+    hidden, _, last = predictor.bbox_pred
+    assert (hidden.out_features, last.out_features) == (WIDTH, 4)
+    torch.testing.assert_close(deltas, last(hidden(region).clamp(min=0)))
+    assert logits.shape == (4, K + 1)
+
+
+def test_every_parameter_learns() -> None:
+    predictor = make()
+    with torch.no_grad():
+        nn.init.normal_(predictor.bbox_pred[-1].weight)
+    with EventStorage():
+        losses = predictor.losses(predictor(random(8, WIDTH)), labelled([0, 1, 3, 0, K, K, K, K]))
+    sum(losses.values()).backward()
+    still = [name for name, p in predictor.named_parameters() if not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+def test_training_reduces_the_loss() -> None:
+    predictor = make()
+    region, proposals = random(8, WIDTH), labelled([0, 1, 3, 0, 1, 3, K, K])
+    optimizer = torch.optim.SGD(predictor.parameters(), lr=0.01)
+    history = []
+    with EventStorage():
+        for _ in range(40):
+            loss = predictor.losses(predictor(region), proposals)["loss_cls"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            history.append(loss.item())
+    assert history[-1] < 0.1 * history[0]
+
+
+def test_mixed_precision_keeps_scores_and_loss_in_float32() -> None:
+    predictor = make()
+    proposals = labelled([0, 1, K])
+    proposals[0].clip_embeddings = random(3, D, seed=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), EventStorage():
+        predictions = predictor(random(3, WIDTH))
+        (scores,) = predictor.predict_probs(predictions, proposals)
+        losses = predictor.losses(predictions, proposals)
+    assert scores.dtype == torch.float32
+    assert losses["loss_cls"].dtype == torch.float32
+
+
+def test_scores_without_clip_embeddings_are_refused() -> None:
+    predictor = make()
+    with pytest.raises(ValueError, match=r"'clip_embeddings'.*MODEL\.ROI_HEADS\.NAME"):
+        predictor.predict_probs(predictor(random(3, WIDTH)), labelled([0, 1, K]))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"alpha": 1.5}, r"MODEL\.OPEN_VOCAB\.ALPHA is 1\.5"),
+        ({"beta": -0.5}, r"MODEL\.OPEN_VOCAB\.BETA is -0\.5"),
+        ({"clip_temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_TEMPERATURE is 0\.0"),
+        ({"background_weight": -1.0}, r"MODEL\.OPEN_VOCAB\.BACKGROUND_WEIGHT is -1\.0"),
+        ({"use_sigmoid_ce": True}, r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE is True"),
+        ({"use_fed_loss": True}, r"MODEL\.ROI_BOX_HEAD\.USE_FED_LOSS is True"),
+    ],
+)
+def test_wrong_options_are_refused(options, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("BACKGROUND", "zero", lambda p: p.classifier.background_mode),
+        ("BACKGROUND_WEIGHT", 0.9, lambda p: p.background_weight),
+        ("TEMPERATURE", 20.0, lambda p: p.classifier.temperature.item()),
+        ("LEARN_TEMPERATURE", False, lambda p: p.classifier.temperature.requires_grad),
+        ("CLIP_TEMPERATURE", 33.0, lambda p: p.clip_temperature),
+        ("ALPHA", 0.3, lambda p: p.alpha),
+        ("BETA", 0.5, lambda p: p.beta),
+    ],
+)
+def test_config_keys_arrive(
+    key: str, value: object, read: Callable[..., object], heads_cfg: CfgNode
+) -> None:
+    heads_cfg.MODEL.OPEN_VOCAB[key] = value
+    predictor = OpenVocabFastRCNNOutputLayers(heads_cfg, ShapeSpec(channels=WIDTH))
+    assert read(predictor) == value

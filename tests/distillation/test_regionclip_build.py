@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from clipself_d2.clip import load_tower
+from clipself_d2.distillation import RegionCLIPPretrainer
+
+
+@pytest.fixture
+def concepts(tmp_path: Path) -> str:
+    file = tmp_path / "concepts.txt"
+    file.write_text("dog,3\ncat,2\n")
+    return str(file)
+
+
+@pytest.fixture
+def make(emoji_cfg, concepts):
+    """Function from overrides to the pre-trainer of the emoji recipe with random weights."""
+
+    def build(*overrides: object) -> RegionCLIPPretrainer:
+        keys = ("MODEL.REGIONCLIP.CONCEPTS", concepts, "MODEL.VOCABULARY.TEMPLATES", "single")
+        torch.manual_seed(0)
+        return build_model(emoji_cfg("regionclip", *keys, *overrides))
+
+    return build
+
+
+def same(first, second) -> bool:
+    rest = second.state_dict()
+    return all(torch.equal(value, rest[name]) for name, value in first.state_dict().items())
+
+
+def test_the_teacher_is_a_frozen_copy_of_the_student(make) -> None:
+    model = make()
+    assert same(model.student, model.teacher)
+    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+    torch.testing.assert_close(model.concepts_CD, model.teacher_concepts_CD)
+    assert model.concepts_CD.shape == (2, 128)
+    assert model.rpn is None
+
+
+def test_the_students_own_weights_leave_the_teacher_alone(make, tmp_path) -> None:
+    other = load_tower("ViT-Ti-8-emoji")
+    torch.save({"model": other.state_dict()}, tmp_path / "student.pth")
+    model = make("MODEL.CLIP.WEIGHTS", str(tmp_path / "student.pth"))
+    assert same(model.student, other)
+    assert not same(model.teacher, other)
+
+
+def test_another_teacher_brings_its_own_concept_table(make) -> None:
+    model = make(
+        *("MODEL.REGIONCLIP.TEACHER_NAME", "ViT-Ti-8-emoji"),
+        *("MODEL.REGIONCLIP.TEACHER_PRETRAINED", "emoji"),
+    )
+    assert not same(model.student, model.teacher)
+    assert (model.concepts_CD - model.teacher_concepts_CD).abs().max() > 0.01
+
+
+def test_the_teachers_weights_alone_are_of_the_students_clip(make, tmp_path) -> None:
+    model = make("MODEL.REGIONCLIP.TEACHER_PRETRAINED", "emoji")
+    assert model.teacher.name == model.student.name
+    assert not same(model.student, model.teacher)
+
+
+def test_a_teacher_without_weights_is_refused(make) -> None:
+    trained = ("MODEL.CLIP.PRETRAINED", "emoji", "MODEL.REGIONCLIP.TEACHER_NAME")
+    with pytest.raises(ValueError, match=r"TEACHER_NAME is 'RN50-quickgelu' .*TEACHER_PRETRAINED"):
+        make(*trained, "RN50-quickgelu")
+    model = make(*trained, "ViT-Ti-8-emoji")
+    assert same(model.student, model.teacher)
+
+
+def test_keys_reach_the_options(make) -> None:
+    keys = "MODEL.REGIONCLIP."
+    model = make(
+        *(keys + "TEMPERATURE", 0.5, keys + "CONCEPT_THRESHOLD", 0.25),
+        *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
+        *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "roi"),
+        *("MODEL.DISTILL.MAX_BOXES", 9, "MODEL.BACKBONE.FREEZE_AT", 1),
+        *("MODEL.DISTILL.CROP_ENLARGE", 1.25, "MODEL.DISTILL.CROP_SIZE", 24),
+    )
+    found = model.options
+    assert (found.temperature, found.concept_threshold) == (0.5, 0.25)
+    assert (found.distill_weight, found.contrastive_weight) == (2.0, 3.0)
+    assert (found.image_text_weight, found.teacher_regions) == (4.0, "roi")
+    assert (found.max_regions, found.freeze_at, found.seed) == (9, 1, 7)
+    assert (found.crop_enlarge, found.crop_size) == (1.25, 24)
+
+
+def test_a_missing_pool_names_the_tool(make) -> None:
+    with pytest.raises(ValueError, match=r"REGIONCLIP\.CONCEPTS is empty.*build_concept_pool\.py"):
+        make("MODEL.REGIONCLIP.CONCEPTS", "")
+
+
+def test_an_rpn_without_its_files_names_the_keys(make) -> None:
+    with pytest.raises(ValueError, match="RPN_CONFIG and RPN_WEIGHTS"):
+        make("MODEL.DISTILL.REGIONS", "rpn")

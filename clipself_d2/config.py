@@ -18,7 +18,9 @@ def add_clipself_config(cfg: CN) -> None:
     _add_open_vocab(cfg)
     _add_distill(cfg)
     _add_regionclip(cfg)
+    _add_frozen_rpn(cfg)
     _add_cris(cfg)
+    _add_regions(cfg)
     _add_input(cfg)
     _add_solver(cfg)
 
@@ -62,17 +64,15 @@ def _add_clip(cfg: CN) -> None:
     # Blocks whose outputs feed the pyramid, four 0-based indices; [] takes the quarter points.
     cfg.MODEL.CLIP.TAP_BLOCKS = []
 
+    # The pyramid over a CLIP ViT; its channels and norm are Detectron2's MODEL.FPN.OUT_CHANNELS and
+    # NORM.
     cfg.MODEL.CLIP_FPN = CN()
     # Levels of the pyramid, in pixels per cell; ascending powers of two. Level s is p<log2 s>.
     cfg.MODEL.CLIP_FPN.STRIDES = [4, 8, 16, 32]
-    # Channels of every level.
-    cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 256
-    # Norm of the lateral and output convolutions: SyncBN, BN, GN, LN or "".
-    cfg.MODEL.CLIP_FPN.NORM = "SyncBN"
     # Side of the square to which images are padded with the pixel mean, px; 0: no square.
     cfg.MODEL.CLIP_FPN.SQUARE_SIZE = 0
 
-    # Norm of the convolutions of RPN.HEAD_NAME NormRPNHead, as CLIP_FPN.NORM.
+    # Norm of the convolutions of RPN.HEAD_NAME NormRPNHead, as MODEL.FPN.NORM.
     cfg.MODEL.RPN.NORM = ""
 
 
@@ -96,15 +96,15 @@ def _add_open_vocab(cfg: CN) -> None:
     # Weight of background regions in the classification loss.
     cfg.MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT = 0.6
     # Multiplier of the detector's cosine; the start value where it is learned.
-    cfg.MODEL.OPEN_VOCAB.TEMPERATURE = 50.0
+    cfg.MODEL.OPEN_VOCAB.SCALE = 50.0
     # Whether that multiplier is learned.
-    cfg.MODEL.OPEN_VOCAB.LEARN_TEMPERATURE = True
+    cfg.MODEL.OPEN_VOCAB.LEARN_SCALE = True
     # Multiplier of CLIP's cosine at test time.
-    cfg.MODEL.OPEN_VOCAB.CLIP_TEMPERATURE = 75.0
+    cfg.MODEL.OPEN_VOCAB.CLIP_SCALE = 75.0
     # Exponent of CLIP's score for base classes and background; 0 is the detector alone.
-    cfg.MODEL.OPEN_VOCAB.ALPHA = 0.1
+    cfg.MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA = 0.1
     # Exponent of CLIP's score for novel classes; 1 is CLIP alone.
-    cfg.MODEL.OPEN_VOCAB.BETA = 0.8
+    cfg.MODEL.OPEN_VOCAB.ENSEMBLE_BETA = 0.8
     # Exponent of the classification loss's focal factor (1 - p)^gamma; 0 leaves it out.
     cfg.MODEL.OPEN_VOCAB.FOCAL_GAMMA = 0.0
     # Whether that loss is divided by the sum of the regions' weights instead of their number.
@@ -123,36 +123,9 @@ def _add_open_vocab(cfg: CN) -> None:
 
 def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL = CN()
-    # Source of the student's regions: grid (m x n patches), proposals (from a file), both, random
-    # (boxes of any place and size), labels (the annotations of DATASETS.TRAIN with their classes,
-    # for RegionTextDistiller), or rpn (a frozen network at work, for RegionCLIPPretrainer).
-    cfg.MODEL.DISTILL.REGIONS = "grid"
-    # COCO-format file of class-agnostic boxes for REGIONS proposals and both.
-    cfg.MODEL.DISTILL.PROPOSAL_FILE = ""
-    # Longest side of the student's image, px.
-    cfg.MODEL.DISTILL.IMAGE_SIZE = 1024
-    # Longest sides of the student's image, px, one of which is drawn for every iteration;
-    # [] is IMAGE_SIZE alone.
-    cfg.MODEL.DISTILL.MULTISCALE_SIZES = []
     # Whether the student's image is padded to a square, as published, or only to the largest
     # height and width of the batch.
     cfg.MODEL.DISTILL.PAD_TO_SQUARE = True
-    # Longest side of the teacher's crop, px; 0 is the tower's native size.
-    cfg.MODEL.DISTILL.CROP_SIZE = 0
-    # Largest number of rows or columns of the grid.
-    cfg.MODEL.DISTILL.MAX_SPLIT = 6
-    # Most regions of one image, of each source.
-    cfg.MODEL.DISTILL.MAX_BOXES = 20
-    # Square roots of the least and largest area of a proposal, px of the original image.
-    cfg.MODEL.DISTILL.BOX_SIZE_RANGE = [8, 1024]
-    # Factor by which the teacher's crop of a proposal exceeds the proposal.
-    cfg.MODEL.DISTILL.CROP_ENLARGE = 1.5
-    # Draw proposals before their sizes are checked, as the published code does; fewer than
-    # MAX_BOXES may be left.
-    cfg.MODEL.DISTILL.REFERENCE_SAMPLING = False
-    # Who resizes the teacher's crops: device (cut by the workers, resized where the model is), or
-    # pil (by the workers).
-    cfg.MODEL.DISTILL.CROP_RESIZER = "device"
     # Weight of the loss between student and teacher on the whole picture at the native size.
     cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT = 0.0
     # Classes that a batch is scored against by RegionTextDistiller, its own included.
@@ -162,7 +135,7 @@ def _add_distill(cfg: CN) -> None:
     # Whether patch embedding, positions and norms are trained too.
     cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
-    cfg.MODEL.DISTILL.ALPHA = 1.0
+    cfg.MODEL.DISTILL.STUDENT_SHARE = 1.0
 
 
 def _add_regionclip(cfg: CN) -> None:
@@ -179,10 +152,6 @@ def _add_regionclip(cfg: CN) -> None:
     # Boxes of META_ARCHITECTURE OfflineProposalRCNN: rpn (of the frozen network below), gt (the
     # annotations), or own (of MODEL.PROPOSAL_GENERATOR, trained with the detector).
     cfg.MODEL.REGIONCLIP.PROPOSALS = "rpn"
-    # Config and checkpoint of the proposal network for PROPOSALS rpn, and for the pre-training with
-    # MODEL.DISTILL.REGIONS rpn. WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
-    cfg.MODEL.REGIONCLIP.RPN_CONFIG = ""
-    cfg.MODEL.REGIONCLIP.RPN_WEIGHTS = ""
     # Divisor of every cosine.
     cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
     # Probability that the teacher's best concept of a region must exceed.
@@ -218,6 +187,45 @@ def _add_cris(cfg: CN) -> None:
     cfg.MODEL.CRIS.TRAINED_TOWERS = ("image", "text")
     # Probability above which a pixel belongs to the mask.
     cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
+
+
+def _add_frozen_rpn(cfg: CN) -> None:
+    cfg.MODEL.FROZEN_RPN = CN()
+    # Config and checkpoint of the proposal network for PROPOSALS rpn, and for the pre-training with
+    # INPUT.REGIONS.SOURCE rpn. WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
+    cfg.MODEL.FROZEN_RPN.CONFIG = ""
+    cfg.MODEL.FROZEN_RPN.WEIGHTS = ""
+
+
+def _add_regions(cfg: CN) -> None:
+    cfg.INPUT.REGIONS = CN()
+    # Source of the student's regions: grid (m x n patches), proposals (from a file), both, random
+    # (boxes of any place and size), labels (the annotations of DATASETS.TRAIN with their classes,
+    # for RegionTextDistiller), or rpn (a frozen network at work, for RegionCLIPPretrainer).
+    cfg.INPUT.REGIONS.SOURCE = "grid"
+    # COCO-format file of class-agnostic boxes for SOURCE proposals and both.
+    cfg.INPUT.REGIONS.PROPOSAL_FILE = ""
+    # Longest side of the student's image, px.
+    cfg.INPUT.REGIONS.IMAGE_SIZE = 1024
+    # Longest sides of the student's image, px, one of which is drawn for every iteration;
+    # [] is IMAGE_SIZE alone.
+    cfg.INPUT.REGIONS.MULTISCALE_SIZES = []
+    # Longest side of the teacher's crop, px; 0 is the tower's native size.
+    cfg.INPUT.REGIONS.CROP_SIZE = 0
+    # Largest number of rows or columns of the grid.
+    cfg.INPUT.REGIONS.MAX_SPLIT = 6
+    # Most regions of one image, of each source.
+    cfg.INPUT.REGIONS.MAX_BOXES = 20
+    # Square roots of the least and largest area of a proposal, px of the original image.
+    cfg.INPUT.REGIONS.SIZE_RANGE = [8, 1024]
+    # Factor by which the teacher's crop of a proposal exceeds the proposal.
+    cfg.INPUT.REGIONS.CROP_ENLARGE = 1.5
+    # Draw proposals before their sizes are checked, as the published code does; fewer than
+    # MAX_BOXES may be left.
+    cfg.INPUT.REGIONS.REFERENCE_SAMPLING = False
+    # Who resizes the teacher's crops: device (cut by the workers, resized where the model is), or
+    # pil (by the workers).
+    cfg.INPUT.REGIONS.CROP_RESIZER = "device"
 
 
 def _add_input(cfg: CN) -> None:

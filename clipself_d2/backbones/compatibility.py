@@ -162,7 +162,7 @@ def refuse_sync_bn_on_cpus(cfg: CfgNode) -> None:
     """
     if cfg.MODEL.DEVICE != "cpu" or comm.get_world_size() == 1:
         return
-    for part in ("CLIP_FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+    for part in ("FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
         if cfg.MODEL[part].NORM == "SyncBN":
             raise ValueError(
                 f"SyncBN does not train in several processes on CPUs; set MODEL.{part}.NORM to "

@@ -57,7 +57,7 @@ def plan_levels(cfg: CfgNode) -> LevelPlan:
     strides = tuple(stride for stride in strides if stride >= min(wanted, default=0)) or strides
     top_block = None
     if max(wanted, default=0) == strides[-1] * 2**_CONV_LEVELS:
-        channels = cfg.MODEL.CLIP_FPN.OUT_CHANNELS
+        channels = cfg.MODEL.FPN.OUT_CHANNELS
         top_block = LastLevelP6P7(channels, channels, level_name(strides[-1]))
     return LevelPlan(strides, top_block, divisor)
 

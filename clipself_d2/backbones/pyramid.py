@@ -160,8 +160,8 @@ def pyramid_options(cfg: CfgNode, backbone: ClipViT, plan: LevelPlan) -> ClipViT
     return {
         "backbone": backbone,
         "strides": plan.strides,
-        "out_channels": fpn.OUT_CHANNELS,
-        "norm": fpn.NORM,
+        "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
+        "norm": cfg.MODEL.FPN.NORM,
         "square_size": fpn.SQUARE_SIZE,
         "top_block": plan.top_block,
         "divisor": plan.divisor,
@@ -181,7 +181,7 @@ def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
     return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
 
 
-def make_norm(norm: str, channels: int, key: str = "MODEL.CLIP_FPN.NORM") -> nn.Module | None:
+def make_norm(norm: str, channels: int, key: str = "MODEL.FPN.NORM") -> nn.Module | None:
     """Make a norm by Detectron2's name.
 
     Args:
@@ -200,7 +200,7 @@ def make_norm(norm: str, channels: int, key: str = "MODEL.CLIP_FPN.NORM") -> nn.
     if norm == "GN" and channels % 32:
         raise ValueError(
             f"GN has 32 groups, which do not divide {channels} channels; change {key} to LN or "
-            "MODEL.CLIP_FPN.OUT_CHANNELS to a multiple of 32"
+            "MODEL.FPN.OUT_CHANNELS to a multiple of 32"
         )
     return get_norm(norm, channels)
 

@@ -122,7 +122,7 @@ class ClipViTStages(PyramidBackbone):
             "backbone": ClipViT(**options),
             "strides": strides,
             "channels": {name: resnets.RES2_OUT_CHANNELS << STAGES.index(name) for name in strides},
-            "norm": cfg.MODEL.CLIP_FPN.NORM,
+            "norm": cfg.MODEL.FPN.NORM,
             "square_size": cfg.MODEL.CLIP_FPN.SQUARE_SIZE,
             "divisor": max(strides.values()) if has_semantic_head(cfg) else 1,
         }

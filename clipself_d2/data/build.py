@@ -153,7 +153,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     """Build the training loader of DATASETS.TRAIN.
 
     Args:
-        cfg: The whole config; MODEL.DISTILL.CROP_SIZE is the size itself here, not 0.
+        cfg: The whole config; INPUT.REGIONS.CROP_SIZE is the size itself here, not 0.
         start_iter: First iteration.
 
     Returns:
@@ -162,7 +162,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     Raises:
         ValueError: If there is no image or the proposals fit none.
     """
-    options = cfg.MODEL.DISTILL
+    options = cfg.INPUT.REGIONS
     records = _read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_distill_train_loader(
         records=DatasetFromList(records, copy=False),
@@ -176,11 +176,11 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
 
 
 def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper | CaptionMapper:
-    options = cfg.MODEL.DISTILL
+    options = cfg.INPUT.REGIONS
     # The caption mapper belongs to the one META_ARCHITECTURE that may propose regions itself.
     captions = cfg.MODEL.META_ARCHITECTURE == "RegionCLIPPretrainer"
     sampler = None
-    if not (captions and options.REGIONS == "rpn"):
+    if not (captions and options.SOURCE == "rpn"):
         sampler = _build_region_sampler(cfg, records)
     if captions:
         on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
@@ -198,22 +198,22 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
         image_size=options.IMAGE_SIZE,
         crop_size=options.CROP_SIZE,
         crop_resizer=options.CROP_RESIZER,
-        whole_image=options.IMAGE_LOSS_WEIGHT > 0,
+        whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
     )
 
 
 def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSampler:
-    options = cfg.MODEL.DISTILL
+    options = cfg.INPUT.REGIONS
     proposals = None
-    if options.REGIONS in ("proposals", "both"):
+    if options.SOURCE in ("proposals", "both"):
         proposals = ProposalFile(options.PROPOSAL_FILE)
         proposals.check_images([record["image_id"] for record in records])
     return RegionSampler(
-        source=options.REGIONS,
+        source=options.SOURCE,
         proposals=proposals,
         max_split=options.MAX_SPLIT,
         max_boxes=options.MAX_BOXES,
-        box_size_range=tuple(options.BOX_SIZE_RANGE),
+        box_size_range=tuple(options.SIZE_RANGE),
         crop_enlarge=options.CROP_ENLARGE,
         reference_sampling=options.REFERENCE_SAMPLING,
     )
@@ -244,18 +244,18 @@ def build_region_test_loader_from_cfg(
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        crop_size: The tower's native size, for MODEL.DISTILL.CROP_SIZE 0.
+        crop_size: The tower's native size, for INPUT.REGIONS.CROP_SIZE 0.
         patch_size: The tower's patch, px.
 
     Returns:
         A loader of lists of one item, each image once over all processes.
     """
-    options = cfg.MODEL.DISTILL
+    options = cfg.INPUT.REGIONS
     mapper = RegionMapper(
         image_size=options.IMAGE_SIZE,
         crop_size=options.CROP_SIZE or crop_size,
         patch_size=patch_size,
-        pad_to_square=options.PAD_TO_SQUARE,
+        pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = _read_records([dataset_name], "DATASETS.TEST")
     dataset = MapDataset(DatasetFromList(records, copy=False), mapper)

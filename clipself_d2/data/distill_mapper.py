@@ -38,7 +38,7 @@ class DistillMapper:
     ) -> None:
         if crop_resizer not in CROP_RESIZERS:
             raise ValueError(
-                f"crops are resized by {crop_resizer!r}; MODEL.DISTILL.CROP_RESIZER is one of "
+                f"crops are resized by {crop_resizer!r}; INPUT.REGIONS.CROP_RESIZER is one of "
                 f"{CROP_RESIZERS}"
             )
         self.sampler = sampler

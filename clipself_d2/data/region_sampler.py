@@ -42,9 +42,9 @@ class ProposalFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        remedy = "write it with tools/make_proposals.py and set MODEL.DISTILL.PROPOSAL_FILE"
+        remedy = "write it with tools/make_proposals.py and set INPUT.REGIONS.PROPOSAL_FILE"
         if not self.path:
-            raise ValueError(f"MODEL.DISTILL.PROPOSAL_FILE is empty; {remedy}")
+            raise ValueError(f"INPUT.REGIONS.PROPOSAL_FILE is empty; {remedy}")
         rows = read_annotation_rows(path, remedy=remedy)
         by_image: dict[object, list[list[float]]] = {}
         for row in rows:
@@ -137,10 +137,10 @@ class RegionSampler:
         """Check the source."""
         if self.source not in REGION_SOURCES:
             raise ValueError(
-                f"regions are {self.source!r}; MODEL.DISTILL.REGIONS is one of {REGION_SOURCES}"
+                f"regions are {self.source!r}; INPUT.REGIONS.SOURCE is one of {REGION_SOURCES}"
             )
         if self.source in _USES_PROPOSALS and self.proposals is None:
-            raise ValueError(f"regions {self.source!r} need MODEL.DISTILL.PROPOSAL_FILE")
+            raise ValueError(f"regions {self.source!r} need INPUT.REGIONS.PROPOSAL_FILE")
 
     def draw(
         self, record: Mapping[str, object], size: tuple[int, int], rng: np.random.Generator
@@ -189,7 +189,7 @@ class RegionSampler:
     def _labelled(self, record: Mapping[str, object], size: tuple[int, int]) -> DrawnRegions:
         if "annotations" not in record:
             raise ValueError(
-                f"image {record['image_id']} has no annotations, but MODEL.DISTILL.REGIONS is "
+                f"image {record['image_id']} has no annotations, but INPUT.REGIONS.SOURCE is "
                 "labels; name a detection data set in DATASETS.TRAIN"
             )
         rows = list(record["annotations"])[: self.max_boxes]  # type: ignore[call-overload]

@@ -169,8 +169,8 @@ def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
     return build_sigmoid_classifier(
         training_embeddings(cfg),
         prior=cfg.MODEL.RETINANET.PRIOR_PROB,
-        temperature=cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
-        learn_temperature=cfg.MODEL.OPEN_VOCAB.LEARN_TEMPERATURE,
+        temperature=cfg.MODEL.OPEN_VOCAB.SCALE,
+        learn_temperature=cfg.MODEL.OPEN_VOCAB.LEARN_SCALE,
     )
 
 

@@ -91,7 +91,7 @@ class OfflineProposalRCNN(GeneralizedRCNN):
             if cfg.INPUT.FORMAT != "RGB":
                 raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
             parts["offline_rpn"] = build_frozen_proposals(cfg)
-            parts["fixed_rpn"] = bool(cfg.MODEL.REGIONCLIP.RPN_WEIGHTS)
+            parts["fixed_rpn"] = bool(cfg.MODEL.FROZEN_RPN.WEIGHTS)
         if source == "gt":
             parts["annotated"] = AnnotatedBoxes(cfg.DATASETS.TEST)
         if source != "own":

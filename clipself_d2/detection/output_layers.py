@@ -179,8 +179,8 @@ class TextFastRCNNOutputLayers(SelectionMixin, FastRCNNOutputLayers):
         kwargs["classifier"] = build_text_classifier(
             training_embeddings(cfg),
             background_mode=options.BACKGROUND,
-            temperature=options.TEMPERATURE,
-            learn_temperature=options.LEARN_TEMPERATURE,
+            temperature=options.SCALE,
+            learn_temperature=options.LEARN_SCALE,
         )
         kwargs["background_weight"] = options.BACKGROUND_WEIGHT
         kwargs["scaling"], kwargs["selection"] = read_scaling(cfg), read_selection(cfg)
@@ -255,9 +255,7 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     ) -> None:
         check_exponents(alpha, beta)
         if clip_temperature <= 0:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.CLIP_TEMPERATURE is {clip_temperature}; it must be > 0"
-            )
+            raise ValueError(f"MODEL.OPEN_VOCAB.CLIP_SCALE is {clip_temperature}; it must be > 0")
         super().__init__(
             input_shape, classifier=classifier, background_weight=background_weight, **kwargs
         )
@@ -286,9 +284,9 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         options = cfg.MODEL.OPEN_VOCAB
         return {
             **super().from_config(cfg, input_shape),
-            "clip_temperature": options.CLIP_TEMPERATURE,
-            "alpha": options.ALPHA,
-            "beta": options.BETA,
+            "clip_temperature": options.CLIP_SCALE,
+            "alpha": options.ENSEMBLE_ALPHA,
+            "beta": options.ENSEMBLE_BETA,
         }
 
     def predict_probs(

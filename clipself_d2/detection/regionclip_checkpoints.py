@@ -130,7 +130,7 @@ def _check(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: li
             "\n".join(
                 [
                     "MODEL.WEIGHTS, a checkpoint of RegionCLIP, does not fit the detector; check "
-                    "MODEL.CLIP.NAME, MODEL.MASK_ON and MODEL.REGIONCLIP.RPN_CONFIG",
+                    "MODEL.CLIP.NAME, MODEL.MASK_ON and MODEL.FROZEN_RPN.CONFIG",
                     *lines,
                 ]
             )

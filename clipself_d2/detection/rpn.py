@@ -17,7 +17,7 @@ class NormRPNHead(StandardRPNHead):
     The convolutions then have no bias. All levels share the norm, as they share the weights.
 
     Args:
-        norm: Name of the norm, as MODEL.CLIP_FPN.NORM; "" is Detectron2's head.
+        norm: Name of the norm, as MODEL.FPN.NORM; "" is Detectron2's head.
         kwargs: Keyword arguments of ``StandardRPNHead``.
 
     Raises:

@@ -168,7 +168,7 @@ class RegionDistiller(nn.Module, ABC):
         """
         if any(key not in item for item in items):
             raise ValueError(
-                f"the batch has no {key!r} for {type(self).__name__}; MODEL.DISTILL.REGIONS labels "
+                f"the batch has no {key!r} for {type(self).__name__}; INPUT.REGIONS.SOURCE labels "
                 "goes with RegionTextDistiller alone"
             )
         values = [item[key] for item in items]
@@ -243,7 +243,7 @@ class RegionDistiller(nn.Module, ABC):
         Reference: CLIPSelf's weight ensemble, arXiv 2310.01403, appendix A.1.
         """
         if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"MODEL.DISTILL.ALPHA is {alpha}; it must be in [0, 1]")
+            raise ValueError(f"MODEL.DISTILL.STUDENT_SHARE is {alpha}; it must be in [0, 1]")
         student, teacher = self.student.state_dict(), self.teacher.state_dict()
         if alpha == 1.0:
             return student

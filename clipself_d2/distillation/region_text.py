@@ -84,7 +84,7 @@ class RegionTextDistiller(RegionDistiller):
         """
         if any("region_classes" not in item for item in items):
             raise ValueError(
-                "RegionTextDistiller learns from annotated regions; set MODEL.DISTILL.REGIONS to "
+                "RegionTextDistiller learns from annotated regions; set INPUT.REGIONS.SOURCE to "
                 "labels and DATASETS.TRAIN to a detection data set"
             )
         labels = [item["region_classes"] for item in items]

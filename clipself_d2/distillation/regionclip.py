@@ -169,9 +169,9 @@ class RegionCLIPPretrainer(RegionDistiller):
             distill_weight=keys.DISTILL_WEIGHT,
             contrastive_weight=keys.CONTRASTIVE_WEIGHT,
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
-            max_regions=cfg.MODEL.DISTILL.MAX_BOXES,
-            crop_size=cfg.MODEL.DISTILL.CROP_SIZE,
-            crop_enlarge=cfg.MODEL.DISTILL.CROP_ENLARGE,
+            max_regions=cfg.INPUT.REGIONS.MAX_BOXES,
+            crop_size=cfg.INPUT.REGIONS.CROP_SIZE,
+            crop_enlarge=cfg.INPUT.REGIONS.CROP_ENLARGE,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             seed=max(cfg.SEED, 0),
         )

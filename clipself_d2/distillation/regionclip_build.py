@@ -45,7 +45,7 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
         "text": model.text,
         "concepts_CD": concepts,
         "teacher_concepts_CD": teacher_concepts,
-        "rpn": _proposal_network(cfg) if distill.REGIONS == "rpn" else None,
+        "rpn": _proposal_network(cfg) if cfg.INPUT.REGIONS.SOURCE == "rpn" else None,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "trainable_blocks": distill.TRAINABLE_BLOCKS,
@@ -71,10 +71,10 @@ def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[Tower, T
 
 
 def _proposal_network(cfg: CfgNode) -> nn.Module:
-    keys = cfg.MODEL.REGIONCLIP
-    if not keys.RPN_CONFIG or not keys.RPN_WEIGHTS:
+    keys = cfg.MODEL.FROZEN_RPN
+    if not keys.CONFIG or not keys.WEIGHTS:
         raise ValueError(
-            "MODEL.DISTILL.REGIONS rpn needs MODEL.REGIONCLIP.RPN_CONFIG and RPN_WEIGHTS, the "
+            "INPUT.REGIONS.SOURCE rpn needs MODEL.FROZEN_RPN.CONFIG and WEIGHTS, the "
             "config and the checkpoint of a trained proposal network"
         )
     # By name, since packages of one layer do not import one another.

@@ -35,7 +35,7 @@ class _RawStudent:
 
 
 class StudentCheckpointer(StrictCheckpointer):
-    """Saves the student alone, mixed with its teacher where MODEL.DISTILL.ALPHA is below 1.
+    """Saves the student alone, mixed with its teacher where MODEL.DISTILL.STUDENT_SHARE is below 1.
 
     Args:
         distiller: Model with ``student`` and ``student_state_dict(alpha)``.
@@ -74,7 +74,7 @@ class DistillTrainer(Trainer):
 
     @staticmethod
     def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
-        """Let MODEL.DISTILL.CROP_SIZE 0 be the teacher's native size.
+        """Let INPUT.REGIONS.CROP_SIZE 0 be the teacher's native size.
 
         Args:
             cfg: The whole config.
@@ -83,11 +83,11 @@ class DistillTrainer(Trainer):
         Returns:
             A config with the size in pixels.
         """
-        if cfg.MODEL.DISTILL.CROP_SIZE > 0:
+        if cfg.INPUT.REGIONS.CROP_SIZE > 0:
             return cfg
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.DISTILL.CROP_SIZE = model.teacher.image_size
+        cfg.INPUT.REGIONS.CROP_SIZE = model.teacher.image_size
         cfg.freeze()
         return cfg
 
@@ -103,7 +103,7 @@ class DistillTrainer(Trainer):
         return StudentCheckpointer(
             distiller=model,
             save_dir=self.cfg.OUTPUT_DIR,
-            alpha=self.cfg.MODEL.DISTILL.ALPHA,
+            alpha=self.cfg.MODEL.DISTILL.STUDENT_SHARE,
             trainer=weakref.proxy(self),
         )
 

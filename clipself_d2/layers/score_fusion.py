@@ -17,7 +17,7 @@ def check_exponents(alpha: float, beta: float) -> None:
     Raises:
         ValueError: If one is outside.
     """
-    for key, value in (("ALPHA", alpha), ("BETA", beta)):
+    for key, value in (("ENSEMBLE_ALPHA", alpha), ("ENSEMBLE_BETA", beta)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
 

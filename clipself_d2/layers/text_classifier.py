@@ -53,7 +53,7 @@ class TextClassifier(nn.Module):
                 f"{BACKGROUND_MODES}"
             )
         if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; MODEL.OPEN_VOCAB.TEMPERATURE is > 0")
+            raise ValueError(f"temperature is {temperature}; MODEL.OPEN_VOCAB.SCALE is > 0")
         self.background_mode = background_mode
         self.embed_dim = int(embeddings_KD.shape[-1])
         scale = torch.tensor(float(temperature))

@@ -92,13 +92,13 @@ class FrozenProposals(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
-    """Build the network of MODEL.REGIONCLIP.RPN_CONFIG, filled from RPN_WEIGHTS where given.
+    """Build the network of MODEL.FROZEN_RPN.CONFIG, filled from WEIGHTS where given.
 
     Args:
         cfg: The config of the run.
 
     Returns:
-        The network; random without RPN_WEIGHTS, for MODEL.WEIGHTS to fill.
+        The network; random without WEIGHTS, for MODEL.WEIGHTS to fill.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -110,7 +110,7 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     generator = build_proposal_generator(own, backbone.output_shape())
     if generator is None:
         raise ValueError(
-            f"MODEL.REGIONCLIP.RPN_CONFIG {cfg.MODEL.REGIONCLIP.RPN_CONFIG} has no proposal "
+            f"MODEL.FROZEN_RPN.CONFIG {cfg.MODEL.FROZEN_RPN.CONFIG} has no proposal "
             "network; its MODEL.PROPOSAL_GENERATOR.NAME must be RPN"
         )
     network = FrozenProposals(
@@ -120,10 +120,10 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
         pixel_std=own.MODEL.PIXEL_STD,
         image_format=own.INPUT.FORMAT,
     )
-    weights = cfg.MODEL.REGIONCLIP.RPN_WEIGHTS
+    weights = cfg.MODEL.FROZEN_RPN.WEIGHTS
     if weights:
         if "://" not in weights and not Path(weights).is_file():
-            raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_WEIGHTS {weights} does not exist")
+            raise FileNotFoundError(f"MODEL.FROZEN_RPN.WEIGHTS {weights} does not exist")
         _StrictLoader(network).load(weights)
     return network
 
@@ -145,21 +145,20 @@ class _StrictLoader(DetectionCheckpointer):
         ]
         if wrong:
             raise ValueError(
-                "MODEL.REGIONCLIP.RPN_WEIGHTS does not fit the network of RPN_CONFIG: "
-                + "; ".join(wrong)
+                "MODEL.FROZEN_RPN.WEIGHTS does not fit the network of CONFIG: " + "; ".join(wrong)
             )
 
 
 def _read_config(cfg: CfgNode) -> CfgNode:
     """The network's config: its file on Detectron2's defaults, whatever the run's config says."""
-    path = cfg.MODEL.REGIONCLIP.RPN_CONFIG
+    path = cfg.MODEL.FROZEN_RPN.CONFIG
     if not path:
         raise ValueError(
-            "a frozen proposal network needs MODEL.REGIONCLIP.RPN_CONFIG, the config of a trained "
-            "one, and RPN_WEIGHTS, unless a detector's MODEL.WEIGHTS holds it"
+            "a frozen proposal network needs MODEL.FROZEN_RPN.CONFIG, the config of a trained "
+            "one, and WEIGHTS, unless a detector's MODEL.WEIGHTS holds it"
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.REGIONCLIP.RPN_CONFIG {path} does not exist")
+        raise FileNotFoundError(f"MODEL.FROZEN_RPN.CONFIG {path} does not exist")
     own = get_cfg()
     _add_missing(own, cfg)
     # Unless its own config says otherwise, the network stands on the run's CLIP.
@@ -170,7 +169,7 @@ def _read_config(cfg: CfgNode) -> CfgNode:
         own.merge_from_file(path)
     except (KeyError, AssertionError) as error:
         reason = error.args[0] if error.args else error
-        raise ValueError(f"{reason} in MODEL.REGIONCLIP.RPN_CONFIG {path}") from error
+        raise ValueError(f"{reason} in MODEL.FROZEN_RPN.CONFIG {path}") from error
     # Its checkpoint brings a tower with it.
     own.MODEL.CLIP.WEIGHTS = ""
     own.MODEL.DEVICE = cfg.MODEL.DEVICE

@@ -78,6 +78,6 @@ def clip_cfg() -> CfgNode:
     cfg.MODEL.CLIP.NAME = "ViT-Ti-8-emoji"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = EMOJI_MEAN, EMOJI_STD
     cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 32
-    cfg.MODEL.CLIP_FPN.NORM = "GN"
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.FPN.NORM = "GN"
     return cfg

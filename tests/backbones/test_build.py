@@ -80,7 +80,7 @@ def features_of(model: nn.Module) -> torch.Tensor:
 
 def test_drop_path_changes_a_detector_in_training_alone(rcnn_cfg):
     rcnn_cfg.MODEL.CLIP.TRAINABLE_BLOCKS, rcnn_cfg.MODEL.CLIP.DROP_PATH = -1, 0.9
-    rcnn_cfg.MODEL.CLIP_FPN.NORM = "GN"
+    rcnn_cfg.MODEL.FPN.NORM = "GN"
     model = build_model(rcnn_cfg).train()
     images = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
@@ -145,8 +145,8 @@ def test_yaml_sets_every_option_of_the_pyramid(rcnn_cfg):
     rcnn_cfg.MODEL.CLIP.TAP_BLOCKS = [1, 4]
     rcnn_cfg.MODEL.CLIP_FPN.STRIDES = [8, 16]
     read_levels(rcnn_cfg, ["p3", "p4"])
-    rcnn_cfg.MODEL.CLIP_FPN.OUT_CHANNELS = 48
-    rcnn_cfg.MODEL.CLIP_FPN.NORM = "LN"
+    rcnn_cfg.MODEL.FPN.OUT_CHANNELS = 48
+    rcnn_cfg.MODEL.FPN.NORM = "LN"
     pyramid = build_backbone(rcnn_cfg)
     assert isinstance(pyramid, ClipViTPyramid)
     assert pyramid.bottom_up.tap_blocks == (1, 4)
@@ -181,8 +181,8 @@ def test_lazy_config_states_the_defaults_of_the_yaml_keys():
     cfg = get_cfg()
     add_clipself_config(cfg)
     fpn, clip = cfg.MODEL.CLIP_FPN, cfg.MODEL.CLIP
-    assert (list(lazy.strides), lazy.out_channels) == (fpn.STRIDES, fpn.OUT_CHANNELS)
-    assert (lazy.norm, lazy.backbone.last_block) == (fpn.NORM, clip.LAST_BLOCK)
+    assert (list(lazy.strides), lazy.out_channels) == (fpn.STRIDES, cfg.MODEL.FPN.OUT_CHANNELS)
+    assert lazy.backbone.last_block == clip.LAST_BLOCK
     assert lazy.backbone.trainable_blocks == clip.TRAINABLE_BLOCKS
     assert (lazy.backbone.tower.name, lazy.backbone.tower.precision) == (clip.NAME, clip.PRECISION)
 

@@ -109,10 +109,10 @@ def test_a_mean_without_an_order_passes():
 
 
 def test_sync_bn_trains_in_one_process_on_a_cpu_only(monkeypatch):
-    cfg = stock(FASTER)
+    cfg = stock(FASTER, "MODEL.FPN.NORM", "SyncBN")
     compatibility.refuse_sync_bn_on_cpus(cfg)
     monkeypatch.setattr(compatibility.comm, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="MODEL.CLIP_FPN.NORM"):
+    with pytest.raises(ValueError, match="MODEL.FPN.NORM"):
         compatibility.refuse_sync_bn_on_cpus(cfg)
 
 

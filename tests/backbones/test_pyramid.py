@@ -316,7 +316,7 @@ def test_sync_bn_of_one_process_is_bn(make_tower):
     torch.testing.assert_close(synced(images), plain(images))
 
 
-@pytest.mark.parametrize("part", ["CLIP_FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"])
+@pytest.mark.parametrize("part", ["FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"])
 def test_sync_bn_in_cpu_processes_is_refused_with_the_key(clip_cfg, monkeypatch, part):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     ClipViTPyramid(clip_cfg, ShapeSpec(channels=3))
@@ -326,9 +326,9 @@ def test_sync_bn_in_cpu_processes_is_refused_with_the_key(clip_cfg, monkeypatch,
 
 
 def test_unknown_norms_and_odd_channels_name_the_key():
-    with pytest.raises(ValueError, match="MODEL.CLIP_FPN.NORM is one of"):
+    with pytest.raises(ValueError, match="MODEL.FPN.NORM is one of"):
         make_norm("BatchNorm", 32)
-    with pytest.raises(ValueError, match="MODEL.CLIP_FPN.OUT_CHANNELS"):
+    with pytest.raises(ValueError, match="MODEL.FPN.OUT_CHANNELS"):
         make_norm("GN", 48)
 
 

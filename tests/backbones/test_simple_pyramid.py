@@ -73,7 +73,7 @@ def test_every_parameter_of_a_trained_tower_learns(make_tower):
     ("options", "message"),
     [
         ({"strides": [4, 12]}, "MODEL.CLIP_FPN.STRIDES"),
-        ({"norm": "BatchNorm"}, "MODEL.CLIP_FPN.NORM"),
+        ({"norm": "BatchNorm"}, "MODEL.FPN.NORM"),
     ],
 )
 def test_wrong_options_name_the_key(make_tower, options, message):
@@ -93,7 +93,7 @@ def test_yaml_sets_the_options(clip_cfg):
     clip_cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4"]
     clip_cfg.MODEL.BACKBONE.NAME = "build_clip_vit_simple_fpn_backbone"
     clip_cfg.MODEL.CLIP_FPN.STRIDES = [8, 16]
-    clip_cfg.MODEL.CLIP_FPN.NORM = "LN"
+    clip_cfg.MODEL.FPN.NORM = "LN"
     pyramid = build_backbone(clip_cfg)
     assert isinstance(pyramid, ClipViTSimplePyramid)
     assert pyramid.bottom_up.tap_blocks == (5,)

@@ -78,7 +78,7 @@ def test_an_odd_batch_for_two_processes_names_its_key() -> None:
 
 
 def test_the_config_builds_the_loader_of_the_training_images(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.CROP_SIZE", 64)
+    cfg = emoji_cfg("clipself_patches", "INPUT.REGIONS.CROP_SIZE", 64)
     batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert len(batch) == 2
     assert batch[0]["image"].shape == (3, 144, 192)

@@ -86,7 +86,7 @@ def test_labelled_regions_have_classes_and_no_crops(record) -> None:
 
 
 def test_an_unknown_resizer_names_its_key() -> None:
-    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.CROP_RESIZER"):
+    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.CROP_RESIZER"):
         mapper(crop_resizer="gpu")
 
 

@@ -81,12 +81,12 @@ def test_a_picture_without_annotations_has_no_labelled_region() -> None:
     regions = draw(sampler, record={**RECORD, "annotations": []})
     assert regions.boxes.shape == (0, 4)
     assert regions.classes.shape == (0,)
-    with pytest.raises(ValueError, match=r"image 5 has no annotations.*MODEL\.DISTILL\.REGIONS"):
+    with pytest.raises(ValueError, match=r"image 5 has no annotations.*INPUT\.REGIONS\.SOURCE"):
         draw(sampler)
 
 
 def test_unknown_regions_name_their_key() -> None:
-    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.REGIONS"):
+    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.SOURCE"):
         RegionSampler(source="tiles")
 
 

@@ -20,7 +20,7 @@ SIZE = 96
 SMALL_YAML = [
     *("MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.CLIP.PRETRAINED", "emoji"),
     *("MODEL.CLIP.TAP_BLOCKS", [1, 2, 4, 5], "MODEL.CLIP.PRECISION", "fp32"),
-    *("MODEL.CLIP_FPN.OUT_CHANNELS", 32, "MODEL.CLIP_FPN.SQUARE_SIZE", SIZE),
+    *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.CLIP_FPN.SQUARE_SIZE", SIZE),
     *("INPUT.LSJ_SIZE", SIZE, "INPUT.MIN_SIZE_TEST", SIZE, "INPUT.MAX_SIZE_TEST", SIZE),
     *("MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
     *("MODEL.VOCABULARY.TEMPLATES", "emoji", "MODEL.VOCABULARY.CACHE_DIR", ""),
@@ -116,6 +116,6 @@ def test_recipe_has_the_published_sizes() -> None:
     assert cfg.shared.weights == published.MODEL.CLIP.PRETRAINED
     assert list(cfg.model.backbone.backbone.tap_blocks) == published.MODEL.CLIP.TAP_BLOCKS
     predictor, options = cfg.model.roi_heads.box_predictor, published.MODEL.OPEN_VOCAB
-    assert (predictor.alpha, predictor.beta) == (options.ALPHA, options.BETA)
-    assert predictor.clip_temperature == options.CLIP_TEMPERATURE
+    assert (predictor.alpha, predictor.beta) == (options.ENSEMBLE_ALPHA, options.ENSEMBLE_BETA)
+    assert predictor.clip_temperature == options.CLIP_SCALE
     assert predictor.background_weight == options.BACKGROUND_WEIGHT

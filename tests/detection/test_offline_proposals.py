@@ -57,8 +57,8 @@ def resnet_cfg(emoji_cfg, kit, monkeypatch, tmp_path):
         cfg.merge_from_list(
             ["MODEL.DEVICE", "cpu", "MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", ""]
             + ["MODEL.VOCABULARY.EMBEDDINGS", str(path), "MODEL.VOCABULARY.CACHE_DIR", ""]
-            + ["MODEL.REGIONCLIP.RPN_CONFIG", str(tmp_path / "rpn.yaml")]
-            + ["MODEL.REGIONCLIP.RPN_WEIGHTS", "", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4]
+            + ["MODEL.FROZEN_RPN.CONFIG", str(tmp_path / "rpn.yaml")]
+            + ["MODEL.FROZEN_RPN.WEIGHTS", "", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4]
             + ["DATASETS.TRAIN", (f"{scenes}_train",), "DATASETS.TEST", (f"{scenes}_val",)]
             + [
                 "INPUT.MIN_SIZE_TRAIN",
@@ -128,7 +128,7 @@ def test_zero_shot_keeps_the_annotated_boxes(emoji_cfg) -> None:
 def test_zero_shot_is_scored_by_both_protocols(emoji_cfg, boxes, scenes, metrics) -> None:
     cfg = emoji_cfg(
         f"regionclip_zeroshot_{boxes}",
-        *("MODEL.REGIONCLIP.RPN_CONFIG", str(ROOT / RPN), "MODEL.REGIONCLIP.RPN_WEIGHTS", ""),
+        *("MODEL.FROZEN_RPN.CONFIG", str(ROOT / RPN), "MODEL.FROZEN_RPN.WEIGHTS", ""),
         *("DATASETS.TRAIN", (f"{scenes}_train",), "DATASETS.TEST", (f"{scenes}_val",)),
     )
     torch.manual_seed(0)
@@ -156,8 +156,8 @@ def test_zero_shot_scores_are_those_of_the_clip_alone(emoji_cfg) -> None:
 
 
 def test_offline_rpn_proposes_and_is_part_of_the_checkpoint(emoji_cfg, tmp_path) -> None:
-    overrides = ["MODEL.REGIONCLIP.RPN_CONFIG", str(ROOT / RPN)]
-    overrides += ["MODEL.REGIONCLIP.RPN_WEIGHTS", str(tmp_path / "rpn.pth")]
+    overrides = ["MODEL.FROZEN_RPN.CONFIG", str(ROOT / RPN)]
+    overrides += ["MODEL.FROZEN_RPN.WEIGHTS", str(tmp_path / "rpn.pth")]
     source = build_model(emoji_cfg("rpn"))
     torch.save({"model": source.state_dict()}, tmp_path / "rpn.pth")
     cfg = emoji_cfg("regionclip_zeroshot_rpn", *NONE, *overrides)
@@ -172,7 +172,7 @@ def test_offline_rpn_proposes_and_is_part_of_the_checkpoint(emoji_cfg, tmp_path)
 
 
 def test_transfer_trains_heads_and_not_the_rpn(emoji_cfg) -> None:
-    rpn = ("MODEL.REGIONCLIP.RPN_CONFIG", str(ROOT / RPN), "MODEL.REGIONCLIP.RPN_WEIGHTS", "")
+    rpn = ("MODEL.FROZEN_RPN.CONFIG", str(ROOT / RPN), "MODEL.FROZEN_RPN.WEIGHTS", "")
     cfg = emoji_cfg("regionclip_transfer", "MODEL.CLIP.WEIGHTS", "", *rpn)
     model = build_model(cfg).train()
     assert not model.offline_rpn.training

@@ -218,9 +218,9 @@ def test_scores_without_clip_embeddings_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"alpha": 1.5}, r"MODEL\.OPEN_VOCAB\.ALPHA is 1\.5"),
-        ({"beta": -0.5}, r"MODEL\.OPEN_VOCAB\.BETA is -0\.5"),
-        ({"clip_temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_TEMPERATURE is 0\.0"),
+        ({"alpha": 1.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_ALPHA is 1\.5"),
+        ({"beta": -0.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_BETA is -0\.5"),
+        ({"clip_temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_SCALE is 0\.0"),
         ({"background_weight": -1.0}, r"MODEL\.OPEN_VOCAB\.BACKGROUND_WEIGHT is -1\.0"),
         ({"use_sigmoid_ce": True}, r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE is True"),
         ({"use_fed_loss": True}, r"MODEL\.ROI_BOX_HEAD\.USE_FED_LOSS is True"),
@@ -236,11 +236,11 @@ def test_wrong_options_are_refused(options, complaint: str) -> None:
     [
         ("BACKGROUND", "zero", lambda p: p.classifier.background_mode),
         ("BACKGROUND_WEIGHT", 0.9, lambda p: p.background_weight),
-        ("TEMPERATURE", 20.0, lambda p: p.classifier.temperature.item()),
-        ("LEARN_TEMPERATURE", False, lambda p: p.classifier.temperature.requires_grad),
-        ("CLIP_TEMPERATURE", 33.0, lambda p: p.clip_temperature),
-        ("ALPHA", 0.3, lambda p: p.alpha),
-        ("BETA", 0.5, lambda p: p.beta),
+        ("SCALE", 20.0, lambda p: p.classifier.temperature.item()),
+        ("LEARN_SCALE", False, lambda p: p.classifier.temperature.requires_grad),
+        ("CLIP_SCALE", 33.0, lambda p: p.clip_temperature),
+        ("ENSEMBLE_ALPHA", 0.3, lambda p: p.alpha),
+        ("ENSEMBLE_BETA", 0.5, lambda p: p.beta),
     ],
 )
 def test_config_keys_arrive(

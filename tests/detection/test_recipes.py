@@ -58,7 +58,7 @@ def tiny(cfg: CfgNode) -> CfgNode:
     shrink(cfg, 96)
     cfg.merge_from_list(
         ["MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.CLIP.TAP_BLOCKS", [1, 2, 4, 5]]
-        + ["MODEL.CLIP_FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16]
+        + ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16]
         + ["MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16]
     )
     return cfg
@@ -148,7 +148,12 @@ def test_published_numbers(data: str, tower: str) -> None:
         assert set(sizes) == {size, cfg.MODEL.CLIP_FPN.SQUARE_SIZE}
         assert width == cfg.MODEL.ROI_BOX_HEAD.FC_DIM
         given = cfg.MODEL.OPEN_VOCAB
-        fusion = given.CLIP_TEMPERATURE, given.ALPHA, given.BETA, given.BACKGROUND_WEIGHT
+        fusion = (
+            given.CLIP_SCALE,
+            given.ENSEMBLE_ALPHA,
+            given.ENSEMBLE_BETA,
+            given.BACKGROUND_WEIGHT,
+        )
         assert fusion == (temperature, alpha, beta, background)
         anchors = [side for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for side in level]
         assert anchors == [anchor * 2**level for level in range(5)]

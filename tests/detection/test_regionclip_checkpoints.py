@@ -64,11 +64,11 @@ def recipe(tmp_path):
     def read(name: str, width: int, device: str = "meta") -> CfgNode:
         path = tmp_path / "pets.pt"
         overrides = ["MODEL.DEVICE", device, "MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", ""]
-        overrides += ["MODEL.REGIONCLIP.RPN_WEIGHTS", "", "DATASETS.TRAIN", (DATASET,)]
+        overrides += ["MODEL.FROZEN_RPN.WEIGHTS", "", "DATASETS.TRAIN", (DATASET,)]
         overrides += ["MODEL.VOCABULARY.EMBEDDINGS", str(path)]
         cfg = load_config(str(ROOT / "configs" / "regionclip" / f"{name}.yaml"), overrides)
-        rpn = cfg.MODEL.REGIONCLIP.RPN_CONFIG
-        cfg.MODEL.REGIONCLIP.RPN_CONFIG = str(ROOT / rpn) if rpn else ""
+        rpn = cfg.MODEL.FROZEN_RPN.CONFIG
+        cfg.MODEL.FROZEN_RPN.CONFIG = str(ROOT / rpn) if rpn else ""
         rows = F.normalize(torch.randn(3, width), dim=1)
         vocabulary = Vocabulary.from_names(["cat", "dog", "owl"], novel=["owl"])
         TextEmbeddings(vocabulary, rows, None, cfg.MODEL.CLIP.NAME, "single", "").save(path)
@@ -117,7 +117,7 @@ def test_every_tensor_of_a_published_file_has_its_place(build, file, name, width
 @pytest.mark.parametrize(("file", "name"), RPNS)
 def test_published_rpn_loads_by_its_own_config(recipe, file, name) -> None:
     cfg = recipe("transfer_coco_rn50", 8)
-    cfg.MODEL.REGIONCLIP.RPN_CONFIG = str(ROOT / "configs" / "regionclip" / f"{name}.yaml")
+    cfg.MODEL.FROZEN_RPN.CONFIG = str(ROOT / "configs" / "regionclip" / f"{name}.yaml")
     with torch.device("meta"):
         network = build_frozen_proposals(cfg)
     own = {

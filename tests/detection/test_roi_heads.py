@@ -55,7 +55,9 @@ def test_registry_builds_heads_of_the_vocabulary(
 def test_detections_are_fused_at_the_proposals_and_boxed_by_the_detector(
     make_heads: MakeHeads, features: Features, proposals: MakeInstances, pets: TextEmbeddings
 ) -> None:
-    heads = make_heads("MODEL.OPEN_VOCAB.ALPHA", 0.3, "MODEL.OPEN_VOCAB.BETA", 0.7)
+    heads = make_heads(
+        "MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA", 0.3, "MODEL.OPEN_VOCAB.ENSEMBLE_BETA", 0.7
+    )
     given = proposals(6, 4)
     found = detect(heads, features, given)
 
@@ -80,7 +82,9 @@ def test_detections_are_fused_at_the_proposals_and_boxed_by_the_detector(
 def test_exponents_0_are_the_detector_whatever_clip_sees(
     make_heads: MakeHeads, features: Features, proposals: MakeInstances
 ) -> None:
-    heads = make_heads("MODEL.OPEN_VOCAB.ALPHA", 0.0, "MODEL.OPEN_VOCAB.BETA", 0.0)
+    heads = make_heads(
+        "MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA", 0.0, "MODEL.OPEN_VOCAB.ENSEMBLE_BETA", 0.0
+    )
     other = {**features, "clip": features["clip"].flip(1)}
     given = proposals(6, 4)
     assert same(detect(heads, features, given), detect(heads, other, given))
@@ -89,7 +93,9 @@ def test_exponents_0_are_the_detector_whatever_clip_sees(
 def test_exponents_1_are_clip_at_the_box_of_a_proposal(
     make_heads: MakeHeads, features: Features, pets: TextEmbeddings
 ) -> None:
-    heads = make_heads("MODEL.OPEN_VOCAB.ALPHA", 1.0, "MODEL.OPEN_VOCAB.BETA", 1.0)
+    heads = make_heads(
+        "MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA", 1.0, "MODEL.OPEN_VOCAB.ENSEMBLE_BETA", 1.0
+    )
     novel = pets.vocabulary.names.index("owl")
     # Cells of 8 px: the map says owl over rows 2 to 5 and columns 3 to 6 of the first image.
     dense = features["clip"].clone()
@@ -111,7 +117,9 @@ def test_custom_words_are_fused_with_alpha(
     given = proposals(6, 4)
     results = []
     for beta in (0.0, 1.0):
-        heads = make_heads("MODEL.OPEN_VOCAB.ALPHA", 0.2, "MODEL.OPEN_VOCAB.BETA", beta)
+        heads = make_heads(
+            "MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA", 0.2, "MODEL.OPEN_VOCAB.ENSEMBLE_BETA", beta
+        )
         with use_vocabulary(heads, tools):
             results.append(detect(heads, features, given))
     assert same(*results)
@@ -281,9 +289,9 @@ def test_detector_on_the_clip_pyramid_trains_and_switches_classes(
 ) -> None:
     cfg = heads_cfg
     cfg.merge_from_list(
-        ["MODEL.CLIP.PRETRAINED", "", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.CLIP_FPN.NORM", ""]
+        ["MODEL.CLIP.PRETRAINED", "", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.FPN.NORM", ""]
         + [
-            "MODEL.CLIP_FPN.OUT_CHANNELS",
+            "MODEL.FPN.OUT_CHANNELS",
             8,
             "MODEL.RPN.IN_FEATURES",
             ["p2", "p3", "p4", "p5", "p6"],

@@ -129,7 +129,7 @@ def test_the_mixture_is_linear_in_alpha(make_clipself) -> None:
     key = "visual.class_embedding"
     mixed = model.student_state_dict(0.25)[key]
     torch.testing.assert_close(mixed, model.teacher.visual.class_embedding + 0.25)
-    with pytest.raises(ValueError, match="ALPHA"):
+    with pytest.raises(ValueError, match="STUDENT_SHARE"):
         model.student_state_dict(1.5)
 
 

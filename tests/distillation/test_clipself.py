@@ -50,7 +50,7 @@ def test_items_without_crops_name_the_key_to_change(make_clipself, make_item) ->
     model = make_clipself().train()
     item = make_item(0)
     del item["crops"]
-    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.REGIONS"):
+    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.SOURCE"):
         model([item])
 
 

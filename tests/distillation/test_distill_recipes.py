@@ -12,7 +12,7 @@ from clipself_d2.engine.distill_trainer import DistillTrainer
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "distill"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base-"))
-SMALL = ["MODEL.DISTILL.IMAGE_SIZE", 112, "MODEL.DISTILL.MAX_BOXES", 3, "DATASETS.TEST", ()]
+SMALL = ["INPUT.REGIONS.IMAGE_SIZE", 112, "INPUT.REGIONS.MAX_BOXES", 3, "DATASETS.TEST", ()]
 SMALL += ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 0]
 SMALL += ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
 PUBLISHED = [
@@ -25,12 +25,12 @@ PUBLISHED = [
 
 def shrink(name: str, root: Path, output: Path, *overrides: object) -> CfgNode:
     cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
-    labelled = cfg.MODEL.DISTILL.REGIONS == "labels"
+    labelled = cfg.INPUT.REGIONS.SOURCE == "labels"
     train = "emoji_ov_train" if labelled else "emoji_train_images"
     proposals = str(root / "emoji" / "annotations" / "instances_train_base.json")
     cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (train,), "OUTPUT_DIR", str(output)])
     cfg.merge_from_list(
-        ["MODEL.DISTILL.PROPOSAL_FILE", proposals, "MODEL.VOCABULARY.CACHE_DIR", ""]
+        ["INPUT.REGIONS.PROPOSAL_FILE", proposals, "MODEL.VOCABULARY.CACHE_DIR", ""]
     )
     cfg.merge_from_list(list(overrides))
     return cfg
@@ -64,13 +64,17 @@ def test_a_recipe_takes_a_step_with_its_own_tower(name: str, emoji_data, tmp_pat
 def test_a_published_row_has_the_published_numbers(name: str) -> None:
     cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
     large = name.endswith("l14_336")
-    distill, solver = cfg.MODEL.DISTILL, cfg.SOLVER
+    distill, regions, solver = cfg.MODEL.DISTILL, cfg.INPUT.REGIONS, cfg.SOLVER
     size, alpha, blocks = (896, 0.95, 24) if large else (1024, 0.7, 12)
     iterations = 37566 if "lvis" in name else 44358
-    assert (size, alpha, blocks) == (distill.IMAGE_SIZE, distill.ALPHA, distill.TRAINABLE_BLOCKS)
+    assert (size, alpha, blocks) == (
+        regions.IMAGE_SIZE,
+        distill.STUDENT_SHARE,
+        distill.TRAINABLE_BLOCKS,
+    )
     schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
     assert schedule == (iterations, iterations // 6)
     assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WARMUP_ITERS) == (1e-5, 0.1, 1000)
-    assert (solver.IMS_PER_BATCH, distill.MAX_BOXES, distill.MAX_SPLIT) == (16, 20, 6)
+    assert (solver.IMS_PER_BATCH, regions.MAX_BOXES, regions.MAX_SPLIT) == (16, 20, 6)
     assert distill.PAD_TO_SQUARE
     assert list(solver.ADAM_BETAS) == [0.9, 0.999]

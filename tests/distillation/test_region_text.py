@@ -42,7 +42,7 @@ def test_class_embeddings_stay_out_of_the_checkpoint(make_region_text) -> None:
 def test_items_without_classes_name_the_key_to_change(make_region_text, make_item) -> None:
     item = make_item(0)
     del item["region_classes"]
-    with pytest.raises(ValueError, match=r"MODEL\.DISTILL\.REGIONS"):
+    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.SOURCE"):
         make_region_text().train()([item])
 
 

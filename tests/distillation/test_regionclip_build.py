@@ -78,8 +78,8 @@ def test_keys_reach_the_options(make) -> None:
         *(keys + "TEMPERATURE", 0.5, keys + "CONCEPT_THRESHOLD", 0.25),
         *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
         *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "roi"),
-        *("MODEL.DISTILL.MAX_BOXES", 9, "MODEL.BACKBONE.FREEZE_AT", 1),
-        *("MODEL.DISTILL.CROP_ENLARGE", 1.25, "MODEL.DISTILL.CROP_SIZE", 24),
+        *("INPUT.REGIONS.MAX_BOXES", 9, "MODEL.BACKBONE.FREEZE_AT", 1),
+        *("INPUT.REGIONS.CROP_ENLARGE", 1.25, "INPUT.REGIONS.CROP_SIZE", 24),
     )
     found = model.options
     assert (found.temperature, found.concept_threshold) == (0.5, 0.25)
@@ -95,5 +95,5 @@ def test_a_missing_pool_names_the_tool(make) -> None:
 
 
 def test_an_rpn_without_its_files_names_the_keys(make) -> None:
-    with pytest.raises(ValueError, match="RPN_CONFIG and RPN_WEIGHTS"):
-        make("MODEL.DISTILL.REGIONS", "rpn")
+    with pytest.raises(ValueError, match="FROZEN_RPN.CONFIG and WEIGHTS"):
+        make("INPUT.REGIONS.SOURCE", "rpn")

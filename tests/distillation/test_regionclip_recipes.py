@@ -42,7 +42,7 @@ def keys(emoji_data, tmp_path, catalogs_of_captions) -> list[object]:
     return [
         *("DATASETS.TRAIN", (catalogs_of_captions,), "DATASETS.TEST", ()),
         *("MODEL.REGIONCLIP.CONCEPTS", str(concepts), "MODEL.VOCABULARY.TEMPLATES", "single"),
-        *("MODEL.VOCABULARY.CACHE_DIR", "", "MODEL.DISTILL.PROPOSAL_FILE", str(proposals)),
+        *("MODEL.VOCABULARY.CACHE_DIR", "", "INPUT.REGIONS.PROPOSAL_FILE", str(proposals)),
     ]
 
 
@@ -62,14 +62,14 @@ def catalogs_of_captions(emoji_data):
 @pytest.mark.parametrize("name", ["rn50", "rn50x4"])
 def test_the_resnets_have_the_published_numbers(name: str) -> None:
     cfg = load_config(str(FOLDER / f"pretrain_{name}.yaml"), [])
-    solver, distill, keys = cfg.SOLVER, cfg.MODEL.DISTILL, cfg.MODEL.REGIONCLIP
+    solver, regions, keys = cfg.SOLVER, cfg.INPUT.REGIONS, cfg.MODEL.REGIONCLIP
     assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM) == ("SGD", 0.002, 0.9)
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS) == (96, 600000, (300000, 525000))
     assert (solver.WEIGHT_DECAY, solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (1e-4, 1000, 0.001)
     clipping = solver.CLIP_GRADIENTS
     assert (clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.ENABLED) == ("norm", 5.0, True)
-    assert (distill.REGIONS, distill.MAX_BOXES) == ("rpn", 100)
-    assert (distill.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TRAIN) == (1333, (800,))
+    assert (regions.SOURCE, regions.MAX_BOXES) == ("rpn", 100)
+    assert (regions.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TRAIN) == (1333, (800,))
     assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
@@ -83,7 +83,7 @@ def test_the_pretraining_rpn_gives_300_boxes_at_05() -> None:
 
 @pytest.mark.parametrize("regions", ["proposals", "random"])
 def test_a_run_gives_a_tower_for_the_detector(regions, keys, emoji_cfg, tmp_path) -> None:
-    cfg = emoji_cfg("regionclip", *keys, "MODEL.DISTILL.REGIONS", regions)
+    cfg = emoji_cfg("regionclip", *keys, "INPUT.REGIONS.SOURCE", regions)
     trainer = DistillTrainer(cfg)
     before = {name: value.clone() for name, value in trainer.model.student.state_dict().items()}
     trainer.train()
@@ -105,8 +105,8 @@ def test_an_rpn_at_work_gives_the_regions_of_a_run(keys, emoji_cfg, tmp_path) ->
     config = Path(__file__).parents[2] / "configs" / "emoji" / "rpn.yaml"
     network = build_model(emoji_cfg("rpn"))
     torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
-    own = ["MODEL.DISTILL.REGIONS", "rpn", "MODEL.REGIONCLIP.RPN_CONFIG", str(config)]
-    own += ["MODEL.REGIONCLIP.RPN_WEIGHTS", str(tmp_path / "rpn.pth"), "MODEL.DISTILL.MAX_BOXES", 5]
+    own = ["INPUT.REGIONS.SOURCE", "rpn", "MODEL.FROZEN_RPN.CONFIG", str(config)]
+    own += ["MODEL.FROZEN_RPN.WEIGHTS", str(tmp_path / "rpn.pth"), "INPUT.REGIONS.MAX_BOXES", 5]
     cfg = emoji_cfg("regionclip", *keys, *own)
     # The file of the network names weights that this test has not.
     cfg.MODEL.CLIP.PRETRAINED = ""
@@ -133,7 +133,7 @@ def test_an_ablation_changes_what_it_names(name: str) -> None:
         "losses_distill": (1, 0, 1),
     }
     assert weights == expected.get(name, (1, 1, 1))
-    assert (cfg.MODEL.DISTILL.REGIONS == "random") == (name == "regions_random")
+    assert (cfg.INPUT.REGIONS.SOURCE == "random") == (name == "regions_random")
     assert (keys.TEACHER_NAME != "") == (name == "teacher_rn50x4_student_rn50")
     assert keys.CONCEPTS.endswith("cc3m.txt") == name.endswith("pool_cc3m")
     assert name in cfg.OUTPUT_DIR
@@ -154,11 +154,11 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
     def build(recipe: str) -> RegionCLIPPretrainer:
         cfg = load_config(str(FOLDER / f"{recipe}.yaml"), ["MODEL.DEVICE", "cpu"])
         (tmp_path / "rpn.yaml").write_text(TINY_RPN)
-        own = cfg.MODEL.REGIONCLIP
-        own.RPN_CONFIG, own.RPN_WEIGHTS = str(tmp_path / "rpn.yaml"), ""
+        own = cfg.MODEL.FROZEN_RPN
+        own.CONFIG, own.WEIGHTS = str(tmp_path / "rpn.yaml"), ""
         network = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
         torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
-        own.RPN_WEIGHTS = str(tmp_path / "rpn.pth")
+        own.WEIGHTS = str(tmp_path / "rpn.pth")
         return build_model(cfg)
 
     return build
@@ -209,9 +209,9 @@ def test_focal_scaling_is_switched_off_in_transfer_alone() -> None:
 def test_a_recipe_takes_a_step_with_its_own_tower(name, keys, tmp_path) -> None:
     cfg = load_config(str(FOLDER / f"pretrain_{name}.yaml"), [])
     cfg.merge_from_list([*keys, "MODEL.DEVICE", "cpu", "MODEL.CLIP.PRETRAINED", ""])
-    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "MODEL.DISTILL.IMAGE_SIZE", 96])
-    cfg.merge_from_list(["MODEL.DISTILL.MAX_BOXES", 3, "DATALOADER.NUM_WORKERS", 0])
-    cfg.merge_from_list(["MODEL.DISTILL.REGIONS", "proposals", "OUTPUT_DIR", str(tmp_path)])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.REGIONS.IMAGE_SIZE", 96])
+    cfg.merge_from_list(["INPUT.REGIONS.MAX_BOXES", 3, "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["INPUT.REGIONS.SOURCE", "proposals", "OUTPUT_DIR", str(tmp_path)])
     torch.manual_seed(0)
     model = build_model(cfg).train()
     cfg = DistillTrainer.complete_config(cfg, model)

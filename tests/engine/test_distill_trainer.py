@@ -26,7 +26,7 @@ def model_file(cfg, name: str = "model_final.pth") -> dict:
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
 def test_a_resumed_run_equals_an_uninterrupted_one(emoji_cfg, tmp_path, alpha: float) -> None:
-    common = ("MODEL.DISTILL.ALPHA", alpha, "SOLVER.CHECKPOINT_PERIOD", 2)
+    common = ("MODEL.DISTILL.STUDENT_SHARE", alpha, "SOLVER.CHECKPOINT_PERIOD", 2)
     straight = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "a"))
     whole = run(straight)
     broken = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "b"))
@@ -53,7 +53,7 @@ def test_the_checkpoint_is_the_student_and_loads_as_clip_weights(emoji_cfg) -> N
 
 
 def test_alpha_mixes_only_what_is_saved(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.ALPHA", 0.7)
+    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.STUDENT_SHARE", 0.7)
     trainer = run(cfg)
     key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     student = trainer.model.student.state_dict()[key]
@@ -64,7 +64,7 @@ def test_alpha_mixes_only_what_is_saved(emoji_cfg) -> None:
 
 
 def test_the_loss_falls(emoji_cfg) -> None:
-    small = ("MODEL.DISTILL.IMAGE_SIZE", 64, "MODEL.DISTILL.MAX_SPLIT", 2)
+    small = ("INPUT.REGIONS.IMAGE_SIZE", 64, "INPUT.REGIONS.MAX_SPLIT", 2)
     cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 40, "SOLVER.WARMUP_ITERS", 4, *small)
     run(cfg)
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
@@ -104,7 +104,7 @@ def test_accumulation_gives_the_weights_of_the_whole_batch(emoji_cfg, tmp_path) 
             "clipself_patches",
             "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0,
             "SOLVER.ADAM_EPS", 1e-3, "SOLVER.ACCUMULATION_STEPS", steps,
-            "MODEL.DISTILL.IMAGE_SIZE", 96, "OUTPUT_DIR", str(tmp_path / str(steps)),
+            "INPUT.REGIONS.IMAGE_SIZE", 96, "OUTPUT_DIR", str(tmp_path / str(steps)),
         )  # fmt: skip
         states.append(run(cfg).model.state_dict())
     first, second = ({k.removeprefix("module."): v for k, v in s.items()} for s in states)
@@ -113,8 +113,8 @@ def test_accumulation_gives_the_weights_of_the_whole_batch(emoji_cfg, tmp_path) 
 
 
 def test_one_size_is_drawn_for_all_images_of_an_iteration(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.MULTISCALE_SIZES", [64, 96, 128])
-    cfg.MODEL.DISTILL.CROP_SIZE = 64
+    cfg = emoji_cfg("clipself_patches", "INPUT.REGIONS.MULTISCALE_SIZES", [64, 96, 128])
+    cfg.INPUT.REGIONS.CROP_SIZE = 64
     loader = iter(DistillTrainer.build_train_loader(cfg))
     batches = [{max(item["image"].shape) for item in next(loader)} for _ in range(12)]
     assert all(len(sizes) == 1 for sizes in batches)
@@ -124,7 +124,7 @@ def test_one_size_is_drawn_for_all_images_of_an_iteration(emoji_cfg) -> None:
 def test_every_addition_together_takes_a_step(emoji_cfg) -> None:
     cfg = emoji_cfg(
         "clipself_patches",
-        "MODEL.DISTILL.IMAGE_LOSS_WEIGHT", 0.5, "MODEL.DISTILL.CROP_RESIZER", "device",
+        "MODEL.DISTILL.IMAGE_LOSS_WEIGHT", 0.5, "INPUT.REGIONS.CROP_RESIZER", "device",
         "MODEL.DISTILL.PAD_TO_SQUARE", True, "MODEL.CLIP.WINDOW_SIZE", 4,
         "MODEL.CLIP.ACTIVATION_CHECKPOINTING", True, "MODEL.CLIP.PRECISION", "bf16",
         "SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.MAX_ITER", 2,
@@ -136,7 +136,7 @@ def test_every_addition_together_takes_a_step(emoji_cfg) -> None:
 
 
 def test_the_region_text_baseline_trains_and_its_loss_falls(emoji_cfg) -> None:
-    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 30, "MODEL.DISTILL.IMAGE_SIZE", 96)
+    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 30, "INPUT.REGIONS.IMAGE_SIZE", 96)
     run(cfg)
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
     losses = [row["total_loss"] for row in rows if "total_loss" in row]

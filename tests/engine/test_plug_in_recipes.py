@@ -90,7 +90,7 @@ def test_detectron2s_own_training_loop_needs_the_import_alone(semantic_data, tmp
     cfg.merge_from_file(str(FOLDER / "semantic_fpn.yaml"))
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "1"])
     cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "", "DATALOADER.NUM_WORKERS", "0"])
-    cfg.merge_from_list(["DATASETS.TEST", "()", "MODEL.CLIP_FPN.OUT_CHANNELS", "32"])
+    cfg.merge_from_list(["DATASETS.TEST", "()", "MODEL.FPN.OUT_CHANNELS", "32"])
     cfg.freeze()
     trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -156,7 +156,7 @@ def test_mixed_precision_leaves_logits_in_float32() -> None:
     ("options", "complaint"),
     [
         ({"background_mode": "none"}, r"MODEL\.OPEN_VOCAB\.BACKGROUND is one of"),
-        ({"temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.TEMPERATURE"),
+        ({"temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.SCALE"),
         ({"background": None}, "no background"),
         ({"background": None, "background_mode": "learned"}, "starts from"),
         ({"background": torch.ones(D + 1)}, r"background's embedding has shape \(9,\)"),

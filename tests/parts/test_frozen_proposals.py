@@ -64,7 +64,7 @@ def cfg(files) -> CfgNode:
     cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "RGB"
     # The run's own keys, which are not the network's.
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.MODEL.PIXEL_MEAN = 3, [1.0, 2.0, 3.0]
-    cfg.MODEL.REGIONCLIP.RPN_CONFIG, cfg.MODEL.REGIONCLIP.RPN_WEIGHTS = map(str, files)
+    cfg.MODEL.FROZEN_RPN.CONFIG, cfg.MODEL.FROZEN_RPN.WEIGHTS = map(str, files)
     return cfg
 
 
@@ -113,17 +113,17 @@ def test_checkpoint_of_another_network_is_refused(cfg, files, change) -> None:
 
 def test_missing_files_and_foreign_keys_are_told(cfg, files) -> None:
     files[0].write_text(YAML + "MODEL_X: 1\n")
-    with pytest.raises(ValueError, match=r"MODEL_X.*RPN_CONFIG"):
+    with pytest.raises(ValueError, match=r"MODEL_X.*FROZEN_RPN.CONFIG"):
         build_frozen_proposals(cfg)
     files[0].write_text(YAML)
-    cfg.MODEL.REGIONCLIP.RPN_WEIGHTS = "nowhere.pth"
-    with pytest.raises(FileNotFoundError, match=r"RPN_WEIGHTS nowhere\.pth"):
+    cfg.MODEL.FROZEN_RPN.WEIGHTS = "nowhere.pth"
+    with pytest.raises(FileNotFoundError, match=r"FROZEN_RPN.WEIGHTS nowhere\.pth"):
         build_frozen_proposals(cfg)
-    cfg.MODEL.REGIONCLIP.RPN_CONFIG = "nowhere.yaml"
-    with pytest.raises(FileNotFoundError, match=r"RPN_CONFIG nowhere\.yaml"):
+    cfg.MODEL.FROZEN_RPN.CONFIG = "nowhere.yaml"
+    with pytest.raises(FileNotFoundError, match=r"FROZEN_RPN.CONFIG nowhere\.yaml"):
         build_frozen_proposals(cfg)
-    cfg.MODEL.REGIONCLIP.RPN_CONFIG = ""
-    with pytest.raises(ValueError, match="RPN_CONFIG"):
+    cfg.MODEL.FROZEN_RPN.CONFIG = ""
+    with pytest.raises(ValueError, match="FROZEN_RPN.CONFIG"):
         build_frozen_proposals(cfg)
 
 

@@ -170,7 +170,7 @@ def _config(options: BenchmarkOptions, embeddings: Path) -> CfgNode:
     model.PIXEL_MEAN, model.PIXEL_STD = list(tower.pixel_mean), list(tower.pixel_std)
     model.CLIP.NAME, model.CLIP.PRECISION = options.model, options.precision
     model.VOCABULARY.DATASET, model.VOCABULARY.EMBEDDINGS = _DATASET, str(embeddings)
-    model.BACKBONE.NAME, model.CLIP_FPN.NORM = "build_clip_vit_fpn_backbone", "GN"
+    model.BACKBONE.NAME, model.FPN.NORM = "build_clip_vit_fpn_backbone", "GN"
     model.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
     model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     model.ROI_HEADS.NAME = "OpenVocabROIHeads"

@@ -75,7 +75,7 @@ SUPERVISION, REGIONS, POOL = "Supervision", "Kind of regions", "Data set and con
 LOSSES, TEACHER, FOCAL = "Losses", "Teacher", "Focal scaling, in transfer"
 TRANSFER = "Initialisation, in transfer"
 ZERO_GT, ZERO_RPN = "Initialisation, zero-shot on true boxes", "Initialisation, zero-shot on an RPN"
-_RPN = (_KEYS + "RPN_WEIGHTS", "{rpn}")
+_RPN = ("MODEL.FROZEN_RPN.WEIGHTS", "{rpn}")
 
 ROWS: tuple[AblationRow, ...] = (
     AblationRow(METHODS, "CLIP", "untouched", train=False),
@@ -86,7 +86,7 @@ ROWS: tuple[AblationRow, ...] = (
     AblationRow(SUPERVISION, "pictures and captions", "image_text", _weights(0.0, 0.0, 1.0)),
     AblationRow(SUPERVISION, "regions and concepts", "region_text", _weights(1.0, 1.0, 0.0)),
     AblationRow(SUPERVISION, "both", "full"),
-    AblationRow(REGIONS, "random boxes", "random", ("MODEL.DISTILL.REGIONS", "random")),
+    AblationRow(REGIONS, "random boxes", "random", ("INPUT.REGIONS.SOURCE", "random")),
     AblationRow(REGIONS, "proposals of an RPN of base boxes", "full"),
     AblationRow(
         POOL,
@@ -210,7 +210,7 @@ def _stage(options: AblationOptions, row: AblationRow) -> Stage:
         inputs = (out / row.student / "model_final.pth",)
         command += ["MODEL.CLIP.WEIGHTS", str(inputs[0])]
     if not row.is_detector:
-        command += ["MODEL.DISTILL.PROPOSAL_FILE", str(options.proposals)]
+        command += ["INPUT.REGIONS.PROPOSAL_FILE", str(options.proposals)]
         command += [_CONCEPTS, str(out / "concepts.txt")]
     places = {"out": str(out), "data": str(options.data_root), "rpn": str(options.rpn)}
     command += [text.format(**places) for text in row.pairs]

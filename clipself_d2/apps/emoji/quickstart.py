@@ -92,9 +92,9 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
         flags = [f"tools/{name}.py", "--config-file", f"configs/emoji/{config}.yaml"]
         return [*flags, "OUTPUT_DIR", str(out / folder), *steps, *pairs, *common]
 
-    distill_pairs = ["MODEL.DISTILL.REGIONS", options.regions]
+    distill_pairs = ["INPUT.REGIONS.SOURCE", options.regions]
     if options.regions != "grid":
-        distill_pairs += ["MODEL.DISTILL.PROPOSAL_FILE", str(proposals)]
+        distill_pairs += ["INPUT.REGIONS.PROPOSAL_FILE", str(proposals)]
     prepare = ["datasets/prepare_emoji.py", "--root", str(options.data_root)]
     prepare += ["--train", str(options.train), "--val", str(options.val), "--seed", "0"]
     before = tool("distill_train_net", "clipself_patches", "before", None)

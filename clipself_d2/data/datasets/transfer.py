@@ -7,7 +7,8 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), all with 
 - ``objects365_v1_val``, ``objects365_v2_val``: 365 classes, their misspelt names set right.
 
 ``datasets/prepare_transfer.py`` writes the files of all but the first. No class is called novel
-here: ``MODEL.OPEN_VOCAB.ALPHA`` is the one exponent of all classes, as in the published transfer.
+here: ``MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA`` is the one exponent of all classes, as in the published
+transfer.
 """
 
 import json

@@ -50,9 +50,11 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Whether blocks are computed again in the backward pass instead of kept, to save memory.
     cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
-    # Number of last blocks that the detector trains; 0 keeps the whole tower frozen, -1 trains all
-    # of them, the patch embedding and the positions.
+    # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
+    # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # The same of the text tower, where a model can train it.
+    cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
     # Attention of the last block in dense features: value (identity attention) or attention.
@@ -130,10 +132,6 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT = 0.0
     # Classes that a batch is scored against by RegionTextDistiller, its own included.
     cfg.MODEL.DISTILL.SAMPLED_CLASSES = 100
-    # Number of last blocks of the student that are trained.
-    cfg.MODEL.DISTILL.TRAINABLE_BLOCKS = 12
-    # Whether patch embedding, positions and norms are trained too.
-    cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
     cfg.MODEL.DISTILL.STUDENT_SHARE = 1.0
 
@@ -183,8 +181,6 @@ def _add_cris(cfg: CN) -> None:
     # Norm of neck and projector: SyncBN, BN (two pairs a process at least) or GN (any batch; the
     # batch norms of a ResNet tower then keep their statistics).
     cfg.MODEL.CRIS.NORM = "SyncBN"
-    # CLIP's towers that are trained, at SOLVER.BACKBONE_MULTIPLIER: "image", "text", both or none.
-    cfg.MODEL.CRIS.TRAINED_TOWERS = ("image", "text")
     # Probability above which a pixel belongs to the mask.
     cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
 

@@ -11,13 +11,13 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from clipself_d2.backbones import clip_resnet
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
+from clipself_d2.parts import image_tower
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings
 
@@ -40,7 +40,7 @@ NONE = ("DATASETS.TEST", ("emoji_ov_val",), "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
 @pytest.fixture
 def resnet_cfg(emoji_cfg, kit, monkeypatch, tmp_path):
     """Function from a recipe of configs/regionclip to one with the golden tower on emoji scenes."""
-    monkeypatch.setattr(clip_resnet, "load_any_tower", lambda *_, **__: kit.tower())
+    monkeypatch.setattr(image_tower, "load_tower", lambda *_, **__: kit.tower())
 
     def read(name: str, *overrides: object) -> CfgNode:
         cfg = load_config(str(FOLDER / f"{name}.yaml"), [])

@@ -72,7 +72,7 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     assert (regions.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TRAIN) == (1333, (800,))
     assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
     assert cfg.MODEL.VOCABULARY.TEMPLATES == "regionclip81"
 
 

@@ -115,6 +115,7 @@ def make_regionclip():
         made = parts()
         if resnet:
             made["student"] = make_resnet()
+            made["student"].freeze(3)
             made["teacher"] = made["teacher"] if other_teacher else make_resnet()
         elif other_teacher:
             made["teacher"] = make_resnet()

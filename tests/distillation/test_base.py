@@ -132,8 +132,3 @@ def test_the_mixture_is_linear_in_alpha(make_clipself) -> None:
     torch.testing.assert_close(mixed, model.teacher.visual.class_embedding + 0.25)
     with pytest.raises(ValueError, match="STUDENT_SHARE"):
         model.student_state_dict(1.5)
-
-
-def test_more_blocks_than_the_tower_has_name_the_key(make_clipself) -> None:
-    with pytest.raises(ValueError, match="TRAINABLE_BLOCKS"):
-        make_clipself(trainable_blocks=7)

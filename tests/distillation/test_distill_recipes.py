@@ -70,7 +70,7 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     assert (size, alpha, blocks) == (
         regions.IMAGE_SIZE,
         distill.STUDENT_SHARE,
-        distill.TRAINABLE_BLOCKS,
+        cfg.MODEL.CLIP.TRAINABLE_BLOCKS,
     )
     schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
     assert schedule == (iterations, iterations // 6)

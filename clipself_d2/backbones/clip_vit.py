@@ -14,6 +14,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor
 
 from clipself_d2.backbones.compatibility import refuse_bgr
+from clipself_d2.backbones.features import Features
 from clipself_d2.clip.model import load_tower
 from clipself_d2.clip.towers.contract import LAST_BLOCKS, VisionTower
 from clipself_d2.clip.towers.depth import depth_of_parameters
@@ -144,6 +145,10 @@ class ClipViT(Backbone):
     def padding_constraints(self) -> dict[str, int]:
         """The same for the parts of Detectron2 that ask here."""
         return {"size_divisibility": self.size_divisibility}
+
+    def output_shape(self) -> Features:
+        """Return channels and strides by name of the feature."""
+        return Features(super().output_shape())
 
     def train(self, mode: bool = True) -> "ClipViT":
         """Set the mode; a frozen tower stays in eval mode.

@@ -244,7 +244,7 @@ def test_own_checkpoint_comes_back_and_gives_its_tower(resnet_cfg, tmp_path) -> 
 
 
 def test_rpn_of_its_own_is_trained_with_the_detector(resnet_cfg) -> None:
-    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.REGIONCLIP.PROPOSALS", "own")
+    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
     model = build_model(cfg).train()
     assert model.offline_rpn is None
     with EventStorage():
@@ -261,8 +261,9 @@ def test_annotated_boxes_serve_training_too(resnet_cfg) -> None:
 
 
 def test_bad_settings_name_their_keys(resnet_cfg, emoji_cfg) -> None:
-    with pytest.raises(ValueError, match="PROPOSALS is 'grid'"):
-        build_model(resnet_cfg("transfer_coco_rn50", "MODEL.REGIONCLIP.PROPOSALS", "grid"))
+    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.BACKBONE.NAME", "build_resnet_backbone")
+    with pytest.raises(ValueError, match="needs MODEL.BACKBONE.NAME build_clip_resnet_backbone"):
+        build_model(cfg)
     with pytest.raises(ValueError, match="INPUT.FORMAT is BGR"):
         build_model(resnet_cfg("transfer_coco_rn50", "INPUT.FORMAT", "BGR"))
     cfg = emoji_cfg("regionclip_zeroshot_gt", "MODEL.OPEN_VOCAB.RPN_SCORE", "sigmoid", *NONE)
@@ -276,7 +277,7 @@ def test_two_sources_of_boxes_are_refused() -> None:
             backbone=nn.Identity(),
             roi_heads=nn.Identity(),
             proposal_generator=nn.Identity(),
-            annotated=AnnotatedBoxes([]),
+            annotated=AnnotatedBoxes({}),
             pixel_mean=[0.0, 0.0, 0.0],
             pixel_std=[1.0, 1.0, 1.0],
         )

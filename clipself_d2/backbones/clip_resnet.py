@@ -27,7 +27,8 @@ class ClipResNet(Backbone):
         tower: Image tower. What of it is trained is set here.
         out_features: Stages to return, among res2 to res5.
         freeze_at: Stages frozen from below: 0 none, 1 the stem, 2 the stem and res2, up to 5.
-        train_pool: Whether the attention pool is trained; False where nothing reads it.
+        train_pool: Whether the attention pool is trained from the start; ``CLIPRes5ROIHeads`` sets
+            it to be.
 
     Raises:
         ValueError: If a stage is unknown, or ``freeze_at`` out of range.

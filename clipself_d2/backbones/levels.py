@@ -69,6 +69,31 @@ def check_strides(strides: Sequence[int]) -> None:
         )
 
 
+def check_taps(backbone: ClipViT, read: Sequence[int], num_levels: int) -> None:
+    """Refuse blocks that do not fit the levels made of them.
+
+    Args:
+        backbone: The ViT.
+        read: Numbers of the blocks that levels are made of.
+        num_levels: Number of blocks needed.
+
+    Raises:
+        ValueError: If there are more or fewer, or a trained block is behind the last.
+    """
+    if len(read) != num_levels:
+        raise ValueError(
+            f"{len(read)} blocks {list(read)} for {num_levels} levels; MODEL.CLIP.TAP_BLOCKS needs "
+            "the length of MODEL.CLIP_FPN.STRIDES, or of MODEL.RESNETS.OUT_FEATURES for stages"
+        )
+    last = backbone.tower.num_blocks - 1
+    if backbone.trainable_blocks and last not in read:
+        raise ValueError(
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
+            f"level reads block {last}; end MODEL.CLIP.TAP_BLOCKS with it or set "
+            "MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )
+
+
 class PyramidBackbone(Backbone):
     """A backbone of levels p<n> beside the dense map ``clip`` of its ViT.
 

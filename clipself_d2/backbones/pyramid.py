@@ -14,7 +14,12 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.levels import PyramidBackbone, check_strides, plan_levels
+from clipself_d2.backbones.levels import (
+    PyramidBackbone,
+    check_strides,
+    check_taps,
+    plan_levels,
+)
 
 
 class ClipViTPyramidOptions(TypedDict):
@@ -68,7 +73,8 @@ class ClipViTPyramid(PyramidBackbone):
         top_block: nn.Module | None = None,
         pad_to_stride: bool = False,
     ) -> None:
-        _check_levels(backbone, strides)
+        check_strides(strides)
+        check_taps(backbone, backbone.tap_blocks, len(strides))
         super().__init__(
             backbone=backbone,
             strides=strides,
@@ -277,20 +283,3 @@ def adapted_stride(patch_size: int, stride: int) -> float:
         The nearest stride, px.
     """
     return patch_size / 2.0 ** doublings(patch_size, stride)
-
-
-def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
-    check_strides(strides)
-    taps = backbone.tap_blocks
-    if len(taps) != len(strides):
-        raise ValueError(
-            f"{len(taps)} blocks {list(taps)} for {len(strides)} levels; MODEL.CLIP.TAP_BLOCKS "
-            "and MODEL.CLIP_FPN.STRIDES need the same length"
-        )
-    last = backbone.tower.num_blocks - 1
-    if backbone.trainable_blocks and last not in taps:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
-            f"level reads block "
-            f"{last}; end MODEL.CLIP.TAP_BLOCKS with it or set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )

@@ -11,7 +11,12 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.levels import PyramidBackbone, check_strides, plan_levels
+from clipself_d2.backbones.levels import (
+    PyramidBackbone,
+    check_strides,
+    check_taps,
+    plan_levels,
+)
 from clipself_d2.backbones.pyramid import (
     ClipViTPyramidOptions,
     adapted_stride,
@@ -65,7 +70,8 @@ class ClipViTSimplePyramid(PyramidBackbone):
         pad_to_stride: bool = False,
     ) -> None:
         check_strides(strides)
-        tap = _tap(backbone)
+        read = backbone.tap_blocks[-1:]
+        check_taps(backbone, read, 1)
         super().__init__(
             backbone=backbone,
             strides=strides,
@@ -74,7 +80,7 @@ class ClipViTSimplePyramid(PyramidBackbone):
             pad_to_stride=pad_to_stride,
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        self._tap_name = f"block{tap}"
+        self._tap_name = f"block{read[0]}"
         self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.scalers, self.outputs = nn.ModuleList(), nn.ModuleList()
         for stride in strides:
@@ -149,19 +155,3 @@ def _make_output(channels: int, out_channels: int, norm: str) -> nn.Sequential:
         convs.append(conv)
         channels = out_channels
     return nn.Sequential(*convs)
-
-
-def _tap(backbone: ClipViT) -> int:
-    if not backbone.tap_blocks:
-        raise ValueError(
-            "the simple pyramid reads the last of the ViT's tap_blocks, and there is none; set "
-            "MODEL.CLIP.TAP_BLOCKS to [], or tap_blocks to the last block"
-        )
-    tap, last = backbone.tap_blocks[-1], backbone.tower.num_blocks - 1
-    if backbone.trainable_blocks and tap != last:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but the "
-            f"pyramid reads block {tap} of 0 to {last}; end MODEL.CLIP.TAP_BLOCKS with {last}, or "
-            "set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )
-    return tap

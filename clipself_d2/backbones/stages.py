@@ -3,7 +3,6 @@
 Legend: N images, C tower width, H W pixels, h w cells of a stage.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -13,7 +12,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.levels import PyramidBackbone
+from clipself_d2.backbones.levels import PyramidBackbone, check_taps
 from clipself_d2.backbones.pyramid import (
     adapted_stride,
     make_adapter,
@@ -52,7 +51,7 @@ class ClipViTStages(PyramidBackbone):
             semantic heads need that double maps until they meet.
 
     Raises:
-        ValueError: If there is no stage, its names are unknown, or the number of blocks is another.
+        ValueError: If the number of blocks is another, or a trained block is behind the last.
     """
 
     @configurable
@@ -66,7 +65,7 @@ class ClipViTStages(PyramidBackbone):
         square_size: int = 0,
         pad_to_stride: bool = False,
     ) -> None:
-        _check_stages(backbone, strides, channels)
+        check_taps(backbone, backbone.tap_blocks, len(strides))
         super().__init__(
             backbone=backbone,
             strides=tuple(strides.values()),
@@ -165,26 +164,3 @@ def stage_strides(
         stride *= 1 if kept.get(name) else 2
         strides[name] = stride
     return {name: strides[name] for name in sorted(names, key=STAGES.index)}
-
-
-def _check_stages(
-    backbone: ClipViT, strides: Mapping[str, int], channels: Mapping[str, int]
-) -> None:
-    powers = all(stride > 0 and math.log2(stride).is_integer() for stride in strides.values())
-    if not strides or not powers or set(strides) != set(channels):
-        raise ValueError(
-            f"strides are {dict(strides)} and channels {dict(channels)}; both name the same "
-            "stages, and strides are powers of two"
-        )
-    taps, last = backbone.tap_blocks, backbone.tower.num_blocks - 1
-    if len(taps) != len(strides):
-        raise ValueError(
-            f"{len(taps)} blocks {list(taps)} for the stages {', '.join(strides)}; "
-            "MODEL.CLIP.TAP_BLOCKS and MODEL.RESNETS.OUT_FEATURES need the same length"
-        )
-    if backbone.trainable_blocks and last not in taps:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
-            f"stage reads block {last}; end MODEL.CLIP.TAP_BLOCKS with it or set "
-            "MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )

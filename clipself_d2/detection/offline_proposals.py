@@ -1,6 +1,6 @@
 """Detector on boxes that something else proposes: RegionCLIP's transfer and zero-shot inference."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -22,7 +22,6 @@ from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_pro
 
 # Values of MODEL.PROPOSAL_GENERATOR.NAME beside Detectron2's.
 FROZEN_RPN, ANNOTATED_BOXES = "FrozenRPN", "AnnotatedBoxes"
-Sample = Mapping[str, Any]
 
 
 class OfflineProposalRCNN(GeneralizedRCNN):
@@ -37,13 +36,10 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         roi_heads: Heads; ``CLIPRes5ROIHeads`` on the backbone's tower.
         proposal_generator: An RPN that is trained with the detector, or None.
         offline_rpn: A frozen network, or None.
-        annotated: Source of annotated boxes, or None.
+        annotated: Source of annotated boxes, or None; there is one source of boxes.
         fixed_rpn: Whether the frozen network was filled from a file of its own, which a published
             checkpoint does not overrule.
         kwargs: Further keyword arguments of ``GeneralizedRCNN``.
-
-    Raises:
-        ValueError: If there is more than one source of boxes.
 
     Reference: RegionCLIP, arXiv 2112.09106, sections 3.3 and 4.
     """
@@ -60,17 +56,11 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         fixed_rpn: bool = False,
         **kwargs: object,
     ) -> None:
-        sources = [proposal_generator, offline_rpn, annotated]
-        if sum(source is not None for source in sources) > 1:
-            raise ValueError("a detector has one source of boxes; give one of the three")
         super().__init__(
             backbone=backbone, roi_heads=roi_heads, proposal_generator=proposal_generator, **kwargs
         )
         self.offline_rpn = offline_rpn
-        # In a tuple, since it is no module.
-        self._source: tuple[Callable[[Sequence[Sample]], list[Instances]], ...] = ()
-        if annotated is not None:
-            self._source = (annotated,)
+        self.annotated = annotated
         self._fixed_rpn = fixed_rpn
         self.register_load_state_dict_pre_hook(_translate)
 
@@ -89,15 +79,13 @@ class OfflineProposalRCNN(GeneralizedRCNN):
             ValueError: If the heads need a tower that the backbone has not, or images are not RGB.
         """
         source = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        offline_rpn, annotated, generator = None, None, None
-        if source == FROZEN_RPN:
-            if cfg.INPUT.FORMAT != "RGB":
-                raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
-            offline_rpn = build_frozen_proposals(cfg)
-        elif source == ANNOTATED_BOXES:
-            annotated = AnnotatedBoxes(read_boxes(cfg.DATASETS.TEST))
-        backbone = build_backbone(cfg)
-        if source not in (FROZEN_RPN, ANNOTATED_BOXES):
+        is_frozen, is_annotated = source == FROZEN_RPN, source == ANNOTATED_BOXES
+        if is_frozen and cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
+        offline_rpn = build_frozen_proposals(cfg) if is_frozen else None
+        annotated = AnnotatedBoxes(read_boxes(cfg.DATASETS.TEST)) if is_annotated else None
+        backbone, generator = build_backbone(cfg), None
+        if not is_frozen and not is_annotated:
             generator = build_proposal_generator(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
@@ -149,8 +137,8 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         """The samples with proposals; precomputed ones, if there are, are kept."""
         if self.offline_rpn is not None:
             found = self.offline_rpn([sample["image"] for sample in inputs])
-        elif self._source:
-            found = self._source[0](inputs)
+        elif self.annotated is not None:
+            found = self.annotated(inputs)
         else:
             return inputs
         return [{**sample, "proposals": boxes} for sample, boxes in zip(inputs, found, strict=True)]

@@ -106,11 +106,6 @@ class TextClassifier(nn.Module):
             )
         if background is None:
             background = torch.zeros_like(self.background)
-        if tuple(background.shape) != shape[1:]:
-            raise ValueError(
-                f"the background's embedding has shape {tuple(background.shape)}, expected "
-                f"({self.embed_dim},)"
-            )
         if not (embeddings_KD.isfinite().all() and background.isfinite().all()):
             raise ValueError("text embeddings hold values that are not finite; rebuild them")
         device = self.embeddings_KD.device
@@ -146,14 +141,7 @@ class TextClassifier(nn.Module):
 
         Returns:
             (R, K + 1) float32 in [-1, 1], background last.
-
-        Raises:
-            ValueError: If the width is not that of the classes.
         """
-        if region_RD.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"regions are {region_RD.shape[-1]}-d but the text embeddings {self.embed_dim}-d"
-            )
         # Mixed precision would round the cosine to 8 or 11 bits, and the scale multiply that.
         with torch.autocast(region_RD.device.type, enabled=False):
             rows = torch.cat([self.embeddings_KD, self.background_embedding()[None]]).float()

@@ -300,7 +300,7 @@ def test_sync_bn_of_one_process_is_bn(make_tower):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strides": [4, 8, 16]}, "same length"),
+        ({"strides": [4, 8, 16]}, "3 levels; MODEL.CLIP.TAP_BLOCKS"),
         ({"strides": [4, 8, 12, 32]}, "powers of two"),
         ({"strides": [32, 16, 8, 4]}, "ascending"),
         ({"strides": [], "taps": []}, "powers of two"),

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from clipself_d2.backbones import clip_resnet
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
@@ -269,15 +268,3 @@ def test_bad_settings_name_their_keys(resnet_cfg, emoji_cfg) -> None:
     cfg = emoji_cfg("regionclip_zeroshot_gt", "MODEL.OPEN_VOCAB.RPN_SCORE", "sigmoid", *NONE)
     with pytest.raises(ValueError, match="RPN_SCORE needs"):
         detect(cfg, build_model(cfg))
-
-
-def test_two_sources_of_boxes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one source"):
-        OfflineProposalRCNN(
-            backbone=nn.Identity(),
-            roi_heads=nn.Identity(),
-            proposal_generator=nn.Identity(),
-            annotated=AnnotatedBoxes({}),
-            pixel_mean=[0.0, 0.0, 0.0],
-            pixel_std=[1.0, 1.0, 1.0],
-        )

@@ -183,10 +183,10 @@ def _add_cris(cfg: CN) -> None:
 
 def _add_frozen_rpn(cfg: CN) -> None:
     cfg.MODEL.FROZEN_RPN = CN()
-    # Config and checkpoint of the proposal network for META_ARCHITECTURE OfflineProposalRCNN with
-    # PROPOSAL_GENERATOR.NAME FrozenRPN (or AnnotatedBoxes, the ground truth, which needs neither),
-    # and for the pre-training with INPUT.REGIONS.SOURCE rpn. WEIGHTS may be empty where
-    # MODEL.WEIGHTS holds the network too.
+    # Config and checkpoint of a trained proposal network, which gives the boxes of the pre-training
+    # with INPUT.REGIONS.SOURCE rpn, and of META_ARCHITECTURE OfflineProposalRCNN with
+    # PROPOSAL_GENERATOR.NAME FrozenRPN (AnnotatedBoxes takes the ground truth; Detectron2's are
+    # trained with the detector). WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
     cfg.MODEL.FROZEN_RPN.CONFIG = ""
     cfg.MODEL.FROZEN_RPN.WEIGHTS = ""
 

@@ -8,6 +8,7 @@ field.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -53,7 +54,7 @@ def check_model(model: nn.Module, cfg: CfgNode | None = None) -> None:
         _check_semantic(model, cfg)
 
 
-def _check_pixels(model: nn.Module) -> None:
+def _check_pixels(model: Any) -> None:
     for module in model.backbone.modules():
         if isinstance(module, VisionTower):
             refuse_bgr_pixels(
@@ -102,7 +103,7 @@ def _check_anchors(anchors: nn.Module | None, key: str, strides: Sequence[int]) 
         )
 
 
-def _check_heads(heads: nn.Module, shapes: Shapes) -> None:
+def _check_heads(heads: Any, shapes: Shapes) -> None:
     # StandardROIHeads has ``in_features`` too, a copy of the box head's.
     parts = ("box_", "mask_") if hasattr(heads, "box_in_features") else ("",)
     for part in parts:

@@ -166,7 +166,9 @@ class TextClassifier(nn.Module):
         scale = self.scale.item()
         return f"D={self.embed_dim}, background={self.background_mode}, scale={scale:.4g}"
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *others: object
+    ) -> None:
         # Checkpoints used to call the multiplier temperature.
         if f"{prefix}temperature" in state_dict:
             state_dict[f"{prefix}scale"] = state_dict.pop(f"{prefix}temperature")

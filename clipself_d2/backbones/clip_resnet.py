@@ -11,7 +11,6 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor
 
-from clipself_d2.backbones.compatibility import check_detector
 from clipself_d2.clip.towers.resnet import STAGE_STRIDES, STAGES, ResNetTower
 from clipself_d2.parts.image_tower import build_image_tower
 
@@ -28,7 +27,8 @@ class ClipResNet(Backbone):
         out_features: Stages to return, among res2 to res5.
         trainable_blocks: Number of last stages that are trained: 0 none, 3 all but the stem and
             res2, -1 the whole tower.
-        train_pool: Whether the attention pool is trained; False where nothing reads it.
+        train_pool: Whether the attention pool is trained from the start; ``CLIPRes5ROIHeads`` sets
+            it to be.
 
     Raises:
         ValueError: If a stage is unknown, or there are fewer.
@@ -107,16 +107,10 @@ def build_clip_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipResN
         input_shape: Shape of the images.
 
     Returns:
-        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, by default ``res4``.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
+        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, by default ``res4``. Its attention
+        pool is frozen; ``CLIPRes5ROIHeads``, which reads it, trains it.
     """
-    options = ClipResNet.from_config(cfg, input_shape)
-    reads_regions = cfg.MODEL.ROI_HEADS.NAME == "CLIPRes5ROIHeads"
-    backbone = ClipResNet(**options, train_pool=reads_regions)
-    check_detector(cfg, backbone.output_shape())
-    return backbone
+    return ClipResNet(**ClipResNet.from_config(cfg, input_shape), train_pool=False)
 
 
 def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
@@ -129,15 +123,12 @@ def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Returns:
         Backbone with the features ``p2`` to ``p6`` of MODEL.FPN, made of MODEL.FPN.IN_FEATURES; an
         empty list stands for res2 to res5.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
     """
     options = ClipResNet.from_config(cfg, input_shape)
     names = list(cfg.MODEL.FPN.IN_FEATURES) or list(STAGES)
     options["out_features"] = names
     bottom_up = ClipResNet(**options, train_pool=False)
-    backbone = FPN(
+    return FPN(
         bottom_up=bottom_up,
         in_features=names,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -145,5 +136,3 @@ def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-    check_detector(cfg, backbone.output_shape())
-    return backbone

@@ -12,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from clipself_d2.backbones.features import Features
 from clipself_d2.clip import VisionTower
 from clipself_d2.clip.towers.drop_path import set_drop_path
 from clipself_d2.parts.image_tower import build_image_tower
@@ -124,6 +125,10 @@ class ClipViT(Backbone):
     def padding_constraints(self) -> dict[str, int]:
         """The same for the parts of Detectron2 that ask here."""
         return {"size_divisibility": self.size_divisibility}
+
+    def output_shape(self) -> Features:
+        """Return channels and strides by name of the feature."""
+        return Features(super().output_shape())
 
     def train(self, mode: bool = True) -> "ClipViT":
         """Set the mode; a frozen tower stays in eval mode.

@@ -3,11 +3,11 @@
 import copy
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip
 from clipself_d2.distillation.build import student_from_config
+from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 from clipself_d2.parts.image_tower import load_whole_clip
 from clipself_d2.vocabulary.concepts import load_concept_table
 
@@ -58,16 +58,14 @@ def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTo
     return other.tower, _concept_table(cfg, other, name, weights, "")
 
 
-def _proposal_network(cfg: CfgNode) -> nn.Module:
+def _proposal_network(cfg: CfgNode) -> FrozenProposals:
     keys = cfg.MODEL.FROZEN_RPN
     if not keys.CONFIG or not keys.WEIGHTS:
         raise ValueError(
             "INPUT.REGIONS.SOURCE rpn needs MODEL.FROZEN_RPN.CONFIG and WEIGHTS, the "
             "config and the checkpoint of a trained proposal network"
         )
-    # By name, since packages of one layer do not import one another.
-    network: nn.Module = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
-    return network
+    return build_frozen_proposals(cfg)
 
 
 def _concept_table(

@@ -81,15 +81,12 @@ def test_checkpoint_without_statistics_leaves_them(kit) -> None:
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in before.items() if "mean" in k)
 
 
-def test_c4_backbone_gives_res4_with_a_pool_that_trains_for_its_heads_alone(cfg) -> None:
+def test_c4_backbone_gives_res4_with_a_pool_that_its_heads_train(cfg) -> None:
     backbone = build_backbone(cfg)
     shape = backbone.output_shape()
     assert {k: (v.channels, v.stride) for k, v in shape.items()} == {"res4": (64, 16)}
     pool = backbone.tower.visual.attnpool
     assert not any(p.requires_grad for p in pool.parameters())
-    cfg.MODEL.ROI_HEADS.NAME = "CLIPRes5ROIHeads"
-    pool = build_backbone(cfg).tower.visual.attnpool
-    assert all(p.requires_grad for p in pool.parameters())
 
 
 def test_fpn_backbone_has_a_level_for_each_stage(cfg) -> None:
@@ -157,7 +154,6 @@ def test_the_family_at_full_size(cfg, monkeypatch, name: str) -> None:
     side, channels, width = FAMILY[name]
     # What CLIPRes5ROIHeads asks MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to be.
     assert side == 2 * tower.image_size // tower.patch_size
-    cfg.MODEL.ROI_HEADS.NAME = "CLIPRes5ROIHeads"
     backbone = build_backbone(cfg)
     assert backbone.output_shape()["res4"] == ShapeSpec(channels=channels, stride=16)
     assert tower.embed_dim == width

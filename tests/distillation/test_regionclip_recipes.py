@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.clip import load_tower
@@ -15,6 +15,7 @@ from clipself_d2.distillation import RegionCLIPPretrainer, regionclip_build
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.frozen_proposals import build_frozen_proposals
 
 FOLDER = Path(__file__).parents[2] / "configs" / "regionclip"
 LOSSES = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -156,7 +157,7 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
         (tmp_path / "rpn.yaml").write_text(TINY_RPN)
         own = cfg.MODEL.FROZEN_RPN
         own.CONFIG, own.WEIGHTS = str(tmp_path / "rpn.yaml"), ""
-        network = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+        network = build_frozen_proposals(cfg)
         torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
         own.WEIGHTS = str(tmp_path / "rpn.pth")
         return build_model(cfg)

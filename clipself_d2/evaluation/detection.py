@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.file_io import PathManager
@@ -26,6 +26,7 @@ from clipself_d2.evaluation.results import (
     unpack_proposals,
     write_results,
 )
+from clipself_d2.parts.metadata import metadata_with_classes
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +119,7 @@ class DetectionEvaluator(COCOEvaluator):
 
     def _read_category_ids(self) -> list[int]:
         """Return the category id of every class index, in the order of ``thing_classes``."""
-        if self._metadata.get("thing_classes") is None:
-            # Detectron2's register_coco_instances names the classes when the data are first read.
-            DatasetCatalog.get(self._metadata.name)
-        names = self._metadata.thing_classes
+        names = metadata_with_classes(self._metadata.name).thing_classes
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
             contiguous = {index + self.first_category_id: index for index in range(len(names))}

@@ -247,6 +247,12 @@ def test_classifier_has_the_classes_and_their_split() -> None:
     assert not classifier.temperature.requires_grad
 
 
+def test_embeddings_follow_the_names(cfg: CfgNode) -> None:
+    two = read_text_embeddings(cfg, Vocabulary.from_names(["dog", "car"])).embeddings_KD
+    swapped = read_text_embeddings(cfg, Vocabulary.from_names(["car", "dog"])).embeddings_KD
+    torch.testing.assert_close(two, swapped.flip(0))
+
+
 def test_embeddings_of_a_data_set_are_those_of_the_config(cfg: CfgNode) -> None:
     expected = training_embeddings(cfg)
     given = dataset_embeddings(

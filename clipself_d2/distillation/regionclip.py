@@ -170,7 +170,6 @@ class RegionCLIPPretrainer(RegionDistiller):
             contrastive_weight=keys.CONTRASTIVE_WEIGHT,
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
             max_regions=cfg.INPUT.REGIONS.MAX_BOXES,
-            crop_size=cfg.INPUT.REGIONS.CROP_SIZE,
             crop_enlarge=cfg.INPUT.REGIONS.CROP_ENLARGE,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             seed=max(cfg.SEED, 0),

@@ -221,7 +221,6 @@ def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
             name,
             cfg.OUTPUT_DIR,
             text_embeddings=embeddings.embeddings_KD.to(torch.float32),
-            legacy_rounding=cfg.TEST.LEGACY_ROUNDING,
         )
         towers = getattr(distiller, "module", distiller)
         loader = build_region_test_loader_from_cfg(

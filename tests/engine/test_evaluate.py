@@ -92,20 +92,6 @@ def test_fixed_ap_asks_for_a_model_without_a_limit(
     assert ("raise TEST.DETECTIONS_PER_IMAGE" in caplog.text) == warned
 
 
-def test_legacy_rounding_is_a_key(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
-    distiller = DistillTrainer.build_model(cfg).eval()
-    scores, rounding = [], []
-    for legacy in (False, True):
-        cfg.TEST.LEGACY_ROUNDING = legacy
-        scores.append(evaluate_regions(cfg, distiller)["region"])
-        written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
-        rounding.append(written["emoji_panoptic_val"]["protocol"]["rounding"])
-    assert scores[0] == pytest.approx(scores[1], abs=0.05)
-    assert scores[0] != scores[1]
-    assert rounding == ["none", "half precision per class"]
-
-
 def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
     results = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]

@@ -167,7 +167,7 @@ class DetectionEvaluator(COCOEvaluator):
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if log is None:
             return self._results
-        first = next(iter(log), {})
+        first: Mapping[str, Any] = next(iter(log), {})
         if not first:
             logger.warning("no image was predicted; there is nothing to evaluate")
         if "proposals" in first:

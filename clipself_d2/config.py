@@ -195,13 +195,9 @@ def _add_regions(cfg: CN) -> None:
     cfg.INPUT.REGIONS.SOURCE = "grid"
     # COCO-format file of class-agnostic boxes for SOURCE proposals and both.
     cfg.INPUT.REGIONS.PROPOSAL_FILE = ""
-    # Longest side of the student's image, px.
-    cfg.INPUT.REGIONS.IMAGE_SIZE = 1024
-    # Longest sides of the student's image, px, one of which is drawn for every iteration;
-    # [] is IMAGE_SIZE alone.
-    cfg.INPUT.REGIONS.MULTISCALE_SIZES = []
-    # Longest side of the teacher's crop, px; 0 is the tower's native size.
-    cfg.INPUT.REGIONS.CROP_SIZE = 0
+    # Longest sides of the student's image, px, one of which is drawn for every iteration; region
+    # features are scored at the largest.
+    cfg.INPUT.REGIONS.IMAGE_SIZES = (1024,)
     # Largest number of rows or columns of the grid.
     cfg.INPUT.REGIONS.MAX_SPLIT = 6
     # Most regions of one image, of each source.
@@ -210,19 +206,12 @@ def _add_regions(cfg: CN) -> None:
     cfg.INPUT.REGIONS.SIZE_RANGE = [8, 1024]
     # Factor by which the teacher's crop of a proposal exceeds the proposal.
     cfg.INPUT.REGIONS.CROP_ENLARGE = 1.5
-    # Draw proposals before their sizes are checked, as the published code does; fewer than
-    # MAX_BOXES may be left.
-    cfg.INPUT.REGIONS.REFERENCE_SAMPLING = False
-    # Who resizes the teacher's crops: device (cut by the workers, resized where the model is), or
-    # pil (by the workers).
-    cfg.INPUT.REGIONS.CROP_RESIZER = "device"
 
 
 def _add_input(cfg: CN) -> None:
-    # Side of the image after large-scale jitter, px; 0 keeps Detectron2's augmentations.
+    # Side of the image after large-scale jitter of 0.1 to 2, px; 0 keeps Detectron2's
+    # augmentations.
     cfg.INPUT.LSJ_SIZE = 0
-    # Least and largest ratio of the image's longest side to LSJ_SIZE before the crop.
-    cfg.INPUT.LSJ_RANGE = [0.1, 2.0]
     # Side of the canvas that a referring expression's picture is letterboxed to, px.
     cfg.INPUT.REFER_SIZE = 416
 
@@ -248,5 +237,3 @@ def _add_solver(cfg: CN) -> None:
     # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
     # one, instead of by their name.
     cfg.TEST.SYNONYMS = False
-    # Whether region classification rounds every class's rate to half precision, as published.
-    cfg.TEST.LEGACY_ROUNDING = False

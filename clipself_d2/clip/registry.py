@@ -81,6 +81,22 @@ def embed_dim(name: str) -> int:
     return int(open_clip.get_model_config(name)["embed_dim"])
 
 
+def native_image_size(name: str) -> int:
+    """Look up the side of a model's native input; the model is not built.
+
+    Args:
+        name: As of ``check_name``.
+
+    Returns:
+        Side of the square, px.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    check_name(name)
+    return int(open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224))
+
+
 def pretrained_tags(name: str) -> list[str]:
     """List the pretrained weights of a model.
 

@@ -167,7 +167,6 @@ class RegionCLIPPretrainer(RegionDistiller):
             contrastive_weight=keys.CONTRASTIVE_WEIGHT,
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
             max_regions=cfg.INPUT.REGIONS.MAX_BOXES,
-            crop_size=cfg.INPUT.REGIONS.CROP_SIZE,
             crop_enlarge=cfg.INPUT.REGIONS.CROP_ENLARGE,
             seed=max(cfg.SEED, 0),
         )

@@ -145,7 +145,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        self.cfg = cfg = self.complete_config(cfg, model)
+        self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -155,19 +155,6 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(model)
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
-        """Replace values that stand for "as the model has it".
-
-        Args:
-            cfg: The whole config.
-            model: The model built from it.
-
-        Returns:
-            The config the trainer goes on with.
-        """
-        return cfg
 
     @classmethod
     def _build_loop(

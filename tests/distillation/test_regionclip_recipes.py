@@ -70,7 +70,7 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     clipping = solver.CLIP_GRADIENTS
     assert (clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.ENABLED) == ("norm", 5.0, True)
     assert (regions.SOURCE, regions.MAX_BOXES) == ("rpn", 100)
-    assert (regions.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TRAIN) == (1333, (800,))
+    assert (regions.IMAGE_SIZES, cfg.INPUT.MIN_SIZE_TRAIN) == ((1333,), (800,))
     assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
     assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
@@ -112,9 +112,7 @@ def test_an_rpn_at_work_gives_the_regions_of_a_run(keys, emoji_cfg, tmp_path) ->
     # The file of the network names weights that this test has not.
     cfg.MODEL.CLIP.PRETRAINED = ""
     model = build_model(cfg).train()
-    batch = next(
-        iter(build_distill_train_loader_from_cfg(DistillTrainer.complete_config(cfg, model)))
-    )
+    batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert all("boxes" not in item for item in batch)
     with EventStorage(0) as storage:
         losses = model(batch)
@@ -210,12 +208,11 @@ def test_focal_scaling_is_switched_off_in_transfer_alone() -> None:
 def test_a_recipe_takes_a_step_with_its_own_tower(name, keys, tmp_path) -> None:
     cfg = load_config(str(FOLDER / f"pretrain_{name}.yaml"), [])
     cfg.merge_from_list([*keys, "MODEL.DEVICE", "cpu", "MODEL.CLIP.PRETRAINED", ""])
-    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.REGIONS.IMAGE_SIZE", 96])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.REGIONS.IMAGE_SIZES", (96,)])
     cfg.merge_from_list(["INPUT.REGIONS.MAX_BOXES", 3, "DATALOADER.NUM_WORKERS", 0])
     cfg.merge_from_list(["INPUT.REGIONS.SOURCE", "proposals", "OUTPUT_DIR", str(tmp_path)])
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    cfg = DistillTrainer.complete_config(cfg, model)
     maker = DistillTrainer if cfg.SOLVER.OPTIMIZER == "AdamW" else Trainer
     optimizer = maker.build_optimizer(cfg, model)
     losses = model(next(iter(build_distill_train_loader_from_cfg(cfg))))

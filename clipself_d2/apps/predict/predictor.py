@@ -14,9 +14,9 @@ from torch import nn
 
 from clipself_d2.apps.predict.detector_source import Config, build_detector
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.evaluate import embed_vocabulary, warn_unseen_words
+from clipself_d2.engine.evaluate import warn_unseen_words
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.parts.text_embeddings import training_vocabulary
+from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class OpenVocabPredictor:
         synonyms = [word for group in vocabulary.synonyms for word in group]
         words = tuple(dict.fromkeys([*vocabulary.names, *synonyms]))
         warn_unseen_words(self.cfg, Vocabulary.from_names(words))
-        self._embeddings = embed_vocabulary(self.cfg, vocabulary)
+        self._embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
 
     def __call__(
         self, pictures: Picture | Sequence[Picture]

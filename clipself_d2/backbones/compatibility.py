@@ -110,6 +110,8 @@ def _check_heads(heads: Any, shapes: Shapes) -> None:
         names = getattr(heads, f"{part}in_features", None)
         if names is None:
             continue
+        # An open-vocabulary cascade carries the dense map along, which its pooler does not read.
+        names = [name for name in names if name != "clip"] or names
         key = f"MODEL.ROI_HEADS.IN_FEATURES (model.roi_heads.{part}in_features)"
         strides = _strides(key, names, shapes)
         levels = getattr(getattr(heads, f"{part}pooler", None), "level_poolers", ())

@@ -54,7 +54,7 @@ def level_name(stride: int) -> str:
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Raise unless strides are such of a pyramid.
+    """Refuse strides that no pyramid has.
 
     Args:
         strides: Pixels per cell.

@@ -170,9 +170,12 @@ def detector(emoji_cfg) -> Callable[[str], nn.Module]:
     return make
 
 
-@pytest.mark.parametrize("name", ["fvit_untouched", "retinanet", "fcos", "rpn"])
-def test_lazy_detectors_that_fit_pass(detector, name: str) -> None:
-    check_model(detector(name))
+@pytest.mark.parametrize("name", ["fvit_masks", "cascade", "retinanet", "fcos", "rpn"])
+def test_recipes_pass_with_a_config_and_without(emoji_cfg, name: str) -> None:
+    cfg = emoji_cfg(name)
+    model = build_model(cfg)
+    check_model(model, cfg)
+    check_model(model)
 
 
 def test_two_stage_detectors_name_the_field(detector) -> None:

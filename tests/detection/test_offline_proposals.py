@@ -85,7 +85,7 @@ def detect(cfg: CfgNode, model: nn.Module) -> tuple[list[dict], list[dict]]:
 def test_recipe_trains_and_detects(resnet_cfg, name) -> None:
     cfg = resnet_cfg(name)
     torch.manual_seed(0)
-    model = build_model(cfg).train()
+    model = Trainer.build_model(cfg).train()
     assert isinstance(model, OfflineProposalRCNN)
     assert cfg.MODEL.OPEN_VOCAB.BACKGROUND == "zero"
     optimizer = Trainer.build_optimizer(cfg, model)

@@ -75,7 +75,7 @@ def expected_losses(cfg: CfgNode) -> set[str]:
 def train_one_step(cfg: CfgNode) -> nn.Module:
     """Build the recipe's model, loader and optimizer, and take a step on two scenes."""
     torch.manual_seed(0)
-    model = build_model(cfg).train()
+    model = Trainer.build_model(cfg).train()
     optimizer = Trainer.build_optimizer(cfg, model)
     batch = next(iter(build_detection_train_loader_from_cfg(cfg)))
     assert len(batch) == 2

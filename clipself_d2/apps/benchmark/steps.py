@@ -235,7 +235,8 @@ def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module
 
 
 def _run_twice(backbone: ClipViT) -> None:
-    tower = backbone.tower.requires_grad_(True)
+    tower = backbone.tower
+    tower.unlock(tower.num_blocks)
 
     def forward(images: Tensor) -> dict[str, Tensor]:
         first = tower.forward_dense(images, backbone.tap_blocks, backbone.last_block)

@@ -1,13 +1,13 @@
 """Measure speed and memory against plain versions of the same work, in one run."""
 
 import sys
-from pathlib import Path
 
 import torch
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.benchmark.measure import BenchmarkOptions
 from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, tables, write_report
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument(
         "--reference", action="store_true", help="evaluation: run the reference scorer too (slow)"
     )
-    parser.add_argument("--output", type=Path, help="json file to write")
+    parser.add_argument("--output", type=user_path, help="json file to write")
     args = parser.parse_args()
 
     def action() -> None:
@@ -56,7 +56,7 @@ def main() -> int:
         report = run_benchmark(list(PARTS) if args.part == "all" else [args.part], options)
         print(tables(report))
         if args.output is not None:
-            write_report(report, args.output.expanduser())
+            write_report(report, args.output)
 
     return run_tool(action, debug=args.debug)
 

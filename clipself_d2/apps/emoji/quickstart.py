@@ -1,6 +1,5 @@
 """The whole path on the embedded data set, stage by stage, each the command a user would type."""
 
-import argparse
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
+from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -240,17 +241,10 @@ def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Example: python tools/quickstart.py --regions grid --seed 1"
-    )
+    parser = tool_parser(__doc__, "python tools/quickstart.py --regions grid --seed 1")
     defaults = QuickstartOptions(Path("output/quickstart"), Path("datasets"))
-    parser.add_argument("--output", type=Path, default=defaults.output)
-    parser.add_argument(
-        "--data-root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="folder of the data set; DETECTRON2_DATASETS or datasets",
-    )
+    parser.add_argument("--output", type=user_path, default=defaults.output)
+    add_data_root(parser, "--data-root", "folder of the data set")
     for name in ("train", "val", "rpn-iterations", "distill-iterations", "detector-iterations"):
         value = getattr(defaults, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -258,6 +252,7 @@ def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = vars(parser.parse_args(arguments))
+    del args["debug"]
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
     args["overrides"] = tuple(args["overrides"])
     return QuickstartOptions(**args)

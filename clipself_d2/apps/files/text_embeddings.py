@@ -1,5 +1,6 @@
 """Files of text embeddings, built with a CLIP or taken over from other projects."""
 
+import difflib
 import logging
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 from tqdm import tqdm
 
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.registry import embed_dim, find_weights, pretrained_tags
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata
@@ -73,11 +75,14 @@ def resolve_vocabulary(name: str) -> Vocabulary:
         return dataset_vocabulary(_EMOJI_DATASET, "--vocabulary")
     if name in DatasetCatalog.list() or name in MetadataCatalog.list():
         return dataset_vocabulary(name, "--vocabulary")
-    if Path(name).suffix in (".txt", ".json") or Path(name).is_file():
-        return Vocabulary.from_file(name)
+    path = user_path(name)
+    if path.suffix in (".txt", ".json") or path.is_file():
+        return Vocabulary.from_file(path)
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise ValueError(
         f"--vocabulary is {name!r}; it is lvis_v1, coco, emoji, a registered data set such as "
-        "coco_ov_val, or a .txt or .json file of names"
+        f"coco_ov_val, a .txt or .json file of names, or in a demo custom{hint}"
     )
 
 

@@ -2,7 +2,6 @@
 
 import colorsys
 import contextlib
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,17 +9,24 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
 from clipself_d2.apps.predict.detection_file import DetectionFile
 from clipself_d2.apps.predict.detector_source import Config
-from clipself_d2.apps.predict.media import FilmWriter, find_inputs, is_video, open_film
+from clipself_d2.apps.predict.media import (
+    check_readable,
+    find_inputs,
+    frame_rate,
+    is_video,
+    open_film,
+    read_frames,
+    write_film,
+)
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -59,16 +65,7 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         raise ValueError(
             f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"
         )
-    if kind in DatasetCatalog.list():
-        return dataset_vocabulary(kind, "--vocabulary")
-    if Path(kind).suffix in (".txt", ".json") or Path(kind).is_file():
-        return Vocabulary.from_file(kind)
-    near = difflib.get_close_matches(kind, DatasetCatalog.list(), n=2)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(
-        f"--vocabulary is {kind!r}; it is custom, a registered data set such as emoji_ov_val, or a "
-        f".txt or .json file of names{hint}"
-    )
+    return resolve_vocabulary(kind)
 
 
 def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
@@ -137,16 +134,15 @@ def run_demo(
         raise ValueError(f"--confidence-threshold is {min_score}; it must be in [0, 1]")
     if max_frames < 0:
         raise ValueError(f"--max-frames is {max_frames}; give 0 for all, or a number of frames")
-    sources: list[Path | int] = [*find_inputs([str(entry) for entry in inputs])]
+    sources: list[Path | int] = [*find_inputs(list(inputs))]
     sources += [] if webcam is None else [webcam]
-    for source in sources:
-        _check_readable(source)
+    check_readable(sources)
     predictor = OpenVocabPredictor(cfg, min_score=min_score, batch_size=batch_size)
     predictor.set_classes(vocabulary)
     output_dir.mkdir(parents=True, exist_ok=True)
     session = _Session(predictor, min_score, output_dir)
-    films = [source for source in sources if isinstance(source, int) or is_video(source)]
-    pictures = [source for source in sources if source not in films]
+    films = [source for source in sources if is_video(source)]
+    pictures = [source for source in sources if not is_video(source)]
     try:
         for batch in _batches(pictures, batch_size):
             session.add_pictures(batch)
@@ -162,14 +158,6 @@ def run_demo(
             len(session.file.images),
         )
     return session.written
-
-
-def _check_readable(source: Path | int) -> None:
-    """Decode a picture, or open a film."""
-    if isinstance(source, int) or is_video(source):
-        with open_film(source):
-            return
-    read_picture(source)
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -188,6 +176,7 @@ class _Session:
         self.output_dir = output_dir
         self.file = DetectionFile(predictor.names)
         self.written: list[Path] = []
+        self.names_taken: set[str] = set()
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
@@ -208,12 +197,12 @@ class _Session:
         stop = (KeyboardInterrupt,) if isinstance(source, int) else ()
         with (
             open_film(source) as film,
-            FilmWriter(target, film.fps) as writer,
+            write_film(target, frame_rate(film)) as add,
             contextlib.suppress(*stop),
         ):
-            for frames in _batches(film.frames(max_frames), self.predictor.batch_size):
+            for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
                 for frame, found in zip(frames, self._find(frames), strict=True):
-                    writer.add(draw(frame, found, self.names))
+                    add(draw(frame, found, self.names))
                     self.file.add(name, found, frame=number)
                     counts.update(self.names[label] for label in found.pred_classes)
                     number += 1
@@ -236,9 +225,21 @@ class _Session:
         return found
 
     def _target(self, stem: str, suffix: str) -> Path:
-        """A file that no earlier input has: those of several folders may share a name."""
-        target, number = self.output_dir / f"{stem}{suffix}", 2
-        while target in self.written:
-            target = self.output_dir / f"{stem}_{number}{suffix}"
-            number += 1
-        return target
+        return self.output_dir / f"{new_name(stem, self.names_taken)}{suffix}"
+
+
+def new_name(stem: str, taken: set[str]) -> str:
+    """Find a name that no earlier input has: those of several folders may share one.
+
+    Args:
+        stem: Name of the input without its suffix.
+        taken: Names so far; the new one is added.
+
+    Returns:
+        The stem, where needed with a number behind it.
+    """
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    taken.add(name)
+    return name

@@ -37,7 +37,7 @@ def test_a_file_gives_its_lines(tmp_path: Path) -> None:
 
 
 def test_an_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="custom, a registered data set"):
+    with pytest.raises(ValueError, match="a registered data set"):
         choose_vocabulary("coco_of_mars", "")
 
 

@@ -15,7 +15,6 @@ from clipself_d2.engine.evaluate import (
     evaluate_regions,
     replace_by_synonyms,
     vocabulary_of,
-    warn_unseen_words,
 )
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
@@ -124,15 +123,6 @@ def test_embeddings_follow_the_names(emoji_cfg) -> None:
     two = embed_vocabulary(cfg, Vocabulary.from_names(["dog", "car"])).embeddings_KD
     swapped = embed_vocabulary(cfg, Vocabulary.from_names(["car", "dog"])).embeddings_KD
     torch.testing.assert_close(two, swapped.flip(0))
-
-
-def test_only_unseen_words_are_warned_of(emoji_cfg, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = emoji_cfg("rpn", *TINY)
-    with caplog.at_level("WARNING", logger="clipself_d2"):
-        assert warn_unseen_words(cfg, Vocabulary.from_names(["police car"])) == []
-        assert not caplog.records
-        assert warn_unseen_words(cfg, Vocabulary.from_names(["wombat"])) == ["wombat"]
-    assert "wombat" in caplog.text
 
 
 def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:

@@ -17,9 +17,7 @@ def main() -> int:
         Exit code.
     """
     parser = tool_parser(__doc__, "python datasets/prepare_refcoco.py --root datasets --json")
-    add_data_root(
-        parser, "--root", "folder of refcoco/, refcoco+/, refcocog/, grefcoco/ and coco/train2014/"
-    )
+    add_data_root(parser, "--root", "folder of refcoco/, refcoco+/, ... and coco/train2014/")
     parser.add_argument(
         "--json", action="store_true", help="write refs(...).json beside every refs(...).p"
     )

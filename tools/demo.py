@@ -31,9 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
     add("--webcam", nargs="?", type=int, const=0, help="read camera number N, 0 if left out")
     add("--max-frames", type=int, default=0, help="most frames of a video or camera; 0 for all")
-    add(
-        "--output", type=user_path, required=True, help="folder for the results and detections.json"
-    )
+    add("--output", type=user_path, required=True, help="folder of results and detections.json")
     add("--vocabulary", default="custom", help="custom, a registered data set, or a file of names")
     add(
         "--custom-vocabulary",

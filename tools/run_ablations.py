@@ -23,9 +23,7 @@ def main() -> int:
     """
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--proposals", type=user_path, required=True, help="of emoji_train_images")
-    parser.add_argument(
-        "--rpn", type=user_path, help="weights of rpn.yaml, for zero-shot inference"
-    )
+    parser.add_argument("--rpn", type=user_path, help="weights of rpn.yaml, for zero-shot boxes")
     parser.add_argument("--output", type=user_path, default=Path("output/ablations"))
     parser.add_argument("--page", type=user_path, default=Path("docs/regionclip_ablations.md"))
     add_data_root(parser, "--data-root", "folder of the data set")

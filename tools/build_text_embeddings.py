@@ -74,9 +74,10 @@ def show(report: EmbeddingReport) -> None:
         report: What was written.
     """
     prompts = f" x {report.num_templates} prompts" if report.num_templates else ""
-    background = " and the background" if report.background else ", no background"
-    print(f"{report.output}: {report.num_classes} classes{prompts}{background}")
-    print(f"{report.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
+    made = report.embeddings
+    background = " and the background" if made.background_D is not None else ", no background"
+    print(f"{report.output}: {made.vocabulary.num_classes} classes{prompts}{background}")
+    print(f"{made.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Run RegionCLIP's ablations on emoji scenes and write a page with their figures."""
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations, shown_command
+from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
 from clipself_d2.apps.paths import add_data_root, user_path
 from clipself_d2.engine.cli import run_tool, tool_parser
 
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     debug = args.pop("debug")
-    command = shown_command(sys.argv)
+    command = f"python {shlex.join(sys.argv)}"
     for name in ("proposals", "output", "data_root", "rpn"):
         args[name] = args[name] and args[name].resolve()
     for name in ("tables", "overrides"):

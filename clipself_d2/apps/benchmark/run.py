@@ -61,16 +61,8 @@ DISTILL_VARIANTS: dict[str, tuple[Callable[..., Step], tuple[object, ...]]] = {
 DETECTOR_VARIANTS = {"two passes, graph": True, "ours": False}
 
 
-def benchmark_distill(options: BenchmarkOptions) -> list[Row]:
-    """Measure a step of CLIPSelf at every size.
-
-    Args:
-        options: What to measure.
-
-    Returns:
-        A row for each size and variant. Ratios compare with the plain version; above 1 we are
-        faster, or smaller.
-    """
+def _distill(options: BenchmarkOptions) -> list[Row]:
+    """A step of CLIPSelf; ratios compare with the plain version, above 1 we are better."""
     with compute_context(torch.device(options.device), options.precision):
         halved = torch.is_autocast_enabled(options.device)
         ours = torch.get_autocast_dtype(options.device) if halved else torch.float32
@@ -116,16 +108,8 @@ def _flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def benchmark_detector(options: BenchmarkOptions) -> list[Row]:
-    """Measure training step and inference of F-ViT at every size.
-
-    Args:
-        options: What to measure.
-
-    Returns:
-        A row for each size, task and variant. Ratios compare with the careless variant; above 1
-        we are faster, or smaller.
-    """
+def _detector(options: BenchmarkOptions) -> list[Row]:
+    """Training step and inference of F-ViT; ratios compare with the careless variant."""
     detectors = {
         name: build_detector(options, careless) for name, careless in DETECTOR_VARIANTS.items()
     }
@@ -160,16 +144,8 @@ def benchmark_detector(options: BenchmarkOptions) -> list[Row]:
     return rows
 
 
-def benchmark_evaluation(options: BenchmarkOptions) -> list[Row]:
-    """Score made-up detections of LVIS val's size.
-
-    Args:
-        options: Scale, repeats, and whether the reference scorer runs too, once.
-
-    Returns:
-        A row for each scorer. ``collect s`` is the evaluator's own work while a model runs,
-        ``score s`` that at the end; both by the wall, since the fast scorer has several threads.
-    """
+def _evaluation(options: BenchmarkOptions) -> list[Row]:
+    """Scoring of made-up detections of LVIS val's size; the reference scorer runs once."""
     rows: list[Row] = []
     with lvis_dataset(options.scale) as (name, found):
         for backend in ("lvis", "hotcoco") if options.reference else ("hotcoco",):
@@ -179,6 +155,7 @@ def benchmark_evaluation(options: BenchmarkOptions) -> list[Row]:
             for image_id, instances in found:
                 evaluator.process([{"image_id": image_id}], [{"instances": instances}])
             collected, seconds, scores = time.perf_counter() - start, [], {}
+            # By the wall, since the fast scorer has several threads.
             for _ in range(options.repeats if backend == "hotcoco" else 1):
                 start = time.perf_counter()
                 scores = evaluator.evaluate()["bbox"]
@@ -200,15 +177,8 @@ def benchmark_evaluation(options: BenchmarkOptions) -> list[Row]:
     return rows
 
 
-def benchmark_text(options: BenchmarkOptions) -> list[Row]:
-    """Build the prompted text embeddings of a vocabulary, in batches and sentence by sentence.
-
-    Args:
-        options: Model, device, number of classes.
-
-    Returns:
-        A row for each way; ratios compare with one by one, above 1 we are faster.
-    """
+def _text(options: BenchmarkOptions) -> list[Row]:
+    """Prompted text embeddings in batches and sentence by sentence."""
     torch.manual_seed(0)
     encoder = load_clip(options.model).text.to(options.device)
     names = [f"thing number {number}" for number in range(options.text_classes)]
@@ -242,15 +212,8 @@ def benchmark_text(options: BenchmarkOptions) -> list[Row]:
     ]
 
 
-def benchmark_classes(options: BenchmarkOptions) -> list[Row]:
-    """Run the ROI head's predictor with more and more classes.
-
-    Args:
-        options: Class counts and device.
-
-    Returns:
-        A row for each task and class count; ``time ratio`` compares with the fewest classes.
-    """
+def _classes(options: BenchmarkOptions) -> list[Row]:
+    """The ROI head's predictor with more and more classes; ``time ratio`` is over the fewest."""
     rows: list[Row] = []
     for task, regions in HEAD_REGIONS.items():
         steps = {str(k): build_head(k, options.device, task) for k in options.class_counts}
@@ -271,11 +234,11 @@ def benchmark_classes(options: BenchmarkOptions) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
-    "distill": benchmark_distill,
-    "detector": benchmark_detector,
-    "evaluation": benchmark_evaluation,
-    "text": benchmark_text,
-    "classes": benchmark_classes,
+    "distill": _distill,
+    "detector": _detector,
+    "evaluation": _evaluation,
+    "text": _text,
+    "classes": _classes,
 }
 
 

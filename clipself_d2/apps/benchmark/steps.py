@@ -148,15 +148,7 @@ def _training_step(model: nn.Module, loss: Callable[[], Tensor], scaled: bool = 
 
 
 def build_plain(options: BenchmarkOptions, size: int) -> Step:
-    """Make the plain distillation step: forward, backward, AdamW.
-
-    Args:
-        options: Model, device, number of crops.
-        size: Side of the image, px.
-
-    Returns:
-        Function that takes one step and returns its loss.
-    """
+    """Make the plain distillation step: forward, backward, AdamW; it returns its loss."""
     torch.manual_seed(0)
     tower = load_tower(options.model, precision="fp32")
     batch = _pad_slots(_make_item(size, tower.image_size, options.num_crops), tower)

@@ -85,15 +85,26 @@ def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarra
     drawer.overlay_instances(
         boxes=found.pred_boxes,
         masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
-        labels=[
-            f"{names[number]} {score:.0%}"
-            for number, score in zip(classes, found.scores.tolist(), strict=True)
-        ],
+        labels=make_labels(found, names),
         assigned_colors=[
             colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0) for number in classes
         ],
     )
     return drawer.get_output().get_image()
+
+
+def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
+    """Write name and score of every detection.
+
+    Args:
+        found: ``scores`` and ``pred_classes``.
+        names: Class names.
+
+    Returns:
+        Such as "dog 90%".
+    """
+    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def run_demo(

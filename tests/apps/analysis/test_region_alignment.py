@@ -107,7 +107,7 @@ def test_rows_name_towers_sizes_and_strategies(emoji_data) -> None:
     assert {row.images for row in rows} == {2}
     # A tower is measured alike whatever its label.
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    assert [replace(row, tower="two") for row in first] == second or any(
+    assert [row._replace(tower="two") for row in first] == second or any(
         math.isnan(row.macc1) for row in first
     )
 

@@ -43,9 +43,6 @@ def report_accuracy(
 
     Returns:
         The figures as a table.
-
-    Raises:
-        ValueError: As ``measure_alignment``.
     """
     rows = measure_alignment(dataset_name, specs, options)
     write_csv(rows, output_dir / CSV_FILE)

@@ -139,10 +139,6 @@ def draw_heat_maps(
 
     Returns:
         (S, K, h, w) cosines of the S strategies.
-
-    Raises:
-        ValueError: If tower or picture is damaged.
-        FileNotFoundError: If the picture is missing.
     """
     picture = _read(image, size)
     place = choose_device(device)
@@ -186,10 +182,6 @@ def draw_components(
 
     Returns:
         (S, T, 3) shares of the variance.
-
-    Raises:
-        ValueError: If a tower or the picture is damaged.
-        FileNotFoundError: If the picture is missing.
     """
     picture = _read(image, size)
     place = choose_device(device)

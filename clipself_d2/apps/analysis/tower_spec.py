@@ -69,9 +69,6 @@ class TowerSpec:
 
         Returns:
             The tower.
-
-        Raises:
-            ValueError: If name, tag or file does not fit.
         """
         tower = load_tower(self.name, self.tower_weights or self.weights, precision=precision)
         tower.freeze()
@@ -89,9 +86,6 @@ class TowerSpec:
 
         Returns:
             Their embeddings, on the CPU, without background.
-
-        Raises:
-            ValueError: If a name is empty or repeated, or the prompt set is unknown.
         """
         vocabulary = Vocabulary.from_names(list(names))
         text = load_clip(self.name, self.weights).text.to(device or torch.device("cpu"))

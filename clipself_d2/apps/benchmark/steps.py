@@ -243,7 +243,7 @@ def _run_twice(backbone: ClipViT) -> None:
 def watch_tower(backbone: ClipViT) -> Iterator[Counter[str]]:
     """Count ``passes`` through a tower and ``bytes`` that autograd keeps of it, in a with block."""
     counts, seen = Counter[str](), set[int]()
-    run, dense = backbone.forward, backbone.tower.forward_dense
+    dense = backbone.tower.forward_dense
 
     def keep(tensor: Tensor) -> Tensor:
         # The same storage is saved by several operations.
@@ -255,17 +255,14 @@ def watch_tower(backbone: ClipViT) -> Iterator[Counter[str]]:
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         counts["passes"] += 1
-        return dense(*args, **kwargs)
-
-    def watched(images: Tensor) -> dict[str, Tensor]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            return run(images)
+            return dense(*args, **kwargs)
 
-    backbone.forward, backbone.tower.forward_dense = watched, counted  # type: ignore[method-assign]
+    backbone.tower.forward_dense = counted  # type: ignore[method-assign]
     try:
         yield counts
     finally:
-        backbone.forward, backbone.tower.forward_dense = run, dense  # type: ignore[method-assign]
+        backbone.tower.forward_dense = dense  # type: ignore[method-assign]
 
 
 def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) -> Step:
@@ -288,7 +285,6 @@ def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) 
     instances.gt_classes = torch.randint(0, 65, (7,), generator=rng)
     image = torch.randint(0, 256, (3, size, size), generator=rng, dtype=torch.uint8)
     picture = {"image": image, "instances": instances, "height": size, "width": size}
-    tower = {id(parameter) for parameter in backbone.tower.parameters()}
     if task == "inference":
         careless = any(parameter.requires_grad for parameter in backbone.tower.parameters())
 
@@ -299,6 +295,7 @@ def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) 
 
         return infer
     # The careless variant computes gradients of the tower, but nobody wants them.
+    tower = {id(parameter) for parameter in backbone.tower.parameters()}
     trained = [p for p in detector.parameters() if p.requires_grad and id(p) not in tower]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
 

@@ -159,7 +159,8 @@ def _detections(
 def _annotations(boxes: np.ndarray, classes: np.ndarray) -> dict[str, list[dict]]:
     """An LVIS file of (N, 12) category ids and as many boxes."""
     rng = np.random.default_rng(1)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, own in enumerate(classes.tolist(), start=1):
         absent = set((rng.choice(len(FREQUENCIES), 4, replace=False) + 1).tolist()) - set(own)
         image = {"id": number, "width": _SIDE, "height": _SIDE, "neg_category_ids": sorted(absent)}

@@ -240,10 +240,6 @@ def run_ablations(options: AblationOptions, command: str) -> None:
     Args:
         options: Budget and places.
         command: How this was called, for the page.
-
-    Raises:
-        FileNotFoundError: If an input is missing.
-        ValueError: If a run fails or a table is unknown.
     """
     rows = choose_rows(options)
     prepare_files(options)

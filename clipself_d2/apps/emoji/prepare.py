@@ -100,9 +100,6 @@ def prepare_emoji(root: Path, options: EmojiOptions, *, sprite_dir: Path | None 
 
     Returns:
         Whether anything was written.
-
-    Raises:
-        FileNotFoundError: If a sprite sheet is missing.
     """
     folder = root / "emoji"
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,10 +50,6 @@ def write_towers(names: Sequence[str], output: Path | None) -> None:
     Args:
         names: Model names; empty for all.
         output: Markdown file to write; None writes to the terminal.
-
-    Raises:
-        ValueError: If a model is unknown.
-        FileNotFoundError: If the folder of ``output`` is missing.
     """
     page = render(names or known_models())
     if output is None:
@@ -70,9 +66,6 @@ def render(names: Sequence[str]) -> str:
 
     Returns:
         Markdown with one row for each.
-
-    Raises:
-        ValueError: If a model is unknown.
     """
     rows = []
     for entry in map(describe, names):

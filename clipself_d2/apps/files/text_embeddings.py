@@ -48,12 +48,15 @@ class EmbeddingReport(NamedTuple):
     seconds: float
 
 
-def resolve_vocabulary(name: str) -> Vocabulary:
+def resolve_vocabulary(
+    name: str, choices: str = "lvis_v1, coco, emoji, a registered data set such as coco_ov_val"
+) -> Vocabulary:
     """Turn a name of the command line into classes.
 
     Args:
         name: ``lvis_v1`` (1203 classes under the official names), ``coco`` (80 classes), ``emoji``,
             a registered data set, or a file as of ``Vocabulary.from_file``.
+        choices: What an error names beside files.
 
     Returns:
         The vocabulary.
@@ -76,8 +79,7 @@ def resolve_vocabulary(name: str) -> Vocabulary:
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise ValueError(
-        f"--vocabulary is {name!r}; it is lvis_v1, coco, emoji, a registered data set such as "
-        f"coco_ov_val, a .txt or .json file of names, or in a demo custom{hint}"
+        f"--vocabulary is {name!r}; it is {choices}, or a .txt or .json file of names{hint}"
     )
 
 

@@ -65,7 +65,7 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         raise ValueError(
             f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"
         )
-    return resolve_vocabulary(kind)
+    return resolve_vocabulary(kind, "custom, a registered data set such as emoji_ov_val")
 
 
 def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
@@ -138,13 +138,10 @@ def run_demo(
 
     Raises:
         ValueError: If MODEL.WEIGHTS is empty or of another model, an option is out of its range, a
-            file is damaged, or there is no such camera; then nothing is written.
+            file is no picture or film, or there is no such camera, before anything is written; or
+            a picture turns out to be damaged.
         FileNotFoundError: If a file is missing.
     """
-    if not 0.0 <= min_score <= 1.0:
-        raise ValueError(f"--confidence-threshold is {min_score}; it must be in [0, 1]")
-    if max_frames < 0:
-        raise ValueError(f"--max-frames is {max_frames}; give 0 for all, or a number of frames")
     sources: list[Path | int] = [*find_inputs(list(inputs))]
     sources += [] if webcam is None else [webcam]
     check_readable(sources)
@@ -187,7 +184,6 @@ class _Session:
         self.output_dir = output_dir
         self.file = DetectionFile(predictor.names)
         self.written: list[Path] = []
-        self.names_taken: set[str] = set()
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
@@ -236,7 +232,8 @@ class _Session:
         return found
 
     def _target(self, stem: str, suffix: str) -> Path:
-        return self.output_dir / f"{new_name(stem, self.names_taken)}{suffix}"
+        taken = {path.stem for path in self.written if path.suffix == suffix}
+        return self.output_dir / f"{new_name(stem, taken)}{suffix}"
 
 
 def new_name(stem: str, taken: set[str]) -> str:

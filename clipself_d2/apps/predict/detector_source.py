@@ -49,10 +49,6 @@ def read_detector_config(config_file: str | Path, overrides: Sequence[object]) -
 
     Returns:
         The config, not frozen.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If an override fits no key.
     """
     path = user_path(str(config_file))
     if path.suffix == ".py":

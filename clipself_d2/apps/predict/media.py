@@ -80,7 +80,9 @@ def check_readable(sources: Sequence[Path | int]) -> None:
                 with Image.open(str(source)):
                     continue
             except UnidentifiedImageError as error:
-                raise ValueError(f"{source} is no picture; replace the file") from error
+                raise ValueError(
+                    f"image {source} cannot be decoded ({error}); replace the file"
+                ) from error
 
 
 @contextmanager

@@ -124,9 +124,10 @@ class OpenVocabPredictor:
         self._resize = source.augmentation
         if min_score is not None:
             # Low scores are dropped before they are sorted and suppressed, which is faster.
-            for module in self.model.modules():
-                if hasattr(module, "test_score_thresh"):
-                    module.test_score_thresh = min_score
+            parts: list[Any] = [*self.model.modules()]
+            for part in parts:
+                if hasattr(part, "test_score_thresh"):
+                    part.test_score_thresh = min_score
         self._embeddings: TextEmbeddings | None = None
         # Of the embedded CLIP, the only one that knows which words it never read.
         self._text: TextEncoder | None = None

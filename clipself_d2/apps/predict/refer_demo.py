@@ -58,9 +58,6 @@ class ReferringPredictor:
 
         Returns:
             As of ``segment``.
-
-        Raises:
-            ValueError: If an expression is blank.
         """
         check_expressions(expressions)
         if "text" not in self.cfg.MODEL.CRIS.TRAINED_TOWERS:

@@ -62,10 +62,6 @@ def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
 
     Returns:
         Expressions for META_ARCHITECTURE CRIS, classes for a detector.
-
-    Raises:
-        ValueError: If MODEL.WEIGHTS is empty or of another model.
-        FileNotFoundError: If a file is missing.
     """
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return PageTask(

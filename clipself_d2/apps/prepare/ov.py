@@ -7,10 +7,9 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
 
 from clipself_d2.data.datasets import coco_ov, lvis_ov
 from clipself_d2.data.json_rows import scan_rows
@@ -62,10 +61,6 @@ def prepare_ov_coco(root: Path, *, force: bool = False) -> list[Path]:
 
     Returns:
         The files written.
-
-    Raises:
-        FileNotFoundError: If an official file is missing.
-        ValueError: If one is not the official file.
     """
     files = root / "coco" / "annotations"
     listed = coco_ov.OV_COCO_CLASSES
@@ -102,10 +97,6 @@ def prepare_ov_lvis(root: Path, *, force: bool = False) -> list[Path]:
 
     Returns:
         The files written.
-
-    Raises:
-        FileNotFoundError: If an official file is missing.
-        ValueError: If one is not the official file.
     """
     files, everything = root / "lvis", lvis_ov.LVIS_CLASSES
     train = Selection(
@@ -164,18 +155,25 @@ def write_selection(selection: Selection, *, force: bool = False) -> bool:
             f"{selection.download} again"
         ) from error
     images = [number for number in rows.images if not selection.drop_empty or number in rows.used]
-    partial = target.with_name(target.name + ".partial")
     info = {
         "description": f"part of {source.name}",
         "made_by": MAKER,
         "source": source.name,
         "source_bytes": source.stat().st_size,
     }
+    sections = (
+        ("categories", rows.categories),
+        ("images", [rows.images[number] for number in images]),
+        ("annotations", zip(rows.annotations[::2], rows.annotations[1::2], strict=True)),
+    )
+    partial = target.with_name(target.name + ".partial")
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(f"{HEAD}{json.dumps(info)}")
-        _write_list(stream, "categories", (text[a:b] for a, b in rows.categories))
-        _write_list(stream, "images", (text[a:b] for a, b in (rows.images[n] for n in images)))
-        _write_list(stream, "annotations", (text[a:b] for a, b in rows.annotation_spans()))
+        for key, spans in sections:
+            stream.write(f', "{key}": [')
+            for number, (start, end) in enumerate(spans):
+                stream.write(f"{',' if number else ''}\n{text[start:end]}")
+            stream.write("]")
         stream.write("}")
     os.replace(partial, target)
     _report(selection, len(images), rows)
@@ -245,17 +243,6 @@ class _Rows:
         rows.annotation_images = array("q", (owners[n] for n in chosen))
         rows.used = set(rows.annotation_images)
         return rows
-
-    def annotation_spans(self) -> Iterator[tuple[int, int]]:
-        """Start and end of every chosen annotation."""
-        return zip(self.annotations[::2], self.annotations[1::2], strict=True)
-
-
-def _write_list(stream: TextIO, key: str, rows: Iterator[str]) -> None:
-    stream.write(f', "{key}": [')
-    for number, row in enumerate(rows):
-        stream.write(f"{',' if number else ''}\n{row}")
-    stream.write("]")
 
 
 def _report(selection: Selection, num_images: int, rows: _Rows) -> None:

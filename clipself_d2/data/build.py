@@ -1,26 +1,25 @@
 """Loaders for distillation, for region classification and for the training of detectors."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.common import DatasetFromList, MapDataset
-from detectron2.data.samplers import InferenceSampler
+from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
-from clipself_d2.data.region_mapper import RegionMapper
+from clipself_d2.data.items import Item, Record
+from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
-Record = Mapping[str, object]
 
-
-class CountedDataset(Dataset[dict[str, object]]):
+class CountedDataset(Dataset[Item]):
     """An endless data set over a running count of samples.
 
     Sample k is record ``permutation(epoch)[k % n]`` with a generator seeded by (seed, k), and its
@@ -31,9 +30,9 @@ class CountedDataset(Dataset[dict[str, object]]):
         records: Records of the data set.
         mapper: Called with a record, the generator and the size of the student's image.
         seed: Seed of order and augmentation.
-        total_batch: Samples of one iteration over all processes.
         sizes: Longest sides of the student's image, px, one of which all samples of an iteration
-            have; empty leaves it to the mapper.
+            have.
+        total_batch: Samples of one iteration over all processes.
 
     Raises:
         ValueError: If there is no record.
@@ -45,8 +44,8 @@ class CountedDataset(Dataset[dict[str, object]]):
         records: Sequence[Record],
         mapper: DistillMapper | CaptionMapper,
         seed: int,
+        sizes: Sequence[int],
         total_batch: int = 1,
-        sizes: Sequence[int] = (),
     ) -> None:
         if not len(records):
             raise ValueError("the training set is empty; check DATASETS.TRAIN")
@@ -56,7 +55,7 @@ class CountedDataset(Dataset[dict[str, object]]):
         self._total_batch, self._sizes = total_batch, tuple(sizes)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
-    def __getitem__(self, count: int) -> dict[str, object]:
+    def __getitem__(self, count: int) -> Item:
         """Make the sample of a count.
 
         Args:
@@ -71,10 +70,13 @@ class CountedDataset(Dataset[dict[str, object]]):
             self._epoch, self._order = epoch, rng.permutation(len(self._records))
         record = self._records[int(self._order[position])]
         rng = np.random.default_rng([self._seed, count])
-        if not self._sizes:
-            return self._mapper(record, rng)
-        draw = np.random.default_rng([self._seed, count // self._total_batch, 2])
-        return self._mapper(record, rng, self._sizes[int(draw.integers(len(self._sizes)))])
+        return self._mapper(record, rng, self._size(count // self._total_batch))
+
+    def _size(self, iteration: int) -> int:
+        if len(self._sizes) == 1:
+            return self._sizes[0]
+        rng = np.random.default_rng([self._seed, iteration, 2])
+        return self._sizes[int(rng.integers(len(self._sizes)))]
 
 
 class CountSampler(Sampler[int]):
@@ -112,7 +114,7 @@ def build_distill_train_loader(
     mapper: DistillMapper | CaptionMapper,
     total_batch: int,
     seed: int,
-    sizes: Sequence[int] = (),
+    sizes: Sequence[int],
     start_iter: int = 0,
     num_workers: int = 0,
 ) -> DataLoader:
@@ -144,7 +146,7 @@ def build_distill_train_loader(
         batch_size=total_batch // world_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=list,
         drop_last=True,
     )
 
@@ -153,7 +155,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     """Build the training loader of DATASETS.TRAIN.
 
     Args:
-        cfg: The whole config; INPUT.REGIONS.CROP_SIZE is the size itself here, not 0.
+        cfg: The whole config.
         start_iter: First iteration.
 
     Returns:
@@ -162,44 +164,46 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     Raises:
         ValueError: If there is no image or the proposals fit none.
     """
-    options = cfg.INPUT.REGIONS
     records = _read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_distill_train_loader(
         records=DatasetFromList(records, copy=False),
         mapper=_build_distill_mapper(cfg, records),
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
-        sizes=options.MULTISCALE_SIZES,
+        sizes=_image_sizes(cfg),
         start_iter=start_iter,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
+def _image_sizes(cfg: CfgNode) -> tuple[int, ...]:
+    sizes = tuple(cfg.INPUT.REGIONS.IMAGE_SIZES)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"INPUT.REGIONS.IMAGE_SIZES is {sizes}; name one side in px or several")
+    return sizes
+
+
 def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper | CaptionMapper:
-    options = cfg.INPUT.REGIONS
-    # The caption mapper belongs to the one META_ARCHITECTURE that may propose regions itself.
-    captions = cfg.MODEL.META_ARCHITECTURE == "RegionCLIPPretrainer"
-    sampler = None
-    if not (captions and options.SOURCE == "rpn"):
-        sampler = _build_region_sampler(cfg, records)
-    if captions:
-        on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
-        return CaptionMapper(
-            sampler=sampler,
-            image_size=options.IMAGE_SIZE,
-            shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
-            crop_size=options.CROP_SIZE if on_crops else None,
-            crop_resizer=options.CROP_RESIZER,
-            flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+    """Choose by the data: pictures with captions, or whose regions the model finds, or others."""
+    model_proposes = cfg.INPUT.REGIONS.SOURCE == "rpn"
+    if not (model_proposes or any("captions" in record for record in records)):
+        return DistillMapper(
+            sampler=_build_region_sampler(cfg, records),
+            crop_size=_crop_size(cfg, cfg.MODEL.CLIP.NAME),
+            whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
         )
-    assert sampler is not None, "only the caption mapper does without a sampler"
-    return DistillMapper(
-        sampler=sampler,
-        image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE,
-        crop_resizer=options.CROP_RESIZER,
-        whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
+    return CaptionMapper(
+        sampler=None if model_proposes else _build_region_sampler(cfg, records),
+        shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
+        crop_size=_crop_size(cfg, cfg.MODEL.REGIONCLIP.TEACHER_NAME or cfg.MODEL.CLIP.NAME),
+        has_crops=cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop",
+        flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
     )
+
+
+def _crop_size(cfg: CfgNode, teacher: str) -> int | None:
+    """The teacher's native size; None where a GPU resizes the crops faster than the workers."""
+    return native_image_size(teacher) if cfg.MODEL.DEVICE == "cpu" else None
 
 
 def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSampler:
@@ -215,7 +219,6 @@ def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSamp
         max_boxes=options.MAX_BOXES,
         box_size_range=tuple(options.SIZE_RANGE),
         crop_enlarge=options.CROP_ENLARGE,
-        reference_sampling=options.REFERENCE_SAMPLING,
     )
 
 
@@ -244,28 +247,20 @@ def build_region_test_loader_from_cfg(
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        crop_size: The tower's native size, for INPUT.REGIONS.CROP_SIZE 0.
-        patch_size: The tower's patch, px.
+        crop_size: The teacher's native size, px.
+        patch_size: The student's patch, px.
 
     Returns:
         A loader of lists of one item, each image once over all processes.
     """
-    options = cfg.INPUT.REGIONS
     mapper = RegionMapper(
-        image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE or crop_size,
+        image_size=max(_image_sizes(cfg)),
+        crop_size=crop_size,
         patch_size=patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = _read_records([dataset_name], "DATASETS.TEST")
-    dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
-    return DataLoader(
-        dataset,
-        batch_size=1,
-        sampler=InferenceSampler(len(dataset)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_list,
-    )
+    return build_region_loader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 def _read_records(names: Sequence[str], key: str) -> list[Record]:
@@ -275,7 +270,3 @@ def _read_records(names: Sequence[str], key: str) -> list[Record]:
     if not records:
         raise ValueError(f"{key} {list(names)} holds no image")
     return records
-
-
-def _as_list(batch: list[dict[str, object]]) -> list[dict[str, object]]:
-    return batch

@@ -1,12 +1,10 @@
 """From a captioned picture to a student's image, its regions, and the teacher's crops."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from PIL import Image, ImageOps
 
-from clipself_d2.data.distill_mapper import scale_boxes
-from clipself_d2.data.pictures import cut_crops, cut_pieces, read_picture, to_tensor
+from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
+from clipself_d2.data.pictures import cut_regions, read_picture
 from clipself_d2.data.region_sampler import RegionSampler
 
 # A caption is drawn from the first ones of a picture.
@@ -14,15 +12,14 @@ MAX_CAPTIONS = 5
 
 
 class CaptionMapper:
-    """Maps a record and a random generator to a training item.
+    """Maps a record, a random generator and a size to a training item.
 
     Args:
         sampler: Draws the regions; None where the model proposes them.
-        image_size: Most pixels of the longest side.
         shortest_size: Most pixels of the shortest side; the picture is scaled to the first of the
             two limits that it meets.
-        crop_size: Side of the teacher's crops, px, or None where the teacher sees no crops.
-        crop_resizer: As of ``DistillMapper``.
+        crop_size: As of ``DistillMapper``.
+        has_crops: Whether the teacher sees crops of the regions.
         flip_probability: Share of the pictures that are mirrored.
 
     Reference: RegionCLIP, arXiv 2112.09106, section 4.1: shortest side 800, longest at most 1333,
@@ -33,30 +30,24 @@ class CaptionMapper:
         self,
         *,
         sampler: RegionSampler | None,
-        image_size: int,
         shortest_size: int,
-        crop_size: int | None = None,
-        crop_resizer: str = "pil",
+        crop_size: int | None,
+        has_crops: bool = True,
         flip_probability: float = 0.5,
     ) -> None:
         self.sampler = sampler
-        self.image_size, self.shortest_size = image_size, shortest_size
-        self.crop_size, self.crop_resizer = crop_size, crop_resizer
+        self.shortest_size = shortest_size
+        self.crop_size, self.has_crops = crop_size, has_crops
         self.flip_probability = flip_probability
 
-    def __call__(
-        self,
-        record: Mapping[str, object],
-        rng: np.random.Generator,
-        image_size: int | None = None,
-    ) -> dict[str, object]:
+    def __call__(self, record: Record, rng: np.random.Generator, image_size: int) -> Item:
         """Read the picture once and cut everything from it.
 
         Args:
             record: Detectron2's record with ``file_name`` and ``image_id``, and ``captions`` where
                 a caption is wanted.
             rng: Source of all randomness.
-            image_size: Longest side, px, instead of the mapper's own.
+            image_size: Most pixels of the longest side.
 
         Returns:
             ``image`` (3, h, w) uint8; ``caption`` where the record has captions; ``boxes`` (R, 4)
@@ -67,15 +58,9 @@ class CaptionMapper:
         Raises:
             ValueError: If the captions are empty.
         """
-        picture = read_picture(str(record["file_name"]))
-        item: dict[str, object] = {
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
-            "height": picture.height,
-            "width": picture.width,
-        }
-        if "captions" in record:
-            item["caption"] = _draw_caption(record, rng)
+        picture = read_picture(record["file_name"])
+        # Drawn in this order: caption, regions, mirror.
+        caption = _draw_caption(record, rng) if "captions" in record else None
         boxes = crops = np.zeros((0, 4))
         if self.sampler is not None:
             regions = self.sampler.draw(record, picture.size, rng)
@@ -83,17 +68,14 @@ class CaptionMapper:
         if rng.random() < self.flip_probability:
             boxes, crops = mirror_boxes(boxes, picture.width), mirror_boxes(crops, picture.width)
             picture = ImageOps.mirror(picture)
-        student = fit_sides(picture, image_size or self.image_size, self.shortest_size)
-        item["image"] = to_tensor(student)
+        student = fit_sides(picture, image_size, self.shortest_size)
+        item = picture_item(record, picture, student)
+        if caption is not None:
+            item["caption"] = caption
         if self.sampler is not None:
             item["boxes"] = scale_boxes(boxes, picture.size, student.size)
-            if self.crop_size is not None:
-                cut_device = self.crop_resizer == "device"
-                item["crops"] = (
-                    cut_pieces(picture, crops)
-                    if cut_device
-                    else cut_crops(picture, crops, self.crop_size)
-                )
+            if self.has_crops:
+                item["crops"] = cut_regions(picture, crops, self.crop_size)
         return item
 
 
@@ -128,8 +110,8 @@ def fit_sides(image: Image.Image, longest: int, shortest: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _draw_caption(record: Mapping[str, object], rng: np.random.Generator) -> str:
-    captions = list(record["captions"])[:MAX_CAPTIONS]  # type: ignore[call-overload]
+def _draw_caption(record: Record, rng: np.random.Generator) -> str:
+    captions = record["captions"][:MAX_CAPTIONS]
     if not captions or not all(str(caption).strip() for caption in captions):
         raise ValueError(f"image {record['image_id']} has no caption or an empty one: {captions}")
     return str(captions[int(rng.integers(len(captions)))])

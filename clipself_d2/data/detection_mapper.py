@@ -89,7 +89,7 @@ def lsj_augmentations(
         raise ValueError(f"INPUT.LSJ_SIZE is {size}; it is a side in px, or 0 for no jitter")
     if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
         raise ValueError(
-            f"INPUT.LSJ_RANGE is {list(scale_range)}; it is two ratios > 0, the smaller first"
+            f"scale_range is {list(scale_range)}; it is two ratios > 0, the smaller first"
         )
     if flip not in FLIPS:
         raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it is one of {FLIPS}")
@@ -115,5 +115,5 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
         return DatasetMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:
         logger.warning("INPUT.CROP is ignored: INPUT.LSJ_SIZE %d crops by itself", size)
-    augmentations = lsj_augmentations(size, cfg.INPUT.LSJ_RANGE, cfg.INPUT.RANDOM_FLIP)
+    augmentations = lsj_augmentations(size, flip=cfg.INPUT.RANDOM_FLIP)
     return DatasetMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=False)

@@ -100,6 +100,20 @@ def cut_pieces(image: Image.Image, boxes: np.ndarray) -> list[Tensor]:
     return [to_tensor(image.crop(_whole(box))) for box in boxes]
 
 
+def cut_regions(image: Image.Image, boxes: np.ndarray, size: int | None) -> Tensor | list[Tensor]:
+    """Cut boxes for a teacher.
+
+    Args:
+        image: RGB picture.
+        boxes: (R, 4) XYXY px; R may be 0.
+        size: Side of a crop, px; None leaves the sizes for ``layers.resize_crops``.
+
+    Returns:
+        As ``cut_crops``, or as ``cut_pieces``.
+    """
+    return cut_pieces(image, boxes) if size is None else cut_crops(image, boxes, size)
+
+
 def _whole(box: np.ndarray) -> tuple[int, int, int, int]:
     """Round half to even as PIL does, but never to an empty crop."""
     left, top, right, bottom = (round(float(side)) for side in box)

@@ -4,7 +4,7 @@ Classes are counted things first, then stuff, in the order of the metadata's ``t
 ``stuff_classes``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipself_d2.data.distill_mapper import scale_boxes
-from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture, to_tensor
+from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
+from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture
 from clipself_d2.data.regions import enlarge_boxes
 
 MAX_SEGMENTS = 100
@@ -49,7 +49,7 @@ class RegionMapper:
         self.patch_size = patch_size
         self.pad_to_square = pad_to_square
 
-    def __call__(self, record: Mapping[str, object]) -> dict[str, object]:
+    def __call__(self, record: Record) -> Item:
         """Read a picture with its regions.
 
         Args:
@@ -66,10 +66,10 @@ class RegionMapper:
             FileNotFoundError: If the picture or its panoptic PNG is missing.
             ValueError: If one cannot be decoded, or their sizes differ.
         """
-        picture = read_picture(str(record["file_name"]))
+        picture = read_picture(record["file_name"])
         ids = self._segment_ids(record, picture.size)
         boxes, masks, classes, things = [], [], [], []
-        for segment in list(record["segments_info"])[:MAX_SEGMENTS]:  # type: ignore[call-overload]
+        for segment in record["segments_info"][:MAX_SEGMENTS]:
             mask = ids == segment["id"]
             box = _thing_box(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
             area = max(0.0, (box[2] - box[0]) * (box[3] - box[1]))
@@ -84,24 +84,19 @@ class RegionMapper:
         larger = enlarge_boxes(box_array, CROP_ENLARGE, *picture.size)
         crop_boxes = np.where(is_thing[:, None], larger, box_array)
         student = fit_longest(picture, self.image_size)
-        item: dict[str, object] = {
-            "image": to_tensor(student),
+        item = picture_item(record, picture, student) | {
             "boxes": scale_boxes(box_array, picture.size, student.size),
             "masks": torch.stack(masks) if masks else self._no_masks(student.size),
             "region_classes": torch.tensor(classes, dtype=torch.int64),
             "region_is_thing": torch.from_numpy(is_thing),
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
-            "height": picture.height,
-            "width": picture.width,
         }
         if self.crop_size is not None:
             item["crops"] = cut_crops(picture, crop_boxes, self.crop_size)
         return item
 
     @staticmethod
-    def _segment_ids(record: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
-        path = str(record["pan_seg_file_name"])
+    def _segment_ids(record: Record, size: tuple[int, int]) -> np.ndarray:
+        path = record["pan_seg_file_name"]
         rgb = np.asarray(read_picture(path), np.int64)
         if rgb.shape[:2] != (size[1], size[0]):
             raise ValueError(
@@ -136,7 +131,7 @@ class RegionMapper:
 
 
 def build_region_loader(
-    records: Sequence[Mapping[str, object]],
+    records: Sequence[Record],
     mapper: RegionMapper,
     *,
     batch_size: int = 1,
@@ -164,12 +159,8 @@ def build_region_loader(
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=list,
     )
-
-
-def _as_list(batch: list[dict[str, object]]) -> list[dict[str, object]]:
-    return batch
 
 
 def _thing_box(bbox: list[float]) -> list[float]:

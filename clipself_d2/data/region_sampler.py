@@ -4,13 +4,13 @@ Boxes are XYXY px of the original picture.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clipself_d2.data.datasets.validate import read_annotation_rows
+from clipself_d2.data.items import Record
 from clipself_d2.data.regions import (
     clip_boxes,
     enlarge_boxes,
@@ -116,8 +116,6 @@ class RegionSampler:
         max_boxes: Most regions of each source.
         box_size_range: Square roots of the least and largest area of a proposal, px.
         crop_enlarge: Factor of the teacher's crop of a proposal.
-        reference_sampling: Draw proposals before their sizes are checked, as the published code
-            does, so that fewer than ``max_boxes`` may be left.
 
     Raises:
         ValueError: If the source is unknown or proposals lack.
@@ -131,7 +129,6 @@ class RegionSampler:
     max_boxes: int = 20
     box_size_range: tuple[float, float] = (8.0, 1024.0)
     crop_enlarge: float = 1.5
-    reference_sampling: bool = False
 
     def __post_init__(self) -> None:
         """Check the source."""
@@ -142,9 +139,7 @@ class RegionSampler:
         if self.source in _USES_PROPOSALS and self.proposals is None:
             raise ValueError(f"regions {self.source!r} need INPUT.REGIONS.PROPOSAL_FILE")
 
-    def draw(
-        self, record: Mapping[str, object], size: tuple[int, int], rng: np.random.Generator
-    ) -> DrawnRegions:
+    def draw(self, record: Record, size: tuple[int, int], rng: np.random.Generator) -> DrawnRegions:
         """Draw the regions of one picture.
 
         Args:
@@ -174,11 +169,7 @@ class RegionSampler:
         if self.source in _USES_PROPOSALS and self.proposals is not None:
             found = clip_boxes(self.proposals.boxes(record["image_id"]), width, height)
             drawn = sample_proposals(
-                rng,
-                found,
-                size_range=self.box_size_range,
-                max_boxes=self.max_boxes,
-                check_sizes_first=not self.reference_sampling,
+                rng, found, size_range=self.box_size_range, max_boxes=self.max_boxes
             )
             if not len(drawn) and self.source == "proposals":
                 drawn = fallback_box(width, height)
@@ -186,13 +177,13 @@ class RegionSampler:
             crops.append(enlarge_boxes(drawn, self.crop_enlarge, width, height))
         return DrawnRegions(np.concatenate(boxes), np.concatenate(crops))
 
-    def _labelled(self, record: Mapping[str, object], size: tuple[int, int]) -> DrawnRegions:
+    def _labelled(self, record: Record, size: tuple[int, int]) -> DrawnRegions:
         if "annotations" not in record:
             raise ValueError(
                 f"image {record['image_id']} has no annotations, but INPUT.REGIONS.SOURCE is "
                 "labels; name a detection data set in DATASETS.TRAIN"
             )
-        rows = list(record["annotations"])[: self.max_boxes]  # type: ignore[call-overload]
+        rows = record["annotations"][: self.max_boxes]
         corners = [_corners(row["bbox"], int(row["bbox_mode"])) for row in rows]
         boxes = clip_boxes(np.array(corners, np.float64).reshape(-1, 4), *size)
         classes = np.array([row["category_id"] for row in rows], np.int64)

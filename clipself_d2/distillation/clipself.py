@@ -43,7 +43,6 @@ class CLIPSelfDistiller(RegionDistiller):
         """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics."""
         return {
             **towers_from_config(cfg),
-            "crop_size": cfg.INPUT.REGIONS.CROP_SIZE,
             "image_loss_weight": cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT,
         }
 

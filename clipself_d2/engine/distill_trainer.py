@@ -72,25 +72,6 @@ class DistillTrainer(Trainer):
         cfg: The whole config.
     """
 
-    @staticmethod
-    def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
-        """Let INPUT.REGIONS.CROP_SIZE 0 be the teacher's native size.
-
-        Args:
-            cfg: The whole config.
-            model: The distiller.
-
-        Returns:
-            A config with the size in pixels.
-        """
-        if cfg.INPUT.REGIONS.CROP_SIZE > 0:
-            return cfg
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.REGIONS.CROP_SIZE = model.teacher.image_size
-        cfg.freeze()
-        return cfg
-
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the student.
 
@@ -161,9 +142,7 @@ class DistillTrainer(Trainer):
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)
         if not decayed and not plain:
-            raise ValueError(
-                "nothing of the student is trained; raise MODEL.DISTILL.TRAINABLE_BLOCKS above 0"
-            )
+            raise ValueError("nothing of the student is trained; set MODEL.CLIP.TRAINABLE_BLOCKS")
         groups = [
             {"params": decayed, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
             {"params": plain, "weight_decay": 0.0},

@@ -26,7 +26,8 @@ from clipself_d2.data.referring_loader import (
 from clipself_d2.detection.tta import with_test_time_augmentation
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
+from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -36,54 +37,6 @@ Protocol = dict[str, object]
 RESULTS_FILE = "results.json"
 # Limit an image of LVIS's standard protocol.
 LVIS_DETECTIONS = 300
-
-
-def embed_vocabulary(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
-    """Embed class names with the config's CLIP and prompts.
-
-    Args:
-        cfg: Config with MODEL.CLIP and MODEL.VOCABULARY.
-        vocabulary: The classes.
-
-    Returns:
-        Their text embeddings: from MODEL.VOCABULARY.EMBEDDINGS where that file has the same names
-        in the same order, else from the cache, else built.
-
-    Raises:
-        FileNotFoundError: If that file is missing.
-        ValueError: If it is damaged, or has these names from another CLIP.
-    """
-    given = _given_embeddings(cfg, vocabulary)
-    if given is not None:
-        return given
-    return TextEmbeddings.load_or_build(
-        vocabulary,
-        clip=cfg.MODEL.CLIP.NAME,
-        weights=cfg.MODEL.CLIP.PRETRAINED or None,
-        templates=cfg.MODEL.VOCABULARY.TEMPLATES,
-        cache_dir=cfg.MODEL.VOCABULARY.CACHE_DIR or None,
-    )
-
-
-def _given_embeddings(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings | None:
-    file = cfg.MODEL.VOCABULARY.EMBEDDINGS
-    if not file:
-        return None
-    given = TextEmbeddings.load(Path(file).expanduser())
-    if given.vocabulary.names != vocabulary.names:
-        logger.info(
-            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs "
-            "are built",
-            file,
-            vocabulary.num_classes,
-        )
-        return None
-    if given.clip != cfg.MODEL.CLIP.NAME:
-        raise ValueError(
-            f"text embeddings {file} come from {given.clip}, but MODEL.CLIP.NAME is "
-            f"{cfg.MODEL.CLIP.NAME}; empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
-        )
-    return given.with_vocabulary(vocabulary)
 
 
 def replace_by_synonyms(
@@ -161,7 +114,7 @@ def vocabulary_of(
     if not _reads_text(model):
         return nullcontext()
     vocabulary, _ = _test_vocabulary(cfg, dataset_name)
-    return use_vocabulary(model, embed_vocabulary(cfg, vocabulary))
+    return use_vocabulary(model, read_text_embeddings(cfg, vocabulary, same_names=False))
 
 
 def _reads_text(model: nn.Module) -> bool:
@@ -241,12 +194,11 @@ def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
                 "ground truth, for example emoji_panoptic_val"
             )
         vocabulary, prompting = _test_vocabulary(cfg, name)
-        embeddings = embed_vocabulary(cfg, vocabulary)
+        embeddings = read_text_embeddings(cfg, vocabulary, same_names=False)
         evaluator = build_evaluator(
             name,
             cfg.OUTPUT_DIR,
             text_embeddings=embeddings.embeddings_KD.to(torch.float32),
-            legacy_rounding=cfg.TEST.LEGACY_ROUNDING,
         )
         towers = getattr(distiller, "module", distiller)
         loader = build_region_test_loader_from_cfg(

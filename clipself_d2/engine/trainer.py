@@ -24,6 +24,7 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.data.referring_loader import (
     build_referring_train_loader_from_cfg,
@@ -144,7 +145,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        self.cfg = cfg = self.complete_config(cfg, model)
+        self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -154,19 +155,6 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(model)
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def complete_config(cfg: CfgNode, model: Any) -> CfgNode:
-        """Replace values that stand for "as the model has it".
-
-        Args:
-            cfg: The whole config.
-            model: The model built from it.
-
-        Returns:
-            The config the trainer goes on with.
-        """
-        return cfg
 
     @classmethod
     def _build_loop(
@@ -230,6 +218,7 @@ class Trainer(DefaultTrainer):
             The model on its device.
         """
         model = build_model(cfg)
+        check_model(model, cfg)
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)

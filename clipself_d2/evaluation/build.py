@@ -41,7 +41,6 @@ def build_evaluator(
     text_embeddings: Tensor | None = None,
     tasks: Sequence[str] | None = None,
     fixed_ap: bool = False,
-    legacy_rounding: bool = False,
 ) -> DatasetEvaluator:
     """Build the evaluator that the metadata's ``evaluator_type`` asks for.
 
@@ -56,8 +55,6 @@ def build_evaluator(
             of the metadata's ``thing_classes`` and then ``stuff_classes``.
         tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
         fixed_ap: Whether ``lvis_ov`` adds Fixed AP; of no meaning for the others.
-        legacy_rounding: Whether ``region_classification`` rounds every class's rate to half
-            precision; of no meaning for the others.
 
     Returns:
         The evaluator.
@@ -78,7 +75,7 @@ def build_evaluator(
     if kind == "region_classification":
         if tasks is not None:
             logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
-        return _build_region_classification(dataset_name, text_embeddings, legacy_rounding)
+        return _build_region_classification(dataset_name, text_embeddings)
     if kind == "refer":
         return ReferringEvaluator()
     if kind == "sem_seg":
@@ -113,7 +110,7 @@ def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEval
 
 
 def _build_region_classification(
-    dataset_name: str, text_embeddings: Tensor | None, legacy_rounding: bool
+    dataset_name: str, text_embeddings: Tensor | None
 ) -> RegionClassificationEvaluator:
     if text_embeddings is None:
         raise ValueError(
@@ -139,5 +136,4 @@ def _build_region_classification(
         class_names=names,
         is_thing=[True] * len(things) + [False] * len(stuff),
         novel_mask=[name in novel for name in names] if novel else None,
-        legacy=legacy_rounding,
     )

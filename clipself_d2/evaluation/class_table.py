@@ -4,11 +4,12 @@ Legend: T IoU thresholds, P recall points, K classes, A area ranges, M detection
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools.coco import COCO
 
 # Place of an IoU of 0.75 among 0.50, 0.55 and so on.
 _AT_75 = 5
@@ -63,6 +64,47 @@ def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]
     """
     scores = score_K[member_K & ~np.isnan(score_K)]
     return float(scores.mean()) if scores.size else float("nan")
+
+
+def class_facts(
+    coco_api: COCO,
+    class_names: Mapping[int, str],
+    novel: Collection[str],
+    img_ids: Sequence[int] | None = None,
+) -> dict[str, Sequence[str | int]]:
+    """Gather the columns of the class table that are no scores.
+
+    Args:
+        coco_api: The annotations; LVIS's have the frequency of a class.
+        class_names: Name by category id.
+        novel: Names of the novel classes; empty where none are told apart.
+        img_ids: Images that count; None is all.
+
+    Returns:
+        Columns by name, K entries each in the order of the category ids. Crowds do not count as
+        instances.
+    """
+    chosen = coco_api.imgs if img_ids is None else set(img_ids)
+    images: dict[int, set[int]] = {category_id: set() for category_id in class_names}
+    instances = dict.fromkeys(class_names, 0)
+    for entry in coco_api.anns.values():
+        if entry["image_id"] in chosen and not entry.get("iscrowd"):
+            images[entry["category_id"]].add(entry["image_id"])
+            instances[entry["category_id"]] += 1
+    ids = sorted(class_names)
+    names = [class_names[category_id] for category_id in ids]
+    split = {True: "novel", False: "base"} if novel else {False: "all"}
+    facts: dict[str, Sequence[str | int]] = {
+        "class": names,
+        "category_id": ids,
+        "split": [split[name in novel] for name in names],
+    }
+    frequencies = [coco_api.cats[category_id].get("frequency") for category_id in ids]
+    if all(frequencies):
+        facts["frequency"] = frequencies
+    facts["images"] = [len(images[category_id]) for category_id in ids]
+    facts["instances"] = [instances[category_id] for category_id in ids]
+    return facts
 
 
 def write_class_table(

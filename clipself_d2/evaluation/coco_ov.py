@@ -19,8 +19,7 @@ from tabulate import tabulate
 
 from clipself_d2.evaluation.class_table import class_ap, class_scores, split_mean
 from clipself_d2.evaluation.detection import DetectionEvaluator
-from clipself_d2.evaluation.prediction_log import PredictionLog
-from clipself_d2.evaluation.results import Survey, warn_undefined
+from clipself_d2.evaluation.results import TaskResults, warn_undefined
 
 logger = logging.getLogger(__name__)
 
@@ -63,27 +62,23 @@ class CocoOVEvaluator(DetectionEvaluator):
         return {"name": "COCO", "detections_per_image_and_class": limit, **super().protocol()}
 
     def _score(
-        self,
-        log: PredictionLog,
-        survey: Survey,
-        task: str,
-        img_ids: Sequence[int] | None,
+        self, results: TaskResults, img_ids: Sequence[int] | None
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         limit = self._max_dets_per_image[-1]
         # pycocotools cannot load an empty list; where nothing matches, the scorers agree.
-        if self._backend == "hotcoco" or survey.num_results == 0:
+        if self._backend == "hotcoco" or results.survey.num_results == 0:
             coco_gt, scorer = hotcoco.COCO(self._json_file), hotcoco.COCOeval
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
             coco_gt, scorer = self._coco_api, COCOeval if limit == 100 else COCOevalMaxDets
         with (
-            self._results_file(log, task) as path,
+            results.file() as path,
             contextlib.redirect_stdout(io.StringIO()),
             warnings.catch_warnings(),
         ):
             # Of its lines on recall, which are not reported here.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
-            coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(path), task)
+            coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(path), results.task)
             # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
             coco_eval.params.maxDets = [1, min(10, limit), limit]
             if img_ids is not None:
@@ -91,7 +86,7 @@ class CocoOVEvaluator(DetectionEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
             coco_eval.summarize()
-        scores = self._derive_coco_results(coco_eval, task, self._metadata.thing_classes)
+        scores = self._derive_coco_results(coco_eval, results.task, self._metadata.thing_classes)
         return scores, class_scores(coco_eval.eval["precision"], coco_eval.eval["recall"])
 
     def _derive_coco_results(

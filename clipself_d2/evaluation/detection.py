@@ -1,31 +1,29 @@
-"""What COCO and LVIS scoring share: predictions on disk, category ids, a table of classes."""
+"""The course of a COCO or LVIS evaluation: predictions, results, scores, a table of classes."""
 
-import contextlib
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.file_io import PathManager
 
-from clipself_d2.evaluation.class_table import write_class_table
+from clipself_d2.evaluation.class_table import class_facts, write_class_table
 from clipself_d2.evaluation.prediction_log import PredictionLog
 from clipself_d2.evaluation.results import (
-    Result,
     Survey,
+    TaskResults,
     dataset_results,
-    pack_proposals,
     read_annotation_file,
-    unpack_proposals,
     write_results,
 )
+from clipself_d2.parts.metadata import metadata_with_classes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +47,6 @@ class DetectionEvaluator(COCOEvaluator):
     results_name: ClassVar[str]
     first_category_id: ClassVar[int]
     usual_max_dets: ClassVar[int]
-    has_fixed_ap: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,7 +57,6 @@ class DetectionEvaluator(COCOEvaluator):
         *,
         backend: str = "hotcoco",
         max_dets_per_image: int | None = None,
-        fixed_ap: bool = False,
     ) -> None:
         """Read the annotations.
 
@@ -73,7 +69,6 @@ class DetectionEvaluator(COCOEvaluator):
             output_dir: Folder for the predictions and the classes' scores; None writes none.
             backend: Scorer, one of the class's ``backends``; they give the same numbers.
             max_dets_per_image: Most detections of an image that count; None is the protocol's.
-            fixed_ap: Whether to add Fixed AP, which is LVIS's.
 
         Raises:
             FileNotFoundError: If the annotation file does not exist.
@@ -88,12 +83,9 @@ class DetectionEvaluator(COCOEvaluator):
         unknown = sorted(set(tasks or ()) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks has {', '.join(unknown)}, expected any of {', '.join(TASKS)}")
-        if fixed_ap and not self.has_fixed_ap:
-            raise ValueError(f"fixed_ap is a score of LVIS, which {type(self).__name__} lacks")
         json_file = MetadataCatalog.get(dataset_name).get("json_file")
         if json_file:
-            path = PathManager.get_local_path(json_file)
-            self._check_annotations(read_annotation_file(path, self.required_keys), path)
+            read_annotation_file(PathManager.get_local_path(json_file), self.required_keys)
         super().__init__(
             dataset_name,
             tasks,
@@ -103,7 +95,6 @@ class DetectionEvaluator(COCOEvaluator):
             use_fast_impl=False,
         )
         self._backend = backend
-        self._fixed_ap = fixed_ap
         self._json_file = PathManager.get_local_path(self._metadata.json_file)
         self._category_ids = self._read_category_ids()
         self._class_names: dict[int, str] = dict(
@@ -111,17 +102,9 @@ class DetectionEvaluator(COCOEvaluator):
         )
         self._novel = self._read_novel()
 
-    def _check_annotations(
-        self, content: Mapping[str, Sequence[Mapping[str, object]]], path: str
-    ) -> None:
-        """Refuse annotations that the protocol does not know; ``path`` is for the message."""
-
     def _read_category_ids(self) -> list[int]:
         """Return the category id of every class index, in the order of ``thing_classes``."""
-        if self._metadata.get("thing_classes") is None:
-            # Detectron2's register_coco_instances names the classes when the data are first read.
-            DatasetCatalog.get(self._metadata.name)
-        names = self._metadata.thing_classes
+        names = metadata_with_classes(self._metadata.name).thing_classes
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
             contiguous = {index + self.first_category_id: index for index in range(len(names))}
@@ -162,28 +145,8 @@ class DetectionEvaluator(COCOEvaluator):
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._log = PredictionLog(self._output_dir)
-
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Write the predictions of a batch to disk.
-
-        Args:
-            inputs: One mapping an image with ``image_id``.
-            outputs: One mapping an image with ``instances`` or ``proposals``.
-        """
-        records = []
-        for item, output in zip(inputs, outputs, strict=True):
-            record = {"image_id": item["image_id"]}
-            if "instances" in output:
-                found = output["instances"].to(self._cpu_device)
-                record["instances"] = instances_to_coco_json(found, item["image_id"])
-            if "proposals" in output:
-                record["proposals"] = pack_proposals(output["proposals"].to(self._cpu_device))
-            if len(record) > 1:
-                records.append(record)
-        self._log.append(records)
+        # Detectron2's ``process`` appends to it as to a list.
+        self._predictions = PredictionLog(self._output_dir)
 
     def evaluate(
         self, img_ids: Sequence[int] | None = None
@@ -200,117 +163,56 @@ class DetectionEvaluator(COCOEvaluator):
         Raises:
             ValueError: If predictions do not fit the annotations or the tasks.
         """
-        log = self._log.gather() if self._distributed else self._log
+        log = self._predictions.gather() if self._distributed else self._predictions
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if log is None:
             return self._results
-        first = next(iter(log), None)
-        if first is None:
+        first: Mapping[str, Any] = next(iter(log), {})
+        if not first:
             logger.warning("no image was predicted; there is nothing to evaluate")
-            return self._results
         if "proposals" in first:
-            packed = [(record["image_id"], record["proposals"]) for record in log]
-            proposals = [{"image_id": i, "proposals": unpack_proposals(p)} for i, p in packed]
-            self._eval_box_proposals(proposals)
+            self._eval_box_proposals(list(log))
         if "instances" in first:
-            self._evaluate_instances(log, img_ids)
+            self._eval_predictions(log, img_ids)
         # So that callers can do with it what they like.
         return copy.deepcopy(self._results)
 
-    def _evaluate_instances(self, log: PredictionLog, img_ids: Sequence[int] | None) -> None:
-        """Score the predictions and fill ``self._results`` by task."""
-        folder = Path(self._output_dir) if self._output_dir else log.folder
+    def _eval_predictions(
+        self, predictions: PredictionLog, img_ids: Sequence[int] | None = None
+    ) -> None:
+        """Write the results, and score them by every task into ``self._results``."""
+        folder = Path(self._output_dir) if self._output_dir else predictions.folder
+        read = partial(dataset_results, predictions, self._category_ids, self._coco_api.imgs)
         survey = Survey()
-        write_results(folder / self.results_name, survey.see(self._results_of(log)))
-        for task in sorted(self._tasks or self._tasks_of(survey)):
-            if task == "segm":
-                self._check_masks(survey)
-            scores, class_scores = self._score(log, survey, task, img_ids)
-            self._results[task] = scores
+        write_results(folder / self.results_name, survey.see(read()))
+        for task in self._choose_tasks(survey):
+            results = TaskResults(task, read, survey, predictions.folder)
+            self._results[task], class_scores = self._score(results, img_ids)
             if self._output_dir:
-                facts = self._class_facts(img_ids)
+                facts = class_facts(self._coco_api, self._class_names, self._novel, img_ids)
                 write_class_table(folder / f"classes_{task}.csv", facts, class_scores)
 
-    def _results_of(self, log: PredictionLog) -> Iterator[Result]:
-        return dataset_results(log, self._category_ids, self._coco_api.imgs)
+    def _choose_tasks(self, survey: Survey) -> list[str]:
+        """Return the tasks asked for, or all that can be scored; key points cannot.
 
-    def _tasks_of(self, survey: Survey) -> list[str]:
-        """Return the tasks that predictions and annotations allow; key points are not scored."""
-        if survey.num_masks == 0:
-            return ["bbox"]
-        if self._truth_has_masks():
-            return ["bbox", "segm"]
-        logger.warning("%s has objects without masks; only boxes are scored", self._json_file)
-        return ["bbox"]
-
-    def _truth_has_masks(self) -> bool:
-        return all(entry.get("segmentation") for entry in self._coco_api.anns.values())
-
-    def _check_masks(self, survey: Survey) -> None:
-        """Refuse to score boxes as masks, which the scorers do without a word."""
-        if survey.num_masks < survey.num_results:
-            raise ValueError("tasks has segm, but the model predicts no masks (pred_masks)")
-        if not self._truth_has_masks():
-            raise ValueError(f"tasks has segm, but {self._json_file} has objects without masks")
-
-    @contextlib.contextmanager
-    def _results_file(
-        self,
-        log: PredictionLog,
-        task: str,
-        chosen_N: Iterable[bool] | None = None,
-    ) -> Iterator[str]:
-        """Write the results of one task for a scorer, for the time of a with block."""
-        results: Iterable[Result] = self._results_of(log)
-        if chosen_N is not None:
-            results = (r for r, chosen in zip(results, chosen_N, strict=True) if chosen)
-        path = log.folder / f"{task}.json"
-        write_results(path, (self._for_scorer(result, task) for result in results))
-        try:
-            yield str(path)
-        finally:
-            path.unlink()
-
-    def _for_scorer(self, result: Result, task: str) -> dict[str, Any]:
-        """Copy a result with the geometry of one task only.
-
-        The scorers take a result's area from its box where it has one, but small, medium and
-        large masks are defined by the area of the mask.
+        The scorers score boxes as masks without a word, which is refused here.
         """
-        other = "bbox" if task == "segm" else "segmentation"
-        return {key: value for key, value in result.items() if key != other}
-
-    def _class_facts(self, img_ids: Sequence[int] | None) -> dict[str, Sequence[str | int]]:
-        """Return the columns of the class table that are no scores, by category id."""
-        chosen = None if img_ids is None else set(img_ids)
-        images: dict[int, set[int]] = {category_id: set() for category_id in self._category_ids}
-        instances = dict.fromkeys(self._category_ids, 0)
-        for entry in self._coco_api.anns.values():
-            counted = chosen is None or entry["image_id"] in chosen
-            if counted and not entry.get("iscrowd"):
-                images[entry["category_id"]].add(entry["image_id"])
-                instances[entry["category_id"]] += 1
-        ids = sorted(self._category_ids)
-        names = [self._class_names[category_id] for category_id in ids]
-        split = {True: "novel", False: "base"} if self._novel else {False: "all"}
-        facts: dict[str, Sequence[str | int]] = {
-            "class": names,
-            "category_id": ids,
-            "split": [split[name in self._novel] for name in names],
-        }
-        frequencies = [self._coco_api.cats[category_id].get("frequency") for category_id in ids]
-        if all(frequencies):
-            facts["frequency"] = frequencies
-        facts["images"] = [len(images[category_id]) for category_id in ids]
-        facts["instances"] = [instances[category_id] for category_id in ids]
-        return facts
+        truth_has_masks = all(a.get("segmentation") for a in self._coco_api.anns.values())
+        if survey.num_masks and not self._tasks and not truth_has_masks:
+            logger.warning("%s has objects without masks; only boxes are scored", self._json_file)
+        predicted = ["bbox", "segm"] if survey.num_masks and truth_has_masks else ["bbox"]
+        tasks = sorted(self._tasks or predicted)
+        if "segm" in tasks and survey.num_masks < survey.num_results:
+            raise ValueError("tasks has segm, but the model predicts no masks (pred_masks)")
+        if "segm" in tasks and not truth_has_masks:
+            raise ValueError(f"tasks has segm, but {self._json_file} has objects without masks")
+        return tasks
 
     def _score(
-        self,
-        log: PredictionLog,
-        survey: Survey,
-        task: str,
-        img_ids: Sequence[int] | None,
+        self, results: TaskResults, img_ids: Sequence[int] | None
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-        """Return percent by metric, and the score of every class in 0 to 1 by category id."""
+        """Return percent by metric, and the score of every class in 0 to 1 by category id.
+
+        The one thing that a protocol adds; it calls nothing of this class.
+        """
         raise NotImplementedError

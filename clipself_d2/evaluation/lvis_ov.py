@@ -3,7 +3,8 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import hotcoco
@@ -14,8 +15,7 @@ from detectron2.utils.logger import create_small_table
 
 from clipself_d2.evaluation.class_table import class_scores
 from clipself_d2.evaluation.detection import DetectionEvaluator
-from clipself_d2.evaluation.prediction_log import PredictionLog
-from clipself_d2.evaluation.results import Result, Survey, best_of_each_class, warn_undefined
+from clipself_d2.evaluation.results import Result, TaskResults, best_of_each_class, warn_undefined
 
 logger = logging.getLogger(__name__)
 
@@ -69,30 +69,38 @@ class LVISOVEvaluator(DetectionEvaluator):
     results_name: ClassVar[str] = "lvis_instances_results.json"
     first_category_id: ClassVar[int] = 1
     usual_max_dets: ClassVar[int] = 300
-    has_fixed_ap: ClassVar[bool] = True
 
-    def _check_annotations(
-        self, content: Mapping[str, Sequence[Mapping[str, object]]], path: str
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        fixed_ap: bool = False,
+        **options: Any,
     ) -> None:
-        if any(entry.get("iscrowd") or entry.get("ignore") for entry in content["annotations"]):
-            raise ValueError(
-                f"annotation file {path} has annotations with iscrowd or ignore, which LVIS does "
-                "not know and the scorers take differently; drop them"
-            )
-        strangers = {str(entry["frequency"]) for entry in content["categories"]} - set("rcf")
-        if strangers:
-            raise ValueError(
-                f"annotation file {path} has categories of frequency "
-                f"{', '.join(sorted(strangers))}, expected r, c or f"
-            )
+        """Read the annotations.
 
-    def _read_novel(self) -> frozenset[str]:
-        novel = super()._read_novel()
-        rare = [i for i, name in self._class_names.items() if self._frequency(i) == "r"]
-        return novel or frozenset(self._class_names[category_id] for category_id in rare)
+        Args:
+            dataset_name: As of ``DetectionEvaluator``, as all but ``fixed_ap``; without
+                ``novel_classes`` the rare classes are the novel ones.
+            tasks: Likewise.
+            distributed: Likewise.
+            output_dir: Likewise.
+            fixed_ap: Whether to add Fixed AP.
+            options: ``backend`` and ``max_dets_per_image``.
 
-    def _frequency(self, category_id: int) -> str:
-        return str(self._coco_api.cats[category_id]["frequency"])
+        Raises:
+            FileNotFoundError: Likewise.
+            ValueError: Likewise, or if annotations or frequencies are not LVIS's.
+        """
+        super().__init__(dataset_name, tasks, distributed, output_dir, **options)
+        self._fixed_ap = fixed_ap
+        frequency = {i: str(self._coco_api.cats[i]["frequency"]) for i in self._category_ids}
+        _check_annotations(self._json_file, self._coco_api.anns.values(), frequency.values())
+        rare = (self._class_names[i] for i, kind in frequency.items() if kind == "r")
+        self._novel = self._novel or frozenset(rare)
 
     def protocol(self) -> dict[str, object]:
         """Say by which rules the scores are made.
@@ -106,24 +114,17 @@ class LVISOVEvaluator(DetectionEvaluator):
         return {**rules, **super().protocol()}
 
     def _score(
-        self,
-        log: PredictionLog,
-        survey: Survey,
-        task: str,
-        img_ids: Sequence[int] | None,
+        self, results: TaskResults, img_ids: Sequence[int] | None
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-        max_dets = self._max_dets_per_image[-1]
-        is_empty = survey.num_results == 0
-        with self._results_file(log, task) as path:
-            scores, by_class = self._run_scorer(path, is_empty, task, img_ids, max_dets)
-        _log_scores(f"LVIS {task} scores, {max_dets} detections an image", scores)
+        task, survey, limit = results.task, results.survey, self._max_dets_per_image[-1]
+        scores, by_class = self._run_scorer(results, img_ids, limit)
+        _log_scores(f"LVIS {task} scores, {limit} detections an image", scores)
         warn_undefined(task, scores)
         if self._fixed_ap:
             chosen_N = best_of_each_class(
                 np.asarray(survey.category_ids), np.asarray(survey.scores), FIXED_DETS_PER_CLASS
             )
-            with self._results_file(log, task, chosen_N) as path:
-                fixed, fixed_by_class = self._run_scorer(path, is_empty, task, img_ids, -1)
+            fixed, fixed_by_class = self._run_scorer(results, img_ids, -1, chosen_N)
             _log_scores(f"Fixed AP of {task}, {FIXED_DETS_PER_CLASS} detections a class", fixed)
             scores |= {f"{metric}Fixed": score for metric, score in fixed.items()}
             by_class |= {"APFixed": fixed_by_class["AP"]}
@@ -131,20 +132,22 @@ class LVISOVEvaluator(DetectionEvaluator):
 
     def _run_scorer(
         self,
-        path: str,
-        is_empty: bool,
-        task: str,
+        results: TaskResults,
         img_ids: Sequence[int] | None,
         max_dets: int,
+        chosen_N: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         """Return percent by metric, and the score of every class in 0 to 1 by category id."""
         # lvis cannot load an empty list; where nothing matches, the scorers agree.
-        if self._backend == "hotcoco" or is_empty:
-            truth = _truth_for_hotcoco(self._json_file, self._coco_api.dataset)
-            results = hotcoco.LVISResults(truth, path, max_dets)
-            lvis_eval: Any = hotcoco.LVISEval(truth, results, task)
-        else:
-            lvis_eval = _lvis_scorer(self._json_file, path, task, max_dets)
+        is_hotcoco = self._backend == "hotcoco" or results.survey.num_results == 0
+        change = partial(_set_apart, no_category=max(self._category_ids) + 1)
+        with results.file(chosen_N=chosen_N, change=change if is_hotcoco else None) as path:
+            if is_hotcoco:
+                truth = _truth_for_hotcoco(self._json_file, self._coco_api.dataset)
+                found = hotcoco.LVISResults(truth, path, max_dets)
+                lvis_eval: Any = hotcoco.LVISEval(truth, found, results.task)
+            else:
+                lvis_eval = _lvis_scorer(self._json_file, path, results.task, max_dets)
         if img_ids is not None:
             lvis_eval.params.img_ids = list(img_ids)
         with contextlib.redirect_stdout(io.StringIO()), numpy_float_alias():
@@ -160,13 +163,21 @@ class LVISOVEvaluator(DetectionEvaluator):
             precision, recall = precision[..., None], recall[..., None]
         return scores, class_scores(precision, recall)
 
-    def _for_scorer(self, result: Result, task: str) -> dict[str, Any]:
-        own = super()._for_scorer(result, task)
-        if self._backend == "hotcoco" and not _has_area(own):
-            # lvis leaves results without area out only after it has cut every image to max_dets,
-            # so they keep their place under the id of no category.
-            own["category_id"] = max(self._category_ids) + 1
-        return own
+
+def _check_annotations(
+    json_file: str, annotations: Iterable[Mapping[str, Any]], frequencies: Iterable[str]
+) -> None:
+    if any(entry.get("iscrowd") or entry.get("ignore") for entry in annotations):
+        raise ValueError(
+            f"annotation file {json_file} has annotations with iscrowd or ignore, which LVIS does "
+            "not know and the scorers take differently; drop them"
+        )
+    strangers = set(frequencies) - set("rcf")
+    if strangers:
+        raise ValueError(
+            f"annotation file {json_file} has categories of frequency "
+            f"{', '.join(sorted(strangers))}, expected r, c or f"
+        )
 
 
 def _log_scores(title: str, scores: Mapping[str, float]) -> None:
@@ -181,6 +192,15 @@ def _truth_for_hotcoco(
     if len(kept) == len(content["annotations"]):
         return hotcoco.LVIS(json_file)
     return hotcoco.LVIS({**content, "annotations": kept})
+
+
+def _set_apart(result: Result, no_category: int) -> Result:
+    """Give a result without area the id of no category.
+
+    lvis leaves such results out only after it has cut every image to its limit, so that they must
+    keep their place.
+    """
+    return result if _has_area(result) else {**result, "category_id": no_category}
 
 
 def _has_area(result: Mapping[str, Any]) -> bool:

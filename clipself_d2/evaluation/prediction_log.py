@@ -4,10 +4,12 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 # Bytes sent at once by a process whose file the first process cannot see.
@@ -35,21 +37,26 @@ class PredictionLog:
         self._path.touch()
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
-    def append(self, records: Iterable[Mapping[str, object]]) -> None:
-        """Write predictions.
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write the prediction of an image.
 
         Args:
-            records: One an image; what JSON can hold. Numbers come back as they were.
+            record: What JSON can hold, and ``proposals`` on the CPU. Numbers come back as they
+                were.
         """
+        if "proposals" in record:
+            record = {**record, "proposals": pack_proposals(record["proposals"])}
         with self._path.open("a", encoding="ascii") as stream:
-            for record in records:
-                stream.write(json.dumps(record) + "\n")
+            stream.write(json.dumps(record) + "\n")
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the predictions in the order of writing."""
         with self._path.open(encoding="ascii") as stream:
             for line in stream:
-                yield json.loads(line)
+                record = json.loads(line)
+                if "proposals" in record:
+                    record["proposals"] = unpack_proposals(record["proposals"])
+                yield record
 
     def gather(self) -> "PredictionLog | None":
         """Join the files of all processes, in the order of their ranks.
@@ -98,3 +105,35 @@ def _is_visible(path: str, size: int) -> bool:
         return Path(path).stat().st_size == size
     except OSError:
         return False
+
+
+def pack_proposals(proposals: Instances) -> dict[str, object]:
+    """Return what JSON can hold of an image's proposals.
+
+    Args:
+        proposals: Boxes XYXY px and their logits, on the CPU.
+
+    Returns:
+        For ``unpack_proposals``.
+    """
+    return {
+        "size": list(proposals.image_size),
+        "boxes": proposals.proposal_boxes.tensor.tolist(),
+        "logits": proposals.objectness_logits.tolist(),
+    }
+
+
+def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
+    """Undo ``pack_proposals``.
+
+    Args:
+        packed: What it returned.
+
+    Returns:
+        The proposals, in float32.
+    """
+    return Instances(
+        tuple(packed["size"]),
+        proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),
+        objectness_logits=torch.tensor(packed["logits"]),
+    )

@@ -1,18 +1,18 @@
 """What COCO and LVIS predictions and annotations must be to be scored, and how they are read."""
 
+import contextlib
 import json
 import logging
 import math
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Prediction(TypedDict, total=False):
 
     image_id: int
     instances: list[Result]
-    proposals: dict[str, object]
+    proposals: Instances
 
 
 def read_annotation_file(
@@ -191,6 +191,60 @@ def write_results(path: Path, results: Iterable[Mapping[str, object]]) -> None:
         stream.write("]")
 
 
+@dataclass(frozen=True)
+class TaskResults:
+    """The results of one task, for scorers that read a file.
+
+    Attributes:
+        task: ``bbox`` or ``segm``.
+        read: Gives all results, anew at every call.
+        survey: What is known of them.
+        folder: Where files are written for the time of their use.
+    """
+
+    task: str
+    read: Callable[[], Iterable[Result]]
+    survey: Survey
+    folder: Path
+
+    @contextlib.contextmanager
+    def file(
+        self,
+        *,
+        chosen_N: Iterable[bool] | None = None,
+        change: Callable[[Result], Result] | None = None,
+    ) -> Iterator[str]:
+        """Write the results for the time of a with block, with the geometry of the task only.
+
+        The scorers take a result's area from its box where it has one, but small, medium and large
+        masks are defined by the area of the mask.
+
+        Args:
+            chosen_N: Which results are written; None is all.
+            change: Called with a copy of each, for one in its place.
+
+        Yields:
+            Path of the file.
+        """
+        results: Iterable[Result] = map(self._of_task, self.read())
+        if chosen_N is not None:
+            results = (r for r, chosen in zip(results, chosen_N, strict=True) if chosen)
+        path = self.folder / f"{self.task}.json"
+        write_results(path, results if change is None else map(change, results))
+        try:
+            yield str(path)
+        finally:
+            path.unlink()
+
+    def _of_task(self, result: Result) -> Result:
+        copy = result.copy()
+        if self.task == "segm":
+            copy.pop("bbox", None)
+        else:
+            copy.pop("segmentation", None)
+        return copy
+
+
 def best_of_each_class(
     category_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.float64], limit: int
 ) -> npt.NDArray[np.bool_]:
@@ -210,38 +264,6 @@ def best_of_each_class(
     for own in np.split(order_N, np.cumsum(size_K)[:-1]):
         chosen_N[own[:limit]] = True
     return chosen_N
-
-
-def pack_proposals(proposals: Instances) -> dict[str, object]:
-    """Return what JSON can hold of an image's proposals.
-
-    Args:
-        proposals: Boxes XYXY px and their logits, on the CPU.
-
-    Returns:
-        For ``unpack_proposals``.
-    """
-    return {
-        "size": list(proposals.image_size),
-        "boxes": proposals.proposal_boxes.tensor.tolist(),
-        "logits": proposals.objectness_logits.tolist(),
-    }
-
-
-def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
-    """Undo ``pack_proposals``.
-
-    Args:
-        packed: What it returned.
-
-    Returns:
-        The proposals, in float32.
-    """
-    return Instances(
-        tuple(packed["size"]),
-        proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),
-        objectness_logits=torch.tensor(packed["logits"]),
-    )
 
 
 def warn_undefined(task: str, scores: Mapping[str, float]) -> None:

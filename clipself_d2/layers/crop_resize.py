@@ -30,7 +30,7 @@ def resize_crops(crops: Sequence[Tensor], size: int, device: torch.device) -> Te
     passes, which is PIL's to choose, matters.
     """
     if size < 1:
-        raise ValueError(f"crops are to have {size} px; INPUT.REGIONS.CROP_SIZE must be positive")
+        raise ValueError(f"crops are to have {size} px; the size must be positive")
     canvas = torch.zeros(len(crops), 3, size, size, device=device)
     for number, crop in enumerate(crops):
         height, width = crop.shape[-2:]

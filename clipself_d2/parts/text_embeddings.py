@@ -1,4 +1,4 @@
-"""The text embeddings that a detector is built with."""
+"""Class names and their text embeddings: the one reader of MODEL.VOCABULARY."""
 
 import logging
 from pathlib import Path
@@ -8,11 +8,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
+from clipself_d2.parts.metadata import metadata_with_classes
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
+from clipself_d2.vocabulary.templates import template_name
 
 logger = logging.getLogger(__name__)
 
 _DETECTRON2_NUM_CLASSES = 80
+_REMEDY = "rebuild the file, or empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
 
 
 def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Vocabulary:
@@ -30,10 +33,7 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
     """
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
         raise ValueError(f"data set {name!r} is not registered; check {key}")
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and name in DatasetCatalog.list():
-        # Detectron2's COCO loader learns the classes only when it reads the annotations.
-        DatasetCatalog.get(name)
+    metadata = metadata_with_classes(name)
     if metadata.get("thing_classes") is None:
         raise ValueError(
             f"the metadata of {name} has no thing_classes to take a vocabulary from; name a "
@@ -103,8 +103,8 @@ def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
         Embeddings whose classes are those of ``training_vocabulary``.
 
     Raises:
-        ValueError: If MODEL.VOCABULARY.EMBEDDINGS is damaged, or of another vocabulary or CLIP.
-        FileNotFoundError: If that file is missing.
+        ValueError: As ``read_text_embeddings``.
+        FileNotFoundError: If the file of MODEL.VOCABULARY.EMBEDDINGS is missing.
     """
     vocabulary = training_vocabulary(cfg)
     given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -114,18 +114,52 @@ def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
             given,
             vocabulary.num_classes,
         )
-    if cfg.MODEL.VOCABULARY.EMBEDDINGS:
-        return _given_embeddings(cfg, vocabulary)
-    if not cfg.MODEL.CLIP.PRETRAINED:
+    return read_text_embeddings(cfg, vocabulary)
+
+
+def read_text_embeddings(
+    cfg: CfgNode, vocabulary: Vocabulary, *, same_names: bool = True
+) -> TextEmbeddings:
+    """Load or build the text embeddings of a vocabulary by the config's CLIP.
+
+    Args:
+        cfg: Config with MODEL.CLIP and MODEL.VOCABULARY.
+        vocabulary: The classes.
+        same_names: Whether a file of other classes is refused, as in training; tests on other
+            classes have theirs built instead.
+
+    Returns:
+        Embeddings of exactly these classes: those of MODEL.VOCABULARY.EMBEDDINGS, of the cache, or
+        built.
+
+    Raises:
+        ValueError: If the file is damaged, or of another CLIP or other classes; or
+            MODEL.VOCABULARY.TEMPLATES is unknown. The width is checked where it meets a tower's.
+        FileNotFoundError: If the file is missing.
+    """
+    options, clip = cfg.MODEL.VOCABULARY, cfg.MODEL.CLIP
+    if options.EMBEDDINGS:
+        given = _given_embeddings(cfg, Path(options.EMBEDDINGS).expanduser())
+        if given.vocabulary.names == vocabulary.names:
+            return given.with_vocabulary(vocabulary)
+        if same_names:
+            raise ValueError(_difference(given.vocabulary, vocabulary, options.EMBEDDINGS))
+        logger.info(
+            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs "
+            "are built",
+            options.EMBEDDINGS,
+            vocabulary.num_classes,
+        )
+    if not clip.PRETRAINED:
         logger.warning(
             "MODEL.CLIP.PRETRAINED is empty: the text embeddings come from random weights"
         )
     return TextEmbeddings.load_or_build(
         vocabulary,
-        clip=cfg.MODEL.CLIP.NAME,
-        weights=cfg.MODEL.CLIP.PRETRAINED or None,
-        templates=cfg.MODEL.VOCABULARY.TEMPLATES,
-        cache_dir=cfg.MODEL.VOCABULARY.CACHE_DIR or None,
+        clip=clip.NAME,
+        weights=clip.PRETRAINED or None,
+        templates=_template_name(options.TEMPLATES),
+        cache_dir=options.CACHE_DIR or None,
     )
 
 
@@ -133,16 +167,16 @@ def build_text_classifier(
     embeddings: TextEmbeddings,
     *,
     background_mode: str = "text",
-    temperature: float = 50.0,
-    learn_temperature: bool = True,
+    scale: float = 50.0,
+    learn_scale: bool = True,
 ) -> TextClassifier:
     """Make a text classifier of a vocabulary's embeddings.
 
     Args:
         embeddings: The classes and their embeddings.
         background_mode: "text", "learned" or "zero".
-        temperature: Multiplier of the cosine.
-        learn_temperature: Whether that is a parameter.
+        scale: Multiplier of the cosine.
+        learn_scale: Whether that is a parameter.
 
     Returns:
         The classifier.
@@ -152,8 +186,8 @@ def build_text_classifier(
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
         background=embeddings.background_D,
         background_mode=background_mode,
-        temperature=temperature,
-        learn_temperature=learn_temperature,
+        scale=scale,
+        learn_scale=learn_scale,
     )
 
 
@@ -161,16 +195,16 @@ def build_sigmoid_classifier(
     embeddings: TextEmbeddings,
     *,
     prior: float = 0.01,
-    temperature: float = 50.0,
-    learn_temperature: bool = True,
+    scale: float = 50.0,
+    learn_scale: bool = True,
 ) -> SigmoidTextClassifier:
     """Make the text classifier of a one-stage detector; for LazyConfig.
 
     Args:
         embeddings: The classes and their embeddings.
         prior: Probability at the start for a region whose cosine is 0.
-        temperature: Multiplier of the cosine.
-        learn_temperature: Whether that is a parameter.
+        scale: Multiplier of the cosine.
+        learn_scale: Whether that is a parameter.
 
     Returns:
         The classifier.
@@ -179,37 +213,49 @@ def build_sigmoid_classifier(
         embeddings_KD=embeddings.embeddings_KD,
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
         prior=prior,
-        temperature=temperature,
-        learn_temperature=learn_temperature,
+        scale=scale,
+        learn_scale=learn_scale,
     )
 
 
-def _given_embeddings(cfg: CfgNode, vocabulary: Vocabulary) -> TextEmbeddings:
-    """Read MODEL.VOCABULARY.EMBEDDINGS and hold it against the rest of the config."""
-    path = Path(cfg.MODEL.VOCABULARY.EMBEDDINGS).expanduser()
-    remedy = "rebuild the file, or empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
+def _given_embeddings(cfg: CfgNode, path: Path) -> TextEmbeddings:
+    """Read MODEL.VOCABULARY.EMBEDDINGS and hold it against MODEL.CLIP and the prompts."""
     if not path.is_file():
-        raise FileNotFoundError(f"MODEL.VOCABULARY.EMBEDDINGS {path} does not exist; {remedy}")
-    loaded = TextEmbeddings.load(path)
+        raise FileNotFoundError(f"MODEL.VOCABULARY.EMBEDDINGS {path} does not exist; {_REMEDY}")
+    try:
+        loaded = TextEmbeddings.load(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; {_REMEDY}; a file of another project is converted by "
+            "tools/build_text_embeddings.py --from"
+        ) from error
     clip = cfg.MODEL.CLIP
     if loaded.clip != clip.NAME:
         raise ValueError(
             f"text embeddings {path} come from {loaded.clip}, but MODEL.CLIP.NAME is {clip.NAME}; "
-            f"{remedy}"
-        )
-    if loaded.vocabulary.names != vocabulary.names:
-        shared = min(loaded.vocabulary.num_classes, vocabulary.num_classes)
-        pairs = zip(loaded.vocabulary.names[:shared], vocabulary.names[:shared], strict=True)
-        differing = [f"{got!r} instead of {name!r}" for got, name in pairs if got != name]
-        raise ValueError(
-            f"text embeddings {path} are of {loaded.vocabulary.num_classes} classes, the training "
-            f"vocabulary has {vocabulary.num_classes}, and the names differ "
-            f"({', '.join(differing[:3]) or 'in their number'}); {remedy}"
+            f"{_REMEDY}"
         )
     _warn_of_difference("MODEL.CLIP.PRETRAINED", clip.PRETRAINED, loaded.weights, path)
-    templates = cfg.MODEL.VOCABULARY.TEMPLATES
+    templates = _template_name(cfg.MODEL.VOCABULARY.TEMPLATES)
     _warn_of_difference("MODEL.VOCABULARY.TEMPLATES", templates, loaded.templates, path)
-    return loaded.with_vocabulary(vocabulary)
+    return loaded
+
+
+def _template_name(name: str) -> str:
+    try:
+        return template_name(name)
+    except ValueError as error:
+        raise ValueError(f"MODEL.VOCABULARY.TEMPLATES: {error}") from error
+
+
+def _difference(stored: Vocabulary, wanted: Vocabulary, file: str) -> str:
+    pairs = zip(stored.names, wanted.names, strict=False)
+    differing = [f"{got!r} instead of {name!r}" for got, name in pairs if got != name]
+    shown = ", ".join(differing[:3]) or "in their number"
+    return (
+        f"text embeddings {file} are of {stored.num_classes} classes, the training vocabulary has "
+        f"{wanted.num_classes}, and the names differ ({shown}); {_REMEDY}"
+    )
 
 
 def _warn_of_difference(key: str, configured: str, stored: str, path: Path) -> None:

@@ -41,7 +41,7 @@ class ConceptPool:
     def __post_init__(self) -> None:
         """Check the lengths."""
         if not self.names:
-            raise ValueError("the concept pool is empty; lower --min-count or give more captions")
+            raise ValueError("the concept pool is empty; lower min_count or give more captions")
         if len(self.names) != len(self.counts):
             raise ValueError(f"{len(self.names)} concepts have {len(self.counts)} counts")
 
@@ -67,7 +67,7 @@ class ConceptPool:
             ValueError: If ``min_count`` is below 1, or no concept is frequent enough.
         """
         if min_count < 1:
-            raise ValueError(f"--min-count is {min_count}; give at least 1")
+            raise ValueError(f"min_count is {min_count}; give at least 1")
         found: Counter[str] = Counter()
         num_captions = 0
         for caption in captions:
@@ -81,7 +81,7 @@ class ConceptPool:
             most = max(found.values(), default=0)
             raise ValueError(
                 f"no concept occurs {min_count} times in {num_captions} captions, the most "
-                f"frequent {most} times; lower --min-count"
+                f"frequent {most} times; lower min_count"
             )
         return cls(tuple(name for name, _ in kept), tuple(count for _, count in kept))
 
@@ -192,7 +192,7 @@ def load_concept_table(
     if found.embed_dim != embed_dim:
         raise ValueError(
             f"concept embeddings {embedding_file} are {found.embed_dim}-d but {clip} embeds into "
-            f"{embed_dim} dimensions; rebuild them with tools/build_text_embeddings.py, or empty "
-            "MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS"
+            f"{embed_dim} dimensions; rebuild them with tools/build_text_embeddings.py, or name no "
+            "file to have them built"
         )
     return found.embeddings_KD

@@ -125,8 +125,7 @@ class TextEmbeddings:
         if self.embed_dim != embed_dim:
             raise ValueError(
                 f"text embeddings of {self.clip} are {self.embed_dim}-d but the tower projects "
-                f"to {embed_dim}-d; set MODEL.CLIP.NAME to the CLIP they come from, or empty "
-                "MODEL.VOCABULARY.EMBEDDINGS to have them built"
+                f"to {embed_dim}-d; take those of the tower's own CLIP"
             )
 
     @classmethod
@@ -247,10 +246,7 @@ class TextEmbeddings:
         except _UNREADABLE as error:
             raise ValueError(
                 f"text embeddings {path} are damaged or of another kind "
-                f"({type(error).__name__}: {str(error)[:200]}); delete the file, or "
-                "empty MODEL.VOCABULARY.EMBEDDINGS, to have them built; a file of another project, "
-                "names with vectors or a bare table, is converted by "
-                "tools/build_text_embeddings.py --from"
+                f"({type(error).__name__}: {str(error)[:200]})"
             ) from error
 
     @classmethod

@@ -80,16 +80,15 @@ def load_parser(name: str) -> Callable[[str], Sequence[str]]:
     if name == "rules":
         return noun_chunks
     if name != "spacy":
-        raise ValueError(f"--parser is {name!r}; expected one of {PARSERS}")
+        raise ValueError(f"the parser is {name!r}; expected one of {PARSERS}")
     try:
         import spacy
 
         language = spacy.load(SPACY_MODEL)
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"--parser spacy needs spaCy and its model {SPACY_MODEL}; run pip install "
-            f"'clipself_d2[concepts]' and python -m spacy download {SPACY_MODEL}, or take --parser "
-            "rules"
+            f"the parser spacy needs spaCy and its model {SPACY_MODEL}; run pip install "
+            f"'clipself_d2[concepts]' and python -m spacy download {SPACY_MODEL}, or take rules"
         ) from error
     return lambda text: document_chunks(language(text.lower()))
 

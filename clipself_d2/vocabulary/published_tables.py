@@ -104,7 +104,7 @@ def _pick(
     if missing:
         raise ValueError(
             f"{path} has {len(vectors)} names but not {len(missing)} of the vocabulary's "
-            f"{vocabulary.num_classes}, such as {missing[:_SHOWN_NAMES]}; check --vocabulary"
+            f"{vocabulary.num_classes}, such as {missing[:_SHOWN_NAMES]}; check the vocabulary"
         )
     rows = torch.stack([vector for vector in found.values() if vector is not None])
     unused = len(vectors) - len(found) - (BACKGROUND in vectors)
@@ -117,7 +117,7 @@ def _split(table: Tensor, vocabulary: Vocabulary, path: str | Path) -> tuple[Ten
     if len(table) not in (count, count + 1):
         raise ValueError(
             f"{path} is a table of {len(table)} rows without names, and the vocabulary has {count} "
-            f"classes; {count} rows are expected, or one more for the background: check "
-            "--vocabulary"
+            f"classes; {count} rows are expected, or one more for the background: check the "
+            "vocabulary"
         )
     return table[:count], table[count] if len(table) > count else None

@@ -197,8 +197,7 @@ def template_name(name: str) -> str:
     resolved = _ALIASES.get(name, name)
     if resolved not in _TEMPLATES:
         raise ValueError(
-            f"prompt set {name!r} is unknown; MODEL.VOCABULARY.TEMPLATES or --templates is one of "
-            f"{sorted([*_TEMPLATES, *_ALIASES])}"
+            f"prompt set {name!r} is unknown; it is one of {sorted([*_TEMPLATES, *_ALIASES])}"
         )
     return resolved
 

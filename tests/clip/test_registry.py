@@ -39,7 +39,7 @@ def test_registration_survives_that_of_others(tmp_path):
 
 
 def test_unknown_name_lists_near_ones():
-    with pytest.raises(ValueError, match=r"MODEL.CLIP.NAME 'ViT-B16'.*near: ViT-B-16"):
+    with pytest.raises(ValueError, match=r"'ViT-B16' is no model.*near: ViT-B-16"):
         registry.check_name("ViT-B16")
 
 
@@ -115,6 +115,7 @@ def test_hub_id_gives_weights_and_pixel_statistics(hub, name):
     assert all(torch.equal(state[key], value) for key, value in expected.items())
     assert found.tower.pixel_mean == pytest.approx((127.5, 63.75, 31.875))
     assert registry.embed_dim(name) == registry.embed_dim("ViT-Ti-8-emoji")
+    assert registry.native_image_size(name) == found.tower.image_size == 64
 
 
 def test_hub_that_cannot_be_reached_is_told(hub):
@@ -154,3 +155,9 @@ def test_width_of_the_joint_embedding():
     assert registry.embed_dim("ViT-B-16") == 512
     with pytest.raises(ValueError, match="no model of open_clip"):
         registry.embed_dim("ViT-B16")
+
+
+def test_native_size_is_that_of_the_tower():
+    assert registry.native_image_size("ViT-L-14-336-quickgelu") == 336
+    with pytest.raises(ValueError, match="no model of open_clip"):
+        registry.native_image_size("ViT-B16")

@@ -28,13 +28,13 @@ def record(tmp_path: Path) -> dict[str, object]:
 
 
 def make(**overrides: object) -> CaptionMapper:
-    options = {"sampler": HalvesSampler(), "image_size": 80, "shortest_size": 800}
+    options = {"sampler": HalvesSampler(), "shortest_size": 800}
     return CaptionMapper(**{**options, "crop_size": 16, "flip_probability": 0.0, **overrides})
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_boxes_and_crops_follow_a_mirrored_picture(record, flip: float) -> None:
-    item = make(flip_probability=flip)(record, np.random.default_rng(0))
+    item = make(flip_probability=flip)(record, np.random.default_rng(0), 80)
     image, box = item["image"], item["boxes"][0].int().tolist()
     assert image.shape == (3, 60, 80)
     assert box == ([40, 0, 80, 60] if flip else [0, 0, 40, 60])
@@ -47,44 +47,44 @@ def test_boxes_and_crops_follow_a_mirrored_picture(record, flip: float) -> None:
 
 def test_the_caption_is_one_of_the_first_five(record) -> None:
     rng = np.random.default_rng(0)
-    drawn = {make()(record, rng)["caption"] for _ in range(60)}
+    drawn = {make()(record, rng, 80)["caption"] for _ in range(60)}
     assert drawn == {f"caption {number}" for number in range(5)}
 
 
 def test_an_item_depends_on_the_generator_alone(record) -> None:
     sampler = RegionSampler(source="random", max_boxes=4)
     mapper = make(sampler=sampler, flip_probability=0.5)
-    first, second = (mapper(record, np.random.default_rng(3)) for _ in range(2))
+    first, second = (mapper(record, np.random.default_rng(3), 80) for _ in range(2))
     assert first["caption"] == second["caption"]
     assert first["boxes"].tolist() == second["boxes"].tolist()
 
 
 def test_without_a_sampler_the_model_finds_the_regions(record) -> None:
-    item = make(sampler=None)(record, np.random.default_rng(0))
+    item = make(sampler=None)(record, np.random.default_rng(0), 80)
     assert "boxes" not in item
     assert "crops" not in item
 
 
 def test_no_crops_are_cut_for_a_teacher_on_the_whole_picture(record) -> None:
-    item = make(crop_size=None)(record, np.random.default_rng(0))
+    item = make(has_crops=False)(record, np.random.default_rng(0), 80)
     assert "boxes" in item
     assert "crops" not in item
 
 
 def test_pieces_are_left_for_the_device_to_resize(record) -> None:
-    item = make(crop_resizer="device")(record, np.random.default_rng(0))
+    item = make(crop_size=None)(record, np.random.default_rng(0), 80)
     assert [tuple(piece.shape) for piece in item["crops"]] == [(3, 30, 20)]
 
 
 @pytest.mark.parametrize("captions", [[], ["a dog", " "]])
 def test_empty_captions_name_the_image(record, captions) -> None:
     with pytest.raises(ValueError, match="image 1 has no caption or an empty one"):
-        make()({**record, "captions": captions}, np.random.default_rng(0))
+        make()({**record, "captions": captions}, np.random.default_rng(0), 80)
 
 
 def test_a_record_without_captions_has_none(record) -> None:
     del record["captions"]
-    assert "caption" not in make()(record, np.random.default_rng(0))
+    assert "caption" not in make()(record, np.random.default_rng(0), 80)
 
 
 @pytest.mark.parametrize(

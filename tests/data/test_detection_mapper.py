@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.structures import BoxMode, PolygonMasks
 from PIL import Image
@@ -113,9 +114,14 @@ def rectangle_of(picture: torch.Tensor) -> list[int]:
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
 
 
+def enlarge_alone(mapper: DatasetMapper) -> None:
+    """Let the longest side always become twice the size before the crop."""
+    resize = mapper.augmentations.augs[0]
+    resize.min_scale = resize.max_scale = 2.0
+
+
 def test_boxes_and_masks_follow_the_picture(cfg: CfgNode, record) -> None:
     cfg.INPUT.LSJ_SIZE = 50
-    cfg.INPUT.LSJ_RANGE = [0.4, 2.0]
     mapper = build_train_mapper(cfg)
     cut = 0
     for _ in range(60):
@@ -139,9 +145,9 @@ def test_target_of_a_cut_polygon_is_that_of_the_cut_shape(cfg: CfgNode, record) 
     record["annotations"] = record["annotations"][:1]
     record["annotations"][0].update(bbox=[10, 10, 50, 30], segmentation=[[10, 30, 50, 30, 50, 10]])
     cfg.INPUT.LSJ_SIZE = 30
-    cfg.INPUT.LSJ_RANGE = [2.0, 2.0]
     cfg.INPUT.RANDOM_FLIP = "none"
     mapper = build_train_mapper(cfg)
+    enlarge_alone(mapper)
     for _ in range(10):
         truth = mapper(record)["instances"]
         if not len(truth):
@@ -163,8 +169,9 @@ def test_target_of_a_cut_polygon_is_that_of_the_cut_shape(cfg: CfgNode, record) 
 def test_pictures_without_a_box_stay(cfg: CfgNode, record) -> None:
     record["annotations"] = record["annotations"][1:]
     cfg.INPUT.LSJ_SIZE = 10
-    cfg.INPUT.LSJ_RANGE = [2.0, 2.0]
-    lengths = {len(build_train_mapper(cfg)(record)["instances"]) for _ in range(20)}
+    mapper = build_train_mapper(cfg)
+    enlarge_alone(mapper)
+    lengths = {len(mapper(record)["instances"]) for _ in range(20)}
     assert 0 in lengths
 
 
@@ -188,9 +195,6 @@ def test_crop_of_detectron2_is_ignored_with_a_warning(cfg: CfgNode, caplog) -> N
     ("key", "value", "complaint"),
     [
         ("LSJ_SIZE", -1, r"INPUT\.LSJ_SIZE is -1"),
-        ("LSJ_RANGE", [0.0, 2.0], r"INPUT\.LSJ_RANGE is \[0\.0, 2\.0\]"),
-        ("LSJ_RANGE", [2.0, 0.1], r"INPUT\.LSJ_RANGE is \[2\.0, 0\.1\]"),
-        ("LSJ_RANGE", [1.0], r"INPUT\.LSJ_RANGE is \[1\.0\]"),
         ("RANDOM_FLIP", "both", r"INPUT\.RANDOM_FLIP is 'both'"),
     ],
 )
@@ -199,3 +203,9 @@ def test_wrong_keys_are_named(cfg: CfgNode, key: str, value: object, complaint: 
     cfg.INPUT[key] = value
     with pytest.raises(ValueError, match=complaint):
         build_train_mapper(cfg)
+
+
+@pytest.mark.parametrize("scale_range", [(0.0, 2.0), (2.0, 0.1), (1.0,)])
+def test_a_wrong_range_is_refused(scale_range: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="scale_range is"):
+        lsj_augmentations(50, scale_range)

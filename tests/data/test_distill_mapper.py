@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.distill_mapper import DistillMapper, scale_boxes
+from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
 GRID = RegionSampler(source="grid", max_split=3, max_boxes=4)
@@ -20,11 +20,11 @@ def record(tmp_path: Path) -> dict[str, object]:
 
 
 def mapper(sampler: RegionSampler = GRID, **options: object) -> DistillMapper:
-    return DistillMapper(sampler=sampler, **{"image_size": 96, "crop_size": 32, **options})
+    return DistillMapper(sampler=sampler, **{"crop_size": 32, **options})
 
 
 def test_grid_items_hold_boxes_of_the_scaled_picture_and_as_many_crops(record) -> None:
-    item = mapper()(record, np.random.default_rng(0))
+    item = mapper()(record, np.random.default_rng(0), 96)
     assert item["image"].shape == (3, 72, 96)
     assert item["image"].dtype == torch.uint8
     assert item["crops"].shape == (len(item["boxes"]), 3, 32, 32)
@@ -34,7 +34,7 @@ def test_grid_items_hold_boxes_of_the_scaled_picture_and_as_many_crops(record) -
 
 
 def test_the_same_generator_gives_the_same_item(record) -> None:
-    first, second = (mapper()(record, np.random.default_rng(4)) for _ in range(2))
+    first, second = (mapper()(record, np.random.default_rng(4), 96) for _ in range(2))
     assert torch.equal(first["boxes"], second["boxes"])
     assert torch.equal(first["crops"], second["crops"])
 
@@ -43,7 +43,7 @@ def test_the_crop_of_a_proposal_is_cut_from_the_original(record, tmp_path) -> No
     rows = [{"image_id": 5, "bbox": [20, 20, 20, 10]}]
     (tmp_path / "p.json").write_text(json.dumps({"annotations": rows}))
     sampler = RegionSampler(source="proposals", proposals=ProposalFile(tmp_path / "p.json"))
-    item = mapper(sampler)(record, np.random.default_rng(0))
+    item = mapper(sampler)(record, np.random.default_rng(0), 96)
     torch.testing.assert_close(item["boxes"], torch.tensor([[24.0, 24.0, 48.0, 36.0]]))
     pixels = np.asarray(Image.open(record["file_name"]))
     expected = Image.fromarray(pixels[18:32, 15:45]).resize((32, 15), Image.Resampling.BICUBIC)
@@ -54,9 +54,7 @@ def test_the_crop_of_a_proposal_is_cut_from_the_original(record, tmp_path) -> No
 
 def test_crops_for_the_device_are_the_pixels_of_the_original(record) -> None:
     sampler = RegionSampler(source="grid", max_split=1)
-    item = mapper(sampler, crop_resizer="device", whole_image=True)(
-        record, np.random.default_rng(0)
-    )
+    item = mapper(sampler, crop_size=None, whole_image=True)(record, np.random.default_rng(0), 96)
     pixels = torch.from_numpy(np.array(Image.open(record["file_name"]))).permute(2, 0, 1)
     for key in ("crops", "whole"):
         assert len(item[key]) == 1
@@ -64,13 +62,13 @@ def test_crops_for_the_device_are_the_pixels_of_the_original(record) -> None:
 
 
 def test_the_sizes_of_ragged_crops_are_those_of_their_boxes(record) -> None:
-    item = mapper(crop_resizer="device")(record, np.random.default_rng(3))
+    item = mapper(crop_size=None)(record, np.random.default_rng(3), 96)
     sides = (item["boxes"][:, 2:] - item["boxes"][:, :2]) / 1.2
     got = torch.tensor([[crop.shape[2], crop.shape[1]] for crop in item["crops"]]).float()
     assert float((got - sides).abs().max()) <= 1.0
 
 
-def test_a_size_of_the_call_replaces_the_mappers(record) -> None:
+def test_the_size_is_that_of_the_call(record) -> None:
     item = mapper()(record, np.random.default_rng(0), 48)
     assert item["image"].shape == (3, 36, 48)
     assert item["boxes"].max() <= 48
@@ -79,17 +77,7 @@ def test_a_size_of_the_call_replaces_the_mappers(record) -> None:
 def test_labelled_regions_have_classes_and_no_crops(record) -> None:
     rows = [{"bbox": [0.0, 0.0, 40.0, 30.0], "bbox_mode": 1, "category_id": 7}]
     sampler = RegionSampler(source="labels")
-    item = mapper(sampler)({**record, "annotations": rows}, np.random.default_rng(0))
+    item = mapper(sampler)({**record, "annotations": rows}, np.random.default_rng(0), 96)
     assert item["region_classes"].tolist() == [7]
     assert "crops" not in item
     torch.testing.assert_close(item["boxes"], torch.tensor([[0.0, 0.0, 48.0, 36.0]]))
-
-
-def test_an_unknown_resizer_names_its_key() -> None:
-    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.CROP_RESIZER"):
-        mapper(crop_resizer="gpu")
-
-
-def test_boxes_are_scaled_by_the_longest_side() -> None:
-    scaled = scale_boxes(np.array([[0.0, 0.0, 10.0, 5.0]]), (100, 49), (200, 98))
-    assert scaled.tolist() == [[0.0, 0.0, 20.0, 10.0]]

@@ -49,19 +49,6 @@ def test_a_picture_without_proposals_takes_its_first_quarter(tmp_path) -> None:
     np.testing.assert_allclose(regions.boxes, [[0, 0, 20, 15]])
 
 
-def test_reference_sampling_may_leave_fewer_boxes(tmp_path) -> None:
-    tiny, fitting = [[1.0, 1.0, 2.0, 2.0]] * 12, [[10.0, 10.0, 20.0, 20.0]] * 4
-    proposals = write(tmp_path / "p.json", tiny + fitting)
-    ours = RegionSampler(source="proposals", proposals=proposals, **OPTIONS)
-    reference = RegionSampler(
-        source="proposals", proposals=proposals, reference_sampling=True, **OPTIONS
-    )
-    assert all(len(draw(ours, seed).boxes) == 4 for seed in range(20))
-    counts = [len(draw(reference, seed).boxes) for seed in range(20)]
-    assert min(counts) < 4
-    assert max(counts) <= 4
-
-
 def test_labels_are_the_first_annotations_in_their_order() -> None:
     rows = [
         {"bbox": [10.0, 10.0, 5.0, 5.0], "bbox_mode": 1, "category_id": number}

@@ -12,7 +12,7 @@ from clipself_d2.engine.distill_trainer import DistillTrainer
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "distill"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base-"))
-SMALL = ["INPUT.REGIONS.IMAGE_SIZE", 112, "INPUT.REGIONS.MAX_BOXES", 3, "DATASETS.TEST", ()]
+SMALL = ["INPUT.REGIONS.IMAGE_SIZES", (112,), "INPUT.REGIONS.MAX_BOXES", 3, "DATASETS.TEST", ()]
 SMALL += ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 0]
 SMALL += ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
 PUBLISHED = [
@@ -49,7 +49,7 @@ def test_every_published_row_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_a_step_with_the_embedded_clip(name: str, emoji_data, tmp_path) -> None:
-    tiny = ("MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.DISTILL.TRAINABLE_BLOCKS", 6)
+    tiny = ("MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.CLIP.TRAINABLE_BLOCKS", 6)
     cfg = shrink(name, emoji_data, tmp_path, *tiny, "MODEL.VOCABULARY.TEMPLATES", "single")
     step(cfg)
 
@@ -67,10 +67,10 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     distill, regions, solver = cfg.MODEL.DISTILL, cfg.INPUT.REGIONS, cfg.SOLVER
     size, alpha, blocks = (896, 0.95, 24) if large else (1024, 0.7, 12)
     iterations = 37566 if "lvis" in name else 44358
-    assert (size, alpha, blocks) == (
-        regions.IMAGE_SIZE,
+    assert ((size,), alpha, blocks) == (
+        regions.IMAGE_SIZES,
         distill.STUDENT_SHARE,
-        distill.TRAINABLE_BLOCKS,
+        cfg.MODEL.CLIP.TRAINABLE_BLOCKS,
     )
     schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
     assert schedule == (iterations, iterations // 6)

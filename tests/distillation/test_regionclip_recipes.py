@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.clip import load_tower
@@ -15,6 +15,7 @@ from clipself_d2.distillation import RegionCLIPPretrainer, regionclip_build
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.frozen_proposals import build_frozen_proposals
 
 FOLDER = Path(__file__).parents[2] / "configs" / "regionclip"
 LOSSES = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -69,10 +70,10 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     clipping = solver.CLIP_GRADIENTS
     assert (clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.ENABLED) == ("norm", 5.0, True)
     assert (regions.SOURCE, regions.MAX_BOXES) == ("rpn", 100)
-    assert (regions.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TRAIN) == (1333, (800,))
+    assert (regions.IMAGE_SIZES, cfg.INPUT.MIN_SIZE_TRAIN) == ((1333,), (800,))
     assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
     assert cfg.MODEL.VOCABULARY.TEMPLATES == "regionclip81"
 
 
@@ -111,9 +112,7 @@ def test_an_rpn_at_work_gives_the_regions_of_a_run(keys, emoji_cfg, tmp_path) ->
     # The file of the network names weights that this test has not.
     cfg.MODEL.CLIP.PRETRAINED = ""
     model = build_model(cfg).train()
-    batch = next(
-        iter(build_distill_train_loader_from_cfg(DistillTrainer.complete_config(cfg, model)))
-    )
+    batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert all("boxes" not in item for item in batch)
     with EventStorage(0) as storage:
         losses = model(batch)
@@ -156,7 +155,7 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
         (tmp_path / "rpn.yaml").write_text(TINY_RPN)
         own = cfg.MODEL.FROZEN_RPN
         own.CONFIG, own.WEIGHTS = str(tmp_path / "rpn.yaml"), ""
-        network = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+        network = build_frozen_proposals(cfg)
         torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
         own.WEIGHTS = str(tmp_path / "rpn.pth")
         return build_model(cfg)
@@ -209,12 +208,11 @@ def test_focal_scaling_is_switched_off_in_transfer_alone() -> None:
 def test_a_recipe_takes_a_step_with_its_own_tower(name, keys, tmp_path) -> None:
     cfg = load_config(str(FOLDER / f"pretrain_{name}.yaml"), [])
     cfg.merge_from_list([*keys, "MODEL.DEVICE", "cpu", "MODEL.CLIP.PRETRAINED", ""])
-    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.REGIONS.IMAGE_SIZE", 96])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.REGIONS.IMAGE_SIZES", (96,)])
     cfg.merge_from_list(["INPUT.REGIONS.MAX_BOXES", 3, "DATALOADER.NUM_WORKERS", 0])
     cfg.merge_from_list(["INPUT.REGIONS.SOURCE", "proposals", "OUTPUT_DIR", str(tmp_path)])
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    cfg = DistillTrainer.complete_config(cfg, model)
     maker = DistillTrainer if cfg.SOLVER.OPTIMIZER == "AdamW" else Trainer
     optimizer = maker.build_optimizer(cfg, model)
     losses = model(next(iter(build_distill_train_loader_from_cfg(cfg))))

@@ -10,7 +10,6 @@ from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import (
     _model_protocol,
-    embed_vocabulary,
     evaluate_detector,
     evaluate_regions,
     replace_by_synonyms,
@@ -18,7 +17,8 @@ from clipself_d2.engine.evaluate import (
 )
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
-from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
+from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.vocabulary import Vocabulary
 
 TINY = ("MODEL.CLIP.PRETRAINED", "emoji")
 
@@ -91,20 +91,6 @@ def test_fixed_ap_asks_for_a_model_without_a_limit(
     assert ("raise TEST.DETECTIONS_PER_IMAGE" in caplog.text) == warned
 
 
-def test_legacy_rounding_is_a_key(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
-    distiller = DistillTrainer.build_model(cfg).eval()
-    scores, rounding = [], []
-    for legacy in (False, True):
-        cfg.TEST.LEGACY_ROUNDING = legacy
-        scores.append(evaluate_regions(cfg, distiller)["region"])
-        written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
-        rounding.append(written["emoji_panoptic_val"]["protocol"]["rounding"])
-    assert scores[0] == pytest.approx(scores[1], abs=0.05)
-    assert scores[0] != scores[1]
-    assert rounding == ["none", "half precision per class"]
-
-
 def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
     results = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]
@@ -116,13 +102,6 @@ def test_regions_need_panoptic_ground_truth(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_ov_val",))
     with pytest.raises(ValueError, match=r"DATASETS\.TEST holds emoji_ov_val"):
         evaluate_regions(cfg, DistillTrainer.build_model(cfg))
-
-
-def test_embeddings_follow_the_names(emoji_cfg) -> None:
-    cfg = emoji_cfg("rpn", *TINY)
-    two = embed_vocabulary(cfg, Vocabulary.from_names(["dog", "car"])).embeddings_KD
-    swapped = embed_vocabulary(cfg, Vocabulary.from_names(["car", "dog"])).embeddings_KD
-    torch.testing.assert_close(two, swapped.flip(0))
 
 
 def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
@@ -158,7 +137,8 @@ def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) 
         embeddings = classifier(model).embeddings_KD
         changed = (embeddings - own).abs().amax(1) > 1e-4
         assert changed.tolist() == [bool(words) for words in synonyms]
-        first = embed_vocabulary(cfg, Vocabulary.from_names(synonyms[0])).embeddings_KD[0]
+        synonym = Vocabulary.from_names(synonyms[0])
+        first = read_text_embeddings(cfg, synonym).embeddings_KD[0]
         torch.testing.assert_close(embeddings[0], first)
         assert torch.equal(classifier(model).base_mask, base)
 
@@ -183,32 +163,6 @@ def test_synonyms_need_some(emoji_cfg) -> None:
             vocabulary_of(cfg, model, "no_synonyms")
     finally:
         MetadataCatalog.remove("no_synonyms")
-
-
-def test_given_embeddings_serve_the_classes_they_are_of(emoji_cfg, tmp_path: Path) -> None:
-    cfg = emoji_cfg("rpn", *TINY)
-    dog_and_car = Vocabulary.from_names(["dog", "car"])
-    built = embed_vocabulary(cfg, dog_and_car)
-    given = TextEmbeddings(
-        dog_and_car, built.embeddings_KD.flip(0), None, built.clip, built.templates
-    )
-    given.save(tmp_path / "given.pt")
-    cfg.MODEL.VOCABULARY.EMBEDDINGS = str(tmp_path / "given.pt")
-    novel_car = Vocabulary.from_names(["dog", "car"], novel=["car"])
-    used = embed_vocabulary(cfg, novel_car)
-    assert torch.equal(used.embeddings_KD, given.embeddings_KD)
-    assert used.vocabulary.base_mask == (True, False)
-    others = embed_vocabulary(cfg, Vocabulary.from_names(["car", "dog"]))
-    torch.testing.assert_close(others.embeddings_KD, built.embeddings_KD.flip(0))
-
-    TextEmbeddings(dog_and_car, given.embeddings_KD, None, "RN50", "vild").save(
-        tmp_path / "given.pt"
-    )
-    with pytest.raises(ValueError, match="come from RN50, but MODEL.CLIP.NAME is"):
-        embed_vocabulary(cfg, dog_and_car)
-    cfg.MODEL.VOCABULARY.EMBEDDINGS = "nowhere.pt"
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        embed_vocabulary(cfg, dog_and_car)
 
 
 def detections(cfg, name: str) -> dict[tuple[int, str], list[float]]:

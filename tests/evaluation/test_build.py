@@ -125,19 +125,3 @@ def test_fixed_ap_is_for_lvis_and_leaves_coco_alone(
         name = register(world.annotations, evaluator_type=kind)
         scores = run(build_evaluator(name, None, tasks=("bbox",), fixed_ap=fixed), world)["bbox"]
         assert ("APFixed" in scores) == (fixed and kind == "lvis_ov")
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_legacy_rounding_reaches_the_evaluator(register: Register, legacy: bool) -> None:
-    judge = build_evaluator(
-        panoptic(register), None, text_embeddings=torch.eye(4), legacy_rounding=legacy
-    )
-    item = {
-        "region_classes": torch.tensor([0, 0, 0]),
-        "region_is_thing": torch.tensor([True, True, True]),
-    }
-    judge.process([item], [{"roi": torch.eye(4)[[0, 1, 1]]}])
-    third = float(torch.tensor(1 / 3).half()) if legacy else 1 / 3
-    scores = judge.evaluate()["region"]
-    assert scores["roi.thing.macc1"] == pytest.approx(100 * third, abs=1e-9)
-    assert judge.protocol()["rounding"] == ("half precision per class" if legacy else "none")

@@ -175,11 +175,6 @@ def test_the_protocol_is_named(register: Register, draw_world: Draw) -> None:
     assert (protocol["classes"], protocol["novel_classes"]) == (6, 2)
 
 
-def test_fixed_ap_is_not_cocos(register: Register, draw_world: Draw) -> None:
-    with pytest.raises(ValueError, match="fixed_ap is a score of LVIS"):
-        evaluator(register(draw_world(0).annotations), fixed_ap=True)
-
-
 def test_a_data_set_without_objects_scores_nan(
     register: Register, draw_world: Draw, run: Run
 ) -> None:

@@ -80,6 +80,9 @@ def test_boxes_are_never_scored_as_masks(
         run(CocoOVEvaluator(masked, both, distributed=False), world.without_masks())
     with pytest.raises(ValueError, match="objects without masks"):
         run(CocoOVEvaluator(bare, both, distributed=False), world)
+    world.outputs[0]["instances"].remove("pred_masks")
+    with pytest.raises(ValueError, match="predicts no masks"):
+        run(CocoOVEvaluator(masked, distributed=False), world)
 
 
 def test_the_size_of_a_mask_is_that_of_the_mask_not_of_its_box(
@@ -174,7 +177,7 @@ def _peak_and_size(world: Any, name: str) -> tuple[int, int]:
     tracemalloc.start()
     for item, found in zip(world.inputs, many, strict=True):
         evaluator.process([item], [{"instances": found}])
-    written = sum(path.stat().st_size for path in evaluator._log.folder.iterdir())
+    written = sum(path.stat().st_size for path in evaluator._predictions.folder.iterdir())
     assert evaluator.evaluate()["bbox"]["AP"] > 0
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

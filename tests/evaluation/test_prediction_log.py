@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from clipself_d2.evaluation import prediction_log
@@ -19,20 +21,23 @@ def records(start: int, number: int) -> list[dict[str, Any]]:
     ]
 
 
+def fill(log: PredictionLog, start: int, number: int) -> None:
+    for record in records(start, number):
+        log.append(record)
+
+
 def test_what_is_written_is_read_again_as_often_as_one_likes(tmp_path: Path) -> None:
     log = PredictionLog(tmp_path / "new")
     assert list(log) == []
-    log.append(records(0, 3))
-    log.append([])
-    log.append(records(3, 1))
-    assert list(log) == list(log) == records(0, 3) + records(3, 1)
+    fill(log, 0, 4)
+    assert list(log) == list(log) == records(0, 4)
     assert log.gather() is log
 
 
 def test_logs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     first, second = PredictionLog(tmp_path), PredictionLog(tmp_path)
-    first.append(records(0, 1))
-    second.append(records(5, 1))
+    fill(first, 0, 1)
+    fill(second, 5, 1)
     assert list(first) == records(0, 1)
     folder = second.folder
     del second
@@ -46,8 +51,8 @@ def test_the_first_process_reads_or_is_sent_the_files_of_all(
 ) -> None:
     logs = [PredictionLog(tmp_path) for _ in range(3)]
     # Uneven shards; the second process had no image.
-    logs[0].append(records(0, 5))
-    logs[2].append(records(5, 2))
+    fill(logs[0], 0, 5)
+    fill(logs[2], 5, 2)
     files = [(str(log._path), log._path.stat().st_size) for log in logs]
     sent: list[list[bytes]] = []
 
@@ -78,3 +83,16 @@ def test_a_stale_or_absent_file_is_not_visible(tmp_path: Path) -> None:
     path.write_bytes(b"12")
     assert prediction_log._is_visible(str(path), 2)
     assert not prediction_log._is_visible(str(path), 3)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_proposals_come_back(tmp_path: Path, number: int) -> None:
+    proposals = Instances((7, 9))
+    proposals.proposal_boxes = Boxes(torch.rand(number, 4))
+    proposals.objectness_logits = torch.randn(number)
+    log = PredictionLog(tmp_path)
+    log.append({"image_id": 1, "proposals": proposals})
+    (again,) = (record["proposals"] for record in log)
+    assert again.image_size == (7, 9)
+    assert torch.equal(again.proposal_boxes.tensor, proposals.proposal_boxes.tensor)
+    assert torch.equal(again.objectness_logits, proposals.objectness_logits)

@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from detectron2.structures import Boxes, Instances
 
 from clipself_d2.evaluation.results import (
     Survey,
     best_of_each_class,
     dataset_results,
-    pack_proposals,
     read_annotation_file,
-    unpack_proposals,
     warn_undefined,
     write_results,
 )
@@ -140,15 +136,3 @@ def test_the_best_of_each_class_are_those_of_a_sort_by_hand(rng: np.random.Gener
         own = [i for i in range(300) if categories[i] == category]
         best = sorted(own, key=lambda i: -scores[i])[:20]
         assert sorted(best) == [i for i in own if chosen[i]]
-
-
-@pytest.mark.parametrize("number", [0, 3])
-def test_proposals_survive_json(number: int) -> None:
-    proposals = Instances((7, 9))
-    proposals.proposal_boxes = Boxes(torch.rand(number, 4))
-    proposals.objectness_logits = torch.randn(number)
-    packed = json.loads(json.dumps(pack_proposals(proposals)))
-    again = unpack_proposals(packed)
-    assert again.image_size == (7, 9)
-    assert torch.equal(again.proposal_boxes.tensor, proposals.proposal_boxes.tensor)
-    assert torch.equal(again.objectness_logits, proposals.objectness_logits)

@@ -64,6 +64,6 @@ def test_crops_of_many_sizes_make_one_batch() -> None:
     assert resize_crops([], 16, CPU).shape == (0, 3, 16, 16)
 
 
-def test_a_size_below_one_names_its_key() -> None:
-    with pytest.raises(ValueError, match="CROP_SIZE"):
+def test_a_size_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="crops are to have 0 px"):
         resize_crops([], 0, CPU)

@@ -17,6 +17,7 @@ from clipself_d2.config import add_clipself_config
 from clipself_d2.parts.text_embeddings import (
     build_text_classifier,
     dataset_embeddings,
+    read_text_embeddings,
     training_embeddings,
     training_vocabulary,
 )
@@ -179,6 +180,36 @@ def test_given_file_that_does_not_fit_is_refused_with_the_remedy(
     assert "empty MODEL.VOCABULARY.EMBEDDINGS" in str(raised.value)
 
 
+def test_a_prompt_set_that_is_unknown_names_the_key(cfg: CfgNode) -> None:
+    cfg.MODEL.VOCABULARY.TEMPLATES = "vlid"
+    with pytest.raises(ValueError, match=r"MODEL\.VOCABULARY\.TEMPLATES: prompt set 'vlid'"):
+        training_embeddings(cfg)
+
+
+def test_a_file_in_the_home_folder_is_found(cfg: CfgNode, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    random_embeddings().save(tmp_path / "text.pt")
+    cfg.MODEL.VOCABULARY.EMBEDDINGS = "~/text.pt"
+    assert training_embeddings(cfg).vocabulary == PETS
+
+
+def test_tests_on_other_classes_have_theirs_built(cfg: CfgNode, tmp_path: Path, caplog) -> None:
+    stored = random_embeddings(Vocabulary.from_names(["cat", "dog"]))
+    stored.save(tmp_path / "text.pt")
+    cfg.MODEL.VOCABULARY.EMBEDDINGS = str(tmp_path / "text.pt")
+    with caplog.at_level(logging.INFO, LOGGER):
+        built = read_text_embeddings(cfg, PETS, same_names=False)
+    assert built.vocabulary == PETS
+    assert "other classes than the 3 to be scored" in caplog.text
+    cat_and_dog = Vocabulary.from_names(["cat", "dog"], novel=["dog"])
+    used = read_text_embeddings(cfg, cat_and_dog, same_names=False)
+    assert torch.equal(used.embeddings_KD, stored.embeddings_KD)
+    assert used.vocabulary == cat_and_dog
+    random_embeddings(clip="EVA02-B-16").save(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="come from EVA02-B-16"):
+        read_text_embeddings(cfg, PETS, same_names=False)
+
+
 def test_missing_given_file_names_the_key(cfg: CfgNode) -> None:
     cfg.MODEL.VOCABULARY.EMBEDDINGS = "nowhere.pt"
     with pytest.raises(FileNotFoundError, match=r"MODEL\.VOCABULARY\.EMBEDDINGS nowhere\.pt"):
@@ -207,13 +238,19 @@ def test_keys_that_a_given_file_overrides_are_warned_of(
 def test_classifier_has_the_classes_and_their_split() -> None:
     given = random_embeddings()
     classifier = build_text_classifier(
-        given, background_mode="learned", temperature=20.0, learn_temperature=False
+        given, background_mode="learned", scale=20.0, learn_scale=False
     )
     assert torch.equal(classifier.embeddings_KD, given.embeddings_KD)
     assert classifier.base_mask.tolist() == [True, True, False]
     assert torch.equal(classifier.learned_background.detach(), given.background_D)
-    assert classifier.temperature.item() == 20.0
-    assert not classifier.temperature.requires_grad
+    assert classifier.scale.item() == 20.0
+    assert not classifier.scale.requires_grad
+
+
+def test_embeddings_follow_the_names(cfg: CfgNode) -> None:
+    two = read_text_embeddings(cfg, Vocabulary.from_names(["dog", "car"])).embeddings_KD
+    swapped = read_text_embeddings(cfg, Vocabulary.from_names(["car", "dog"])).embeddings_KD
+    torch.testing.assert_close(two, swapped.flip(0))
 
 
 def test_embeddings_of_a_data_set_are_those_of_the_config(cfg: CfgNode) -> None:

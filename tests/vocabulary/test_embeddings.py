@@ -159,9 +159,9 @@ def test_missing_file_is_told() -> None:
         TextEmbeddings.load("nowhere.pt")
 
 
-def test_another_width_is_refused_with_the_key() -> None:
+def test_another_width_is_refused() -> None:
     build().check(D)
-    with pytest.raises(ValueError, match=r"stub are 6-d .* 512-d.*MODEL\.CLIP\.NAME"):
+    with pytest.raises(ValueError, match=r"stub are 6-d .* 512-d"):
         build().check(512)
 
 

@@ -53,7 +53,7 @@ def test_spacy_chunks_are_roots_with_their_compounds() -> None:
 
 
 def test_unknown_and_absent_parsers_say_what_to_do(monkeypatch) -> None:
-    with pytest.raises(ValueError, match="--parser is 'nltk'.*rules"):
+    with pytest.raises(ValueError, match="parser is 'nltk'.*rules"):
         load_parser("nltk")
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(ValueError, match=r"clipself_d2\[concepts\]"):

@@ -69,8 +69,8 @@ def test_name_is_cleaned_to_words() -> None:
     assert clean_name("Cup/mug_holder.") == "cup or mug holder"
 
 
-def test_unknown_set_names_the_key_and_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'vlid'.*MODEL\.VOCABULARY\.TEMPLATES.*imagenet80"):
+def test_unknown_set_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'vlid'.*imagenet80"):
         get_templates("vlid")
 
 

@@ -61,7 +61,7 @@ class PlainDistiller(nn.Module):
                 "network; use --model ViT-B-16-quickgelu"
             )
         self.teacher = copy.deepcopy(tower.visual).requires_grad_(False)
-        tower.unlock(tower.num_blocks)
+        tower.freeze(tower.num_blocks)
         self.student = tower.visual
 
     def _embed_patches(self, images: Tensor) -> Tensor:
@@ -175,12 +175,12 @@ def build_ours(options: BenchmarkOptions, size: int, cut_as_found: bool = False)
     torch.manual_seed(0)
     teacher = load_tower(options.model, precision=options.precision)
     student = copy.deepcopy(teacher)
+    student.freeze(student.num_blocks)
     model = CLIPSelfDistiller(
         student=student,
         teacher=teacher,
         pixel_mean=teacher.pixel_mean,
         pixel_std=teacher.pixel_std,
-        trainable_blocks=student.num_blocks,
     )
     model.to(options.device).train()
     item = _make_item(size, teacher.image_size, options.num_crops)
@@ -228,7 +228,7 @@ def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module
 
 def _run_twice(backbone: ClipViT) -> None:
     tower = backbone.tower
-    tower.unlock(tower.num_blocks)
+    tower.freeze(tower.num_blocks)
 
     def forward(images: Tensor) -> dict[str, Tensor]:
         first = tower.forward_dense(images, backbone.tap_blocks, backbone.last_block)

@@ -15,9 +15,8 @@ from clipself_d2.apps.predict.detector_source import Config, build_detector
 from clipself_d2.clip import TextEncoder, load_clip
 from clipself_d2.clip.registry import project_models
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.evaluate import embed_vocabulary
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.parts.text_embeddings import training_vocabulary
+from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -166,7 +165,7 @@ class OpenVocabPredictor:
             self._text = self._text or load_clip(clip.NAME, clip.PRETRAINED or None).text
             words = [*vocabulary.names, *(w for group in vocabulary.synonyms for w in group)]
             warn_unseen_words(self._text, clip.NAME, words)
-        self._embeddings = embed_vocabulary(self.cfg, vocabulary)
+        self._embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
 
     def __call__(
         self, pictures: Picture | Sequence[Picture]

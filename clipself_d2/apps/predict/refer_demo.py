@@ -60,7 +60,7 @@ class ReferringPredictor:
             As of ``segment``.
         """
         check_expressions(expressions)
-        if "text" not in self.cfg.MODEL.CRIS.TRAINED_TOWERS:
+        if self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == 0:
             warn_unseen_words(self.model.text, self.cfg.MODEL.CLIP.NAME, expressions)
         return segment(self.cfg, self.model, image, expressions)
 

@@ -43,7 +43,7 @@ def test_figures_are_those_of_the_distillers_evaluation(emoji_cfg) -> None:
     cfg = emoji_cfg(
         "clipself_patches", "MODEL.CLIP.PRETRAINED", "emoji", "DATASETS.TEST", (DATASET,)
     )
-    cfg.INPUT.REGIONS.IMAGE_SIZE = 96
+    cfg.INPUT.REGIONS.IMAGE_SIZES = (96,)
     expected = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]
     rows = measure_alignment(
         DATASET, [SPEC], replace(OPTIONS, sizes=(96,), pad_to_square=False, batch_size=3)

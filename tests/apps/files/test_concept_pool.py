@@ -35,9 +35,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     captions = str(tmp_path / "captions.txt")
     with pytest.raises(ValueError, match="--output .* is a folder"):
         build_concept_pool(captions, tmp_path, min_count=1)
-    with pytest.raises(ValueError, match="lower --min-count"):
+    with pytest.raises(ValueError, match="lower min_count"):
         build_concept_pool(captions, tmp_path / "out.txt", min_count=100)
-    with pytest.raises(ValueError, match="--parser is 'nltk'"):
+    with pytest.raises(ValueError, match="parser is 'nltk'"):
         build_concept_pool(captions, tmp_path / "out.txt", parser="nltk")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty\.txt has no caption"):

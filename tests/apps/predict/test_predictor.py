@@ -206,7 +206,7 @@ def test_only_the_embedded_clip_is_asked_for_unseen_words_and_once(
 
     monkeypatch.setattr(clip_model, "_create", count)
     monkeypatch.setattr(
-        "clipself_d2.apps.predict.predictor.embed_vocabulary", lambda cfg, vocabulary: None
+        "clipself_d2.apps.predict.predictor.read_text_embeddings", lambda *_, **__: None
     )
     predictor.cfg.MODEL.CLIP.NAME = "ViT-B-32"
     predictor.set_classes(["dog", "wombat"])

@@ -130,8 +130,7 @@ def test_shards_and_folders_feed_the_distillation(
     write_shard(farm / "s-0.tar", {"x.jpg": jpeg(5), "y.jpg": jpeg(5)})
     for spec in (f"webdataset:{farm}/s-{{0..0}}.tar", f"images:{farm}/images"):
         resolve_dataset_names([spec])
-        overrides = ["DATASETS.TRAIN", (spec,), "INPUT.REGIONS.CROP_SIZE", 16]
-        cfg = emoji_cfg("clipself_patches", *overrides)
+        cfg = emoji_cfg("clipself_patches", "DATASETS.TRAIN", (spec,))
         batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
         assert {item["image_id"] for item in batch} == {
             record["image_id"] for record in DatasetCatalog.get(spec)

@@ -1,0 +1,51 @@
+"""What data sets, mappers and models pass on: Detectron2's dicts, by the names used here."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipself_d2.data.pictures import to_tensor
+
+# Of a data set: ``file_name`` and ``image_id`` at least.
+Record = dict[str, Any]
+# Of a mapper, for a model: ``image`` (3, H, W) uint8 RGB at least.
+Item = dict[str, Any]
+
+
+def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:
+    """Begin an item with what all mappers of regions give.
+
+    Args:
+        record: The record.
+        picture: Its picture.
+        student: The picture as the student sees it.
+
+    Returns:
+        ``image`` (3, h, w) uint8, ``file_name``, ``image_id``, and ``height`` and ``width`` of the
+        original.
+    """
+    return {
+        "image": to_tensor(student),
+        "file_name": record["file_name"],
+        "image_id": record["image_id"],
+        "height": picture.height,
+        "width": picture.width,
+    }
+
+
+def scale_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Carry boxes from a picture to its scaled copy.
+
+    Args:
+        boxes: (R, 4) XYXY px of the picture.
+        old: (width, height) of the picture.
+        new: (width, height) of the copy.
+
+    Returns:
+        (R, 4) float32 XYXY px of the copy; both axes use the scale of the longest side.
+    """
+    scale = max(new) / max(old)
+    return torch.from_numpy(boxes * scale).float()

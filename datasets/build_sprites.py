@@ -23,6 +23,7 @@ from clipself_d2.apps.emoji.sprites import (
     sheet_difference,
     svg_renderer,
 )
+from clipself_d2.apps.paths import user_path
 from clipself_d2.data.datasets.emoji_world import SPRITE_DIR, sheet_path
 from clipself_d2.engine.cli import run_tool
 
@@ -41,14 +42,14 @@ def main() -> int:
         epilog="Example: python datasets/build_sprites.py --output sheets "
         "--twemoji twemoji/package --fluent fluent/package/assets",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the new sheets")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of the new sheets")
     parser.add_argument(
-        "--index", type=Path, default=SPRITE_DIR / "index.json", help="sprite table"
+        "--index", type=user_path, default=SPRITE_DIR / "index.json", help="sprite table"
     )
-    parser.add_argument("--noto", type=Path, default=NOTO_FONT, help="NotoColorEmoji.ttf")
-    parser.add_argument("--twemoji", type=Path, help="folder of the svg files")
-    parser.add_argument("--fluent", type=Path, help="folder of the webp files")
-    parser.add_argument("--openmoji", type=Path, help="folder of the svg files")
+    parser.add_argument("--noto", type=user_path, default=NOTO_FONT, help="NotoColorEmoji.ttf")
+    parser.add_argument("--twemoji", type=user_path, help="folder of the svg files")
+    parser.add_argument("--fluent", type=user_path, help="folder of the webp files")
+    parser.add_argument("--openmoji", type=user_path, help="folder of the svg files")
     args = parser.parse_args()
 
     def action() -> None:

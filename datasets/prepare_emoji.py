@@ -3,15 +3,11 @@
 A second call with the same options checks every file and does nothing when all are intact.
 """
 
-import argparse
-import os
 import sys
-from pathlib import Path
-
-from detectron2.utils.logger import setup_logger
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
-from clipself_d2.engine.cli import run_tool
+from clipself_d2.apps.paths import add_data_root
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 
 def main() -> int:
@@ -21,16 +17,10 @@ def main() -> int:
         Exit code.
     """
     defaults = EmojiOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: python datasets/prepare_emoji.py --root datasets --train 2000 --val 300",
+    parser = tool_parser(
+        __doc__, "python datasets/prepare_emoji.py --root datasets --train 2000 --val 300"
     )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")),
-        help="folder of data sets; default DETECTRON2_DATASETS or datasets",
-    )
+    add_data_root(parser, "--root", "folder of data sets")
     parser.add_argument("--train", type=int, default=defaults.train, help="training images")
     parser.add_argument("--val", type=int, default=defaults.val, help="validation images")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of all images")
@@ -38,13 +28,13 @@ def main() -> int:
         "--panoptic-train", action="store_true", help="write panoptic files of train/ too"
     )
     args = parser.parse_args()
-    setup_logger(name="clipself_d2")
+    start_logging()
 
     def action() -> None:
         options = EmojiOptions(args.train, args.val, args.seed, args.panoptic_train)
         prepare_emoji(args.root, options)
 
-    return run_tool(action)
+    return run_tool(action, debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,11 @@
 Prints the number of references of every split beside the published one.
 """
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
+from clipself_d2.apps.paths import add_data_root
 from clipself_d2.apps.prepare.refcoco import prepare_refcoco
-from clipself_d2.engine.cli import run_tool
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 
 def main() -> int:
@@ -20,27 +16,18 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: python datasets/prepare_refcoco.py --root datasets --json",
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")),
-        help="folder of refcoco/, refcoco+/, refcocog/, grefcoco/ and coco/train2014/; default "
-        "DETECTRON2_DATASETS or datasets",
-    )
+    parser = tool_parser(__doc__, "python datasets/prepare_refcoco.py --root datasets --json")
+    add_data_root(parser, "--root", "folder of refcoco/, refcoco+/, ... and coco/train2014/")
     parser.add_argument(
         "--json", action="store_true", help="write refs(...).json beside every refs(...).p"
     )
     args = parser.parse_args()
-    setup_logger(name="clipself_d2")
+    start_logging()
 
     def action() -> None:
-        prepare_refcoco(args.root.expanduser(), write_json=args.json)
+        prepare_refcoco(args.root, write_json=args.json)
 
-    return run_tool(action)
+    return run_tool(action, debug=args.debug)
 
 
 if __name__ == "__main__":

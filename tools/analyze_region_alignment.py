@@ -3,13 +3,13 @@
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.analysis.alignment_report import report_accuracy
 from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
 from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
+from clipself_d2.apps.paths import user_path
 from clipself_d2.engine.cli import run_tool, start_logging
 
 TOOL = "python tools/analyze_region_alignment.py"
@@ -46,13 +46,13 @@ def parse_arguments() -> argparse.Namespace:
     score.add_argument("--precision", default="fp32", help="fp32, bf16 or auto")
     score.add_argument("--num-workers", type=int, default=0, help="processes that read images")
     for command in (heat, parts):
-        command.add_argument("--image", required=True, type=Path, help="a picture")
+        command.add_argument("--image", required=True, type=user_path, help="a picture")
         command.add_argument("--size", type=int, default=0, help="longest side, px; 0: its own")
         command.add_argument("--last-block", nargs="+", choices=STRATEGIES, default=["value"])
     for command in (score, heat):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
     for command in (score, heat, parts):
-        command.add_argument("--output", required=True, type=Path, help="folder or picture")
+        command.add_argument("--output", required=True, type=user_path, help="folder or picture")
         command.add_argument("--device", default="", help="default: the GPU, if there is one")
         command.add_argument("--debug", action="store_true", help="show an error's traceback")
     return parser.parse_args()

@@ -1,16 +1,13 @@
 """Measure speed and memory against plain versions of the same work, in one run."""
 
 import sys
-from pathlib import Path
+
+import torch
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.benchmark.run import (
-    PARTS,
-    make_options,
-    run_benchmark,
-    tables,
-    write_report,
-)
+from clipself_d2.apps.benchmark.measure import BenchmarkOptions
+from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, tables, write_report
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
@@ -42,21 +39,20 @@ def main() -> int:
     parser.add_argument(
         "--reference", action="store_true", help="evaluation: run the reference scorer too (slow)"
     )
-    parser.add_argument("--output", type=Path, help="json file to write")
+    parser.add_argument("--output", type=user_path, help="json file to write")
     args = parser.parse_args()
 
     def action() -> None:
         start_logging()
-        options = make_options(
-            device=args.device,
-            model=args.model,
-            sizes=args.size,
-            precision=args.precision,
-            repeats=args.repeats,
-            text_classes=args.classes,
-            scale=args.scale,
-            reference=args.reference,
-        )
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        given = {
+            "sizes": args.size and tuple(args.size),
+            "text_classes": args.classes,
+            **{name: vars(args)[name] for name in ("model", "precision", "repeats")},
+            **{name: vars(args)[name] for name in ("scale", "reference")},
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = BenchmarkOptions(device=device, **{**DEFAULTS[device], **chosen})
         report = run_benchmark(list(PARTS) if args.part == "all" else [args.part], options)
         print(tables(report))
         if args.output is not None:

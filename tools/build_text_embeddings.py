@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.text_embeddings import (
@@ -12,6 +11,7 @@ from clipself_d2.apps.files.text_embeddings import (
     convert_embedding_file,
     resolve_vocabulary,
 )
+from clipself_d2.apps.paths import user_path
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 EXAMPLE = (
@@ -32,8 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weights", default="", help="pretrained tag, hf-hub:org/name or file of that CLIP")
     add("--vocabulary", required=True, help="lvis_v1, coco, emoji, a data set, or a file of names")
     add("--templates", default="", help="vild63 (default), imagenet80, regionclip81, single, emoji")
-    add("--output", required=True, type=Path, help="file for MODEL.VOCABULARY.EMBEDDINGS")
-    add("--from", dest="source", default="", help="another project's file, taken over as it is")
+    add("--output", required=True, type=user_path, help="file for MODEL.VOCABULARY.EMBEDDINGS")
+    add("--from", dest="source", type=user_path, help="another project's file, taken over as it is")
     add("--cache-dir", default="", help="folder of cached embeddings, as of training")
     add("--device", default="cpu", help="where the text tower runs, such as cuda")
     add("--batch-size", type=int, default=BATCH_SIZE, help="prompts at a time")
@@ -74,9 +74,10 @@ def show(report: EmbeddingReport) -> None:
         report: What was written.
     """
     prompts = f" x {report.num_templates} prompts" if report.num_templates else ""
-    background = " and the background" if report.background else ", no background"
-    print(f"{report.output}: {report.num_classes} classes{prompts}{background}")
-    print(f"{report.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
+    made = report.embeddings
+    background = " and the background" if made.background_D is not None else ", no background"
+    print(f"{report.output}: {made.vocabulary.num_classes} classes{prompts}{background}")
+    print(f"{made.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
 
 
 if __name__ == "__main__":

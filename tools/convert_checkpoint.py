@@ -1,8 +1,8 @@
 """Write the CLIP weights of a file in another published layout."""
 
 import sys
-from pathlib import Path
 
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.weights.convert import LAYOUTS, ConversionReport, convert_checkpoint
 from clipself_d2.engine.cli import run_tool, tool_parser
 
@@ -22,11 +22,11 @@ def main() -> int:
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "input",
-        type=Path,
+        type=user_path,
         help="weights of open_clip, OpenAI (TorchScript), EVA-CLIP or CLIPSelf, an F-ViT "
         "detector, a detector or distilled student of this project, or safetensors",
     )
-    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("output", type=user_path, help="file to write")
     parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout to write")
     parser.add_argument(
         "--model", default="", help="open_clip's model name; the input must fit it exactly"

@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.apps.paths import user_path
 from clipself_d2.apps.predict.demo import choose_vocabulary, run_demo
 from clipself_d2.apps.predict.detector_source import read_detector_config
 from clipself_d2.apps.predict.media import find_inputs
@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
     add("--webcam", nargs="?", type=int, const=0, help="read camera number N, 0 if left out")
     add("--max-frames", type=int, default=0, help="most frames of a video or camera; 0 for all")
-    add("--output", type=Path, required=True, help="folder for the results and detections.json")
+    add("--output", type=user_path, required=True, help="folder of results and detections.json")
     add("--vocabulary", default="custom", help="custom, a registered data set, or a file of names")
     add(
         "--custom-vocabulary",

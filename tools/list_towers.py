@@ -1,9 +1,9 @@
 """Write the table of image towers: which models of open_clip have a dense map, and how."""
 
 import sys
-from pathlib import Path
 
 from clipself_d2.apps.files.list_towers import write_towers
+from clipself_d2.apps.paths import user_path
 from clipself_d2.engine.cli import run_tool, tool_parser
 
 EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
@@ -16,7 +16,7 @@ def main() -> int:
         Exit code.
     """
     parser = tool_parser(__doc__, EXAMPLE)
-    parser.add_argument("--output", type=Path, help="Markdown file; without it, the terminal")
+    parser.add_argument("--output", type=user_path, help="Markdown file; without it, the terminal")
     parser.add_argument("names", nargs="*", help="model names; without any, all of open_clip's")
     args = parser.parse_args()
     return run_tool(lambda: write_towers(args.names, args.output), debug=args.debug)

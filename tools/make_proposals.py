@@ -1,12 +1,12 @@
 """Write class-agnostic region proposals of a trained RPN as a COCO-format file."""
 
 import sys
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.proposals import write_proposals
+from clipself_d2.apps.paths import user_path
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.cli import run_tool, set_up, train_parser
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
@@ -26,7 +26,7 @@ def main() -> int:
     """
     parser = train_parser(EXAMPLE)
     parser.add_argument("--dataset", required=True, help="registered data set, or images:FOLDER")
-    parser.add_argument("--output", required=True, type=Path, help="json file to write")
+    parser.add_argument("--output", required=True, type=user_path, help="json file to write")
     parser.add_argument("--max-per-image", type=int, default=20, help="most boxes of one image")
     parser.add_argument("--min-score", type=float, default=0.2, help="least objectness, 0 to 1")
     args = parser.parse_args()

@@ -1,12 +1,13 @@
 """Run RegionCLIP's ablations on emoji scenes and write a page with their figures."""
 
 import logging
-import os
+import shlex
 import sys
 from pathlib import Path
 
 import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations, shown_command
+from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
+from clipself_d2.apps.paths import add_data_root, user_path
 from clipself_d2.engine.cli import run_tool, tool_parser
 
 EXAMPLE = (
@@ -22,16 +23,11 @@ def main() -> int:
         Exit code.
     """
     parser = tool_parser(__doc__, EXAMPLE)
-    parser.add_argument("--proposals", type=Path, required=True, help="of emoji_train_images")
-    parser.add_argument("--rpn", type=Path, help="weights of rpn.yaml, for zero-shot inference")
-    parser.add_argument("--output", type=Path, default=Path("output/ablations"))
-    parser.add_argument("--page", type=Path, default=Path("docs/regionclip_ablations.md"))
-    parser.add_argument(
-        "--data-root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="folder of the data set; DETECTRON2_DATASETS or datasets",
-    )
+    parser.add_argument("--proposals", type=user_path, required=True, help="of emoji_train_images")
+    parser.add_argument("--rpn", type=user_path, help="weights of rpn.yaml, for zero-shot boxes")
+    parser.add_argument("--output", type=user_path, default=Path("output/ablations"))
+    parser.add_argument("--page", type=user_path, default=Path("docs/regionclip_ablations.md"))
+    add_data_root(parser, "--data-root", "folder of the data set")
     parser.add_argument("--iterations", type=int, default=300, help="of each pre-training")
     parser.add_argument("--detector-iterations", type=int, default=300, help="of each detector")
     parser.add_argument("--tables", nargs="*", default=[], help="words of titles; all without")
@@ -39,9 +35,9 @@ def main() -> int:
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     debug = args.pop("debug")
-    command = shown_command(sys.argv)
+    command = f"python {shlex.join(sys.argv)}"
     for name in ("proposals", "output", "data_root", "rpn"):
-        args[name] = args[name] and args[name].expanduser().resolve()
+        args[name] = args[name] and args[name].resolve()
     for name in ("tables", "overrides"):
         args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from clipself_d2.apps.emoji.train_clip import (
     save_emoji_clip,
     train_emoji_clip,
 )
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip import VisionTower, load_clip
 
 MODEL = "ViT-Ti-8-emoji"
@@ -29,7 +29,7 @@ def main() -> int:
         description=__doc__,
         epilog="Example: python tools/train_emoji_clip.py --output output/emoji.safetensors",
     )
-    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--output", type=user_path, required=True, help="safetensors file to write")
     for option in fields(EmojiClipOptions):
         flag = f"--{option.name.replace('_', '-')}"
         parser.add_argument(flag, type=type(option.default), default=option.default)

@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clipself_d2.clip import load_clip
 from clipself_d2.data.build import build_region_test_loader_from_cfg
 from clipself_d2.data.datasets.custom import folder_name
 from clipself_d2.data.referring_loader import (
@@ -97,27 +96,6 @@ def _test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, dict[
         dataset_name,
     )
     return vocabulary, report | {"names_replaced": replaced}
-
-
-def warn_unseen_words(cfg: CfgNode, vocabulary: Vocabulary) -> list[str]:
-    """Warn of words that the embedded CLIP never read.
-
-    Args:
-        cfg: Config with MODEL.CLIP.
-        vocabulary: The classes typed by the user.
-
-    Returns:
-        The unseen words; always empty for CLIPs trained on web text.
-    """
-    clip = load_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED or None)
-    unseen = clip.text.unseen_words(vocabulary.names)
-    if unseen:
-        logger.warning(
-            "%s never read the words %s in training; expect noise for them",
-            cfg.MODEL.CLIP.NAME,
-            ", ".join(unseen),
-        )
-    return unseen
 
 
 def vocabulary_of(

@@ -14,7 +14,6 @@ from clipself_d2.engine.evaluate import (
     evaluate_regions,
     replace_by_synonyms,
     vocabulary_of,
-    warn_unseen_words,
 )
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
@@ -103,15 +102,6 @@ def test_regions_need_panoptic_ground_truth(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_ov_val",))
     with pytest.raises(ValueError, match=r"DATASETS\.TEST holds emoji_ov_val"):
         evaluate_regions(cfg, DistillTrainer.build_model(cfg))
-
-
-def test_only_unseen_words_are_warned_of(emoji_cfg, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = emoji_cfg("rpn", *TINY)
-    with caplog.at_level("WARNING", logger="clipself_d2"):
-        assert warn_unseen_words(cfg, Vocabulary.from_names(["police car"])) == []
-        assert not caplog.records
-        assert warn_unseen_words(cfg, Vocabulary.from_names(["wombat"])) == ["wombat"]
-    assert "wombat" in caplog.text
 
 
 def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:

@@ -3,13 +3,10 @@
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from clipself_d2.apps.analysis.region_alignment import (
@@ -46,13 +43,8 @@ def report_accuracy(
 
     Returns:
         The figures as a table.
-
-    Raises:
-        ValueError: As ``measure_alignment``, or if there is no region.
     """
     rows = measure_alignment(dataset_name, specs, options)
-    if not rows:
-        raise ValueError(f"the images of {dataset_name} show no region; raise --limit")
     write_csv(rows, output_dir / CSV_FILE)
     draw_accuracy(rows, output_dir / PLOT_FILE)
     logger.info("figures in %s, plot in %s", output_dir / CSV_FILE, output_dir / PLOT_FILE)
@@ -68,12 +60,11 @@ def write_csv(rows: Sequence[AlignmentRow], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        names = [field.name for field in fields(AlignmentRow)]
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer = csv.DictWriter(stream, AlignmentRow._fields, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            values = asdict(row)
-            writer.writerow({**values, "macc1": f"{row.macc1:.3f}", "macc5": f"{row.macc5:.3f}"})
+            figures = {"macc1": f"{row.macc1:.3f}", "macc5": f"{row.macc5:.3f}"}
+            writer.writerow(row._asdict() | figures)
 
 
 def format_table(rows: Sequence[AlignmentRow]) -> str:
@@ -86,17 +77,15 @@ def format_table(rows: Sequence[AlignmentRow]) -> str:
         A Markdown table with a line for each tower, embedding, strategy and size; top-1 and top-5
         of things and of stuff.
     """
-    lines: dict[tuple[str, str, str, int], dict[str, AlignmentRow]] = {}
+    lines: dict[tuple[object, ...], dict[str, list[float | str]]] = {}
     for row in rows:
-        key = (row.tower, row.embedding, row.last_block, row.size)
-        lines.setdefault(key, {})[row.split] = row
-    table: list[list[object]] = []
-    for key, splits in lines.items():
-        cells: list[object] = list(key)
-        for split in ("thing", "stuff"):
-            found = splits.get(split)
-            cells += [found.macc1, found.macc5] if found else ["", ""]
-        table.append(cells)
+        cells = lines.setdefault(row[:4], {})
+        if row.split in ("thing", "stuff"):
+            cells[row.split] = [row.macc1, row.macc5]
+    empty: dict[str, list[float | str]] = {"thing": ["", ""], "stuff": ["", ""]}
+    table = [
+        [*key, *(v for vs in (empty | cells).values() for v in vs)] for key, cells in lines.items()
+    ]
     return str(tabulate(table, HEADERS, tablefmt="pipe", floatfmt=".1f"))
 
 
@@ -108,12 +97,11 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
         path: The picture; it is replaced.
     """
     towers = list(dict.fromkeys(row.tower for row in rows))
-    colors = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
     columns = min(3, len(towers))
     height = 5.6 + 0.55 * -(-len(towers) // columns)
-    figure, grid = plt.subplots(
-        2, 2, figsize=(9, height), sharex=True, sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(9, height), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (embedding, split, title) in zip(grid.flat, PANELS, strict=True):
         for number, tower in enumerate(towers):
             color = colors[number % len(colors)]
@@ -145,4 +133,3 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -28,9 +28,6 @@ def score_centre_box(train: str, test: str) -> tuple[tuple[int, int], dict[str, 
     Returns:
         Width and height of the box in sixteenths of the picture, and the metrics of
         ``ReferringEvaluator``.
-
-    Raises:
-        ValueError: If a name is not that of a referring data set, or no object has a pixel.
     """
     size = most_frequent_size(_records(train))
     pairs = []

@@ -7,12 +7,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 
@@ -35,17 +34,7 @@ TAIL = 1.0
 
 
 def read_words(text: str) -> list[str]:
-    """Split what is typed after --words.
-
-    Args:
-        text: Words or phrases between commas.
-
-    Returns:
-        The words without white space around them, each once.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Split what is typed after --words, between commas; each word once, ValueError if none."""
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
         raise ValueError('--words is empty; give words between commas, such as "dog,police car"')
@@ -77,15 +66,7 @@ def similarity_maps(dense_Dhw: Tensor, text_KD: Tensor) -> Tensor:
 
     Returns:
         (K, h, w) cosines in [-1, 1].
-
-    Raises:
-        ValueError: If the widths differ.
     """
-    if dense_Dhw.shape[0] != text_KD.shape[1]:
-        raise ValueError(
-            f"the dense map is {dense_Dhw.shape[0]}-d but the words are {text_KD.shape[1]}-d; take "
-            "both from one CLIP"
-        )
     return torch.einsum("dhw,kd->khw", dense_Dhw, text_KD)
 
 
@@ -158,12 +139,7 @@ def draw_heat_maps(
 
     Returns:
         (S, K, h, w) cosines of the S strategies.
-
-    Raises:
-        ValueError: If there is no word, the size is negative, or tower or picture is damaged.
-        FileNotFoundError: If the picture is missing.
     """
-    read_words(",".join(words))
     picture = _read(image, size)
     place = choose_device(device)
     tower = spec.load(device=place)
@@ -206,14 +182,7 @@ def draw_components(
 
     Returns:
         (S, T, 3) shares of the variance.
-
-    Raises:
-        ValueError: If there is no tower, the size is negative, or a tower or the picture is
-            damaged.
-        FileNotFoundError: If the picture is missing.
     """
-    if not specs:
-        raise ValueError("there is no tower; give at least one with --towers")
     picture = _read(image, size)
     place = choose_device(device)
     figure, grid = _panels(picture, len(strategies), len(specs))
@@ -242,22 +211,16 @@ def _read(image: Path, size: int) -> Image.Image:
     return fit_longest(picture, size) if size else picture
 
 
-def _panels(picture: Image.Image, rows: int, maps: int) -> tuple[plt.Figure, np.ndarray]:
+def _panels(picture: Image.Image, rows: int, maps: int) -> tuple[Figure, np.ndarray]:
     """A figure of the picture and a number of maps in every row."""
     height = PANEL * picture.height / picture.width + 0.5
-    figure, grid = plt.subplots(
-        rows,
-        1 + maps,
-        figsize=(PANEL * (1 + maps) + 0.9, height * rows),
-        squeeze=False,
-        layout="constrained",
-    )
-    return figure, grid
+    figure = Figure(figsize=(PANEL * (1 + maps) + 0.9, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, 1 + maps, squeeze=False)
 
 
 def _show(
-    axes: plt.Axes, values: np.ndarray, picture: Image.Image, patch: int, **options: object
-) -> plt.cm.ScalarMappable:
+    axes: Axes, values: np.ndarray, picture: Image.Image, patch: int, **options: object
+) -> AxesImage:
     """Show a map in the picture's pixels, and of its padded cells what lies in the picture."""
     if values.shape[:2] == (picture.height, picture.width):
         patch = 1
@@ -268,8 +231,7 @@ def _show(
     return shown
 
 
-def _save(figure: plt.Figure, output: Path) -> None:
+def _save(figure: Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=100, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
     logger.info("%s", output)

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -47,7 +47,7 @@ class AlignmentOptions:
         num_workers: Processes that read images.
 
     Raises:
-        ValueError: If there is no size, or a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     sizes: tuple[int, ...]
@@ -61,19 +61,11 @@ class AlignmentOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not self.sizes:
-            raise ValueError("there is no input size; give at least one with --sizes")
-        wrong = [size for size in self.sizes if size < 1]
-        if wrong:
-            raise ValueError(f"--sizes has {wrong}; input sizes are positive, in pixels")
-        if self.limit < 0:
-            raise ValueError(f"--limit is {self.limit}; it is 0 for all images, or positive")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        if min(self.batch_size, *self.sizes) < 1 or self.limit < 0:
+            raise ValueError("--sizes and --batch-size are positive, --limit is 0 for all or more")
 
 
-@dataclass(frozen=True)
-class AlignmentRow:
+class AlignmentRow(NamedTuple):
     """Accuracy of one kind of region embedding of a tower.
 
     Attributes:
@@ -170,7 +162,8 @@ def measure_alignment(
         size whatever the input's, then dense features by size and strategy.
 
     Raises:
-        ValueError: If the data set or a tower is unknown, or two towers have one label.
+        ValueError: If the data set or a tower is unknown, two towers have one label, or the images
+            show no region.
 
     Reference: CLIPSelf, arXiv 2310.01403, figure 1 and section 4.1. Differs: crops are embedded by
     the tower that is analysed, so that a distilled tower's own crops are seen; name its teacher
@@ -190,53 +183,51 @@ def measure_alignment(
             embeddings = spec.embed(names, templates=options.templates, device=device)
             texts[key] = embeddings.embeddings_KD
         for number, size in enumerate(options.sizes):
-            found = _measure(
-                dataset_name, records, spec, tower, texts[key], size, options, crops=number == 0
-            )
-            rows += found
+            kinds = STRATEGIES if number else ("", *STRATEGIES)
+            scorers = {
+                kind: build_evaluator(dataset_name, None, text_embeddings=texts[key])
+                for kind in kinds
+            }
+            _score(scorers, records, spec.label, tower, size, options)
+            for kind, scorer in scorers.items():
+                scores = scorer.evaluate().get("region", {})
+                side = size if kind else tower.image_size
+                rows += _rows(scores, spec.label, kind, side, len(records))
+    if not rows:
+        raise ValueError(f"the images of {dataset_name} show no region; raise --limit")
     return rows
 
 
-def _measure(
-    dataset_name: str,
+def _score(
+    scorers: Mapping[str, Any],
     records: list[dict[str, Any]],
-    spec: TowerSpec,
+    label: str,
     tower: VisionTower,
-    text_KD: Tensor,
     size: int,
     options: AlignmentOptions,
-    *,
-    crops: bool,
-) -> list[AlignmentRow]:
-    """Score a tower at one input size."""
+) -> None:
+    """Show the regions of a data set to scorers by strategy; "" is that of crops."""
     mapper = RegionMapper(
         image_size=size,
-        crop_size=tower.image_size if crops else None,
+        crop_size=tower.image_size if "" in scorers else None,
         patch_size=tower.patch_size,
         pad_to_square=options.pad_to_square,
     )
     loader = build_region_loader(
         records, mapper, batch_size=options.batch_size, num_workers=options.num_workers
     )
-    kinds = [*([""] if crops else []), *STRATEGIES]
-    scorers = {kind: build_evaluator(dataset_name, None, text_embeddings=text_KD) for kind in kinds}
+    square = size if options.pad_to_square else 0
     for scorer in scorers.values():
         scorer.reset()
     for count, items in enumerate(loader, start=1):
         for kind, scorer in scorers.items():
-            square = size if options.pad_to_square else 0
             if kind:
                 output = embed_dense(tower, items, last_block=kind, square_size=square)
             else:
                 output = embed_crops(tower, items)
             scorer.process(items, output)
-        message = f"{spec.label}, {size} px: {count}/{len(loader)} batches"
+        message = f"{label}, {size} px: {count}/{len(loader)} batches"
         log_every_n_seconds(logging.INFO, message, n=10)
-    rows = []
-    for kind, scorer in scorers.items():
-        region = scorer.evaluate().get("region", {})
-        rows += _rows(region, spec.label, kind, size if kind else tower.image_size, len(records))
-    return rows
 
 
 def _rows(

@@ -1,6 +1,5 @@
 """Towers named on a command line, for tools that compare several."""
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import torch
 
+from clipself_d2.apps.predict.predictor import warn_unseen_words
 from clipself_d2.clip import TextEncoder, VisionTower, load_clip, load_tower
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
-
-logger = logging.getLogger(__name__)
 
 SPEC_FORM = "[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]"
 _LABEL = re.compile(r"([^:=]+)=")
@@ -71,9 +69,6 @@ class TowerSpec:
 
         Returns:
             The tower.
-
-        Raises:
-            ValueError: If name, tag or file does not fit.
         """
         tower = load_tower(self.name, self.tower_weights or self.weights, precision=precision)
         tower.freeze()
@@ -91,19 +86,10 @@ class TowerSpec:
 
         Returns:
             Their embeddings, on the CPU, without background.
-
-        Raises:
-            ValueError: If a name is empty or repeated, or the prompt set is unknown.
         """
         vocabulary = Vocabulary.from_names(list(names))
         text = load_clip(self.name, self.weights).text.to(device or torch.device("cpu"))
-        unseen = text.unseen_words(vocabulary.names)
-        if unseen:
-            logger.warning(
-                "%s never read the words %s in training; expect noise for them",
-                self.name,
-                ", ".join(unseen),
-            )
+        warn_unseen_words(text, self.name, names)
         return TextEmbeddings.build(
             text,
             vocabulary,
@@ -115,14 +101,7 @@ class TowerSpec:
 
 
 def default_templates(text: TextEncoder) -> str:
-    """Choose the prompt set of a text tower.
-
-    Args:
-        text: The text tower.
-
-    Returns:
-        "emoji" for a CLIP that has read made-up captions alone, otherwise "vild".
-    """
+    """Return "emoji" for a CLIP that has read made-up captions alone, otherwise "vild"."""
     return "emoji" if text.closed_words else "vild"
 
 

@@ -1,5 +1,6 @@
 """Clocks and scales of the benchmark: medians, peak memory, the device's matrix-product peak."""
 
+import contextlib
 import ctypes
 import gc
 import statistics
@@ -10,19 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-
-from clipself_d2.clip.precision import cpu_has_bf16
 
 Step = Callable[[], object]
 Row = dict[str, object]
 
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20
 # Side of the square matrices of the matrix-product peak.
 _PEAK_SIDE = {"cuda": 8192, "cpu": 1536}
-_PEAK_REPEATS = 7
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class BenchmarkOptions:
         device: cpu or cuda.
         model: Name of a CLIP; its weights are random.
         sizes: Sides of the square images, px.
-        precision: Number type of our variants: fp32, bf16 or auto.
+        precision: Number type of our variants: fp32, bf16, fp16 or auto.
         repeats: Measured runs of every variant; their median is reported.
-        num_crops: Regions of the image in a distillation step.
+        num_crops: Regions of the image in a distillation step, at most 16.
         regions: Regions of an image in the detector's ROI heads, in training and at test time.
         scale: Share of LVIS val in the evaluation, in (0, 1].
         reference: Whether the reference scorer runs too.
@@ -59,27 +57,16 @@ class BenchmarkOptions:
     isolated: bool = True
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Memory of a repeated step.
+class Memory(NamedTuple):
+    """Memory of a repeated step, MiB.
 
     Attributes:
-        total: Peak above what was there before the model was built, bytes.
-        step: Peak above what stays between two steps (weights, optimizer state), bytes.
+        total: Peak above what was there before the model was built.
+        step: Peak above what stays between two steps (weights, optimizer state).
     """
 
-    total: int
-    step: int
-
-
-def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given.
-
-    Args:
-        device: cpu or cuda.
-    """
-    if device != "cpu":
-        torch.cuda.synchronize()
+    total: float
+    step: float
 
 
 def clock(device: str) -> Callable[[], float]:
@@ -89,11 +76,17 @@ def clock(device: str) -> Callable[[], float]:
         device: cpu or cuda.
 
     Returns:
-        Function that tells a time, s: the processor's own time on a CPU with one thread, where
-        other programs would count in the wall's; else the wall's.
+        Function that tells a time, s, when the device has done its work: the processor's own time
+        on a CPU with one thread, where other programs would count in the wall's; else the wall's.
     """
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    return time.process_time if alone else time.perf_counter
+    if device == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
 
 
 def median_seconds(
@@ -109,142 +102,76 @@ def median_seconds(
 
     Returns:
         Median time of one run by name, s, of ``clock``.
-
-    Raises:
-        ValueError: If ``repeats`` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"--repeats is {repeats}; it must be at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     now = clock(device)
     for number in range(-warm_up, repeats):
         for name, step in steps.items():
-            synchronize(device)
             start = now()
             step()
-            synchronize(device)
             if number >= 0:
                 seconds[name].append(now() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_memory(build: Callable[..., Step], *args: object, device: str, isolated: bool) -> Memory:
+def peak_memory(build: Callable[..., Step], *args: object, options: BenchmarkOptions) -> Memory:
     """Measure the peak memory of a step that follows another one.
 
-    On the CPU it is resident memory, in a fresh process where ``isolated`` says so; on CUDA it is
+    On the CPU it is resident memory, in a fresh process where the options say so; on CUDA it is
     that of the allocator.
 
     Args:
         build: Importable function that makes the step.
         args: Its arguments; what can be pickled.
-        device: cpu or cuda.
-        isolated: Whether to start a process, on the CPU.
+        options: Device, and whether to start a process.
 
     Returns:
         The memory.
     """
-    if device != "cpu" or not isolated:
-        return _step_memory(build, args, device)
+    job = (build, args, options.device, torch.get_num_threads())
+    if options.device != "cpu" or not options.isolated:
+        return _step_memory(*job)
     # A spawned process inherits nothing, and forgets all when it ends.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_step_memory, build, args, device, torch.get_num_threads()).result()
+        return pool.submit(_step_memory, *job).result()
 
 
 def _step_memory(
-    build: Callable[..., Step], args: tuple[object, ...], device: str, num_threads: int = 0
+    build: Callable[..., Step], args: tuple[object, ...], device: str, num_threads: int
 ) -> Memory:
-    if num_threads:
-        torch.set_num_threads(num_threads)
-    before = memory_now(device)
+    torch.set_num_threads(num_threads)
+    before = _memory_now(device)
     step = build(*args)
     step()
-    restart_peak(device)
-    state = memory_now(device)
+    state = _memory_now(device)
     step()
-    synchronize(device)
-    peak = memory_peak(device)
-    return Memory(total=max(0, peak - before), step=max(0, peak - state))
+    peak = torch.cuda.max_memory_allocated() if device != "cpu" else _status_bytes("VmHWM")
+    return Memory(max(0, peak - before) / MIB, max(0, peak - state) / MIB)
 
 
-def memory_now(device: str) -> int:
-    """Tell how much memory is in use, after handing back what is free.
-
-    Args:
-        device: cpu or cuda.
-
-    Returns:
-        Bytes.
-    """
+def _memory_now(device: str) -> int:
+    """Hand back what is free, tell what is in use, and begin to watch for a peak; bytes."""
     gc.collect()
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    if sys.platform != "linux":
+        raise ValueError("memory on the CPU is read from Linux's /proc; use --device cuda")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    # Without this right the peak is that of the process's whole life, in which the first step needs
+    # no less than the second.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS")
 
 
-def restart_peak(device: str) -> None:
-    """Forget the peak so far.
-
-    Args:
-        device: cpu or cuda.
-    """
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        # Without this right the peak is that of the process's whole life, in which the first
-        # step needs no less than the second.
-        return
-
-
-def memory_peak(device: str) -> int:
-    """Tell the peak since ``restart_peak``.
-
-    Args:
-        device: cpu or cuda.
-
-    Returns:
-        Bytes.
-    """
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    return _status_bytes("VmHWM")
-
-
 def _status_bytes(field: str) -> int:
-    if not _STATUS.is_file():
-        raise ValueError(
-            "memory on the CPU is read from /proc/self/status, which this system lacks; use Linux, "
-            "or --device cuda"
-        )
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"/proc/self/status has no {field}; use --device cuda")
-
-
-def compute_type(device: str, precision: str) -> torch.dtype:
-    """Number type that a precision means on a device.
-
-    Args:
-        device: cpu or cuda.
-        precision: fp32, bf16, fp16 or auto.
-
-    Returns:
-        The type of matrix products.
-    """
-    if precision == "fp16":
-        return torch.float16
-    if precision == "fp32" or (precision == "auto" and device == "cpu" and not cpu_has_bf16()):
-        return torch.float32
-    return torch.bfloat16
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def matrix_peak(device: str, dtype: torch.dtype) -> float:
@@ -260,11 +187,9 @@ def matrix_peak(device: str, dtype: torch.dtype) -> float:
     side = _PEAK_SIDE[device]
     matrix = torch.randn(side, side, device=device).to(dtype)
     best, now = float("inf"), clock(device)
-    for _ in range(_PEAK_REPEATS):
-        synchronize(device)
+    for _ in range(7):
         start = now()
         torch.mm(matrix, matrix)
-        synchronize(device)
         best = min(best, now() - start)
     return 2 * side**3 / best
 
@@ -278,16 +203,13 @@ def machine(device: str) -> Row:
     Returns:
         What JSON can hold.
     """
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = f"CPU {names[0]}" if names else "CPU"
     return {
-        "device": torch.cuda.get_device_name() if device != "cpu" else _processor(),
+        "device": torch.cuda.get_device_name() if device != "cpu" else processor,
         "threads": torch.get_num_threads(),
         "clock": "processor" if clock(device) is time.process_time else "wall",
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU {names[0]}" if names else "CPU"

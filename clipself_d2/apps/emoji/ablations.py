@@ -2,12 +2,11 @@
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipself_d2.apps.emoji.quickstart import Stage, run_stage
+from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_stage
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.vocabulary.concepts import ConceptPool
@@ -179,15 +178,7 @@ def choose_rows(options: AblationOptions) -> list[AblationRow]:
 
 
 def plan_runs(options: AblationOptions, rows: Sequence[AblationRow]) -> list[Stage]:
-    """List the commands, each run once, towers before the detectors on them.
-
-    Args:
-        options: Budget and places.
-        rows: Lines of the tables.
-
-    Returns:
-        The stages.
-    """
+    """List the commands of some lines, each run once, towers before the detectors on them."""
     by_name = {row.name: row for row in ROWS}
     wanted = {row.name: row for row in rows}
     for row in rows:
@@ -226,15 +217,9 @@ def prepare_files(options: AblationOptions) -> None:
     Raises:
         FileNotFoundError: If captions or proposals are missing.
     """
-    if not options.proposals.is_file():
-        raise FileNotFoundError(
-            f"--proposals {options.proposals} does not exist; tools/quickstart.py writes it, and "
-            "tools/make_proposals.py"
-        )
-    if options.rpn and not options.rpn.is_file():
-        raise FileNotFoundError(
-            f"--rpn {options.rpn} does not exist; tools/quickstart.py writes rpn/model_final.pth"
-        )
+    for flag, file in (("--proposals", options.proposals), ("--rpn", options.rpn)):
+        if file and not file.is_file():
+            raise FileNotFoundError(f"{flag} {file} does not exist; tools/quickstart.py writes it")
     out = options.output
     out.mkdir(parents=True, exist_ok=True)
     captions = options.data_root / "emoji" / "annotations" / "captions_train.json"
@@ -255,37 +240,23 @@ def run_ablations(options: AblationOptions, command: str) -> None:
     Args:
         options: Budget and places.
         command: How this was called, for the page.
-
-    Raises:
-        FileNotFoundError: If an input is missing.
-        ValueError: If a run fails or a table is unknown.
     """
     rows = choose_rows(options)
     prepare_files(options)
     for stage in plan_runs(options, rows):
         record = stage.output / COMMAND_FILE
-        if _has_results(stage, record):
+        done = record.is_file() and (stage.output / RESULTS_FILE).is_file()
+        if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
             logger.info("[%s] has results in %s; kept", stage.name, stage.output)
             continue
         run_stage(stage, options.data_root)
         record.write_text(json.dumps(stage.command), encoding="utf-8")
-    results = {row.name: _read_scores(options.output / row.name) for row in rows}
+    results = {
+        row.name: next(iter(read_results(options.output / row.name).values())) for row in rows
+    }
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(format_page(options, rows, results, command), encoding="utf-8")
     logger.info("tables in %s", options.page)
-
-
-def _has_results(stage: Stage, record: Path) -> bool:
-    """Whether this very command has been run to its end."""
-    if not (record.is_file() and (stage.output / RESULTS_FILE).is_file()):
-        return False
-    return bool(json.loads(record.read_text(encoding="utf-8")) == stage.command)
-
-
-def _read_scores(folder: Path) -> dict[str, dict[str, float]]:
-    content = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    scores: dict[str, dict[str, float]] = next(iter(content.values()))
-    return scores
 
 
 def format_page(
@@ -328,15 +299,3 @@ def format_page(
         body = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
         parts.append(f"## {title}\n\n{body}")
     return "\n\n".join(parts) + "\n"
-
-
-def shown_command(arguments: Sequence[str]) -> str:
-    """Write a command line as one would type it.
-
-    Args:
-        arguments: Words behind the interpreter.
-
-    Returns:
-        The line.
-    """
-    return f"python {shlex.join(arguments)}"

@@ -5,12 +5,12 @@ Legend: H W pixels of the scene.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
 from clipself_d2.apps.emoji.polygons import mask_to_polygons
-from clipself_d2.apps.emoji.scenes import Scene
+from clipself_d2.apps.emoji.scenes import Scene, tight_box
 from clipself_d2.data.datasets.emoji_world import World
 
 # Panoptic segment id = category id x this + number of the segment within its category.
@@ -23,103 +23,19 @@ LICENSES = (
 )
 
 
-class ImageRow(TypedDict):
-    """An image of any of the formats."""
-
-    id: int
-    file_name: str
-    width: int
-    height: int
+# A row, or a whole file, as json takes it. Boxes are XYWH px, areas visible pixels.
+Row = dict[str, Any]
 
 
-class LvisImageRow(ImageRow):
-    """An image of an LVIS file, with the classes known to be absent or labelled in part."""
-
-    coco_url: str
-    neg_category_ids: list[int]
-    not_exhaustive_category_ids: list[int]
-
-
-class InstanceRow(TypedDict):
-    """An instance: ``bbox`` XYWH px, ``area`` in visible pixels, polygons of the visible part."""
-
-    id: int
-    image_id: int
-    category_id: int
-    bbox: list[int]
-    area: int
-    segmentation: list[list[float]]
-    iscrowd: int
-
-
-class SegmentRow(TypedDict):
-    """A panoptic segment: ``id`` is the colour R + 256 G + 65536 B, ``bbox`` XYWH px."""
-
-    id: int
-    category_id: int
-    area: int
-    bbox: list[int]
-    iscrowd: int
-
-
-class PanopticRow(TypedDict):
-    """All segments of one image."""
-
-    image_id: int
-    file_name: str
-    segments_info: list[SegmentRow]
-
-
-class CategoryRow(TypedDict, total=False):
-    """A category; ``id`` and ``name`` are always there, the format decides on the others."""
-
-    id: int
-    name: str
-    supercategory: str
-    isthing: int
-    frequency: str
-    image_count: int
-    instance_count: int
-    synonyms: list[str]
-    synset: str
-
-
-class FileHeader(TypedDict):
-    """What files of all formats begin with."""
-
-    info: dict[str, str]
-    licenses: list[dict[str, int | str]]
-
-
-class InstanceFile(FileHeader):
-    """A COCO or LVIS instance file."""
-
-    images: Sequence[ImageRow]
-    annotations: Sequence[InstanceRow]
-    categories: Sequence[CategoryRow]
-
-
-class PanopticFile(FileHeader):
-    """A COCO panoptic file."""
-
-    images: Sequence[ImageRow]
-    annotations: Sequence[PanopticRow]
-    categories: Sequence[CategoryRow]
-
-
-def file_header() -> FileHeader:
-    """Make the entries that all formats share.
-
-    Returns:
-        ``info`` and ``licenses``.
-    """
-    licenses: list[dict[str, int | str]] = [
+def file_header() -> Row:
+    """Return the entries that all formats share, ``info`` and ``licenses``."""
+    licenses = [
         {"id": number, "name": name, "url": url} for number, (name, url) in enumerate(LICENSES, 1)
     ]
     return {"info": {"description": DESCRIPTION, "version": "1.0"}, "licenses": licenses}
 
 
-def image_row(scene: Scene, image_id: int) -> ImageRow:
+def image_row(scene: Scene, image_id: int) -> Row:
     """Describe the image of a scene.
 
     Args:
@@ -133,7 +49,7 @@ def image_row(scene: Scene, image_id: int) -> ImageRow:
     return {"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": width, "height": height}
 
 
-def instance_rows(scene: Scene, image_id: int, first_id: int, world: World) -> list[InstanceRow]:
+def instance_rows(scene: Scene, image_id: int, first_id: int, world: World) -> list[Row]:
     """Describe the things of a scene.
 
     Args:
@@ -145,7 +61,7 @@ def instance_rows(scene: Scene, image_id: int, first_id: int, world: World) -> l
     Returns:
         One row a thing, in the order of ``scene.objects``.
     """
-    rows: list[InstanceRow] = []
+    rows = []
     for number, thing in enumerate(scene.objects):
         mask = scene.instance_map == number + 1
         rows.append(
@@ -162,21 +78,14 @@ def instance_rows(scene: Scene, image_id: int, first_id: int, world: World) -> l
     return rows
 
 
-def thing_categories(world: World) -> list[CategoryRow]:
-    """List the things as COCO categories.
-
-    Args:
-        world: The classes.
-
-    Returns:
-        One row a thing, by id.
-    """
+def thing_categories(world: World) -> list[Row]:
+    """List the things as COCO categories, by id."""
     return [
         {"id": thing.id, "name": thing.name, "supercategory": thing.group} for thing in world.things
     ]
 
 
-def base_only(instances: InstanceFile, world: World) -> InstanceFile:
+def base_only(instances: Row, world: World) -> Row:
     """Take the novel classes out of a training file, as the open-vocabulary protocols do.
 
     Args:
@@ -194,13 +103,13 @@ def base_only(instances: InstanceFile, world: World) -> InstanceFile:
 
 
 def to_lvis(
-    instances: InstanceFile,
+    instances: Row,
     world: World,
     *,
-    counted: Sequence[InstanceRow],
+    counted: Sequence[Row],
     split: str,
     annotated: Sequence[str] = ("f", "c", "r"),
-) -> InstanceFile:
+) -> Row:
     """Turn a COCO instance file into an LVIS v1 file.
 
     Every scene is labelled completely, so ``not_exhaustive_category_ids`` is empty and
@@ -223,7 +132,7 @@ def to_lvis(
     positive: dict[int, set[int]] = {row["id"]: set() for row in instances["images"]}
     for row in instances["annotations"]:
         positive[row["image_id"]].add(row["category_id"])
-    images: list[LvisImageRow] = [
+    images = [
         {
             **row,
             "coco_url": f"emoji/{split}/{row['file_name']}",
@@ -235,7 +144,7 @@ def to_lvis(
     return {**instances, "images": images, "categories": _lvis_categories(world, counted)}
 
 
-def _lvis_categories(world: World, counted: Sequence[InstanceRow]) -> list[CategoryRow]:
+def _lvis_categories(world: World, counted: Sequence[Row]) -> list[Row]:
     instance_count = Counter(row["category_id"] for row in counted)
     pairs = {(row["image_id"], row["category_id"]) for row in counted}
     image_count = Counter(category_id for _, category_id in pairs)
@@ -253,24 +162,16 @@ def _lvis_categories(world: World, counted: Sequence[InstanceRow]) -> list[Categ
     ]
 
 
-def panoptic_categories(world: World) -> list[CategoryRow]:
-    """List things and stuff as COCO panoptic categories.
-
-    Args:
-        world: The classes.
-
-    Returns:
-        The things, then the stuff, by id.
-    """
-    rows: list[CategoryRow] = []
-    for row in thing_categories(world):
-        rows.append({**row, "isthing": 1})
-    for number, name in zip(world.stuff_ids, world.stuff, strict=True):
-        rows.append({"id": number, "name": name, "supercategory": "stuff", "isthing": 0})
-    return rows
+def panoptic_categories(world: World) -> list[Row]:
+    """List things, then stuff, as COCO panoptic categories, by id."""
+    stuff = zip(world.stuff_ids, world.stuff, strict=True)
+    return [{**row, "isthing": 1} for row in thing_categories(world)] + [
+        {"id": number, "name": name, "supercategory": "stuff", "isthing": 0}
+        for number, name in stuff
+    ]
 
 
-def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[PanopticRow, np.ndarray]:
+def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[Row, np.ndarray]:
     """Describe things and visible stuff of a scene; every pixel belongs to one segment.
 
     Args:
@@ -282,7 +183,7 @@ def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[PanopticRow
         The row and the picture of segment ids, (H, W, 3) uint8 RGB.
     """
     ids = np.zeros(scene.instance_map.shape, np.int32)
-    segments: list[SegmentRow] = []
+    segments: list[Row] = []
     seen: Counter[int] = Counter()
 
     def add(category_id: int, mask: np.ndarray) -> None:
@@ -294,7 +195,7 @@ def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[PanopticRow
                 "id": segment_id,
                 "category_id": category_id,
                 "area": int(mask.sum()),
-                "bbox": _to_xywh(_tight_box(mask)),
+                "bbox": _to_xywh(tight_box(mask)),
                 "iscrowd": 0,
             }
         )
@@ -307,11 +208,6 @@ def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[PanopticRow
     colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
     name = f"{image_id:012d}.png"
     return {"image_id": image_id, "file_name": name, "segments_info": segments}, colors
-
-
-def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _to_xywh(box: tuple[int, int, int, int]) -> list[int]:

@@ -4,7 +4,7 @@ Half of the pictures are crops around one object, as a teacher sees proposals; t
 windows anywhere in the scene with none to several objects, as it sees grid patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from clipself_d2.apps.emoji.scenes import Scene, SceneRenderer
+from clipself_d2.data.pictures import fit_longest
 
 WINDOWS_PER_SCENE = 4
 WINDOW_SIZE = (40.0, 190.0)
@@ -30,6 +31,20 @@ def article(name: str) -> str:
         The phrase with "a" or "an".
     """
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """Join names as in a sentence.
+
+    Args:
+        names: Noun phrases, at least one.
+
+    Returns:
+        Such as "a dog, an owl and a car".
+    """
+    first = [article(name) for name in names]
+    last = first.pop()
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,7 @@ class CaptionedPictures(IterableDataset[CaptionedBatch]):
         start = CAPTION_STARTS[int(rng.integers(len(CAPTION_STARTS)))]
         if not things:
             return start + world.stuff[stuff]
-        names = [article(world.things[thing].name) for thing in rng.permutation(things)[:4]]
-        text = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+        text = enumerate_names([world.things[thing].name for thing in rng.permutation(things)[:4]])
         place = f" on {world.stuff[stuff]}" if rng.random() < 0.5 else ""
         return start + text + place
 
@@ -124,14 +138,9 @@ def crop_and_pad(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
         (size, size, 3) uint8.
     """
     left, top, right, bottom = (round(float(side)) for side in box)
-    crop = Image.fromarray(image).crop((left, top, right, bottom))
-    scale = size / max(crop.size)
-    width, height = (max(1, round(side * scale)) for side in crop.size)
+    crop = fit_longest(Image.fromarray(image).crop((left, top, right, bottom)), size)
     canvas = Image.new("RGB", (size, size))
-    canvas.paste(
-        crop.resize((width, height), Image.Resampling.BICUBIC),
-        ((size - width) // 2, (size - height) // 2),
-    )
+    canvas.paste(crop, ((size - crop.width) // 2, (size - crop.height) // 2))
     return np.asarray(canvas)
 
 

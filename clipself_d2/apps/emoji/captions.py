@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipself_d2.apps.emoji.captioned import CAPTION_STARTS, article
+from clipself_d2.apps.emoji.captioned import CAPTION_STARTS, enumerate_names
 from clipself_d2.apps.emoji.scenes import Scene
 from clipself_d2.data.datasets.emoji_world import World
 
@@ -29,8 +29,7 @@ def scene_captions(rng: np.random.Generator, scene: Scene, world: World) -> list
     captions = []
     for _ in range(CAPTIONS_PER_IMAGE):
         chosen = rng.permutation(shown)[:MAX_NAMES]
-        names = [article(world.things[int(thing)].name) for thing in chosen]
-        text = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+        text = enumerate_names([world.things[int(thing)].name for thing in chosen])
         start = CAPTION_STARTS[int(rng.integers(len(CAPTION_STARTS)))]
         place = f" on {stuff}" if rng.random() < 0.5 else ""
         captions.append(f"{start}{text}{place}")

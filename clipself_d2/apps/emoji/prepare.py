@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from clipself_d2.apps.emoji import annotations as rows
 from clipself_d2.apps.emoji.captions import scene_captions
 from clipself_d2.apps.emoji.manifest import MANIFEST, find_problem, fingerprint, write_manifest
-from clipself_d2.apps.emoji.referring import RefRow, choose_sentences, ref_rows
+from clipself_d2.apps.emoji.referring import choose_sentences, ref_rows
 from clipself_d2.apps.emoji.scenes import Scene, SceneRenderer
 from clipself_d2.data.datasets import emoji_world
 from clipself_d2.data.datasets.emoji_world import (
@@ -72,24 +71,20 @@ class EmojiOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, count in (("train", self.train), ("val", self.val)):
-            if not 1 <= count < SPLIT_ID_STRIDE // 10:
-                raise ValueError(
-                    f"--{name} is {count}; expected 1 to {SPLIT_ID_STRIDE // 10 - 1} images"
-                )
-        if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; expected a whole number that is not negative")
+        most = SPLIT_ID_STRIDE // 10
+        if not (0 < self.train < most and 0 < self.val < most and self.seed >= 0):
+            raise ValueError(f"--train and --val are 1 to {most - 1} images, --seed is 0 or more")
 
 
 @dataclass
 class SplitRows:
     """Rows of all formats for one split, in the order of the images."""
 
-    images: list[rows.ImageRow] = field(default_factory=list)
-    instances: list[rows.InstanceRow] = field(default_factory=list)
-    segments: list[rows.PanopticRow] = field(default_factory=list)
-    refs: list[RefRow] = field(default_factory=list)
-    captions: list[dict[str, int | str]] = field(default_factory=list)
+    images: list[rows.Row] = field(default_factory=list)
+    instances: list[rows.Row] = field(default_factory=list)
+    segments: list[rows.Row] = field(default_factory=list)
+    refs: list[rows.Row] = field(default_factory=list)
+    captions: list[rows.Row] = field(default_factory=list)
 
 
 def prepare_emoji(root: Path, options: EmojiOptions, *, sprite_dir: Path | None = None) -> bool:
@@ -105,18 +100,9 @@ def prepare_emoji(root: Path, options: EmojiOptions, *, sprite_dir: Path | None 
 
     Returns:
         Whether anything was written.
-
-    Raises:
-        ValueError: If the root cannot be a folder.
-        FileNotFoundError: If a sprite sheet is missing.
     """
     folder = root / "emoji"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"folder {folder} cannot be made ({error.strerror}); give another --root"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     sprite_dir = SPRITE_DIR if sprite_dir is None else sprite_dir
     atlas = load_atlas(sprite_dir=sprite_dir)
     wanted = {**asdict(options), "renderer": _renderer_fingerprint(sprite_dir)}
@@ -145,8 +131,7 @@ def _renderer_fingerprint(sprite_dir: Path) -> str:
     sources = [Path(emoji_world.__file__)]
     sources += [Path(__file__).parent / f"{module}.py" for module in RENDERER_MODULES]
     sheets = [sheet_path(family, sprite_dir) for family in TRAIN_FAMILIES]
-    index = sprite_dir / "index.json"
-    return fingerprint([*sources, CATEGORIES_FILE, index, *sheets])
+    return fingerprint([*sources, CATEGORIES_FILE, sprite_dir / "index.json", *sheets])
 
 
 def _part_names(options: EmojiOptions) -> list[str]:
@@ -217,7 +202,7 @@ def _append_rows(
     made: SplitRows,
     rng: np.random.Generator,
     scene: Scene,
-    image: rows.ImageRow,
+    image: rows.Row,
     split: str,
     first_id: int,
 ) -> None:
@@ -246,26 +231,25 @@ def _write_common(folder: Path, split: str, made: SplitRows) -> None:
 
 
 def _write_instances(folder: Path, train: SplitRows, val: SplitRows, world: World) -> None:
-    def instance_file(made: SplitRows) -> rows.InstanceFile:
-        return {
+    categories = rows.thing_categories(world)
+    every, test = (
+        {
             **rows.file_header(),
             "images": made.images,
             "annotations": made.instances,
-            "categories": rows.thing_categories(world),
+            "categories": categories,
         }
-
-    train_base = rows.base_only(instance_file(train), world)
-    counted = train.instances
-    _dump(folder / "instances_train_all.json", instance_file(train))
-    _dump(folder / "instances_train_base.json", train_base)
-    _dump(folder / "instances_val.json", instance_file(val))
-    lvis_train = rows.to_lvis(
-        train_base, world, counted=counted, split="train", annotated=("f", "c")
+        for made in (train, val)
     )
-    _dump(folder / "lvis_train_base.json", lvis_train)
-    lvis_val = rows.to_lvis(instance_file(val), world, counted=counted, split="val")
-    _dump(folder / "lvis_val.json", lvis_val)
+    base, counted = rows.base_only(every, world), train.instances
+    _dump(folder / "instances_train_all.json", every)
+    _dump(folder / "instances_train_base.json", base)
+    _dump(folder / "instances_val.json", test)
+    lvis = rows.to_lvis(base, world, counted=counted, split="train", annotated=("f", "c"))
+    _dump(folder / "lvis_train_base.json", lvis)
+    lvis = rows.to_lvis(test, world, counted=counted, split="val")
+    _dump(folder / "lvis_val.json", lvis)
 
 
-def _dump(path: Path, content: Mapping[str, object] | list[RefRow]) -> None:
+def _dump(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")

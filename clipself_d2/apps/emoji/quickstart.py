@@ -1,6 +1,5 @@
 """The whole path on the embedded data set, stage by stage, each the command a user would type."""
 
-import argparse
 import json
 import logging
 import os
@@ -11,8 +10,11 @@ import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
+from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(512 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20),
 }
+
+
+VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "hotcoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,7 @@ class Stage:
 
 
 def plan_stages(options: QuickstartOptions) -> list[Stage]:
-    """List the commands of a quickstart.
-
-    Args:
-        options: Budget and places.
-
-    Returns:
-        The stages in order.
-    """
+    """List the commands of a quickstart, in order."""
     out = options.output
     common = ["SEED", str(options.seed), *options.overrides]
     rpn_weights = out / "rpn" / "model_final.pth"
@@ -194,19 +192,11 @@ def run_quickstart(options: QuickstartOptions) -> Summary:
 
 
 def summarise(options: QuickstartOptions, minutes: dict[str, float]) -> Summary:
-    """Collect the figures that the stages wrote.
-
-    Args:
-        options: Budget and places.
-        minutes: Time of every stage.
-
-    Returns:
-        The summary.
-    """
-    before = _read_results(options.output / "before")["emoji_panoptic_val"]["region"]
-    after = _read_results(options.output / "clipself")["emoji_panoptic_val"]["region"]
-    untouched = _read_results(options.output / "fvit_untouched")["emoji_ov_val"]["bbox"]
-    distilled = _read_results(options.output / "fvit_clipself")["emoji_ov_val"]["bbox"]
+    """Collect the figures that the stages wrote, and the time that each took, minutes."""
+    before = read_results(options.output / "before")["emoji_panoptic_val"]["region"]
+    after = read_results(options.output / "clipself")["emoji_panoptic_val"]["region"]
+    untouched = read_results(options.output / "fvit_untouched")["emoji_ov_val"]["bbox"]
+    distilled = read_results(options.output / "fvit_clipself")["emoji_ov_val"]["bbox"]
     summary: Summary = {
         "crop_macc": before["crop.thing.macc1"],
         "dense_macc_before": before["roi.thing.macc1"],
@@ -218,39 +208,21 @@ def summarise(options: QuickstartOptions, minutes: dict[str, float]) -> Summary:
     summary["minutes"] = {**minutes, "total": round(sum(minutes.values()), 3)}
     summary["regions"] = options.regions
     summary["seed"] = options.seed
-    summary["versions"] = _versions()
+    summary["versions"] = {name: metadata.version(name) for name in VERSIONS}
     return summary
 
 
-def _read_results(folder: Path) -> dict:
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the scores in an OUTPUT_DIR, by data set."""
     return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
-def _versions() -> dict[str, str]:
-    names = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "hotcoco", "numpy")
-    return {name: metadata.version(name) for name in names}
-
-
 def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
-    """Read the quickstart's flags.
-
-    Args:
-        arguments: Words of the command line; ``sys.argv`` when None.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Example: python tools/quickstart.py --regions grid --seed 1"
-    )
+    """Read the quickstart's flags; of ``sys.argv`` where ``arguments`` is None."""
+    parser = tool_parser(__doc__, "python tools/quickstart.py --regions grid --seed 1")
     defaults = QuickstartOptions(Path("output/quickstart"), Path("datasets"))
-    parser.add_argument("--output", type=Path, default=defaults.output)
-    parser.add_argument(
-        "--data-root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="folder of the data set; DETECTRON2_DATASETS or datasets",
-    )
+    parser.add_argument("--output", type=user_path, default=defaults.output)
+    add_data_root(parser, "--data-root", "folder of the data set")
     for name in ("train", "val", "rpn-iterations", "distill-iterations", "detector-iterations"):
         value = getattr(defaults, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -258,6 +230,7 @@ def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = vars(parser.parse_args(arguments))
+    del args["debug"]
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
     args["overrides"] = tuple(args["overrides"])
     return QuickstartOptions(**args)

@@ -6,12 +6,11 @@ with a margin, so that no sentence depends on a few pixels.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
-from clipself_d2.apps.emoji.annotations import ImageRow, InstanceRow
+from clipself_d2.apps.emoji.annotations import Row
 from clipself_d2.apps.emoji.scenes import Scene
 from clipself_d2.data.datasets.emoji_world import World
 
@@ -25,36 +24,8 @@ GROUP_NOUNS = frozenset({"animal", "vehicle", "plant"})
 ANY_NOUN = "object"
 
 
-class SentenceRow(TypedDict):
-    """A sentence in RefCOCO's layout: ``tokens`` are the words of ``sent``, in lower case."""
-
-    sent_id: int
-    sent: str
-    raw: str
-    tokens: list[str]
-
-
-class RefRow(TypedDict):
-    """An object and its sentences in RefCOCO's layout."""
-
-    ref_id: int
-    ann_id: int
-    image_id: int
-    category_id: int
-    file_name: str
-    split: str
-    sent_ids: list[int]
-    sentences: list[SentenceRow]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One expression.
-
-    Attributes:
-        text: The words.
-        target: Index into ``Scene.objects`` of the only object that they fit.
-    """
+class Sentence(NamedTuple):
+    """An expression, and the index into ``Scene.objects`` of the only object that it fits."""
 
     text: str
     target: int
@@ -148,13 +119,13 @@ def choose_sentences(rng: np.random.Generator, scene: Scene, world: World) -> li
 
 def ref_rows(
     sentences: list[list[str]],
-    instances: Sequence[InstanceRow],
-    image: ImageRow,
+    instances: Sequence[Row],
+    image: Row,
     *,
     split: str,
     first_ref_id: int,
     first_sentence_id: int,
-) -> list[RefRow]:
+) -> list[Row]:
     """Arrange an image's sentences as RefCOCO does.
 
     Args:
@@ -168,12 +139,12 @@ def ref_rows(
     Returns:
         One row for each object that has a sentence.
     """
-    rows: list[RefRow] = []
+    rows: list[Row] = []
     sentence_id = first_sentence_id
     for texts, instance in zip(sentences, instances, strict=True):
         if not texts:
             continue
-        sentence_rows: list[SentenceRow] = [
+        sentence_rows: list[Row] = [
             {"sent_id": sentence_id + place, "sent": text, "raw": text, "tokens": text.split()}
             for place, text in enumerate(texts)
         ]

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 Summary = dict[str, Any]
@@ -63,7 +61,8 @@ def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
     """
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     rows = [row for row in rows if "total_loss" in row]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+    figure = Figure(figsize=(12, 3.6))
+    left, middle, right = figure.subplots(1, 3)
     steps = [row["iteration"] for row in rows]
     left.plot(steps, [row["total_loss"] for row in rows], label="student")
     constant = [row.get("distill/constant_loss") for row in rows]
@@ -79,10 +78,9 @@ def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
     right.set_title("detection AP50, %")
     figure.tight_layout()
     figure.savefig(output_dir / "curves.png", dpi=110)
-    plt.close(figure)
 
 
-def _bars(axes: plt.Axes, groups: Sequence[tuple[str, float, float]]) -> None:
+def _bars(axes: Axes, groups: Sequence[tuple[str, float, float]]) -> None:
     position = np.arange(len(groups))
     for shift, label, color, column in (
         (-0.2, "untouched", "#9aa5b1", 1),
@@ -130,7 +128,8 @@ def draw_detections(
         ("distilled CLIP", _read_detections(after_dir)),
     ]
     pictures = shows_novel[:NUM_PICTURES]
-    figure, grid = plt.subplots(len(pictures), 3, figsize=(13, 3.35 * len(pictures)), squeeze=False)
+    figure = Figure(figsize=(13, 3.35 * len(pictures)))
+    grid = figure.subplots(len(pictures), 3, squeeze=False)
     for row_axes, image in zip(grid, pictures, strict=True):
         pixels = read_image(str(data_dir / "val" / image["file_name"]), "RGB")
         for axes, (title, boxes) in zip(row_axes, columns, strict=True):
@@ -141,7 +140,6 @@ def draw_detections(
     figure.suptitle("green: base classes, red and *: novel classes, named by text alone")
     figure.tight_layout()
     figure.savefig(output, dpi=90)
-    plt.close(figure)
 
 
 def _read_detections(folder: Path) -> dict[int, list[Box]]:

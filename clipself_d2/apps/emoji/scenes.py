@@ -95,12 +95,13 @@ class SceneRenderer:
             area = self._place(rng, thing, canvas, instance_map, placed)
             if area:
                 placed.append((thing, area))
-        objects = tuple(
-            SceneObject(thing, *_box_and_share(instance_map == number + 1, area))
-            for number, (thing, area) in enumerate(placed)
-        )
+        objects = []
+        for number, (thing, area) in enumerate(placed, start=1):
+            mask = instance_map == number
+            visible = min(1.0, float(mask.sum()) / area)
+            objects.append(SceneObject(thing, tight_box(mask), visible))
         image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-        return Scene(image, instance_map, stuff_map, objects)
+        return Scene(image, instance_map, stuff_map, tuple(objects))
 
     def _background(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         stuff = self.world.stuff
@@ -208,7 +209,14 @@ def _leaves_others_visible(
     return True
 
 
-def _box_and_share(mask: np.ndarray, area: int) -> tuple[tuple[int, int, int, int], float]:
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Find the smallest box around a mask.
+
+    Args:
+        mask: (H, W) bool with at least one pixel set.
+
+    Returns:
+        XYXY px, exclusive ends.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    return box, min(1.0, float(mask.sum()) / area)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -40,11 +40,9 @@ def fit_sprite(picture: Image.Image, size: int = SPRITE_SIZE) -> Image.Image:
     part = picture.crop(box)
     scale = size / max(part.size)
     width, height = (max(1, round(side * scale)) for side in part.size)
+    part = part.resize((width, height), Image.Resampling.LANCZOS)
     cell = Image.new("RGBA", (size, size))
-    cell.paste(
-        part.resize((width, height), Image.Resampling.LANCZOS),
-        ((size - width) // 2, (size - height) // 2),
-    )
+    cell.paste(part, ((size - width) // 2, (size - height) // 2))
     return cell
 
 
@@ -74,14 +72,7 @@ def noto_renderer(font_file: Path) -> Render:
 
     Returns:
         A function from a code point, such as "1f436", to an RGBA picture.
-
-    Raises:
-        FileNotFoundError: If the font is missing.
     """
-    if not font_file.is_file():
-        raise FileNotFoundError(
-            f"font {font_file} is missing; install Debian's fonts-noto-color-emoji or give --noto"
-        )
     font = ImageFont.truetype(str(font_file), NOTO_FONT_SIZE)
 
     def render(code_point: str) -> Image.Image:
@@ -158,11 +149,8 @@ def read_code_points(index_file: Path) -> list[str]:
         Code points in the order of the cells.
 
     Raises:
-        FileNotFoundError: If the file is missing.
         ValueError: If its layout is not that of this module.
     """
-    if not index_file.is_file():
-        raise FileNotFoundError(f"sprite index {index_file} is missing; give --index")
     index = json.loads(index_file.read_text(encoding="utf-8"))
     layout = (index["sprite_size"], index["columns"])
     if layout != (SPRITE_SIZE, COLUMNS):

@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from clipself_d2.apps.emoji.captioned import CAPTION_STARTS, CaptionedBatch, CaptionedPictures
 from clipself_d2.clip import ClipModel, TextEncoder, VisionTower
@@ -210,8 +210,8 @@ def train_emoji_clip(task: EmojiClipTask, options: EmojiClipOptions) -> float:
         num_batches=options.steps,
     )
     loader = DataLoader(pictures, batch_size=None, num_workers=1, prefetch_factor=4)
-    start, accuracy, recent = time.perf_counter(), 0.0, []
-    for step, batch in enumerate(loader, start=1):
+    accuracy, recent = 0.0, []
+    for step, batch in enumerate(tqdm(loader, total=options.steps, mininterval=10), start=1):
         with compute_context(torch.device("cpu"), options.precision):
             loss = task(batch, step % len(task.prompt_tokens))
             loss.backward()
@@ -223,18 +223,8 @@ def train_emoji_clip(task: EmojiClipTask, options: EmojiClipOptions) -> float:
             task.log_scale.clamp_(max=math.log(100.0))
         recent.append(loss.item())
         if step % options.log_period == 0 or step == options.steps:
-            elapsed = time.perf_counter() - start
-            left = elapsed / step * (options.steps - step) / 60
-            mean = sum(recent) / len(recent)
-            scale = task.log_scale.exp().item()
-            logger.info(
-                "step %d/%d loss %.4f scale %.1f eta %.1f min",
-                step,
-                options.steps,
-                mean,
-                scale,
-                left,
-            )
+            mean, scale = sum(recent) / len(recent), task.log_scale.exp().item()
+            logger.info("step %d/%d loss %.4f scale %.1f", step, options.steps, mean, scale)
             recent.clear()
         if step % options.eval_period == 0 or step == options.steps:
             accuracy = task.zero_shot()

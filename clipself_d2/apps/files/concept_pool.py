@@ -1,11 +1,11 @@
 """Concept pools from caption corpora, as a file for MODEL.REGIONCLIP.CONCEPTS."""
 
 import logging
-import os
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.apps.paths import data_root
 from clipself_d2.data.datasets.captions import read_captions, shard_caption_records
 from clipself_d2.vocabulary.concepts import ConceptPool
 from clipself_d2.vocabulary.noun_chunks import load_parser
@@ -47,7 +47,7 @@ def build_concept_pool(
 
 
 def _read_sentences(captions: str) -> list[str]:
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = str(data_root())
     if captions.startswith(_SHARDS):
         records = shard_caption_records(captions.removeprefix(_SHARDS))
         return [str(sentence) for record in records for sentence in record["captions"]]

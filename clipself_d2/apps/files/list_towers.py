@@ -2,9 +2,46 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
-from clipself_d2.clip.catalog import known_models, render
+from clipself_d2.clip.catalog import describe, known_models
+
+_HEADER = """# Image towers
+
+Made by `python tools/list_towers.py --output docs/towers.md` with open_clip {version}; do not edit.
+
+Every supported tower has `forward_image`, which is open_clip's embedding of the picture, and
+`forward_dense`, a map of unit-norm embeddings with one cell for each patch (ViT) or each square of
+32 px (ConvNeXt). Pictures may have any size: positions are resized, sides that are no multiple of
+the patch are padded at the right and the bottom, and the map has the cells that the picture
+touches.
+
+| path | a cell is | the picture is |
+|---|---|---|
+| class-token ViT | final norm and projection of its patch token | the same of the class token |
+| averaging ViT | final norm and head of its patch token | the same of the tokens' average |
+| attention-pooled ViT | the pool's value, output projection and MLP, then the head, of its patch \
+token: what the pool gives for a sequence of that token alone | the pool over all tokens, then the \
+head |
+| ConvNeXt | norm and head of its column of the last map | the same of the map's average |
+
+`MODEL.CLIP.LAST_BLOCK value` replaces the attention of the last transformer block by identity
+attention, as CLIPSelf does. Only class-token towers leave the patch tokens of their last block
+untrained; averaging and attention-pooled towers were trained with that block's attention on every
+token, so `attention` is the other natural choice for them. A ConvNeXt has no such block.
+
+Windows (`MODEL.CLIP.WINDOW_SIZE`, cells, and `MODEL.CLIP.GLOBAL_BLOCKS`) exist for every ViT. Each
+window sees its own patches and the class token; the class token sees all tokens; rotary positions
+are those of the whole grid. `GLOBAL_BLOCKS []` leaves the last block of every quarter global.
+
+`forward_regions` (extra class tokens that see one region each) needs a class-token ViT. ResNets
+load for RegionCLIP and CRIS, stage by stage, and have no `forward_dense`. Whether weights can be
+downloaded is open_clip's business: `open_clip.list_pretrained_tags_by_model(NAME)`.
+
+| model | dense | how, or why not | patch, px | embedding | native size, px |
+|---|---|---|---|---|---|
+"""
 
 
 def write_towers(names: Sequence[str], output: Path | None) -> None:
@@ -12,16 +49,28 @@ def write_towers(names: Sequence[str], output: Path | None) -> None:
 
     Args:
         names: Model names; empty for all.
-        output: Markdown file to write, whose folder exists; None writes to the terminal.
-
-    Raises:
-        ValueError: If a model is unknown.
-        FileNotFoundError: If the folder of ``output`` is missing.
+        output: Markdown file to write; None writes to the terminal.
     """
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: the folder {output.parent} does not exist")
     page = render(names or known_models())
     if output is None:
         sys.stdout.write(page)
     else:
         output.write_text(page)
+
+
+def render(names: Sequence[str]) -> str:
+    """Write the page of towers.
+
+    Args:
+        names: Model names, in the order wanted.
+
+    Returns:
+        Markdown with one row for each.
+    """
+    rows = []
+    for entry in map(describe, names):
+        cells = [f"`{entry.name}`", "yes" if entry.supported else "no", entry.note]
+        cells += [str(entry.patch_size or ""), str(entry.embed_dim), str(entry.image_size)]
+        rows.append(f"| {' | '.join(cells)} |\n")
+    version = ".".join(metadata.version("open_clip_torch").split(".")[:2])
+    return _HEADER.format(version=version) + "".join(rows)

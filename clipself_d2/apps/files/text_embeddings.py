@@ -1,18 +1,20 @@
 """Files of text embeddings, built with a CLIP or taken over from other projects."""
 
+import difflib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 from tqdm import tqdm
 
+from clipself_d2.apps.analysis.tower_spec import choose_device
+from clipself_d2.apps.paths import user_path
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.registry import embed_dim, find_weights, pretrained_tags
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata
@@ -28,35 +30,33 @@ BATCH_SIZE = 256
 _EMOJI_DATASET = "emoji_ov_val"
 
 
-@dataclass(frozen=True)
-class EmbeddingReport:
+class EmbeddingReport(NamedTuple):
     """What was written.
 
     Attributes:
+        embeddings: The file's content.
         output: The file.
-        num_classes: K.
         num_templates: P prompts of one name; 0 for embeddings of another project.
         num_sentences: Sentences encoded; 0 where embeddings made earlier fit.
-        embed_dim: Width D.
-        background: Whether the file has an embedding of the background.
         seconds: Time it took, the CLIP's loading included.
     """
 
+    embeddings: TextEmbeddings
     output: Path
-    num_classes: int
     num_templates: int
     num_sentences: int
-    embed_dim: int
-    background: bool
     seconds: float
 
 
-def resolve_vocabulary(name: str) -> Vocabulary:
+def resolve_vocabulary(
+    name: str, choices: str = "lvis_v1, coco, emoji, a registered data set such as coco_ov_val"
+) -> Vocabulary:
     """Turn a name of the command line into classes.
 
     Args:
         name: ``lvis_v1`` (1203 classes under the official names), ``coco`` (80 classes), ``emoji``,
             a registered data set, or a file as of ``Vocabulary.from_file``.
+        choices: What an error names beside files.
 
     Returns:
         The vocabulary.
@@ -73,11 +73,13 @@ def resolve_vocabulary(name: str) -> Vocabulary:
         return dataset_vocabulary(_EMOJI_DATASET, "--vocabulary")
     if name in DatasetCatalog.list() or name in MetadataCatalog.list():
         return dataset_vocabulary(name, "--vocabulary")
-    if Path(name).suffix in (".txt", ".json") or Path(name).is_file():
-        return Vocabulary.from_file(name)
+    path = user_path(name)
+    if path.suffix in (".txt", ".json") or path.is_file():
+        return Vocabulary.from_file(path)
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise ValueError(
-        f"--vocabulary is {name!r}; it is lvis_v1, coco, emoji, a registered data set such as "
-        "coco_ov_val, or a .txt or .json file of names"
+        f"--vocabulary is {name!r}; it is {choices}, or a .txt or .json file of names{hint}"
     )
 
 
@@ -115,16 +117,23 @@ def build_embedding_file(
     """
     begin = time.perf_counter()
     output, templates = Path(output), template_name(templates)
-    _check_run(device, batch_size)
+    place = choose_device(device)
     embed_dim(clip)
-    weights = weights or _only_tag(clip)
+    if not weights:
+        tags = pretrained_tags(clip)
+        if len(tags) != 1:
+            choice = ", ".join(tags) or "a file"
+            raise ValueError(
+                f"{clip} has {len(tags)} pretrained weights; choose with --weights: {choice}"
+            )
+        weights = tags[0]
     _, file = find_weights(clip, weights)
     encoded: list[int] = []
 
     def wrap(encoder: SentenceEncoder) -> SentenceEncoder:
         if not isinstance(encoder, TextEncoder):
             return encoder
-        return _ShownEncoder(encoder.to(device), batch_size, encoded)
+        return _ShownEncoder(encoder.to(place), batch_size, encoded)
 
     built = _made_earlier(output, vocabulary, clip, weights, file, templates)
     if built is None:
@@ -138,7 +147,9 @@ def build_embedding_file(
             wrap=wrap,
         )
         built.save(output)
-    return _report(built, output, len(get_templates(templates)), sum(encoded), begin)
+    return EmbeddingReport(
+        built, output, len(get_templates(templates)), sum(encoded), time.perf_counter() - begin
+    )
 
 
 def convert_embedding_file(
@@ -186,7 +197,7 @@ def convert_embedding_file(
             "give the CLIP they come from as --clip"
         )
     read.save(output)
-    return _report(read, output, 0, 0, begin)
+    return EmbeddingReport(read, output, 0, 0, time.perf_counter() - begin)
 
 
 class _ShownEncoder:
@@ -202,26 +213,6 @@ class _ShownEncoder:
         self._encoded.append(len(texts))
         with tqdm(total=len(texts), unit="prompt", desc="text embeddings", mininterval=1) as bar:
             return self._encoder.encode(texts, self._batch_size, bar.update)
-
-
-def _check_run(device: str, batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"--batch-size is {batch_size}; give at least 1")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"--device {device} cannot be used here: {reason}") from error
-
-
-def _only_tag(clip: str) -> str:
-    tags = pretrained_tags(clip)
-    if len(tags) != 1:
-        raise ValueError(
-            f"{clip} has {len(tags)} pretrained weights; choose with --weights: "
-            f"{', '.join(tags) or 'a file'}"
-        )
-    return tags[0]
 
 
 def _made_earlier(
@@ -256,17 +247,3 @@ def _check_output(output: Path, force: bool) -> None:
         raise ValueError(
             f"--output {output} exists and is of something else; give --force to overwrite it"
         )
-
-
-def _report(
-    embeddings: TextEmbeddings, output: Path, num_templates: int, num_sentences: int, begin: float
-) -> EmbeddingReport:
-    return EmbeddingReport(
-        output=output,
-        num_classes=embeddings.vocabulary.num_classes,
-        num_templates=num_templates,
-        num_sentences=num_sentences,
-        embed_dim=embeddings.embed_dim,
-        background=embeddings.background_D is not None,
-        seconds=time.perf_counter() - begin,
-    )

@@ -2,7 +2,6 @@
 
 import colorsys
 import contextlib
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,17 +9,24 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
 from clipself_d2.apps.predict.detection_file import DetectionFile
 from clipself_d2.apps.predict.detector_source import Config
-from clipself_d2.apps.predict.media import FilmWriter, find_inputs, is_video, open_film
+from clipself_d2.apps.predict.media import (
+    check_readable,
+    find_inputs,
+    frame_rate,
+    is_video,
+    open_film,
+    read_frames,
+    write_film,
+)
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -59,16 +65,7 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         raise ValueError(
             f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"
         )
-    if kind in DatasetCatalog.list():
-        return dataset_vocabulary(kind, "--vocabulary")
-    if Path(kind).suffix in (".txt", ".json") or Path(kind).is_file():
-        return Vocabulary.from_file(kind)
-    near = difflib.get_close_matches(kind, DatasetCatalog.list(), n=2)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(
-        f"--vocabulary is {kind!r}; it is custom, a registered data set such as emoji_ov_val, or a "
-        f".txt or .json file of names{hint}"
-    )
+    return resolve_vocabulary(kind, "custom, a registered data set such as emoji_ov_val")
 
 
 def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
@@ -88,15 +85,26 @@ def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarra
     drawer.overlay_instances(
         boxes=found.pred_boxes,
         masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
-        labels=[
-            f"{names[number]} {score:.0%}"
-            for number, score in zip(classes, found.scores.tolist(), strict=True)
-        ],
+        labels=make_labels(found, names),
         assigned_colors=[
             colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0) for number in classes
         ],
     )
     return drawer.get_output().get_image()
+
+
+def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
+    """Write name and score of every detection.
+
+    Args:
+        found: ``scores`` and ``pred_classes``.
+        names: Class names.
+
+    Returns:
+        Such as "dog 90%".
+    """
+    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def run_demo(
@@ -130,23 +138,19 @@ def run_demo(
 
     Raises:
         ValueError: If MODEL.WEIGHTS is empty or of another model, an option is out of its range, a
-            file is damaged, or there is no such camera; then nothing is written.
+            file is no picture or film, or there is no such camera, before anything is written; or
+            a picture turns out to be damaged.
         FileNotFoundError: If a file is missing.
     """
-    if not 0.0 <= min_score <= 1.0:
-        raise ValueError(f"--confidence-threshold is {min_score}; it must be in [0, 1]")
-    if max_frames < 0:
-        raise ValueError(f"--max-frames is {max_frames}; give 0 for all, or a number of frames")
-    sources: list[Path | int] = [*find_inputs([str(entry) for entry in inputs])]
+    sources: list[Path | int] = [*find_inputs(list(inputs))]
     sources += [] if webcam is None else [webcam]
-    for source in sources:
-        _check_readable(source)
+    check_readable(sources)
     predictor = OpenVocabPredictor(cfg, min_score=min_score, batch_size=batch_size)
     predictor.set_classes(vocabulary)
     output_dir.mkdir(parents=True, exist_ok=True)
     session = _Session(predictor, min_score, output_dir)
-    films = [source for source in sources if isinstance(source, int) or is_video(source)]
-    pictures = [source for source in sources if source not in films]
+    films = [source for source in sources if is_video(source)]
+    pictures = [source for source in sources if not is_video(source)]
     try:
         for batch in _batches(pictures, batch_size):
             session.add_pictures(batch)
@@ -162,14 +166,6 @@ def run_demo(
             len(session.file.images),
         )
     return session.written
-
-
-def _check_readable(source: Path | int) -> None:
-    """Decode a picture, or open a film."""
-    if isinstance(source, int) or is_video(source):
-        with open_film(source):
-            return
-    read_picture(source)
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -208,12 +204,12 @@ class _Session:
         stop = (KeyboardInterrupt,) if isinstance(source, int) else ()
         with (
             open_film(source) as film,
-            FilmWriter(target, film.fps) as writer,
+            write_film(target, frame_rate(film)) as add,
             contextlib.suppress(*stop),
         ):
-            for frames in _batches(film.frames(max_frames), self.predictor.batch_size):
+            for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
                 for frame, found in zip(frames, self._find(frames), strict=True):
-                    writer.add(draw(frame, found, self.names))
+                    add(draw(frame, found, self.names))
                     self.file.add(name, found, frame=number)
                     counts.update(self.names[label] for label in found.pred_classes)
                     number += 1
@@ -236,9 +232,22 @@ class _Session:
         return found
 
     def _target(self, stem: str, suffix: str) -> Path:
-        """A file that no earlier input has: those of several folders may share a name."""
-        target, number = self.output_dir / f"{stem}{suffix}", 2
-        while target in self.written:
-            target = self.output_dir / f"{stem}_{number}{suffix}"
-            number += 1
-        return target
+        taken = {path.stem for path in self.written if path.suffix == suffix}
+        return self.output_dir / f"{new_name(stem, taken)}{suffix}"
+
+
+def new_name(stem: str, taken: set[str]) -> str:
+    """Find a name that no earlier input has: those of several folders may share one.
+
+    Args:
+        stem: Name of the input without its suffix.
+        taken: Names so far; the new one is added.
+
+    Returns:
+        The stem, where needed with a number behind it.
+    """
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    taken.add(name)
+    return name

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from pycocotools import mask as mask_coder
 
@@ -36,25 +36,19 @@ class DetectionFile:
         self.images.append(
             {"id": number, "file_name": file_name, "width": width, "height": height, **more}
         )
-        found = found.to("cpu")
-        boxes = found.pred_boxes.tensor.tolist()
-        for row, (x0, y0, x1, y1) in enumerate(boxes):
-            annotation: dict[str, Any] = {
+        for row in instances_to_coco_json(found.to("cpu"), number):
+            box = row["bbox"]
+            row |= {
                 "id": len(self.annotations) + 1,
-                "image_id": number,
-                "category_id": int(found.pred_classes[row]) + 1,
-                "bbox": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
-                "area": round((x1 - x0) * (y1 - y0), 2),
-                "score": round(float(found.scores[row]), 5),
+                "category_id": row["category_id"] + 1,
+                "bbox": [round(side, 2) for side in box],
+                "area": round(box[2] * box[3], 2),
+                "score": round(row["score"], 5),
                 "iscrowd": 0,
             }
-            if found.has("pred_masks"):
-                mask = np.asfortranarray(found.pred_masks[row].numpy().astype(np.uint8))
-                code = mask_coder.encode(mask)
-                counts = code["counts"].decode("ascii")
-                annotation["segmentation"] = {"size": code["size"], "counts": counts}
-                annotation["area"] = int(mask.sum())
-            self.annotations.append(annotation)
+            if "segmentation" in row:
+                row["area"] = int(mask_coder.area(row["segmentation"]))
+            self.annotations.append(row)
 
     def save(self, path: Path) -> None:
         """Write the file.

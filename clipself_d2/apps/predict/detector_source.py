@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from clipself_d2.apps.paths import user_path
 from clipself_d2.config import add_clipself_config
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.lazy import build_lazy_model, load_lazy_config
@@ -48,15 +49,12 @@ def read_detector_config(config_file: str | Path, overrides: Sequence[object]) -
 
     Returns:
         The config, not frozen.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If an override fits no key.
     """
-    if Path(config_file).suffix == ".py":
+    path = user_path(str(config_file))
+    if path.suffix == ".py":
         texts = [str(text) for text in overrides]
-        return load_lazy_config(str(config_file), texts, needed=("model", "dataloader"))
-    return load_config(str(config_file), list(overrides))  # type: ignore[arg-type]
+        return load_lazy_config(str(path), texts, needed=("model", "dataloader"))
+    return load_config(str(path), list(overrides))  # type: ignore[arg-type]
 
 
 def build_detector(
@@ -94,10 +92,10 @@ def build_detector(
 
 
 def _from_yaml(cfg: CfgNode, weights: str | None) -> DetectorSource:
-    if weights is not None:
-        cfg.MODEL.WEIGHTS = weights
-    if cfg.MODEL.WEIGHTS or cfg.MODEL.META_ARCHITECTURE not in _COMPLETE_WITHOUT_WEIGHTS:
-        _check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "KEY VALUE")
+    weights = cfg.MODEL.WEIGHTS if weights is None else weights
+    if weights or cfg.MODEL.META_ARCHITECTURE not in _COMPLETE_WITHOUT_WEIGHTS:
+        weights = find_checkpoint("MODEL.WEIGHTS", weights)
+    cfg.MODEL.WEIGHTS = weights
     model: nn.Module = Trainer.build_model(self_contained(cfg)).eval()
     StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -106,8 +104,7 @@ def _from_yaml(cfg: CfgNode, weights: str | None) -> DetectorSource:
 
 def _from_lazy(config: DictConfig, weights: str | None) -> DetectorSource:
     key = "train.init_checkpoint"
-    weights = weights or OmegaConf.select(config, key, default="") or ""
-    _check_weights(key, weights, f"{key}=FILE")
+    weights = find_checkpoint(key, weights or OmegaConf.select(config, key, default="") or "")
     mapper = OmegaConf.select(config, "dataloader.test.mapper", default=None)
     if mapper is None or "augmentations" not in mapper:
         raise ValueError(
@@ -156,9 +153,25 @@ def _embedding_options(node: object) -> Iterator[DictConfig]:
             yield from _embedding_options(item)
 
 
-def _check_weights(key: str, weights: str, form: str) -> None:
+def find_checkpoint(key: str, weights: str) -> str:
+    """Check that the checkpoint of a config is there.
+
+    Args:
+        key: Its key.
+        weights: What the key holds.
+
+    Returns:
+        The file with the home folder expanded, or an address such as detectron2://.
+
+    Raises:
+        ValueError: If there is none.
+        FileNotFoundError: If the file is missing.
+    """
     if not weights:
-        raise ValueError(f"{key} is empty; give the detector's checkpoint as {form}")
-    # Detectron2 fetches addresses such as detectron2://.
-    if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"{key} {weights} does not exist; give a checkpoint")
+        raise ValueError(f"{key} is empty; give the model's checkpoint")
+    if "://" in weights:
+        return weights
+    path = user_path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"{key} {path} does not exist; give a checkpoint")
+    return str(path)

@@ -1,37 +1,33 @@
 """What a demo is given to look at: pictures, folders, patterns, videos and webcams."""
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from clipself_d2.apps.paths import user_path
 from clipself_d2.data.tar_shards import is_member
 
-PICTURE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)
-VIDEO_SUFFIXES = frozenset(
-    [".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"]
-)
+PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.
 DEFAULT_FPS = 25.0
 
 
-def is_video(path: str | Path) -> bool:
-    """Tell a video by its suffix.
+def is_video(source: Path | int) -> bool:
+    """Tell videos and cameras from pictures.
 
     Args:
-        path: File.
+        source: File, or number of a camera.
 
     Returns:
-        Whether it is one.
+        Whether it is one, by its suffix.
     """
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+    return isinstance(source, int) or source.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
@@ -49,78 +45,59 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for entry in inputs:
-        path = Path(entry)
-        if path.is_dir():
-            found += _files_of(path)
-        elif path.is_file() or is_member(str(entry)):
+        path = user_path(str(entry))
+        if path.is_file() or is_member(str(entry)):
             found.append(path)
-        elif glob.has_magic(str(entry)):
-            matches = sorted(Path(name) for name in glob.glob(str(entry), recursive=True))
-            files = [match for match in matches if match.is_file()]
-            if not files:
-                raise FileNotFoundError(f"--input {entry} matches no file")
-            found += files
+            continue
+        if path.is_dir():
+            known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+            files = [file for file in path.iterdir() if file.suffix.lower() in known]
         else:
-            raise FileNotFoundError(f"--input {entry} does not exist")
+            files = [Path(name) for name in glob.glob(str(path), recursive=True)]
+            files = [file for file in files if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"--input {entry} gives no picture or video")
+        found += sorted(files)
     return list(dict.fromkeys(found))
 
 
-def _files_of(folder: Path) -> list[Path]:
-    known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known)
-    if not files:
-        raise FileNotFoundError(
-            f"--input {folder} has no picture or video ({', '.join(sorted(known))})"
-        )
-    return files
+def check_readable(sources: Sequence[Path | int]) -> None:
+    """Look at the beginning of every input, before any of them is worked on.
 
+    Args:
+        sources: Pictures, videos, cameras.
 
-@dataclass(frozen=True)
-class Film:
-    """An open video or camera.
-
-    Attributes:
-        capture: OpenCV's reader.
-        fps: Pictures a second.
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is no picture or video, or there is no such camera.
     """
-
-    capture: cv2.VideoCapture
-    fps: float
-
-    def frames(self, limit: int = 0) -> Iterator[np.ndarray]:
-        """Read to the end.
-
-        Args:
-            limit: Most frames; 0 for all.
-
-        Yields:
-            (H, W, 3) uint8 RGB.
-        """
-        number = 0
-        while not limit or number < limit:
-            there, frame = self.capture.read()
-            if not there:
-                return
-            number += 1
-            yield frame[:, :, ::-1]
+    for source in sources:
+        if is_video(source):
+            with open_film(source):
+                continue
+        if not is_member(str(source)):
+            try:
+                with Image.open(str(source)):
+                    continue
+            except UnidentifiedImageError as error:
+                raise ValueError(
+                    f"image {source} cannot be decoded ({error}); replace the file"
+                ) from error
 
 
 @contextmanager
-def open_film(source: Path | int) -> Iterator[Film]:
+def open_film(source: Path | int) -> Iterator[cv2.VideoCapture]:
     """Open a video file, or a camera by its number.
 
     Args:
         source: File, or number of a camera, 0 the first.
 
     Yields:
-        The film.
+        OpenCV's reader.
 
     Raises:
-        FileNotFoundError: If the file is missing.
         ValueError: If it is no video, or there is no such camera.
     """
-    if isinstance(source, Path) and not source.is_file():
-        raise FileNotFoundError(f"video {source} does not exist")
     level = cv2.utils.logging.getLogLevel()
     # OpenCV's own complaint would stand above ours.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -135,50 +112,69 @@ def open_film(source: Path | int) -> Iterator[Film]:
                 if isinstance(source, int)
                 else f"video {source} cannot be decoded; replace the file"
             )
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        yield Film(capture, fps if fps and np.isfinite(fps) and fps > 0 else DEFAULT_FPS)
+        yield capture
     finally:
         capture.release()
 
 
-class FilmWriter:
-    """Writes an mp4 file, whose size is that of the first frame.
+def frame_rate(film: cv2.VideoCapture) -> float:
+    """Tell the speed of a film.
+
+    Args:
+        film: Of ``open_film``.
+
+    Returns:
+        Pictures a second.
+    """
+    fps = film.get(cv2.CAP_PROP_FPS)
+    return fps if np.isfinite(fps) and fps > 0 else DEFAULT_FPS
+
+
+def read_frames(film: cv2.VideoCapture, limit: int = 0) -> Iterator[np.ndarray]:
+    """Read a film to its end.
+
+    Args:
+        film: Of ``open_film``.
+        limit: Most frames; 0 for all.
+
+    Yields:
+        (H, W, 3) uint8 RGB.
+    """
+    number = 0
+    while not limit or number < limit:
+        there, frame = film.read()
+        if not there:
+            return
+        number += 1
+        yield frame[:, :, ::-1]
+
+
+@contextmanager
+def write_film(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an mp4 file, whose size is that of the first frame.
 
     Args:
         path: File to write.
         fps: Pictures a second.
+
+    Yields:
+        Function that appends a frame, (H, W, 3) uint8 RGB; a last odd row or column is cut, as the
+        codec asks.
     """
+    writer: cv2.VideoWriter | None = None
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self.fps = fps
-        self._writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> "FilmWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame.
-
-        Args:
-            frame: (H, W, 3) uint8 RGB; a last odd row or column is cut, as the codec asks.
-
-        Raises:
-            ValueError: If the file cannot be written.
-        """
+    def add(frame: np.ndarray) -> None:
+        nonlocal writer
         height, width = (side - side % 2 for side in frame.shape[:2])
-        if self._writer is None:
+        if writer is None:
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self.path), code, self.fps, (width, height))
-            if not self._writer.isOpened():
-                raise ValueError(f"{self.path} cannot be written; check the folder of --output")
-        self._writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
+            writer = cv2.VideoWriter(str(path), code, fps, (width, height))
+            if not writer.isOpened():
+                raise ValueError(f"{path} cannot be written; check the folder of --output")
+        writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
+
+    try:
+        yield add
+    finally:
+        if writer is not None:
+            writer.release()

@@ -1,7 +1,7 @@
 """Detection with classes given as words, in three lines of Python."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from PIL import Image, ImageOps
-from torch import nn
 
 from clipself_d2.apps.predict.detector_source import Config, build_detector
+from clipself_d2.clip import TextEncoder, load_clip
+from clipself_d2.clip.registry import project_models
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.evaluate import warn_unseen_words
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
@@ -22,9 +22,6 @@ from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 logger = logging.getLogger(__name__)
 
 Picture = np.ndarray | Image.Image | str | Path
-
-# Between a class and its synonyms, as in vocabulary files.
-SYNONYM_SEPARATOR = ";"
 
 
 def parse_classes(entries: Sequence[str]) -> Vocabulary:
@@ -42,12 +39,10 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
         ValueError: If there is no class.
     """
     if isinstance(entries, str):
-        raise ValueError(
-            f"classes are a list of texts, got the text {entries!r}; write [{entries!r}]"
-        )
+        raise ValueError(f"classes are a list of texts; write [{entries!r}]")
     groups: dict[str, list[str]] = {}
     for entry in entries:
-        words = [word.strip() for word in entry.split(SYNONYM_SEPARATOR) if word.strip()]
+        words = [word.strip() for word in entry.split(";") if word.strip()]
         if words:
             groups.setdefault(words[0], []).extend(words[1:])
     if not groups:
@@ -58,6 +53,20 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
     )
     base = (True,) * len(groups)
     return Vocabulary(tuple(groups), base, synonyms=synonyms if any(synonyms) else ())
+
+
+def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> None:
+    """Warn of words that the embedded CLIP never read.
+
+    Args:
+        text: A text tower; those trained on web text have no such words.
+        name: Name of its CLIP.
+        words: Words or sentences typed by the user.
+    """
+    unseen = text.unseen_words(list(dict.fromkeys(words)))
+    if unseen:
+        message = "%s never read the words %s in training; expect noise for them"
+        logger.warning(message, name, ", ".join(unseen))
 
 
 class OpenVocabPredictor:
@@ -113,8 +122,14 @@ class OpenVocabPredictor:
         self.model = source.model
         self._resize = source.augmentation
         if min_score is not None:
-            _set_threshold(self.model, min_score)
+            # Low scores are dropped before they are sorted and suppressed, which is faster.
+            parts: list[Any] = [*self.model.modules()]
+            for part in parts:
+                if hasattr(part, "test_score_thresh"):
+                    part.test_score_thresh = min_score
         self._embeddings: TextEmbeddings | None = None
+        # Of the embedded CLIP, the only one that knows which words it never read.
+        self._text: TextEncoder | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,9 +160,11 @@ class OpenVocabPredictor:
                 f"{len(self.names)} classes of its training alone; take a config with text "
                 "classes, such as MODEL.ROI_HEADS.NAME OpenVocabROIHeads"
             )
-        synonyms = [word for group in vocabulary.synonyms for word in group]
-        words = tuple(dict.fromkeys([*vocabulary.names, *synonyms]))
-        warn_unseen_words(self.cfg, Vocabulary.from_names(words))
+        clip = self.cfg.MODEL.CLIP
+        if clip.NAME in project_models():
+            self._text = self._text or load_clip(clip.NAME, clip.PRETRAINED or None).text
+            words = [*vocabulary.names, *(w for group in vocabulary.synonyms for w in group)]
+            warn_unseen_words(self._text, clip.NAME, words)
         self._embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
 
     def __call__(
@@ -182,13 +199,17 @@ class OpenVocabPredictor:
             The model's output for each.
         """
         images = [self._read(picture) for picture in pictures]
-        outputs: list[dict[str, Any]] = [{} for _ in images]
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for number, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(number)
+        outputs: dict[int, dict[str, Any]] = {}
         with torch.no_grad(), self._vocabulary():
-            for numbers in _by_size(images, self.batch_size):
-                items = [self._prepare(images[number]) for number in numbers]
-                for number, output in zip(numbers, self.model(items), strict=True):
-                    outputs[number] = output
-        return outputs
+            for numbers in by_size.values():
+                for start in range(0, len(numbers), self.batch_size):
+                    batch = numbers[start : start + self.batch_size]
+                    items = [self._prepare(images[number]) for number in batch]
+                    outputs.update(zip(batch, self.model(items), strict=True))
+        return [outputs[number] for number in range(len(images))]
 
     def _read(self, picture: Picture) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB."""
@@ -216,21 +237,3 @@ class OpenVocabPredictor:
         self._resize(inputs)
         tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))).float()
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
-
-
-def _set_threshold(model: nn.Module, min_score: float) -> None:
-    """Let the detector drop low scores before it sorts and suppresses; it is faster."""
-    for module in model.modules():
-        part: Any = module
-        if hasattr(part, "test_score_thresh"):
-            part.test_score_thresh = min_score
-
-
-def _by_size(images: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
-    """Group the numbers of images of one size, ``batch_size`` at most."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(number)
-    for numbers in groups.values():
-        for start in range(0, len(numbers), batch_size):
-            yield numbers[start : start + batch_size]

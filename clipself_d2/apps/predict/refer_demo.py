@@ -1,7 +1,7 @@
 """Segmentation of what a typed expression refers to."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from torch import Tensor, nn
 
-from clipself_d2.apps.predict.demo import DRAWN_WIDTH
+from clipself_d2.apps.predict.demo import DRAWN_WIDTH, new_name
+from clipself_d2.apps.predict.detector_source import find_checkpoint
+from clipself_d2.apps.predict.media import check_readable
+from clipself_d2.apps.predict.predictor import warn_unseen_words
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
 from clipself_d2.layers.letterbox import letterbox_image
@@ -36,20 +39,14 @@ class ReferringPredictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        weights = cfg.MODEL.WEIGHTS
         if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
             raise ValueError(
                 f"--expression needs MODEL.META_ARCHITECTURE {META_ARCHITECTURE}, not "
                 f"{cfg.MODEL.META_ARCHITECTURE}; give a config such as configs/emoji/cris.yaml"
             )
-        if not weights:
-            raise ValueError("MODEL.WEIGHTS is empty; give the model's checkpoint as KEY VALUE")
-        # Detectron2 fetches addresses such as detectron2://.
-        if "://" not in weights and not Path(weights).is_file():
-            raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist; give a checkpoint")
         self.cfg = cfg
         self.model: Any = Trainer.build_model(self_contained(cfg)).eval()
-        StrictCheckpointer(self.model).load(weights)
+        StrictCheckpointer(self.model).load(find_checkpoint("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS))
 
     def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> list[dict[str, Tensor]]:
         """Segment one picture by several expressions.
@@ -61,16 +58,10 @@ class ReferringPredictor:
 
         Returns:
             As of ``segment``.
-
-        Raises:
-            ValueError: If an expression is blank.
         """
         check_expressions(expressions)
-        is_trained = self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS != 0
-        unseen = () if is_trained else self.model.text.unseen_words(expressions)
-        if unseen:
-            name = self.cfg.MODEL.CLIP.NAME
-            logger.warning("%s never read the words %s", name, ", ".join(unseen))
+        if self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == 0:
+            warn_unseen_words(self.model.text, self.cfg.MODEL.CLIP.NAME, expressions)
         return segment(self.cfg, self.model, image, expressions)
 
 
@@ -130,7 +121,7 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
 
 
 def run_refer_demo(
-    cfg: CfgNode, inputs: Iterable[Path], output_dir: Path, expressions: Sequence[str]
+    cfg: CfgNode, inputs: Sequence[Path], output_dir: Path, expressions: Sequence[str]
 ) -> list[Path]:
     """Segment expressions in pictures and write a drawing for each.
 
@@ -146,19 +137,21 @@ def run_refer_demo(
 
     Raises:
         ValueError: If the config is no CRIS, MODEL.WEIGHTS is empty or of another model, an
-            expression is blank, there is no picture, or one is damaged; then nothing is written.
+            expression is blank, or a file is no picture, before anything is written; or a picture
+            turns out to be damaged.
         FileNotFoundError: If a file is missing.
     """
     check_expressions(expressions)
-    pictures = [(path, np.asarray(read_picture(path))) for path in inputs]
-    predictor = ReferringPredictor(cfg)
-    if not pictures:
+    if not inputs:
         raise ValueError("there is no picture; give --input (--expression reads no camera)")
+    check_readable(inputs)
+    predictor = ReferringPredictor(cfg)
     output_dir.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     names: set[str] = set()
-    for path, image in pictures:
-        name = _new_name(path.stem, names)
+    for path in inputs:
+        image = np.asarray(read_picture(path))
+        name = new_name(path.stem, names)
         for number, output in enumerate(predictor(image, expressions)):
             mask = output["ref_mask"].numpy()
             target = output_dir / f"{name}_{number}.png"
@@ -166,13 +159,3 @@ def run_refer_demo(
             logger.info("%s: %r, %d pixels", target, expressions[number], int(mask.sum()))
             written.append(target)
     return written
-
-
-def _new_name(stem: str, taken: set[str]) -> str:
-    """A name that no earlier picture has: those of several folders may share one."""
-    name, number = stem, 2
-    while name in taken:
-        name = f"{stem}_{number}"
-        number += 1
-    taken.add(name)
-    return name

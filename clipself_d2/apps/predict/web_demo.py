@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image, ImageOps
 
-from clipself_d2.apps.predict.demo import draw
+from clipself_d2.apps.predict.demo import draw, make_labels
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
 from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
 
@@ -44,23 +44,13 @@ class PageTask:
 
 
 def load_gradio() -> Any:
-    """Import gradio, which is optional.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
+    """Import gradio, which is optional; a ValueError says how to install it."""
     try:
         return importlib.import_module("gradio")
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ValueError(
-            'the web page needs gradio, which is not installed; run pip install "gradio>=4.0", or '
-            'pip install -e ".[demo]" in this folder'
-        ) from error
+        raise ValueError('the web page needs gradio; run pip install -e ".[demo]"') from error
 
 
 def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
@@ -72,14 +62,7 @@ def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
 
     Returns:
         Expressions for META_ARCHITECTURE CRIS, classes for a detector.
-
-    Raises:
-        ValueError: If MODEL.WEIGHTS is empty or of another model, or the threshold out of its
-            range.
-        FileNotFoundError: If a file is missing.
     """
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"--confidence-threshold is {threshold}; it must be in [0, 1]")
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return PageTask(
             title="Segment what a sentence refers to",
@@ -100,14 +83,7 @@ def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
 
 
 def segment_answer(predictor: ReferringPredictor) -> Answer:
-    """Answer expressions.
-
-    Args:
-        predictor: The model.
-
-    Returns:
-        A function that draws the mask and counts its pixels.
-    """
+    """Answer expressions: draw the mask and count its pixels."""
 
     def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
         (output,) = predictor(image, [text])
@@ -119,14 +95,7 @@ def segment_answer(predictor: ReferringPredictor) -> Answer:
 
 
 def detect_answer(predictor: OpenVocabPredictor) -> Answer:
-    """Answer lists of classes.
-
-    Args:
-        predictor: The detector.
-
-    Returns:
-        A function that draws the boxes and lists them.
-    """
+    """Answer lists of classes: draw the boxes and list them."""
 
     def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
         predictor.set_classes(parse_classes(text.split(",")))
@@ -134,10 +103,7 @@ def detect_answer(predictor: OpenVocabPredictor) -> Answer:
         found = output["instances"].to("cpu")
         found = found[found.scores >= threshold]
         names = predictor.names
-        labels = [
-            f"{names[number]} {score:.0%}"
-            for number, score in zip(found.pred_classes, found.scores.tolist(), strict=True)
-        ]
+        labels = make_labels(found, names)
         return draw(image, found, names), ", ".join(labels) or "nothing found"
 
     return answer
@@ -196,11 +162,9 @@ def serve(cfg: CfgNode, *, host: str, port: int, threshold: float = 0.25) -> Non
         threshold: As of ``choose_task``.
 
     Raises:
-        ValueError: If gradio is not installed, the port is taken, or as of ``choose_task``.
+        ValueError: If gradio is not installed, the port cannot be had, or as of ``choose_task``.
         FileNotFoundError: If a file is missing.
     """
-    if not 1 <= port <= 65535:
-        raise ValueError(f"--port is {port}; give 1 to 65535")
     gradio = load_gradio()
     page = build_page(gradio, choose_task(cfg, threshold))
     logger.info("Serving http://%s:%d; stop with Ctrl-C", host, port)

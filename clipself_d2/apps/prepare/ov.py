@@ -7,13 +7,12 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
 
 from clipself_d2.data.datasets import coco_ov, lvis_ov
-from clipself_d2.data.json_rows import JsonPart, scan_rows
+from clipself_d2.data.json_rows import scan_rows
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +61,14 @@ def prepare_ov_coco(root: Path, *, force: bool = False) -> list[Path]:
 
     Returns:
         The files written.
-
-    Raises:
-        FileNotFoundError: If an official file is missing.
-        ValueError: If one is not the official file.
     """
     files = root / "coco" / "annotations"
     listed = coco_ov.OV_COCO_CLASSES
     base = [number for number, name in listed.items() if name not in coco_ov.NOVEL_CLASSES]
+    parts = (
+        ("instances_train2017.json", coco_ov.TRAIN_FILE, base, 107_761),
+        ("instances_val2017.json", coco_ov.VAL_FILE, list(listed), 4_836),
+    )
     selections = [
         Selection(
             source=files / source,
@@ -81,10 +80,7 @@ def prepare_ov_coco(root: Path, *, force: bool = False) -> list[Path]:
             drop_empty=True,
             num_images=num_images,
         )
-        for source, target, kept, num_images in (
-            ("instances_train2017.json", coco_ov.TRAIN_FILE, base, 107_761),
-            ("instances_val2017.json", coco_ov.VAL_FILE, list(listed), 4_836),
-        )
+        for source, target, kept, num_images in parts
     ]
     return [chosen.target for chosen in selections if write_selection(chosen, force=force)]
 
@@ -101,31 +97,25 @@ def prepare_ov_lvis(root: Path, *, force: bool = False) -> list[Path]:
 
     Returns:
         The files written.
-
-    Raises:
-        FileNotFoundError: If an official file is missing.
-        ValueError: If one is not the official file.
     """
-    files = root / "lvis"
-    everything = list(lvis_ov.LVIS_CLASSES)
-    base = [number for number in everything if number not in lvis_ov.NOVEL_IDS]
+    files, everything = root / "lvis", lvis_ov.LVIS_CLASSES
     train = Selection(
         source=files / "lvis_v1_train.json",
         target=files / lvis_ov.TRAIN_FILE,
-        categories=lvis_ov.LVIS_CLASSES,
+        categories=everything,
         listed=everything,
-        kept=base,
+        kept=everything.keys() - lvis_ov.NOVEL_IDS,
         download="lvis_v1_train.json.zip of lvisdataset.org",
         num_images=100_170,
     )
-    minival = Selection(
+    minival = replace(
+        train,
         source=files / lvis_ov.VAL_FILE,
         target=files / lvis_ov.MINIVAL_FILE,
-        categories=lvis_ov.LVIS_CLASSES,
-        listed=everything,
         kept=everything,
         download="lvis_v1_val.json.zip of lvisdataset.org",
         keep_image=_is_of_val2017,
+        num_images=None,
     )
     return [chosen.target for chosen in (train, minival) if write_selection(chosen, force=force)]
 
@@ -165,18 +155,25 @@ def write_selection(selection: Selection, *, force: bool = False) -> bool:
             f"{selection.download} again"
         ) from error
     images = [number for number in rows.images if not selection.drop_empty or number in rows.used]
-    partial = target.with_name(target.name + ".partial")
     info = {
         "description": f"part of {source.name}",
         "made_by": MAKER,
         "source": source.name,
         "source_bytes": source.stat().st_size,
     }
+    sections = (
+        ("categories", rows.categories),
+        ("images", [rows.images[number] for number in images]),
+        ("annotations", zip(rows.annotations[::2], rows.annotations[1::2], strict=True)),
+    )
+    partial = target.with_name(target.name + ".partial")
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(f"{HEAD}{json.dumps(info)}")
-        _write_list(stream, "categories", (text[a:b] for a, b in rows.categories))
-        _write_list(stream, "images", (text[a:b] for a, b in (rows.images[n] for n in images)))
-        _write_list(stream, "annotations", (text[a:b] for a, b in rows.annotation_spans()))
+        for key, spans in sections:
+            stream.write(f', "{key}": [')
+            for number, (start, end) in enumerate(spans):
+                stream.write(f"{',' if number else ''}\n{text[start:end]}")
+            stream.write("]")
         stream.write("}")
     os.replace(partial, target)
     _report(selection, len(images), rows)
@@ -187,13 +184,10 @@ def _is_outdated(selection: Selection) -> bool:
     target, source = selection.target, selection.source
     with target.open(encoding="utf-8") as stream:
         head = stream.read(HEAD_LENGTH)
-    info: object = None
-    if head.startswith(HEAD):
-        try:
-            info, _ = json.JSONDecoder().raw_decode(head, len(HEAD))
-        except ValueError:
-            info = None
-    if not isinstance(info, dict) or info.get("made_by") != MAKER:
+    info: dict = {}
+    if head.startswith(f'{HEAD}{{"description"'):
+        info, _ = json.JSONDecoder().raw_decode(head, len(HEAD))
+    if info.get("made_by") != MAKER:
         logger.warning("%s was not written by this tool; it is kept (--force replaces it)", target)
         return False
     if not source.is_file() or info.get("source_bytes") == source.stat().st_size:
@@ -222,50 +216,33 @@ class _Rows:
         names: dict[int, str] = {}
         listed, kept = set(selection.listed), set(selection.kept)
         for part in scan_rows(text):
+            row, span = part.value, (part.start, part.end)
             if part.key == "categories":
-                names[part.value["id"]] = part.value["name"]
-                if part.value["id"] in listed:
-                    rows.categories.append((part.start, part.end))
+                names[row["id"]] = row["name"]
+                if row["id"] in listed:
+                    rows.categories.append(span)
             elif part.key == "images":
-                if selection.keep_image is None or selection.keep_image(part.value):
-                    rows.images[part.value["id"]] = (part.start, part.end)
-            elif part.key == "annotations":
-                rows._add_annotation(part, kept)
+                if selection.keep_image is None or selection.keep_image(row):
+                    rows.images[row["id"]] = span
+            elif part.key == "annotations" and row["category_id"] in kept:
+                rows.annotations.extend(span)
+                rows.annotation_images.append(row["image_id"])
+            else:
+                rows.dropped += part.key == "annotations"
         if names != dict(selection.categories):
             wrong = sorted(set(selection.categories.items()) ^ set(names.items()))
             raise ValueError(
                 f"it has {len(names)} categories, expected {len(selection.categories)}; they "
                 f"differ in {wrong[0]}"
             )
-        rows._drop_strangers()
+        # Images may follow their annotations.
+        spans, owners = rows.annotations, rows.annotation_images
+        chosen = [n for n, image_id in enumerate(owners) if image_id in rows.images]
+        rows.dropped += len(owners) - len(chosen)
+        rows.annotations = array("q", (spans[2 * n + i] for n in chosen for i in (0, 1)))
+        rows.annotation_images = array("q", (owners[n] for n in chosen))
+        rows.used = set(rows.annotation_images)
         return rows
-
-    def _add_annotation(self, part: JsonPart, kept: set[int]) -> None:
-        if part.value["category_id"] not in kept:
-            self.dropped += 1
-            return
-        self.annotations.extend((part.start, part.end))
-        self.annotation_images.append(part.value["image_id"])
-
-    def _drop_strangers(self) -> None:
-        """Leave out annotations of images that are not chosen; images may follow them."""
-        spans, owners = self.annotations, self.annotation_images
-        chosen = [n for n, image_id in enumerate(owners) if image_id in self.images]
-        self.dropped += len(owners) - len(chosen)
-        self.annotations = array("q", (spans[2 * n + i] for n in chosen for i in (0, 1)))
-        self.annotation_images = array("q", (owners[n] for n in chosen))
-        self.used = set(self.annotation_images)
-
-    def annotation_spans(self) -> Iterator[tuple[int, int]]:
-        """Start and end of every chosen annotation."""
-        return zip(self.annotations[::2], self.annotations[1::2], strict=True)
-
-
-def _write_list(stream: TextIO, key: str, rows: Iterator[str]) -> None:
-    stream.write(f', "{key}": [')
-    for number, row in enumerate(rows):
-        stream.write(f"{',' if number else ''}\n{row}")
-    stream.write("]")
 
 
 def _report(selection: Selection, num_images: int, rows: _Rows) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def prepare_transfer(root: Path, *, force: bool = False) -> list[Path]:
     for version, file, _ in OBJECTS365_SETS.values():
         target = root / file
         for name in OBJECTS365_SOURCES[version]:
-            jobs += [(target.parent / name, target, OBJECTS365_CONVERTERS[version])]
+            jobs += [(target.parent / name, target, partial(convert_objects365, version=version))]
     found = [job for job in jobs if job[0].is_file()]
     if not found:
         raise FileNotFoundError(
@@ -148,39 +149,21 @@ def _text(item: ET.Element, path: str) -> str:
     return text.strip()
 
 
-def convert_objects365_v1(source: Path) -> Row:
-    """Convert Objects365 v1.
+def convert_objects365(source: Path, version: str) -> Row:
+    """Convert Objects365.
 
     Args:
-        source: The official ``objects365_val.json``.
+        source: The official ``objects365_val.json``, or ``zhiyuan_objv2_val.json``.
+        version: v1 or v2.
 
     Returns:
-        A COCO document with the names and the order of ``objects365_names``; its ``file_name`` is
-        the last part of the official one.
+        A COCO document with the names and the order of ``objects365_names``; ``file_name`` is
+        ``patch<n>/<name>``, of v1 the name alone. Images that the official archives lack are left
+        out.
 
     Raises:
         ValueError: If it is not a COCO file with these 365 classes.
     """
-    return _convert_objects365(source, "v1", parts=1)
-
-
-def convert_objects365_v2(source: Path) -> Row:
-    """Convert Objects365 v2.
-
-    Args:
-        source: The official ``zhiyuan_objv2_val.json``.
-
-    Returns:
-        A COCO document as of v1; ``file_name`` is ``patch<n>/<name>``. Three images that the
-        official archives lack are left out.
-
-    Raises:
-        ValueError: If it is not a COCO file with these 365 classes.
-    """
-    return _convert_objects365(source, "v2", parts=2)
-
-
-def _convert_objects365(source: Path, version: str, parts: int) -> Row:
     content = check_coco_file(source, remedy="download it again")
     names = objects365_names(version)
     numbers = {plain_name(name): number for number, name in enumerate(names, start=1)}
@@ -198,7 +181,7 @@ def _convert_objects365(source: Path, version: str, parts: int) -> Row:
     images = [
         {
             "id": row["id"],
-            "file_name": "/".join(str(row["file_name"]).split("/")[-parts:]),
+            "file_name": "/".join(str(row["file_name"]).split("/")[-int(version[1]) :]),
             "width": row["width"],
             "height": row["height"],
         }
@@ -227,16 +210,10 @@ def _convert_objects365(source: Path, version: str, parts: int) -> Row:
     }
 
 
-OBJECTS365_CONVERTERS: dict[str, Callable[[Path], Row]] = {
-    "v1": convert_objects365_v1,
-    "v2": convert_objects365_v2,
-}
-
-
 def _write(target: Path, document: Row) -> None:
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(partial, target)
+    part = target.with_name(target.name + ".partial")
+    part.write_text(json.dumps(document), encoding="utf-8")
+    os.replace(part, target)
     logger.info(
         "%s: %d images, %d annotations, %d categories",
         target,

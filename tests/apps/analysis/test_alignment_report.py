@@ -105,7 +105,10 @@ def test_the_commands_draw_a_picture(emoji_data: Path, tmp_path: Path, monkeypat
     [
         (["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 64], "--dataset mars"),
         (["accuracy", "--dataset", "mars", "--towers", "A", "--sizes", 64], "tower 'A' cannot"),
-        (["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 0], "--sizes has [0]"),
+        (
+            ["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 0],
+            "--sizes and --batch-size are",
+        ),
         (["heatmap", "--tower", EMOJI, "--words", " ,", "--image", "x.jpg"], "--words is empty"),
         (["heatmap", "--tower", EMOJI, "--words", "dog", "--image", "x.jpg"], "x.jpg does not"),
         (["pca", "--towers", "A:t:s:x", "--image", "x.jpg"], "'A:t:s:x' cannot be read"),

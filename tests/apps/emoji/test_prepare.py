@@ -78,9 +78,3 @@ def test_sprites_beside_the_data_set_are_left_alone(tmp_path: Path) -> None:
 def test_bad_numbers_name_their_flag(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
         EmojiOptions(**options)
-
-
-def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--root"):
-        prepare_emoji(tmp_path / "file", OPTIONS)

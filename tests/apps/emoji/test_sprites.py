@@ -8,7 +8,6 @@ from PIL import Image
 from clipself_d2.apps.emoji.sprites import (
     fit_sprite,
     lay_out_sheet,
-    noto_renderer,
     picture_renderer,
     read_code_points,
     sheet_difference,
@@ -48,11 +47,6 @@ def test_a_picture_is_found_by_its_code_point(tmp_path: Path) -> None:
 def test_a_missing_picture_names_its_package(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="some-package"):
         picture_renderer(tmp_path, "some-package")("1f436")
-
-
-def test_a_missing_font_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.ttf"):
-        noto_renderer(tmp_path / "none.ttf")
 
 
 def test_a_sheet_does_not_differ_from_itself() -> None:

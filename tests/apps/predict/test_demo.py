@@ -222,8 +222,7 @@ def test_a_camera_that_is_not_there_stops_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_score": 1.5}, r"--confidence-threshold is 1\.5"),
-        ({"max_frames": -1}, "--max-frames is -1"),
+        ({"min_score": 1.5}, r"least score is 1\.5"),
         ({"batch_size": 0}, "batch size is 0"),
     ],
 )

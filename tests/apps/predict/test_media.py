@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipself_d2.apps.predict.media import FilmWriter, find_inputs, is_video, open_film
+from clipself_d2.apps.predict.media import (
+    check_readable,
+    find_inputs,
+    frame_rate,
+    is_video,
+    open_film,
+    read_frames,
+    write_film,
+)
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
@@ -25,8 +33,8 @@ def film(tmp_path: Path) -> Path:
 
 def test_a_film_gives_its_frames_in_rgb_and_its_speed(film: Path) -> None:
     with open_film(film) as opened:
-        frames = list(opened.frames())
-        assert opened.fps == pytest.approx(5)
+        frames = list(read_frames(opened))
+        assert frame_rate(opened) == pytest.approx(5)
     assert len(frames) == 3
     for frame, colour in zip(frames, COLOURS, strict=True):
         assert frame.shape == (24, 32, 3)
@@ -35,26 +43,26 @@ def test_a_film_gives_its_frames_in_rgb_and_its_speed(film: Path) -> None:
 
 def test_a_limit_ends_a_film(film: Path) -> None:
     with open_film(film) as opened:
-        assert len(list(opened.frames(2))) == 2
+        assert len(list(read_frames(opened, 2))) == 2
 
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
-    with FilmWriter(tmp_path / "out.mp4", 10) as writer:
+    with write_film(tmp_path / "out.mp4", 10) as add:
         for colour in COLOURS:
-            writer.add(np.full((25, 33, 3), colour, dtype=np.uint8))
+            add(np.full((25, 33, 3), colour, dtype=np.uint8))
     with open_film(tmp_path / "out.mp4") as opened:
-        frames = list(opened.frames())
-        assert opened.fps == pytest.approx(10)
+        frames = list(read_frames(opened))
+        assert frame_rate(opened) == pytest.approx(10)
     assert [frame.shape for frame in frames] == [(24, 32, 3)] * 3
     np.testing.assert_allclose(frames[2].mean((0, 1)), COLOURS[2], atol=12)
 
 
 def test_a_film_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
     with (
-        FilmWriter(tmp_path / "missing" / "out.mp4", 10) as writer,
+        write_film(tmp_path / "missing" / "out.mp4", 10) as add,
         pytest.raises(ValueError, match="cannot be written; check the folder of --output"),
     ):
-        writer.add(np.zeros((8, 8, 3), dtype=np.uint8))
+        add(np.zeros((8, 8, 3), dtype=np.uint8))
 
 
 def test_a_missing_camera_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
@@ -70,11 +78,16 @@ def test_a_file_that_is_no_film_is_named(tmp_path: Path) -> None:
         open_film(tmp_path / "bad.mp4"),
     ):
         pass
-    with (
-        pytest.raises(FileNotFoundError, match=r"gone\.mp4 does not exist"),
-        open_film(tmp_path / "gone.mp4"),
-    ):
-        pass
+
+
+def test_every_input_is_looked_at_before_the_work_begins(film: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    check_readable([tmp_path / "good.png", film])
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match=r"image .*bad\.jpg cannot be decoded"):
+        check_readable([tmp_path / "good.png", tmp_path / "bad.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        check_readable([tmp_path / "gone.jpg"])
 
 
 @pytest.fixture
@@ -100,6 +113,11 @@ def test_patterns_give_their_matches_once(folder: Path) -> None:
     assert names(find_inputs([f"{folder}/**/*.png"])) == ["b.png", "c.png"]
 
 
+def test_paths_of_the_home_folder_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert find_inputs(["~/b.png", "~/*.JPG"]) == [folder / "b.png", folder / "a.JPG"]
+
+
 def test_a_file_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:
     path = tmp_path / "scene[1].png"
     path.write_bytes(b"x")
@@ -108,14 +126,15 @@ def test_a_file_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:
 
 def test_inputs_that_give_nothing_are_named(folder: Path) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty has no picture or video"):
+    with pytest.raises(FileNotFoundError, match="empty gives no picture or video"):
         find_inputs([folder / "empty"])
-    with pytest.raises(FileNotFoundError, match=r"\*\.webp matches no file"):
+    with pytest.raises(FileNotFoundError, match=r"\*\.webp gives no"):
         find_inputs([f"{folder}/*.webp"])
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg gives no"):
         find_inputs([folder / "gone.jpg"])
 
 
 def test_films_are_told_by_their_suffix() -> None:
-    assert is_video("a.MP4")
-    assert not is_video("a.jpg")
+    assert is_video(Path("a.MP4"))
+    assert not is_video(Path("a.jpg"))
+    assert is_video(0)

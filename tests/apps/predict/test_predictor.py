@@ -12,6 +12,7 @@ from PIL import Image
 
 import clipself_d2
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.clip import model as clip_model
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.vocabulary import Vocabulary
 
@@ -191,6 +192,42 @@ def test_the_package_names_the_predictor() -> None:
     assert clipself_d2.OpenVocabPredictor is OpenVocabPredictor
     with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
         clipself_d2.Predictor  # noqa: B018
+
+
+def test_only_the_embedded_clip_is_asked_for_unseen_words_and_once(
+    detector_cfg, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    embedded, create, created = predictor.cfg.MODEL.CLIP.NAME, clip_model._create, []
+
+    def count(name: str, tag: str | None):
+        created.append(name)
+        return create(name, tag)
+
+    monkeypatch.setattr(clip_model, "_create", count)
+    monkeypatch.setattr(
+        "clipself_d2.apps.predict.predictor.read_text_embeddings", lambda *_, **__: None
+    )
+    predictor.cfg.MODEL.CLIP.NAME = "ViT-B-32"
+    predictor.set_classes(["dog", "wombat"])
+    assert created == []
+    predictor.cfg.MODEL.CLIP.NAME = embedded
+    with caplog.at_level("WARNING", logger="clipself_d2"):
+        predictor.set_classes(["police car"])
+        assert "never read" not in caplog.text
+        predictor.set_classes(["dog;wombat"])
+    assert "never read the words wombat" in caplog.text
+    assert created == [embedded]
+
+
+def test_paths_of_the_home_folder_are_found(
+    detector_cfg, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    cfg = detector_cfg()
+    OpenVocabPredictor(cfg, f"~/{weights.name}")
+    cfg.MODEL.WEIGHTS = f"~/{weights.name}"
+    OpenVocabPredictor(cfg)
 
 
 @pytest.mark.slow

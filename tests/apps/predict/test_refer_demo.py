@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipself_d2.apps.predict import refer_demo
 from clipself_d2.apps.predict.refer_demo import (
     ReferringPredictor,
     draw_mask,
@@ -36,6 +37,33 @@ def test_every_expression_is_drawn_for_every_picture(cfg, emoji_root, tmp_path, 
     assert np.asarray(Image.open(written[0])).shape[1] >= 640
     assert "wombat" in caplog.text
     assert "dog" not in caplog.text
+
+
+def test_pictures_are_decoded_one_at_a_time(cfg, emoji_root, tmp_path, monkeypatch):
+    pictures = sorted((emoji_root / "emoji" / "val").glob("*.jpg"))[:2]
+    events, read = [], refer_demo.read_picture
+
+    def watched(path):
+        events.append(path.stem)
+        return read(path)
+
+    class Predictor(ReferringPredictor):
+        def __call__(self, image, expressions):
+            events.append("segmented")
+            return super().__call__(image, expressions)
+
+    monkeypatch.setattr(refer_demo, "read_picture", watched)
+    monkeypatch.setattr(refer_demo, "ReferringPredictor", Predictor)
+    run_refer_demo(cfg, pictures, tmp_path / "drawn", ["the dog"])
+    assert events == [pictures[0].stem, "segmented", pictures[1].stem, "segmented"]
+
+
+def test_a_file_that_is_no_picture_stops_before_anything_is_written(cfg, emoji_root, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    picture = next((emoji_root / "emoji" / "val").glob("*.jpg"))
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
+        run_refer_demo(cfg, [picture, tmp_path / "bad.jpg"], tmp_path / "drawn", ["the dog"])
+    assert not (tmp_path / "drawn").exists()
 
 
 def test_words_of_a_trained_text_tower_are_not_warned_of(cfg, caplog):
@@ -82,8 +110,10 @@ def test_the_mask_is_red_and_the_rest_as_it_was():
 
 
 def test_faults_are_named(cfg, emoji_cfg, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (4, 4)).save(picture)
     with pytest.raises(ValueError, match="needs MODEL.META_ARCHITECTURE CRIS, not GeneralizedRCNN"):
-        run_refer_demo(emoji_cfg("fvit_untouched"), [], tmp_path, ["a"])
+        run_refer_demo(emoji_cfg("fvit_untouched"), [picture], tmp_path, ["a"])
     with pytest.raises(ValueError, match="expression is blank"):
         run_refer_demo(cfg, [], tmp_path, ["a", " "])
     with pytest.raises(ValueError, match="there is no picture; give --input"):
@@ -92,7 +122,7 @@ def test_faults_are_named(cfg, emoji_cfg, tmp_path):
         run_refer_demo(cfg, [tmp_path / "gone.jpg"], tmp_path, ["a"])
     cfg.MODEL.WEIGHTS = str(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS .*none\.pth does not exist"):
-        run_refer_demo(cfg, [], tmp_path, ["a"])
+        run_refer_demo(cfg, [picture], tmp_path, ["a"])
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
-        run_refer_demo(cfg, [], tmp_path, ["a"])
+        run_refer_demo(cfg, [picture], tmp_path, ["a"])

@@ -164,8 +164,6 @@ def test_a_detector_is_asked_classes(emoji_cfg, monkeypatch):
     task = choose_task(emoji_cfg("fvit_untouched"), 0.5)
     assert task.label.startswith("Classes")
     assert task.threshold == 0.5
-    with pytest.raises(ValueError, match="--confidence-threshold is 1.5"):
-        choose_task(emoji_cfg("fvit_untouched"), 1.5)
 
 
 def test_without_gradio_there_is_one_clear_sentence(emoji_cfg, monkeypatch):
@@ -194,8 +192,6 @@ def test_the_page_is_served_where_the_flags_say(emoji_cfg, monkeypatch):
     )
     serve(emoji_cfg("cris"), host="0.0.0.0", port=7999)
     assert gradio.launched == [{"server_name": "0.0.0.0", "server_port": 7999}]
-    with pytest.raises(ValueError, match="--port is 0"):
-        serve(emoji_cfg("cris"), host="", port=0)
 
     def taken(**_):
         raise OSError("port is busy")

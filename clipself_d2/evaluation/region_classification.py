@@ -185,7 +185,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
 
     def _read_labels(self, item: Mapping[str, Any], where: str) -> Tensor:
         """Return the (R,) class indices of an image after checking them."""
-        label_R = item["region_classes"].to("cpu", torch.int64)
+        label_R: Tensor = item["region_classes"].to("cpu", torch.int64)
         is_thing_R = item["region_is_thing"].to("cpu", torch.bool)
         num_classes = len(self._class_names)
         if bool(((label_R < 0) | (label_R >= num_classes)).any()):

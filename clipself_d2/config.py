@@ -50,9 +50,11 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Whether blocks are computed again in the backward pass instead of kept, to save memory.
     cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
-    # Number of last blocks that the detector trains; 0 keeps the whole tower frozen, -1 trains all
-    # of them, the patch embedding and the positions.
+    # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
+    # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # The same of the text tower, where a model can train it.
+    cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
     # Attention of the last block in dense features: value (identity attention) or attention.
@@ -65,15 +67,12 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TAP_BLOCKS = []
 
     # The pyramid over a CLIP ViT; its channels and norm are Detectron2's MODEL.FPN.OUT_CHANNELS and
-    # NORM.
+    # NORM, which is that of RPN.HEAD_NAME NormRPNHead too.
     cfg.MODEL.CLIP_FPN = CN()
     # Levels of the pyramid, in pixels per cell; ascending powers of two. Level s is p<log2 s>.
     cfg.MODEL.CLIP_FPN.STRIDES = [4, 8, 16, 32]
     # Side of the square to which images are padded with the pixel mean, px; 0: no square.
     cfg.MODEL.CLIP_FPN.SQUARE_SIZE = 0
-
-    # Norm of the convolutions of RPN.HEAD_NAME NormRPNHead, as MODEL.FPN.NORM.
-    cfg.MODEL.RPN.NORM = ""
 
 
 def _add_vocabulary(cfg: CN) -> None:
@@ -109,16 +108,14 @@ def _add_open_vocab(cfg: CN) -> None:
     cfg.MODEL.OPEN_VOCAB.FOCAL_GAMMA = 0.0
     # Whether that loss is divided by the sum of the regions' weights instead of their number.
     cfg.MODEL.OPEN_VOCAB.NORMALIZE_WEIGHTS = False
-    # Whether proposals are the detections' boxes, without the regressor's deltas.
-    cfg.MODEL.OPEN_VOCAB.NO_BOX_DELTA = False
+    # Whether detections have the regressor's deltas; False takes the proposals as they are.
+    cfg.MODEL.OPEN_VOCAB.REFINE_BOXES = True
     # What class scores are geometrically averaged with: sigmoid (of the proposal's
     # objectness logit), raw_logit (the logit itself, as published for RegionCLIP: scores may exceed
     # 1, and proposals with a negative logit are lost), or empty for none.
     cfg.MODEL.OPEN_VOCAB.RPN_SCORE = ""
     # Decay of soft-NMS: gaussian, linear (above ROI_HEADS.NMS_THRESH_TEST), or empty for NMS.
     cfg.MODEL.OPEN_VOCAB.SOFT_NMS = ""
-    # Width of the gaussian, in squared IoU.
-    cfg.MODEL.OPEN_VOCAB.SOFT_NMS_SIGMA = 0.5
 
 
 def _add_distill(cfg: CN) -> None:
@@ -130,10 +127,6 @@ def _add_distill(cfg: CN) -> None:
     cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT = 0.0
     # Classes that a batch is scored against by RegionTextDistiller, its own included.
     cfg.MODEL.DISTILL.SAMPLED_CLASSES = 100
-    # Number of last blocks of the student that are trained.
-    cfg.MODEL.DISTILL.TRAINABLE_BLOCKS = 12
-    # Whether patch embedding, positions and norms are trained too.
-    cfg.MODEL.DISTILL.TRAIN_EMBEDDING = False
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
     cfg.MODEL.DISTILL.STUDENT_SHARE = 1.0
 
@@ -149,9 +142,6 @@ def _add_regionclip(cfg: CN) -> None:
     cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
     # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
     cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
-    # Boxes of META_ARCHITECTURE OfflineProposalRCNN: rpn (of the frozen network below), gt (the
-    # annotations), or own (of MODEL.PROPOSAL_GENERATOR, trained with the detector).
-    cfg.MODEL.REGIONCLIP.PROPOSALS = "rpn"
     # Divisor of every cosine.
     cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
     # Probability that the teacher's best concept of a region must exceed.
@@ -183,16 +173,16 @@ def _add_cris(cfg: CN) -> None:
     # Norm of neck and projector: SyncBN, BN (two pairs a process at least) or GN (any batch; the
     # batch norms of a ResNet tower then keep their statistics).
     cfg.MODEL.CRIS.NORM = "SyncBN"
-    # CLIP's towers that are trained, at SOLVER.BACKBONE_MULTIPLIER: "image", "text", both or none.
-    cfg.MODEL.CRIS.TRAINED_TOWERS = ("image", "text")
     # Probability above which a pixel belongs to the mask.
     cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
 
 
 def _add_frozen_rpn(cfg: CN) -> None:
     cfg.MODEL.FROZEN_RPN = CN()
-    # Config and checkpoint of the proposal network for PROPOSALS rpn, and for the pre-training with
-    # INPUT.REGIONS.SOURCE rpn. WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
+    # Config and checkpoint of a trained proposal network, which gives the boxes of the pre-training
+    # with INPUT.REGIONS.SOURCE rpn, and of META_ARCHITECTURE OfflineProposalRCNN with
+    # PROPOSAL_GENERATOR.NAME FrozenRPN (AnnotatedBoxes takes the ground truth; Detectron2's are
+    # trained with the detector). WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
     cfg.MODEL.FROZEN_RPN.CONFIG = ""
     cfg.MODEL.FROZEN_RPN.WEIGHTS = ""
 

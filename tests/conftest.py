@@ -128,8 +128,8 @@ def zero_classifier(
         base_mask_K=mask,
         background=None,
         background_mode="zero",
-        temperature=1.0 / temperature,
-        learn_temperature=False,
+        scale=1.0 / temperature,
+        learn_scale=False,
     )
 
 

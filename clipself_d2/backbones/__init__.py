@@ -7,6 +7,11 @@ from clipself_d2.backbones.build import (
     build_clip_vit_fpn_backbone,
     build_clip_vit_simple_fpn_backbone,
     build_clip_vit_stages_backbone,
+    build_retinanet_clip_vit_fpn_backbone,
+    build_retinanet_clip_vit_simple_fpn_backbone,
+    build_semantic_clip_vit_fpn_backbone,
+    build_semantic_clip_vit_simple_fpn_backbone,
+    build_semantic_clip_vit_stages_backbone,
 )
 from clipself_d2.backbones.clip_resnet import (
     ClipResNet,
@@ -24,6 +29,11 @@ BACKBONE_REGISTRY.register(build_clip_vit_backbone)
 BACKBONE_REGISTRY.register(build_clip_vit_fpn_backbone)
 BACKBONE_REGISTRY.register(build_clip_vit_simple_fpn_backbone)
 BACKBONE_REGISTRY.register(build_clip_vit_stages_backbone)
+BACKBONE_REGISTRY.register(build_retinanet_clip_vit_fpn_backbone)
+BACKBONE_REGISTRY.register(build_retinanet_clip_vit_simple_fpn_backbone)
+BACKBONE_REGISTRY.register(build_semantic_clip_vit_fpn_backbone)
+BACKBONE_REGISTRY.register(build_semantic_clip_vit_simple_fpn_backbone)
+BACKBONE_REGISTRY.register(build_semantic_clip_vit_stages_backbone)
 
 __all__ = [
     "ClipResNet",
@@ -37,4 +47,9 @@ __all__ = [
     "build_clip_vit_fpn_backbone",
     "build_clip_vit_simple_fpn_backbone",
     "build_clip_vit_stages_backbone",
+    "build_retinanet_clip_vit_fpn_backbone",
+    "build_retinanet_clip_vit_simple_fpn_backbone",
+    "build_semantic_clip_vit_fpn_backbone",
+    "build_semantic_clip_vit_simple_fpn_backbone",
+    "build_semantic_clip_vit_stages_backbone",
 ]

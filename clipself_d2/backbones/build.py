@@ -1,21 +1,12 @@
-"""Builders of the backbones for MODEL.BACKBONE.NAME; the package registers them.
-
-Each refuses a detector that asks for features which the backbone does not have.
-"""
-
-from typing import TypeVar
+"""Builders of the backbones for MODEL.BACKBONE.NAME, one a kind; the package registers them."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
 
 from clipself_d2.backbones.clip_vit import ClipViT
-from clipself_d2.backbones.compatibility import check_detector
 from clipself_d2.backbones.pyramid import ClipViTPyramid
 from clipself_d2.backbones.simple_pyramid import ClipViTSimplePyramid
 from clipself_d2.backbones.stages import ClipViTStages
-
-_Backbone = TypeVar("_Backbone", bound=Backbone)
 
 
 def build_clip_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViT:
@@ -27,11 +18,8 @@ def build_clip_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViT:
 
     Returns:
         Backbone with the features ``clip`` and ``block<i>`` for i in MODEL.CLIP.TAP_BLOCKS.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
     """
-    return _checked(cfg, ClipViT(cfg, input_shape))
+    return ClipViT(cfg, input_shape)
 
 
 def build_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
@@ -42,13 +30,36 @@ def build_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViT
         input_shape: Shape of the images.
 
     Returns:
-        Backbone with the features ``p2`` to ``p6`` for strides 4 to 32, and ``clip``; for one-stage
-        detectors ``p3`` to ``p7``.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
+        Backbone with the features ``p2`` to ``p6`` for strides 4 to 32, and ``clip``.
     """
-    return _checked(cfg, ClipViTPyramid(cfg, input_shape))
+    return ClipViTPyramid(cfg, input_shape)
+
+
+def build_retinanet_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
+    """Build F-ViT's pyramid for one-stage detectors.
+
+    Args:
+        cfg: The whole config.
+        input_shape: Shape of the images.
+
+    Returns:
+        Backbone with the features ``p3`` to ``p7``, of which the last two are convolutions, and
+        ``clip``.
+    """
+    return ClipViTPyramid(cfg, input_shape, one_stage=True)
+
+
+def build_semantic_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
+    """Build F-ViT's pyramid for semantic heads, alone or in Panoptic FPN.
+
+    Args:
+        cfg: The whole config.
+        input_shape: Shape of the images.
+
+    Returns:
+        Backbone of ``build_clip_vit_fpn_backbone`` that has images padded to whole last strides.
+    """
+    return ClipViTPyramid(cfg, input_shape, pad_to_stride=True)
 
 
 def build_clip_vit_simple_fpn_backbone(
@@ -62,15 +73,42 @@ def build_clip_vit_simple_fpn_backbone(
 
     Returns:
         Backbone with the features of ``build_clip_vit_fpn_backbone``.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
     """
-    return _checked(cfg, ClipViTSimplePyramid(cfg, input_shape))
+    return ClipViTSimplePyramid(cfg, input_shape)
+
+
+def build_retinanet_clip_vit_simple_fpn_backbone(
+    cfg: CfgNode, input_shape: ShapeSpec
+) -> ClipViTSimplePyramid:
+    """Build the simple pyramid for one-stage detectors.
+
+    Args:
+        cfg: The whole config.
+        input_shape: Shape of the images.
+
+    Returns:
+        Backbone with the features of ``build_retinanet_clip_vit_fpn_backbone``.
+    """
+    return ClipViTSimplePyramid(cfg, input_shape, one_stage=True)
+
+
+def build_semantic_clip_vit_simple_fpn_backbone(
+    cfg: CfgNode, input_shape: ShapeSpec
+) -> ClipViTSimplePyramid:
+    """Build the simple pyramid for semantic heads, alone or in Panoptic FPN.
+
+    Args:
+        cfg: The whole config.
+        input_shape: Shape of the images.
+
+    Returns:
+        Backbone that has images padded to whole last strides.
+    """
+    return ClipViTSimplePyramid(cfg, input_shape, pad_to_stride=True)
 
 
 def build_clip_vit_stages_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStages:
-    """Build the CLIP ViT behind the names of a ResNet's stages, for C4, DC5 and DeepLab.
+    """Build the CLIP ViT behind the names of a ResNet's stages, for C4 and DC5.
 
     Args:
         cfg: The whole config.
@@ -78,13 +116,18 @@ def build_clip_vit_stages_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Clip
 
     Returns:
         Backbone with the features of MODEL.RESNETS.OUT_FEATURES, and ``clip``.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
     """
-    return _checked(cfg, ClipViTStages(cfg, input_shape))
+    return ClipViTStages(cfg, input_shape)
 
 
-def _checked(cfg: CfgNode, backbone: _Backbone) -> _Backbone:
-    check_detector(cfg, backbone.output_shape())
-    return backbone
+def build_semantic_clip_vit_stages_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStages:
+    """Build the stages for semantic heads, such as DeepLab's.
+
+    Args:
+        cfg: The whole config.
+        input_shape: Shape of the images.
+
+    Returns:
+        Backbone of ``build_clip_vit_stages_backbone`` that has images padded to whole last strides.
+    """
+    return ClipViTStages(cfg, input_shape, pad_to_stride=True)

@@ -9,11 +9,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipself_d2.backbones.compatibility import check_detector, refuse_bgr
-from clipself_d2.clip.model import load_any_tower
 from clipself_d2.clip.towers.resnet import STAGE_STRIDES, STAGES, ResNetTower
+from clipself_d2.parts.image_tower import build_image_tower
 
 
 class ClipResNet(Backbone):
@@ -26,11 +25,13 @@ class ClipResNet(Backbone):
     Args:
         tower: Image tower. What of it is trained is set here.
         out_features: Stages to return, among res2 to res5.
-        freeze_at: Stages frozen from below: 0 none, 1 the stem, 2 the stem and res2, up to 5.
-        train_pool: Whether the attention pool is trained; False where nothing reads it.
+        trainable_blocks: Number of last stages that are trained: 0 none, 3 all but the stem and
+            res2, -1 the whole tower.
+        train_pool: Whether the attention pool is trained from the start; ``CLIPRes5ROIHeads`` sets
+            it to be.
 
     Raises:
-        ValueError: If a stage is unknown, or ``freeze_at`` out of range.
+        ValueError: If a stage is unknown, or there are fewer.
 
     Reference: the backbone of RegionCLIP, arXiv 2112.09106, section 4.1.
     """
@@ -41,7 +42,7 @@ class ClipResNet(Backbone):
         *,
         tower: ResNetTower,
         out_features: Sequence[str] = ("res4",),
-        freeze_at: int = 2,
+        trainable_blocks: int = 0,
         train_pool: bool = True,
     ) -> None:
         super().__init__()
@@ -55,40 +56,34 @@ class ClipResNet(Backbone):
         self._out_features = sorted(out_features, key=STAGES.index)
         self._out_feature_channels = {name: tower.channels[name] for name in self._out_features}
         self._out_feature_strides = {name: STAGE_STRIDES[name] for name in self._out_features}
-        _unlock(tower, freeze_at, train_pool)
-        tower.set_norm("FrozenBN")
+        tower.freeze(trainable_blocks, behind=train_pool)
         self.train(self.training)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read MODEL.CLIP, MODEL.RESNETS.OUT_FEATURES and MODEL.BACKBONE.FREEZE_AT.
+        """Read MODEL.RESNETS.OUT_FEATURES, and MODEL.CLIP by ``build_image_tower``.
 
         Args:
             cfg: The whole config.
-            input_shape: Shape of the images; three channels.
+            input_shape: Shape of the images.
 
         Returns:
-            Arguments of the constructor. Weights are those of MODEL.CLIP.WEIGHTS, else of
-            MODEL.CLIP.PRETRAINED, else random.
+            Arguments of the constructor.
 
         Raises:
             ValueError: If the CLIP is no ResNet, or images are BGR.
         """
-        clip = cfg.MODEL.CLIP
-        tower = load_any_tower(
-            clip.NAME, clip.WEIGHTS or clip.PRETRAINED or None, precision=clip.PRECISION
-        )
+        tower = build_image_tower(cfg, reads_embedding=False)
         if not isinstance(tower, ResNetTower):
             raise ValueError(
                 f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs a CLIP ResNet, but "
-                f"MODEL.CLIP.NAME {clip.NAME} is none; set it to RN50-quickgelu or take "
+                f"MODEL.CLIP.NAME {tower.name} is none; set it to RN50-quickgelu or take "
                 "build_clip_vit_fpn_backbone"
             )
-        refuse_bgr(cfg, name=clip.NAME, pixel_mean=tower.pixel_mean)
         return {
             "tower": tower,
             "out_features": cfg.MODEL.RESNETS.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "trainable_blocks": tower.trained_blocks,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -112,16 +107,10 @@ def build_clip_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipResN
         input_shape: Shape of the images.
 
     Returns:
-        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, by default ``res4``.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
+        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, by default ``res4``. Its attention
+        pool is frozen; ``CLIPRes5ROIHeads``, which reads it, trains it.
     """
-    options = ClipResNet.from_config(cfg, input_shape)
-    reads_regions = cfg.MODEL.ROI_HEADS.NAME == "CLIPRes5ROIHeads"
-    backbone = ClipResNet(**options, train_pool=reads_regions)
-    check_detector(cfg, backbone.output_shape())
-    return backbone
+    return ClipResNet(**ClipResNet.from_config(cfg, input_shape), train_pool=False)
 
 
 def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
@@ -134,15 +123,12 @@ def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Returns:
         Backbone with the features ``p2`` to ``p6`` of MODEL.FPN, made of MODEL.FPN.IN_FEATURES; an
         empty list stands for res2 to res5.
-
-    Raises:
-        ValueError: If the detector of the config cannot read it.
     """
     options = ClipResNet.from_config(cfg, input_shape)
     names = list(cfg.MODEL.FPN.IN_FEATURES) or list(STAGES)
     options["out_features"] = names
     bottom_up = ClipResNet(**options, train_pool=False)
-    backbone = FPN(
+    return FPN(
         bottom_up=bottom_up,
         in_features=names,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -150,21 +136,3 @@ def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-    check_detector(cfg, backbone.output_shape())
-    return backbone
-
-
-def _unlock(tower: ResNetTower, freeze_at: int, train_pool: bool) -> None:
-    visual = tower.visual
-    parts: list[list[nn.Module]] = [
-        [visual.conv1, visual.bn1, visual.conv2, visual.bn2, visual.conv3, visual.bn3],
-        *([getattr(visual, f"layer{number}")] for number in range(1, 5)),
-    ]
-    if not 0 <= freeze_at <= len(parts):
-        raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; it must be in 0 to {len(parts)}"
-        )
-    for number, modules in enumerate(parts):
-        for module in modules:
-            module.requires_grad_(number >= freeze_at)
-    visual.attnpool.requires_grad_(train_pool)

@@ -3,7 +3,6 @@
 Legend: N images, D joint embedding, C tower width, H W pixels, h w patch grid.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -13,19 +12,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from clipself_d2.backbones.compatibility import refuse_bgr
-from clipself_d2.clip.model import load_tower
-from clipself_d2.clip.towers.contract import LAST_BLOCKS, VisionTower
-from clipself_d2.clip.towers.depth import depth_of_parameters
+from clipself_d2.backbones.features import Features
+from clipself_d2.clip import VisionTower
 from clipself_d2.clip.towers.drop_path import set_drop_path
-
-logger = logging.getLogger(__name__)
+from clipself_d2.parts.image_tower import build_image_tower
 
 CLIP_FEATURE = "clip"
-# Value of MODEL.CLIP.TRAINABLE_BLOCKS that trains the patch embedding too.
-ALL_BLOCKS = -1
-# ImageNet's mean and std, with which F-ViT was published, are within 15 % of CLIP's.
-_PIXEL_TOLERANCE = 0.25
 
 
 class ClipViTOptions(TypedDict):
@@ -57,8 +49,8 @@ class ClipViT(Backbone):
             it is applied to blocks that are trained.
 
     Raises:
-        ValueError: If ``last_block`` is unknown, the tower has fewer blocks, or ``drop_path`` is
-            no probability below 1.
+        ValueError: If the tower is a ResNet, ``last_block`` is unknown, there are fewer blocks, or
+            ``drop_path`` is no probability below 1.
 
     Reference: the backbone of F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -74,23 +66,19 @@ class ClipViT(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if last_block not in LAST_BLOCKS:
+        if len(set(tower.block_strides)) != 1:
             raise ValueError(
-                f"last_block is {last_block!r}; MODEL.CLIP.LAST_BLOCK is one of {LAST_BLOCKS}"
+                f"{tower.name} is a ResNet, whose stages have strides of their own; set "
+                "MODEL.BACKBONE.NAME to build_clip_resnet_fpn_backbone or "
+                "build_clip_resnet_backbone (LazyConfig: ClipResNet)"
             )
-        unknown = [number for number in tap_blocks if not 0 <= number < tower.num_blocks]
-        if unknown:
-            raise ValueError(
-                f"{tower.name} has blocks 0 to {tower.num_blocks - 1}, not {unknown}; change "
-                "MODEL.CLIP.TAP_BLOCKS"
-            )
-        _unlock(tower, trainable_blocks)
-        trained = tower.num_blocks if trainable_blocks == ALL_BLOCKS else trainable_blocks
+        tower.last_block = tower.check_dense(tap_blocks, last_block)
+        # The detector's losses read blocks; the dense embedding is for its tests.
+        tower.freeze(trainable_blocks, last_block=last_block, behind=False)
+        trained = tower.num_blocks if trainable_blocks < 0 else trainable_blocks
         set_drop_path(tower, drop_path, trained)
         self.tower = tower
         self.tap_blocks = tuple(tap_blocks)
-        self.last_block = last_block
-        self.trainable_blocks = trainable_blocks
         channels = {f"block{number}": tower.width for number in self.tap_blocks}
         channels[CLIP_FEATURE] = tower.embed_dim
         self._out_features = list(channels)
@@ -100,40 +88,33 @@ class ClipViT(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTOptions:
-        """Read MODEL.CLIP.
+        """Read MODEL.CLIP.TAP_BLOCKS, and the rest of MODEL.CLIP by ``build_image_tower``.
 
         Args:
             cfg: The whole config.
-            input_shape: Shape of the images; three channels.
+            input_shape: Shape of the images.
 
         Returns:
-            Arguments of the constructor. The tower's weights are those of MODEL.CLIP.WEIGHTS, else
-            of MODEL.CLIP.PRETRAINED, else random; its dense path has the windows of
-            MODEL.CLIP.WINDOW_SIZE and MODEL.CLIP.GLOBAL_BLOCKS.
-
-        Raises:
-            ValueError: If images have not three channels or are BGR, or the tower cannot have such
-                windows.
+            Arguments of the constructor.
         """
-        if input_shape.channels != 3:
-            raise ValueError(
-                f"images have {input_shape.channels} channels but CLIP takes RGB; "
-                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need three values"
-            )
-        clip = cfg.MODEL.CLIP
-        weights = clip.WEIGHTS or clip.PRETRAINED or None
-        tower = load_tower(clip.NAME, weights, precision=clip.PRECISION)
-        tower.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
-        tower.checkpointing = clip.ACTIVATION_CHECKPOINTING
-        refuse_bgr(cfg, name=tower.name, pixel_mean=tower.pixel_mean)
-        _warn_of_pixels(cfg, tower)
+        tower = build_image_tower(cfg, reads_embedding=False, used=("TAP_BLOCKS",))
         return {
             "tower": tower,
-            "tap_blocks": clip.TAP_BLOCKS,
-            "last_block": clip.LAST_BLOCK,
-            "trainable_blocks": clip.TRAINABLE_BLOCKS,
-            "drop_path": clip.DROP_PATH,
+            "tap_blocks": cfg.MODEL.CLIP.TAP_BLOCKS,
+            "last_block": tower.last_block,
+            "trainable_blocks": tower.trained_blocks,
+            "drop_path": tower.drop_path,
         }
+
+    @property
+    def last_block(self) -> str:
+        """Form of the tower's last block."""
+        return self.tower.last_block
+
+    @property
+    def trainable_blocks(self) -> int:
+        """Number of the tower's last blocks that are trained; -1: the whole tower."""
+        return self.tower.trained_blocks
 
     @property
     def size_divisibility(self) -> int:
@@ -144,6 +125,10 @@ class ClipViT(Backbone):
     def padding_constraints(self) -> dict[str, int]:
         """The same for the parts of Detectron2 that ask here."""
         return {"size_divisibility": self.size_divisibility}
+
+    def output_shape(self) -> Features:
+        """Return channels and strides by name of the feature."""
+        return Features(super().output_shape())
 
     def train(self, mode: bool = True) -> "ClipViT":
         """Set the mode; a frozen tower stays in eval mode.
@@ -170,36 +155,8 @@ class ClipViT(Backbone):
         """
         learns = self.trainable_blocks != 0 and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):
-            dense = self.tower.forward_dense(images, self.tap_blocks, self.last_block)
+            dense = self.tower.forward_dense(images, self.tap_blocks)
         taps = zip(self.tap_blocks, dense.blocks, strict=True)
         features = {f"block{number}": output for number, output in taps}
         features[CLIP_FEATURE] = dense.embedding
         return features
-
-
-def _unlock(tower: VisionTower, trainable_blocks: int) -> None:
-    if trainable_blocks != ALL_BLOCKS:
-        tower.unlock(trainable_blocks)
-        return
-    tower.unlock(tower.num_blocks, everything=True)
-    parameters = dict(tower.named_parameters())
-    for name, depth in depth_of_parameters(tower).items():
-        if depth > tower.num_blocks:
-            parameters[name].requires_grad_(False)
-
-
-def _warn_of_pixels(cfg: CfgNode, tower: VisionTower) -> None:
-    pairs = [
-        *zip(cfg.MODEL.PIXEL_MEAN, tower.pixel_mean, strict=True),
-        *zip(cfg.MODEL.PIXEL_STD, tower.pixel_std, strict=True),
-    ]
-    if not all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs):
-        logger.warning(
-            "images come with mean %s and std %s, but %s was trained with mean %s and std %s; its "
-            "features will be poor unless MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say so",
-            list(cfg.MODEL.PIXEL_MEAN),
-            list(cfg.MODEL.PIXEL_STD),
-            tower.name,
-            [round(value, 3) for value in tower.pixel_mean],
-            [round(value, 3) for value in tower.pixel_std],
-        )

@@ -5,7 +5,7 @@ Legend: N images, C channels, D joint embedding, H W pixels, h w cells of a leve
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -14,52 +14,31 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.compatibility import has_semantic_head, is_dense_detector
+from clipself_d2.backbones.features import Features
 
-# Levels that LastLevelP6P7 adds.
-_CONV_LEVELS = 2
-
-
-@dataclass(frozen=True)
-class LevelPlan:
-    """Levels that the detector of a config reads.
-
-    Attributes:
-        strides: Strides of the levels made from blocks, px, ascending.
-        top_block: Module of the levels above; None is one level of every second cell.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
-    """
-
-    strides: tuple[int, ...]
-    top_block: nn.Module | None
-    divisor: int
+# Stride of the finest level that one-stage detectors read, px.
+_FIRST_DENSE_STRIDE = 8
 
 
-def plan_levels(cfg: CfgNode) -> LevelPlan:
-    """Choose the levels of a pyramid for MODEL.META_ARCHITECTURE.
-
-    A one-stage detector reads MODEL.RETINANET.IN_FEATURES: finer levels, whose parameters would
-    never learn, are left out, and two levels above the last stride are convolutions, as in
-    RetinaNet. A semantic head doubles maps until they meet, so that images are padded to a
-    multiple of the last stride.
+def plan_levels(cfg: CfgNode, *, one_stage: bool) -> tuple[tuple[int, ...], nn.Module | None]:
+    """Read the levels of a pyramid.
 
     Args:
         cfg: The whole config.
+        one_stage: Whether it is for a one-stage detector, as of RetinaNet: from p3 on, with two
+            levels of convolutions above the last stride.
 
     Returns:
-        The plan; for other detectors MODEL.CLIP_FPN.STRIDES as they are.
+        Strides of the levels made from blocks, px, ascending; and the module of the levels above,
+        None for one level of every second cell.
     """
     strides = tuple(cfg.MODEL.CLIP_FPN.STRIDES)
-    divisor = strides[-1] if strides and has_semantic_head(cfg) else 1
-    if not is_dense_detector(cfg):
-        return LevelPlan(strides, None, divisor)
-    wanted = [_stride(name) for name in cfg.MODEL.RETINANET.IN_FEATURES]
-    strides = tuple(stride for stride in strides if stride >= min(wanted, default=0)) or strides
-    top_block = None
-    if max(wanted, default=0) == strides[-1] * 2**_CONV_LEVELS:
-        channels = cfg.MODEL.FPN.OUT_CHANNELS
-        top_block = LastLevelP6P7(channels, channels, level_name(strides[-1]))
-    return LevelPlan(strides, top_block, divisor)
+    if not one_stage:
+        return strides, None
+    strides = tuple(stride for stride in strides if stride >= _FIRST_DENSE_STRIDE)
+    check_strides(strides)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return strides, LastLevelP6P7(channels, channels, level_name(strides[-1]))
 
 
 def level_name(stride: int) -> str:
@@ -74,10 +53,45 @@ def level_name(stride: int) -> str:
     return f"p{stride.bit_length() - 1}"
 
 
-def _stride(name: str) -> int:
-    """Stride of p<n>; 0 for other names, which the check of the whole config reports."""
-    number = name.removeprefix("p")
-    return 1 << int(number) if number != name and number.isdecimal() else 0
+def check_strides(strides: Sequence[int]) -> None:
+    """Raise unless strides are such of a pyramid.
+
+    Args:
+        strides: Pixels per cell.
+
+    Raises:
+        ValueError: If they are no powers of two or do not ascend.
+    """
+    ascending = all(fine < coarse for fine, coarse in pairwise(strides))
+    if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
+        raise ValueError(
+            f"strides are {list(strides)}; MODEL.CLIP_FPN.STRIDES are powers of two, ascending"
+        )
+
+
+def check_taps(backbone: ClipViT, read: Sequence[int], num_levels: int) -> None:
+    """Refuse blocks that do not fit the levels made of them.
+
+    Args:
+        backbone: The ViT.
+        read: Numbers of the blocks that levels are made of.
+        num_levels: Number of blocks needed.
+
+    Raises:
+        ValueError: If there are more or fewer, or a trained block is behind the last.
+    """
+    if len(read) != num_levels:
+        raise ValueError(
+            f"{len(read)} blocks {list(read)} for {num_levels} levels; MODEL.CLIP.TAP_BLOCKS needs "
+            "the length of MODEL.CLIP_FPN.STRIDES, or of MODEL.RESNETS.OUT_FEATURES for stages"
+        )
+    last = backbone.tower.num_blocks - 1
+    if backbone.trainable_blocks and last not in read:
+        raise ValueError(
+            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
+            f"level reads block {last}; end MODEL.CLIP.TAP_BLOCKS with it or set "
+            "MODEL.CLIP.TRAINABLE_BLOCKS to 0"
+        )
 
 
 class PyramidBackbone(Backbone):
@@ -89,13 +103,10 @@ class PyramidBackbone(Backbone):
         square_size: Side to which Detectron2 pads every image at the right and bottom, after
             normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
         top_block: Module of the levels above, or None.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
+        pad_to_stride: Whether sides are padded to a multiple of the last stride, beside the patch.
 
     Attributes:
         bottom_up: The ViT.
-
-    Raises:
-        ValueError: If ``square_size`` is negative.
     """
 
     def __init__(
@@ -105,26 +116,23 @@ class PyramidBackbone(Backbone):
         strides: Sequence[int],
         square_size: int,
         top_block: nn.Module | None = None,
-        divisor: int,
+        pad_to_stride: bool = False,
     ) -> None:
         super().__init__()
-        if square_size < 0:
-            raise ValueError(
-                f"MODEL.CLIP_FPN.SQUARE_SIZE is {square_size}; it is 0 or a side in px"
-            )
         self.bottom_up = backbone
         self.strides = tuple(strides)
-        self.square_size, self.divisor = square_size, divisor
+        self.square_size, self.pad_to_stride = square_size, pad_to_stride
         self.top_block = top_block
 
     @property
     def size_divisibility(self) -> int:
-        """Number that padded sides are a multiple of, px: the patch, unless a head asks for more.
+        """Number that padded sides are a multiple of, px: the patch, and the last stride if asked.
 
         The base class of Detectron2's own pyramid of ViTs reads this from ``padding_constraints``,
         under a misspelt name.
         """
-        return math.lcm(self.bottom_up.size_divisibility, self.divisor)
+        patch = self.bottom_up.size_divisibility
+        return math.lcm(patch, max(self.strides)) if self.pad_to_stride else patch
 
     @property
     def padding_constraints(self) -> dict[str, int]:
@@ -138,30 +146,25 @@ class PyramidBackbone(Backbone):
             channels: Channels of every level.
 
         Raises:
-            ValueError: If the top block reads a level that is not there, or of other channels.
+            ValueError: If the top block reads a level that is not there.
         """
-        self._check_top(channels)
         # Detectron2's top blocks say these two of themselves.
         extra = 1 if self.top_block is None else int(str(self.top_block.num_levels))
+        source = None if self.top_block is None else str(self.top_block.in_feature)
         strides = [*self.strides, *(self.strides[-1] << step for step in range(1, extra + 1))]
         self._level_names = [level_name(stride) for stride in strides]
+        made = self._level_names[: len(self.strides)]
+        if source is not None and source not in made:
+            raise ValueError(
+                f"the backbone's top_block.in_feature is {source!r}, but its strides "
+                f"{list(self.strides)} give {', '.join(made)}; name one of these"
+            )
         named = dict(zip(self._level_names, strides, strict=True))
         self.declare(named, dict.fromkeys(named, channels))
 
-    def _check_top(self, channels: int) -> None:
-        names = [level_name(stride) for stride in self.strides]
-        source = names[-1] if self.top_block is None else str(self.top_block.in_feature)
-        if source not in names:
-            raise ValueError(
-                f"the backbone's top_block.in_feature is {source!r}, but its strides "
-                f"{list(self.strides)} give {', '.join(names)}; name one of these"
-            )
-        conv = getattr(self.top_block, "p6", None)
-        if isinstance(conv, nn.Conv2d) and conv.in_channels != channels:
-            raise ValueError(
-                f"the backbone's top_block.in_channels is {conv.in_channels}, but {source} has "
-                f"{channels} channels (out_channels); give it as many"
-            )
+    def output_shape(self) -> Features:
+        """Return channels and strides by name of the feature."""
+        return Features(super().output_shape())
 
     def declare(self, strides: Mapping[str, int], channels: Mapping[str, int]) -> None:
         """Declare features and ``clip``.

@@ -5,7 +5,6 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypedDict
 
 import torch.nn.functional as F
@@ -15,10 +14,12 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.compatibility import check_square, refuse_sync_bn_on_cpus
-from clipself_d2.backbones.levels import LevelPlan, PyramidBackbone, plan_levels
-
-NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN", "GN", "LN", "")
+from clipself_d2.backbones.levels import (
+    PyramidBackbone,
+    check_strides,
+    check_taps,
+    plan_levels,
+)
 
 
 class ClipViTPyramidOptions(TypedDict):
@@ -30,7 +31,6 @@ class ClipViTPyramidOptions(TypedDict):
     norm: str
     square_size: int
     top_block: nn.Module | None
-    divisor: int
 
 
 class ClipViTPyramid(PyramidBackbone):
@@ -45,17 +45,17 @@ class ClipViTPyramid(PyramidBackbone):
         backbone: The ViT; its ``tap_blocks`` are read in order, the first for the finest level.
         strides: Pixels per cell of the levels, powers of two, ascending.
         out_channels: Channels of every level.
-        norm: Norm of the adapters, lateral and output convolutions, one of ``NORMS``.
+        norm: Norm of the adapters, lateral and output convolutions, by Detectron2's name.
         square_size: Side to which Detectron2 pads every image at the right and bottom, after
             normalisation, px; no image may be larger. 0 pads to the largest image of a batch.
         top_block: Levels above the last stride, as Detectron2's ``LastLevelP6P7``, which reads a
             level of this pyramid; None is one level of every second cell of the last.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
+        pad_to_stride: Whether sides are padded to a multiple of the last stride too, which
+            semantic heads need that double maps until they meet.
 
     Raises:
-        ValueError: If strides are not such, their number is not that of the taps, the norm is
-            unknown or does not fit the channels, a trained block is behind the last tap, or
-            ``square_size`` is negative.
+        ValueError: If strides are no ascending powers of two, their number is not that of the taps,
+            or a trained block is behind the last tap.
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1. Differs for patches of 14 px: its
     strides 3.5, 7, 14, 28 are resampled to 4, 8, 16, 32, which Detectron2's pooler needs.
@@ -71,15 +71,16 @@ class ClipViTPyramid(PyramidBackbone):
         norm: str = "SyncBN",
         square_size: int = 0,
         top_block: nn.Module | None = None,
-        divisor: int = 1,
+        pad_to_stride: bool = False,
     ) -> None:
-        _check_levels(backbone, strides)
+        check_strides(strides)
+        check_taps(backbone, backbone.tap_blocks, len(strides))
         super().__init__(
             backbone=backbone,
             strides=strides,
             square_size=square_size,
             top_block=top_block,
-            divisor=divisor,
+            pad_to_stride=pad_to_stride,
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
         self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
@@ -95,29 +96,26 @@ class ClipViTPyramid(PyramidBackbone):
         self.set_levels(out_channels)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
+    ) -> ClipViTPyramidOptions:
         """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
         Args:
             cfg: The whole config.
             input_shape: Shape of the images.
+            one_stage: Whether levels are those of one-stage detectors, p3 to p7.
 
         Returns:
             Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
-
-        Raises:
-            ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
-                MODEL.CLIP_FPN.SQUARE_SIZE.
         """
-        refuse_sync_bn_on_cpus(cfg)
-        check_square(cfg)
-        fpn = cfg.MODEL.CLIP_FPN
         options = ClipViT.from_config(cfg, input_shape)
-        taps = options["tap_blocks"] or spread_blocks(options["tower"].num_blocks, len(fpn.STRIDES))
-        plan = plan_levels(cfg)
-        # The blocks of levels that the detector does not read are left out with them.
-        options["tap_blocks"] = list(taps)[len(fpn.STRIDES) - len(plan.strides) :]
-        return pyramid_options(cfg, ClipViT(**options), plan)
+        count = len(cfg.MODEL.CLIP_FPN.STRIDES)
+        taps = options["tap_blocks"] or spread_blocks(options["tower"].num_blocks, count)
+        strides, top_block = plan_levels(cfg, one_stage=one_stage)
+        # The blocks of levels that are left out go with them.
+        options["tap_blocks"] = list(taps)[count - len(strides) :]
+        return pyramid_options(cfg, ClipViT(**options), strides, top_block)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -145,26 +143,27 @@ class ClipViTPyramid(PyramidBackbone):
         return self.add_top(levels, features[CLIP_FEATURE])
 
 
-def pyramid_options(cfg: CfgNode, backbone: ClipViT, plan: LevelPlan) -> ClipViTPyramidOptions:
-    """Read MODEL.CLIP_FPN.
+def pyramid_options(
+    cfg: CfgNode, backbone: ClipViT, strides: Sequence[int], top_block: nn.Module | None
+) -> ClipViTPyramidOptions:
+    """Read the channels, norm and square of a pyramid.
 
     Args:
         cfg: The whole config.
         backbone: The ViT.
-        plan: Levels that the detector reads.
+        strides: Strides of the levels, px.
+        top_block: Module of the levels above, or None.
 
     Returns:
         Arguments of a pyramid's constructor.
     """
-    fpn = cfg.MODEL.CLIP_FPN
     return {
         "backbone": backbone,
-        "strides": plan.strides,
+        "strides": strides,
         "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
         "norm": cfg.MODEL.FPN.NORM,
-        "square_size": fpn.SQUARE_SIZE,
-        "top_block": plan.top_block,
-        "divisor": plan.divisor,
+        "square_size": cfg.MODEL.CLIP_FPN.SQUARE_SIZE,
+        "top_block": top_block,
     }
 
 
@@ -181,30 +180,6 @@ def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
     return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
 
 
-def make_norm(norm: str, channels: int, key: str = "MODEL.FPN.NORM") -> nn.Module | None:
-    """Make a norm by Detectron2's name.
-
-    Args:
-        norm: One of ``NORMS``.
-        channels: Number of channels.
-        key: Key that an error tells to change.
-
-    Returns:
-        The module, None for "".
-
-    Raises:
-        ValueError: If the name is unknown or GN's 32 groups do not divide the channels.
-    """
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; {key} is one of {NORMS}")
-    if norm == "GN" and channels % 32:
-        raise ValueError(
-            f"GN has 32 groups, which do not divide {channels} channels; change {key} to LN or "
-            "MODEL.FPN.OUT_CHANNELS to a multiple of 32"
-        )
-    return get_norm(norm, channels)
-
-
 def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
     """Make a convolution that keeps the grid, with a bias where it has no norm.
 
@@ -212,7 +187,7 @@ def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Con
         channels: Channels in.
         out_channels: Channels out.
         kernel: Side of the kernel, odd.
-        norm: Norm behind it, one of ``NORMS``.
+        norm: Norm behind it, by Detectron2's name.
 
     Returns:
         The convolution with PyTorch's random weights.
@@ -223,7 +198,7 @@ def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Con
         kernel,
         padding=kernel // 2,
         bias=norm == "",
-        norm=make_norm(norm, out_channels),
+        norm=get_norm(norm, out_channels),
     )
 
 
@@ -239,7 +214,7 @@ def make_adapter(
         channels: Channels C in, and out where nothing is narrowed.
         patch_size: Stride of the block's map, px.
         stride: Stride wanted, px.
-        norm: Norm between transposed convolutions, one of ``NORMS``.
+        norm: Norm between transposed convolutions, by Detectron2's name.
         narrowing: Number by which each transposed convolution divides the channels.
 
     Returns:
@@ -252,7 +227,7 @@ def make_adapter(
     layers: list[nn.Module] = []
     for step in range(steps):
         if step > 0:
-            between = make_norm(norm, channels)
+            between = get_norm(norm, channels)
             layers += [nn.GELU()] if between is None else [between, nn.GELU()]
         wider, channels = channels, channels // narrowing
         layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
@@ -308,36 +283,3 @@ def adapted_stride(patch_size: int, stride: int) -> float:
         The nearest stride, px.
     """
     return patch_size / 2.0 ** doublings(patch_size, stride)
-
-
-def check_strides(strides: Sequence[int]) -> None:
-    """Raise unless strides are such of a pyramid.
-
-    Args:
-        strides: Pixels per cell.
-
-    Raises:
-        ValueError: If they are no powers of two or do not ascend.
-    """
-    ascending = all(fine < coarse for fine, coarse in pairwise(strides))
-    if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
-        raise ValueError(
-            f"strides are {list(strides)}; MODEL.CLIP_FPN.STRIDES are powers of two, ascending"
-        )
-
-
-def _check_levels(backbone: ClipViT, strides: Sequence[int]) -> None:
-    check_strides(strides)
-    taps = backbone.tap_blocks
-    if len(taps) != len(strides):
-        raise ValueError(
-            f"{len(taps)} blocks {list(taps)} for {len(strides)} levels; MODEL.CLIP.TAP_BLOCKS "
-            "and MODEL.CLIP_FPN.STRIDES need the same length"
-        )
-    last = backbone.tower.num_blocks - 1
-    if backbone.trainable_blocks and last not in taps:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
-            f"level reads block "
-            f"{last}; end MODEL.CLIP.TAP_BLOCKS with it or set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )

@@ -11,12 +11,15 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.compatibility import check_square, refuse_sync_bn_on_cpus
-from clipself_d2.backbones.levels import PyramidBackbone, plan_levels
+from clipself_d2.backbones.levels import (
+    PyramidBackbone,
+    check_strides,
+    check_taps,
+    plan_levels,
+)
 from clipself_d2.backbones.pyramid import (
     ClipViTPyramidOptions,
     adapted_stride,
-    check_strides,
     doublings,
     make_adapter,
     normed_conv,
@@ -37,15 +40,16 @@ class ClipViTSimplePyramid(PyramidBackbone):
         backbone: The ViT; the last of its ``tap_blocks`` is read.
         strides: Pixels per cell of the levels, powers of two, ascending.
         out_channels: Channels of every level.
-        norm: Norm of all convolutions, one of ``pyramid.NORMS``; ViTDet has LN.
+        norm: Norm of all convolutions; ViTDet has LN.
         square_size: Side to which Detectron2 pads every image, px; 0 pads no further than needed.
         top_block: Levels above the last stride, as Detectron2's ``LastLevelP6P7``; None is one
             level of every second cell of the last.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
+        pad_to_stride: Whether sides are padded to a multiple of the last stride too, which
+            semantic heads need that double maps until they meet.
 
     Raises:
-        ValueError: If strides are not such, the backbone taps no block or not the last of a trained
-            tower, or the norm is unknown or does not fit the channels.
+        ValueError: If strides are no ascending powers of two, or the backbone taps no block or not
+            the last of a trained tower.
 
     Reference: ViTDet, arXiv 2203.16527, section 3, as Detectron2's ``SimpleFeaturePyramid``.
     Differs: strides of 14 px patches are resampled to powers of two, which Detectron2's pooler
@@ -63,19 +67,20 @@ class ClipViTSimplePyramid(PyramidBackbone):
         norm: str = "LN",
         square_size: int = 0,
         top_block: nn.Module | None = None,
-        divisor: int = 1,
+        pad_to_stride: bool = False,
     ) -> None:
         check_strides(strides)
-        tap = _tap(backbone)
+        read = backbone.tap_blocks[-1:]
+        check_taps(backbone, read, 1)
         super().__init__(
             backbone=backbone,
             strides=strides,
             square_size=square_size,
             top_block=top_block,
-            divisor=divisor,
+            pad_to_stride=pad_to_stride,
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        self._tap_name = f"block{tap}"
+        self._tap_name = f"block{read[0]}"
         self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.scalers, self.outputs = nn.ModuleList(), nn.ModuleList()
         for stride in strides:
@@ -85,25 +90,23 @@ class ClipViTSimplePyramid(PyramidBackbone):
         self.set_levels(out_channels)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramidOptions:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
+    ) -> ClipViTPyramidOptions:
         """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
         Args:
             cfg: The whole config.
             input_shape: Shape of the images.
+            one_stage: Whether levels are those of one-stage detectors, p3 to p7.
 
         Returns:
             Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, the last block.
-
-        Raises:
-            ValueError: If SyncBN is to train in several processes on CPUs, or images may exceed
-                MODEL.CLIP_FPN.SQUARE_SIZE.
         """
-        refuse_sync_bn_on_cpus(cfg)
-        check_square(cfg)
         options = ClipViT.from_config(cfg, input_shape)
         options["tap_blocks"] = options["tap_blocks"] or [options["tower"].num_blocks - 1]
-        return pyramid_options(cfg, ClipViT(**options), plan_levels(cfg))
+        backbone = ClipViT(**options)
+        return pyramid_options(cfg, backbone, *plan_levels(cfg, one_stage=one_stage))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features.
@@ -152,19 +155,3 @@ def _make_output(channels: int, out_channels: int, norm: str) -> nn.Sequential:
         convs.append(conv)
         channels = out_channels
     return nn.Sequential(*convs)
-
-
-def _tap(backbone: ClipViT) -> int:
-    if not backbone.tap_blocks:
-        raise ValueError(
-            "the simple pyramid reads the last of the ViT's tap_blocks, and there is none; set "
-            "MODEL.CLIP.TAP_BLOCKS to [], or tap_blocks to the last block"
-        )
-    tap, last = backbone.tap_blocks[-1], backbone.tower.num_blocks - 1
-    if backbone.trainable_blocks and tap != last:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but the "
-            f"pyramid reads block {tap} of 0 to {last}; end MODEL.CLIP.TAP_BLOCKS with {last}, or "
-            "set MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )
-    return tap

@@ -3,7 +3,6 @@
 Legend: N images, C tower width, H W pixels, h w cells of a stage.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -13,12 +12,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.compatibility import (
-    check_square,
-    has_semantic_head,
-    refuse_sync_bn_on_cpus,
-)
-from clipself_d2.backbones.levels import PyramidBackbone
+from clipself_d2.backbones.levels import PyramidBackbone, check_taps
 from clipself_d2.backbones.pyramid import (
     adapted_stride,
     make_adapter,
@@ -38,7 +32,6 @@ class ClipViTStagesOptions(TypedDict):
     channels: Mapping[str, int]
     norm: str
     square_size: int
-    divisor: int
 
 
 class ClipViTStages(PyramidBackbone):
@@ -52,12 +45,13 @@ class ClipViTStages(PyramidBackbone):
         backbone: The ViT; its ``tap_blocks`` are read in order, one for each stage.
         strides: Stride by name of the stage, px, powers of two.
         channels: Channels by name of the stage.
-        norm: Norm of adapters and convolutions, one of ``pyramid.NORMS``.
+        norm: Norm of adapters and convolutions.
         square_size: Side to which Detectron2 pads every image, px; 0 pads no further than needed.
-        divisor: Number that padded sides are a multiple of, beside the patch, px.
+        pad_to_stride: Whether sides are padded to a multiple of the last stride too, which
+            semantic heads need that double maps until they meet.
 
     Raises:
-        ValueError: If there is no stage, its names are unknown, or the number of blocks is another.
+        ValueError: If the number of blocks is another, or a trained block is behind the last.
     """
 
     @configurable
@@ -69,14 +63,14 @@ class ClipViTStages(PyramidBackbone):
         channels: Mapping[str, int],
         norm: str = "SyncBN",
         square_size: int = 0,
-        divisor: int = 1,
+        pad_to_stride: bool = False,
     ) -> None:
-        _check_stages(backbone, strides, channels)
+        check_taps(backbone, backbone.tap_blocks, len(strides))
         super().__init__(
             backbone=backbone,
             strides=tuple(strides.values()),
             square_size=square_size,
-            divisor=divisor,
+            pad_to_stride=pad_to_stride,
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
         self._names = tuple(strides)
@@ -102,11 +96,8 @@ class ClipViTStages(PyramidBackbone):
             Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
 
         Raises:
-            ValueError: If a stage is unknown, SyncBN is to train in several processes on CPUs, or
-                images may exceed MODEL.CLIP_FPN.SQUARE_SIZE.
+            ValueError: If a stage is unknown.
         """
-        refuse_sync_bn_on_cpus(cfg)
-        check_square(cfg)
         resnets = cfg.MODEL.RESNETS
         names = list(resnets.OUT_FEATURES)
         strides = stage_strides(
@@ -124,7 +115,6 @@ class ClipViTStages(PyramidBackbone):
             "channels": {name: resnets.RES2_OUT_CHANNELS << STAGES.index(name) for name in strides},
             "norm": cfg.MODEL.FPN.NORM,
             "square_size": cfg.MODEL.CLIP_FPN.SQUARE_SIZE,
-            "divisor": max(strides.values()) if has_semantic_head(cfg) else 1,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -174,26 +164,3 @@ def stage_strides(
         stride *= 1 if kept.get(name) else 2
         strides[name] = stride
     return {name: strides[name] for name in sorted(names, key=STAGES.index)}
-
-
-def _check_stages(
-    backbone: ClipViT, strides: Mapping[str, int], channels: Mapping[str, int]
-) -> None:
-    powers = all(stride > 0 and math.log2(stride).is_integer() for stride in strides.values())
-    if not strides or not powers or set(strides) != set(channels):
-        raise ValueError(
-            f"strides are {dict(strides)} and channels {dict(channels)}; both name the same "
-            "stages, and strides are powers of two"
-        )
-    taps, last = backbone.tap_blocks, backbone.tower.num_blocks - 1
-    if len(taps) != len(strides):
-        raise ValueError(
-            f"{len(taps)} blocks {list(taps)} for the stages {', '.join(strides)}; "
-            "MODEL.CLIP.TAP_BLOCKS and MODEL.RESNETS.OUT_FEATURES need the same length"
-        )
-    if backbone.trainable_blocks and last not in taps:
-        raise ValueError(
-            f"the last blocks are trained (TRAINABLE_BLOCKS {backbone.trainable_blocks}) but no "
-            f"stage reads block {last}; end MODEL.CLIP.TAP_BLOCKS with it or set "
-            "MODEL.CLIP.TRAINABLE_BLOCKS to 0"
-        )

@@ -53,7 +53,7 @@ class ClipModel(nn.Module):
         text: Text tower.
     """
 
-    def __init__(self, *, name: str, tower: VisionTower | ResNetTower, text: TextEncoder) -> None:
+    def __init__(self, *, name: str, tower: VisionTower, text: TextEncoder) -> None:
         super().__init__()
         self.name = name
         self.tower = tower
@@ -80,7 +80,7 @@ def build_tower(
     pixel_mean: tuple[float, float, float],
     pixel_std: tuple[float, float, float],
     precision: str = "fp32",
-) -> VisionTower | ResNetTower:
+) -> VisionTower:
     """Wrap open_clip's image tower.
 
     Args:
@@ -110,8 +110,7 @@ def build_tower(
             )
     raise ValueError(
         f"{name} has an image tower of type {type(trunk).__name__}; dense features need a ViT, an "
-        "EVA, a ConvNeXt or a CLIP ResNet, such as ViT-B-16-quickgelu or EVA02-B-16: change "
-        "MODEL.CLIP.NAME"
+        "EVA, a ConvNeXt or a CLIP ResNet, such as ViT-B-16-quickgelu or EVA02-B-16"
     )
 
 
@@ -141,37 +140,12 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
 
 
 def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32") -> VisionTower:
-    """Build the image tower of a ViT in eval mode.
+    """Build an image tower in eval mode.
 
     Args:
         name: Model name as open_clip knows it, or one of this project's.
         weights: A pretrained tag, a file with a whole CLIP or an image tower, or None for random
             weights.
-        precision: Number type: fp32, bf16 or auto.
-
-    Returns:
-        The tower; its parameters are trainable until frozen.
-
-    Raises:
-        ValueError: If the name or the tag is unknown, the file does not fit, or it is no ViT.
-    """
-    tower = load_any_tower(name, weights, precision=precision)
-    if isinstance(tower, ResNetTower):
-        raise ValueError(
-            f"{name} is a ResNet; this part needs a ViT, such as ViT-B-16-quickgelu: change "
-            "MODEL.CLIP.NAME"
-        )
-    return tower
-
-
-def load_any_tower(
-    name: str, weights: str | None = None, *, precision: str = "fp32"
-) -> VisionTower | ResNetTower:
-    """Build an image tower in eval mode, ViT or ResNet.
-
-    Args:
-        name: Model name as open_clip knows it, or one of this project's.
-        weights: As of ``load_tower``.
         precision: Number type: fp32, bf16 or auto.
 
     Returns:
@@ -214,7 +188,7 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
 
 def _take_tower(
     clip: CLIP | CustomTextCLIP, name: str, precision: str, settings: dict[str, Any]
-) -> VisionTower | ResNetTower:
+) -> VisionTower:
     """Move the image tower out of a model, so that each weight has one owner."""
     visual = clip.visual
     del clip.visual

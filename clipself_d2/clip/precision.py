@@ -40,7 +40,7 @@ def check_precision(precision: str) -> None:
         ValueError: If it is none of fp32, bf16, fp16 and auto.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; MODEL.CLIP.PRECISION is one of {PRECISIONS}")
+        raise ValueError(f"precision is {precision!r}, expected one of {PRECISIONS}")
 
 
 @contextmanager

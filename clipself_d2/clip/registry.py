@@ -62,7 +62,7 @@ def check_name(name: str) -> None:
         hub_config(name)
     elif open_clip.get_model_config(name) is None:
         near = _near(name, open_clip.list_models())
-        raise ValueError(f"MODEL.CLIP.NAME {name!r} is no model of open_clip; near: {near}")
+        raise ValueError(f"{name!r} is no model of open_clip; near: {near}")
 
 
 def embed_dim(name: str) -> int:
@@ -166,8 +166,8 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
-            f"({_first_line(error)}); without network, copy the file here and give its path as "
-            "MODEL.CLIP.PRETRAINED"
+            f"({_first_line(error)}); without network, copy the file here and give its path as the "
+            "weights"
         ) from error
 
 
@@ -193,7 +193,7 @@ def hub_config(hub_id: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
             f"{_HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
-            "repository where there is one and give its weights file as MODEL.CLIP.PRETRAINED"
+            "repository where there is one and give the path of its weights file"
         ) from error
     config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     if "model_cfg" not in config:

@@ -44,6 +44,38 @@ class TextEncoder(nn.Module):
         """Longest text in tokens, start and end included."""
         return int(self.clip.context_length)
 
+    def freeze(self, trained_blocks: int = 0) -> None:
+        """Freeze all but the last blocks, by the grammar of the image towers.
+
+        Args:
+            trained_blocks: Number of last blocks that are trained, with the final norm and the
+                projection; 0 freezes the tower, -1 trains all of it. The logit's scale and bias
+                are of CLIP's own loss and always frozen.
+
+        Raises:
+            ValueError: If the tower has fewer blocks.
+        """
+        self.requires_grad_(False)
+        if trained_blocks == 0:
+            return
+        part = self._text_part()
+        # Text towers of other libraries have no blocks that are known here.
+        blocks = getattr(getattr(part, "transformer", None), "resblocks", ())
+        if trained_blocks > len(blocks):
+            raise ValueError(
+                f"{trained_blocks} trainable blocks of the text tower asked for, but it has "
+                f"{len(blocks)}; 0 trains none and -1 the whole tower"
+            )
+        if trained_blocks < 0:
+            self.requires_grad_(True)
+        else:
+            for module in (*blocks[len(blocks) - trained_blocks :], part.ln_final):
+                module.requires_grad_(True)
+            part.text_projection.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            if "logit_" in name:
+                parameter.requires_grad_(False)
+
     @property
     def word_dim(self) -> int:
         """Width C of the word features."""
@@ -92,8 +124,7 @@ class TextEncoder(nn.Module):
         length = tokens.shape[1]
         if length > self.context_length:
             raise ValueError(
-                f"texts have {length} tokens but the model reads {self.context_length}; lower the "
-                "key that sets the length, such as MODEL.CRIS.WORD_LEN"
+                f"texts have {length} tokens but the model reads {self.context_length}"
             )
         part = self._text_part()
         # open_clip adds the whole position table, so its own pass takes full length only.

@@ -1,6 +1,7 @@
 """Open-vocabulary detectors; importing the package registers heads and meta-architectures."""
 
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 
 from clipself_d2.detection.cascade import OpenVocabCascadeROIHeads
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
@@ -15,6 +16,10 @@ from clipself_d2.detection.rpn import NormRPNHead
 META_ARCH_REGISTRY.register(OfflineProposalRCNN)
 META_ARCH_REGISTRY.register(OpenVocabFCOS)
 META_ARCH_REGISTRY.register(OpenVocabRetinaNet)
+ROI_HEADS_REGISTRY.register(CLIPRes5ROIHeads)
+ROI_HEADS_REGISTRY.register(OpenVocabCascadeROIHeads)
+ROI_HEADS_REGISTRY.register(OpenVocabROIHeads)
+RPN_HEAD_REGISTRY.register(NormRPNHead)
 
 __all__ = [
     "CLIPRes5ROIHeads",

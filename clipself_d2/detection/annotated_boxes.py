@@ -15,12 +15,11 @@ class AnnotatedBoxes:
     annotations, and they are looked up by the picture's file name.
 
     Args:
-        names: Registered data sets to look in.
+        boxes: (K, 4) XYXY px of the whole picture, by file name.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
-        self._boxes: dict[str, Tensor] | None = None
+    def __init__(self, boxes: Mapping[str, Tensor]) -> None:
+        self._boxes = boxes
 
     def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
         """Give every picture its boxes.
@@ -47,13 +46,11 @@ class AnnotatedBoxes:
             # Detectron2 adds the ground truth to proposals, with this field.
             objectness = boxes.new_zeros(len(boxes))
             return Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=objectness)
-        if self._boxes is None:
-            self._boxes = _read(self._names)
         boxes = self._boxes.get(str(sample.get("file_name")))
         if boxes is None:
             raise ValueError(
-                f"MODEL.REGIONCLIP.PROPOSALS gt finds no annotations of {sample.get('file_name')} "
-                f"in {', '.join(self._names) or 'no data set'}; DATASETS.TEST must name its set"
+                f"MODEL.PROPOSAL_GENERATOR.NAME AnnotatedBoxes finds no annotations of "
+                f"{sample.get('file_name')}; DATASETS.TEST must name its data set"
             )
         # Detectron2 gives the size before its resizing.
         height, width = int(str(sample["height"])), int(str(sample["width"]))
@@ -61,8 +58,15 @@ class AnnotatedBoxes:
         return Instances(size, proposal_boxes=Boxes(boxes * scale))
 
 
-def _read(names: Sequence[str]) -> dict[str, Tensor]:
-    """(K, 4) XYXY px of the whole picture, by file name."""
+def read_boxes(names: Sequence[str]) -> dict[str, Tensor]:
+    """Read the boxes of registered data sets.
+
+    Args:
+        names: Their names.
+
+    Returns:
+        (K, 4) XYXY px of the whole picture, by file name; without crowds.
+    """
     boxes = {}
     for name in names:
         for record in DatasetCatalog.get(name):

@@ -5,7 +5,6 @@ from copy import deepcopy
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Instances
@@ -20,23 +19,19 @@ from clipself_d2.detection.roi_heads import (
 )
 
 
-@ROI_HEADS_REGISTRY.register()
 class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):
     """Detectron2's cascade with a text classifier in every stage and CLIP's scores at test time.
 
     Every stage is a head of F-ViT: it fuses its own scores with CLIP's of the boxes that enter it,
     so that the later stages' CLIP sees refined boxes; the stages' scores are then averaged. Each
-    stage learns a temperature of its own. A mask head must be class-agnostic.
+    stage learns a scale of its own. A mask head must be class-agnostic.
 
     Args:
         box_in_features: Names of the levels that boxes are pooled from, ``clip`` not among them.
         box_predictors: A predictor with a text classifier for every stage.
         clip_stride: Input pixels per cell of the feature ``clip``.
-        num_classes: Number of training classes; None takes the classifiers'.
-        kwargs: Further keyword arguments of ``CascadeROIHeads``.
-
-    Raises:
-        ValueError: If ``num_classes`` is not the classifiers', or these differ.
+        kwargs: Further keyword arguments of ``CascadeROIHeads``; the number of classes is the
+            classifiers'.
 
     Reference: Cascade R-CNN, arXiv 1712.00726; F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -48,19 +43,12 @@ class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):
         box_in_features: Sequence[str],
         box_predictors: Sequence[OpenVocabFastRCNNOutputLayers],
         clip_stride: float,
-        num_classes: int | None = None,
         **kwargs: object,
     ) -> None:
-        known = sorted({predictor.classifier.num_classes for predictor in box_predictors})
-        if len(known) != 1 or num_classes not in (None, known[0]):
-            raise ValueError(
-                f"num_classes is {num_classes} but the stages' vocabularies have {known} classes; "
-                "leave num_classes out and give every stage the same vocabulary"
-            )
         super().__init__(
             box_in_features=list(box_in_features),
             box_predictors=list(box_predictors),
-            num_classes=known[0],
+            num_classes=box_predictors[0].classifier.num_classes,
             **kwargs,
         )
         # Every stage gets these maps, the dense one at the end.
@@ -70,13 +58,12 @@ class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         head = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-        _check_stages(cfg)
         parts = super()._init_box_head(cfg, input_shape)
         shape = parts["box_heads"][0].output_shape
         # The text embeddings are built once for all stages.
         options = OpenVocabFastRCNNOutputLayers.from_config(cfg, shape)
         classifier = options.pop("classifier")
-        check_widths(classifier, input_shape)
+        check_widths(classifier, input_shape[CLIP_FEATURE].channels)
         predictors = []
         for weights in head.BBOX_REG_WEIGHTS:
             options["box2box_transform"] = Box2BoxTransform(weights=weights)
@@ -106,23 +93,3 @@ class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):
                 item.set(CLIP_FIELD, copy.get(CLIP_FIELD))
         predictions: tuple[Tensor, Tensor] = super()._run_stage(levels, proposals, stage)
         return predictions
-
-
-def _check_stages(cfg: CfgNode) -> None:
-    """Say in words what Detectron2 asserts."""
-    head, first = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise ValueError(
-            "a cascade codes boxes without regard to the class; set "
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True"
-        )
-    if len(head.IOUS) != len(head.BBOX_REG_WEIGHTS):
-        raise ValueError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {len(head.IOUS)} stages, BBOX_REG_WEIGHTS "
-            f"{len(head.BBOX_REG_WEIGHTS)}; give one of each for every stage"
-        )
-    if head.IOUS[0] != first:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IOU_THRESHOLDS begins with {first}, but the first of "
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {head.IOUS[0]}; set them equal"
-        )

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from clipself_d2.detection.output_layers import check_labels
+from clipself_d2.detection.base_losses import check_labels
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier
 from clipself_d2.parts.text_embeddings import build_sigmoid_classifier, training_embeddings
 
@@ -94,21 +94,16 @@ class TextClassesMixin:
 
     Args:
         head: Head whose ``cls_score`` is a ``DenseTextScore``.
-        num_classes: Number of training classes; None takes the classifier's.
-        kwargs: Further keyword arguments of Detectron2's class.
-
-    Raises:
-        ValueError: If ``num_classes`` is not the classifier's.
+        kwargs: Further keyword arguments of Detectron2's class; the number of classes is the
+            classifier's.
     """
 
     head: nn.Module
 
     @configurable
-    def __init__(
-        self, *, head: nn.Module, num_classes: int | None = None, **kwargs: object
-    ) -> None:
+    def __init__(self, *, head: nn.Module, **kwargs: object) -> None:
         known = _classifier_of(head).num_classes
-        super().__init__(head=head, num_classes=num_classes or known, **kwargs)  # type: ignore[call-arg]
+        super().__init__(head=head, num_classes=known, **kwargs)  # type: ignore[call-arg]
 
     @property
     def num_classes(self) -> int:
@@ -117,12 +112,8 @@ class TextClassesMixin:
 
     @num_classes.setter
     def num_classes(self, value: int) -> None:
-        # Detectron2's constructor assigns the number that it was given.
-        if value != self.classifier.num_classes:
-            raise ValueError(
-                f"num_classes is {value} but the vocabulary has {self.classifier.num_classes} "
-                "classes; leave num_classes out"
-            )
+        # Detectron2's constructor assigns the classifier's, which it was given.
+        assert value == self.classifier.num_classes, "the number of classes is the vocabulary's"
 
     @property
     def classifier(self) -> SigmoidTextClassifier:
@@ -169,8 +160,8 @@ def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
     return build_sigmoid_classifier(
         training_embeddings(cfg),
         prior=cfg.MODEL.RETINANET.PRIOR_PROB,
-        temperature=cfg.MODEL.OPEN_VOCAB.SCALE,
-        learn_temperature=cfg.MODEL.OPEN_VOCAB.LEARN_SCALE,
+        scale=cfg.MODEL.OPEN_VOCAB.SCALE,
+        learn_scale=cfg.MODEL.OPEN_VOCAB.LEARN_SCALE,
     )
 
 

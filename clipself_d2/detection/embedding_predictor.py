@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor
 
-from clipself_d2.detection.output_layers import TextFastRCNNOutputLayers
+from clipself_d2.detection.text_predictor import TextFastRCNNOutputLayers
 from clipself_d2.layers.text_classifier import TextClassifier
 
 
@@ -27,9 +27,6 @@ class EmbeddingFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         classifier: Text classifier of width D; gives the number of classes.
         kwargs: Further keyword arguments of ``TextFastRCNNOutputLayers``.
 
-    Raises:
-        ValueError: If widths differ, or a loss other than softmax's is asked for.
-
     Reference: RegionCLIP, arXiv 2112.09106, section 3.3.
     """
 
@@ -37,11 +34,6 @@ class EmbeddingFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     def __init__(
         self, input_shape: ShapeSpec, *, classifier: TextClassifier, **kwargs: object
     ) -> None:
-        if input_shape.channels != classifier.embed_dim:
-            raise ValueError(
-                f"text embeddings are {classifier.embed_dim}-d but regions {input_shape.channels}-d"
-                "; MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
-            )
         super().__init__(input_shape, classifier=classifier, **kwargs)
         self.cls_score = classifier
 

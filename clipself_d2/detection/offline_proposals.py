@@ -1,22 +1,27 @@
 """Detector on boxes that something else proposes: RegionCLIP's transfer and zero-shot inference."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.modeling import (
+    Backbone,
+    GeneralizedRCNN,
+    build_backbone,
+    build_proposal_generator,
+    build_roi_heads,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_resnet import ClipResNet
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
+from clipself_d2.detection.annotated_boxes import AnnotatedBoxes, read_boxes
 from clipself_d2.detection.regionclip_checkpoints import OFFLINE, is_published, rename_published
 from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 
-PROPOSALS = ("rpn", "gt", "own")
-_PRECOMPUTED = "PrecomputedProposals"
-Sample = Mapping[str, Any]
+# Values of MODEL.PROPOSAL_GENERATOR.NAME beside Detectron2's.
+FROZEN_RPN, ANNOTATED_BOXES = "FrozenRPN", "AnnotatedBoxes"
 
 
 class OfflineProposalRCNN(GeneralizedRCNN):
@@ -28,16 +33,13 @@ class OfflineProposalRCNN(GeneralizedRCNN):
 
     Args:
         backbone: Backbone.
-        roi_heads: Heads; ``CLIPRes5ROIHeads`` gets the backbone's tower.
+        roi_heads: Heads; ``CLIPRes5ROIHeads`` on the backbone's tower.
         proposal_generator: An RPN that is trained with the detector, or None.
         offline_rpn: A frozen network, or None.
-        annotated: Source of annotated boxes, or None.
+        annotated: Source of annotated boxes, or None; there is one source of boxes.
         fixed_rpn: Whether the frozen network was filled from a file of its own, which a published
             checkpoint does not overrule.
         kwargs: Further keyword arguments of ``GeneralizedRCNN``.
-
-    Raises:
-        ValueError: If there is more than one source of boxes.
 
     Reference: RegionCLIP, arXiv 2112.09106, sections 3.3 and 4.
     """
@@ -54,52 +56,49 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         fixed_rpn: bool = False,
         **kwargs: object,
     ) -> None:
-        sources = [proposal_generator, offline_rpn, annotated]
-        if sum(source is not None for source in sources) > 1:
-            raise ValueError("a detector has one source of boxes; give one of the three")
         super().__init__(
             backbone=backbone, roi_heads=roi_heads, proposal_generator=proposal_generator, **kwargs
         )
-        if isinstance(roi_heads, CLIPRes5ROIHeads):
-            roi_heads.share_tower(_resnet(backbone).tower)
         self.offline_rpn = offline_rpn
-        # In a tuple, since it is no module.
-        self._source: tuple[Callable[[Sequence[Sample]], list[Instances]], ...] = ()
-        if annotated is not None:
-            self._source = (annotated,)
+        self.annotated = annotated
         self._fixed_rpn = fixed_rpn
         self.register_load_state_dict_pre_hook(_translate)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read MODEL.REGIONCLIP.PROPOSALS, and what ``GeneralizedRCNN`` reads.
+        """Read MODEL.PROPOSAL_GENERATOR.NAME, and what ``GeneralizedRCNN`` reads.
 
         Args:
-            cfg: The whole config.
+            cfg: The whole config. The name is FrozenRPN (the network of MODEL.FROZEN_RPN),
+                AnnotatedBoxes, or one of Detectron2's, which is trained with the detector.
 
         Returns:
             Arguments of the constructor.
 
         Raises:
-            ValueError: If the source of boxes is unknown, or images are not RGB.
+            ValueError: If the heads need a tower that the backbone has not, or images are not RGB.
         """
-        source = cfg.MODEL.REGIONCLIP.PROPOSALS
-        if source not in PROPOSALS:
-            raise ValueError(f"MODEL.REGIONCLIP.PROPOSALS is {source!r}; it is one of {PROPOSALS}")
-        parts: dict[str, Any] = {}
-        if source == "rpn":
-            if cfg.INPUT.FORMAT != "RGB":
-                raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
-            parts["offline_rpn"] = build_frozen_proposals(cfg)
-            parts["fixed_rpn"] = bool(cfg.MODEL.FROZEN_RPN.WEIGHTS)
-        if source == "gt":
-            parts["annotated"] = AnnotatedBoxes(cfg.DATASETS.TEST)
-        if source != "own":
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.PROPOSAL_GENERATOR.NAME = _PRECOMPUTED
-            cfg.freeze()
-        return {**super().from_config(cfg), **parts}
+        source = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        is_frozen, is_annotated = source == FROZEN_RPN, source == ANNOTATED_BOXES
+        if is_frozen and cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
+        offline_rpn = build_frozen_proposals(cfg) if is_frozen else None
+        annotated = AnnotatedBoxes(read_boxes(cfg.DATASETS.TEST)) if is_annotated else None
+        backbone, generator = build_backbone(cfg), None
+        if not is_frozen and not is_annotated:
+            generator = build_proposal_generator(cfg, backbone.output_shape())
+        return {
+            "backbone": backbone,
+            "proposal_generator": generator,
+            "roi_heads": _build_heads(cfg, backbone),
+            "offline_rpn": offline_rpn,
+            "annotated": annotated,
+            "fixed_rpn": bool(cfg.MODEL.FROZEN_RPN.WEIGHTS),
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Train or detect.
@@ -138,21 +137,24 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         """The samples with proposals; precomputed ones, if there are, are kept."""
         if self.offline_rpn is not None:
             found = self.offline_rpn([sample["image"] for sample in inputs])
-        elif self._source:
-            found = self._source[0](inputs)
+        elif self.annotated is not None:
+            found = self.annotated(inputs)
         else:
             return inputs
         return [{**sample, "proposals": boxes} for sample, boxes in zip(inputs, found, strict=True)]
 
 
-def _resnet(backbone: nn.Module) -> ClipResNet:
-    found = [module for module in backbone.modules() if isinstance(module, ClipResNet)]
-    if len(found) != 1:
+def _build_heads(cfg: CfgNode, backbone: Backbone) -> nn.Module:
+    shapes = backbone.output_shape()
+    if CLIPRes5ROIHeads.__name__ != cfg.MODEL.ROI_HEADS.NAME:
+        heads: nn.Module = build_roi_heads(cfg, shapes)
+        return heads
+    if not isinstance(backbone, ClipResNet):
         raise ValueError(
             "MODEL.ROI_HEADS.NAME CLIPRes5ROIHeads needs MODEL.BACKBONE.NAME "
             f"build_clip_resnet_backbone, got {type(backbone).__name__}"
         )
-    return found[0]
+    return CLIPRes5ROIHeads(cfg, shapes, tower=backbone.tower)
 
 
 def _translate(

@@ -48,11 +48,7 @@ class OpenVocabFCOS(TextClassesMixin, FCOS):
 
     Args:
         head: Head whose ``cls_score`` is a ``DenseTextScore``.
-        num_classes: Number of training classes; None takes the classifier's.
-        kwargs: Further keyword arguments of ``FCOS``.
-
-    Raises:
-        ValueError: If ``num_classes`` is not the classifier's.
+        kwargs: Further keyword arguments of ``FCOS``; the number of classes is the classifier's.
 
     Reference: FCOS, arXiv 2006.09214; text classes as Detic, arXiv 2201.02605.
     """

@@ -44,11 +44,8 @@ class OpenVocabRetinaNet(TextClassesMixin, RetinaNet):
 
     Args:
         head: Head whose ``cls_score`` is a ``DenseTextScore``.
-        num_classes: Number of training classes; None takes the classifier's.
-        kwargs: Further keyword arguments of ``RetinaNet``.
-
-    Raises:
-        ValueError: If ``num_classes`` is not the classifier's.
+        kwargs: Further keyword arguments of ``RetinaNet``; the number of classes is the
+            classifier's.
 
     Reference: RetinaNet, arXiv 1708.02002; text classes as Detic, arXiv 2201.02605.
     """

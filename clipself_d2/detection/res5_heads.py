@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROIHeads, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, build_mask_head
@@ -17,29 +16,31 @@ from torch import Tensor
 
 from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
+from clipself_d2.detection.roi_heads import check_masks, check_widths
 
 # Side of the pooled region per side of the attention pool's grid: the stride of res5.
 _RES5_STRIDE = 2
 
 
-@ROI_HEADS_REGISTRY.register()
 class CLIPRes5ROIHeads(ROIHeads):
     """RoIAlign on ``res4``, then CLIP's own last stage and attention pool.
 
-    Both belong to the backbone's tower, which ``share_tower`` hands over; the pooled side is that
-    of which the pool has positions, so that none is interpolated: 14 for RN50, 18 for RN50x4. A
-    mask head reads the last stage's map, and must be class-agnostic.
+    Both belong to the backbone's tower; the pool, which nothing else reads, is trained from here.
+    The pooled side is that of which the pool has positions, so that none is interpolated: 14 for
+    RN50, 18 for RN50x4. A mask head reads the last stage's map, and must be class-agnostic.
 
     Args:
+        tower: The backbone's tower, which stays its owner.
         in_features: Name of the one feature that is pooled.
         pooler: RoIAlign on it.
         box_predictor: Predictor on (R, D) embeddings.
         mask_head: Head on (R, C5, side, side), or None.
-        num_classes: Number of training classes; None takes the classifier's.
-        kwargs: Further keyword arguments of Detectron2's ``ROIHeads``.
+        kwargs: Further keyword arguments of Detectron2's ``ROIHeads``; the number of classes is the
+            classifier's.
 
     Raises:
-        ValueError: If there is not one feature, or ``num_classes`` is not the classifier's.
+        ValueError: If there is not one feature, the pool has positions for regions of another size,
+            or the text has another width.
 
     Reference: RegionCLIP, arXiv 2112.09106, section 4.1.
     """
@@ -48,48 +49,57 @@ class CLIPRes5ROIHeads(ROIHeads):
     def __init__(
         self,
         *,
+        tower: ResNetTower,
         in_features: Sequence[str],
         pooler: ROIPooler,
         box_predictor: EmbeddingFastRCNNOutputLayers,
         mask_head: BaseMaskRCNNHead | None = None,
-        num_classes: int | None = None,
         **kwargs: object,
     ) -> None:
-        _check_one(in_features)
-        known = box_predictor.classifier.num_classes
-        if num_classes not in (None, known):
+        if len(in_features) != 1:
             raise ValueError(
-                f"num_classes is {num_classes} but the vocabulary has {known} classes; leave "
-                "num_classes out"
+                f"MODEL.ROI_HEADS.IN_FEATURES is {list(in_features)}; CLIPRes5ROIHeads pools one "
+                "feature, res4"
             )
-        super().__init__(num_classes=known, **kwargs)
+        _check_side(pooler, tower)
+        check_widths(box_predictor.classifier, tower.embed_dim)
+        super().__init__(num_classes=box_predictor.classifier.num_classes, **kwargs)
         self.in_feature = in_features[0]
         self.pooler = pooler
         self.box_predictor = box_predictor
         self.mask_on = mask_head is not None
         if mask_head is not None:
             self.mask_head: BaseMaskRCNNHead = mask_head
+        tower.visual.attnpool.requires_grad_(tower.trained_blocks != 0)
         # In a tuple, so that the tower keeps one owner and its weights one name.
-        self._shared: tuple[ResNetTower, ...] = ()
+        self._shared = (tower,)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], tower: ResNetTower | None = None
+    ) -> dict[str, object]:
         """Read MODEL.ROI_HEADS, MODEL.ROI_BOX_HEAD and MODEL.ROI_MASK_HEAD.
 
         Args:
             cfg: The whole config.
             input_shape: Shapes of the backbone's features.
+            tower: The backbone's tower.
 
         Returns:
             Arguments of the constructor.
 
         Raises:
-            ValueError: If masks are not class-agnostic.
+            ValueError: If there is no tower, or masks are not class-agnostic.
         """
+        if tower is None:
+            raise ValueError(
+                "CLIPRes5ROIHeads runs the backbone's last stage, and MODEL.META_ARCHITECTURE "
+                "OfflineProposalRCNN is what hands it over; set it"
+            )
         kwargs: dict[str, object] = super().from_config(cfg)
         kwargs.pop("num_classes")
+        kwargs["tower"] = tower
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        _check_one(names)
         head = cfg.MODEL.ROI_BOX_HEAD
         strides = [input_shape[name].stride for name in names]
         kwargs["pooler"] = ROIPooler(
@@ -102,47 +112,14 @@ class CLIPRes5ROIHeads(ROIHeads):
         options["input_shape"] = ShapeSpec(channels=options["classifier"].embed_dim)
         kwargs["in_features"] = names
         kwargs["box_predictor"] = EmbeddingFastRCNNOutputLayers(**options)
+        check_masks(cfg)
         if cfg.MODEL.MASK_ON:
             kwargs["mask_head"] = _build_mask_head(cfg, 2 * input_shape[names[0]].channels)
         return kwargs
 
-    def share_tower(self, tower: ResNetTower) -> None:
-        """Take the last stage and the attention pool of a tower; they stay the tower's.
-
-        Args:
-            tower: The backbone's tower.
-
-        Raises:
-            ValueError: If the pool has positions for another grid, or the text another width.
-        """
-        side = _RES5_STRIDE * tower.image_size // tower.patch_size
-        if self.pooler.output_size != (side, side):
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {self.pooler.output_size[0]}, but the "
-                f"attention pool of {tower.name} has positions for regions of {side} x {side} "
-                f"cells; set it to {side}"
-            )
-        if tower.embed_dim != self.box_predictor.classifier.embed_dim:
-            raise ValueError(
-                f"text embeddings are {self.box_predictor.classifier.embed_dim}-d but {tower.name} "
-                f"projects to {tower.embed_dim}-d; MODEL.VOCABULARY.EMBEDDINGS must come from "
-                "MODEL.CLIP.NAME"
-            )
-        self._shared = (tower,)
-
     @property
     def tower(self) -> ResNetTower:
-        """The backbone's tower.
-
-        Raises:
-            ValueError: If none was shared.
-        """
-        if not self._shared:
-            raise ValueError(
-                "CLIPRes5ROIHeads runs the backbone's last stage, and MODEL.META_ARCHITECTURE "
-                "OfflineProposalRCNN is what hands it over; for an RPN trained with the detector, "
-                "set MODEL.REGIONCLIP.PROPOSALS own there"
-            )
+        """The backbone's tower."""
         return self._shared[0]
 
     def region_maps(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
@@ -220,20 +197,17 @@ class CLIPRes5ROIHeads(ROIHeads):
         return losses
 
 
-def _check_one(in_features: Sequence[str]) -> None:
-    if len(in_features) != 1:
+def _check_side(pooler: ROIPooler, tower: ResNetTower) -> None:
+    side = _RES5_STRIDE * tower.image_size // tower.patch_size
+    if pooler.output_size != (side, side):
         raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {list(in_features)}; CLIPRes5ROIHeads pools one "
-            "feature, res4"
+            f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {pooler.output_size[0]}, but the attention "
+            f"pool of {tower.name} has positions for regions of {side} x {side} cells; set it to "
+            f"{side}"
         )
 
 
 def _build_mask_head(cfg: CfgNode, channels: int) -> BaseMaskRCNNHead:
-    if not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-        raise ValueError(
-            "masks of each class of their own cannot follow a change of vocabulary; set "
-            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
-        )
     side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION // _RES5_STRIDE
     head: BaseMaskRCNNHead = build_mask_head(
         cfg, ShapeSpec(channels=channels, width=side, height=side)

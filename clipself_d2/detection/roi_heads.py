@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor
@@ -45,11 +44,7 @@ class OpenVocabMixin:
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-            raise ValueError(
-                "masks of each class of their own cannot follow a change of vocabulary; set "
-                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
-            )
+        check_masks(cfg)
         parts: dict[str, object] = super()._init_mask_head(cfg, input_shape)  # type: ignore[misc]
         return parts
 
@@ -64,7 +59,6 @@ class OpenVocabMixin:
         return {"loss_mask": logits.sum() * 0.0}
 
 
-@ROI_HEADS_REGISTRY.register()
 class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
     """Detectron2's standard heads with a text classifier and CLIP's scores at test time.
 
@@ -75,11 +69,8 @@ class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
     Args:
         box_predictor: Predictor with a text classifier.
         clip_stride: Input pixels per cell of the feature ``clip``.
-        num_classes: Number of training classes; None takes the classifier's.
-        kwargs: Further keyword arguments of ``StandardROIHeads``.
-
-    Raises:
-        ValueError: If ``num_classes`` is not the classifier's.
+        kwargs: Further keyword arguments of ``StandardROIHeads``; the number of classes is the
+            classifier's.
 
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -90,15 +81,9 @@ class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
         *,
         box_predictor: OpenVocabFastRCNNOutputLayers,
         clip_stride: float,
-        num_classes: int | None = None,
         **kwargs: object,
     ) -> None:
         known = box_predictor.classifier.num_classes
-        if num_classes not in (None, known):
-            raise ValueError(
-                f"num_classes is {num_classes} but the vocabulary has {known} classes; leave "
-                "num_classes out"
-            )
         super().__init__(box_predictor=box_predictor, num_classes=known, **kwargs)
         self.clip_stride = clip_stride
 
@@ -106,7 +91,7 @@ class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         parts = super()._init_box_head(cfg, input_shape)
         predictor = OpenVocabFastRCNNOutputLayers(cfg, parts["box_head"].output_shape)
-        check_widths(predictor.classifier, input_shape)
+        check_widths(predictor.classifier, input_shape[CLIP_FEATURE].channels)
         return {**parts, "box_predictor": predictor}
 
     def _forward_box(
@@ -115,6 +100,22 @@ class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
         if not self.training:
             proposals = embed_proposals(features[CLIP_FEATURE], proposals, self.clip_stride)
         return super()._forward_box(features, proposals)
+
+
+def check_masks(cfg: CfgNode) -> None:
+    """Refuse masks that have a channel for each class.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        raise ValueError(
+            "masks of each class of their own cannot follow a change of vocabulary; set "
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True"
+        )
 
 
 def embed_proposals(
@@ -140,21 +141,20 @@ def embed_proposals(
     ]
 
 
-def check_widths(classifier: TextClassifier, input_shape: dict[str, ShapeSpec]) -> None:
+def check_widths(classifier: TextClassifier, clip_width: int) -> None:
     """Refuse text embeddings of another CLIP than the backbone's.
 
     Args:
         classifier: Text classifier.
-        input_shape: Shapes of the backbone's features, ``clip`` among them.
+        clip_width: Width of the tower's embeddings.
 
     Raises:
         ValueError: If the widths differ.
     """
-    text_width, clip_width = classifier.embed_dim, input_shape[CLIP_FEATURE].channels
-    if text_width != clip_width:
+    if classifier.embed_dim != clip_width:
         raise ValueError(
-            f"text embeddings are {text_width}-d but the tower projects to {clip_width}-d; "
-            "MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
+            f"text embeddings are {classifier.embed_dim}-d but the tower projects to {clip_width}-d"
+            "; MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
         )
 
 

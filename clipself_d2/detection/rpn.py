@@ -1,27 +1,18 @@
-"""Head of the region proposal network with norms.
-
-``MODEL.RPN.HEAD_NAME NormRPNHead`` with ``MODEL.RPN.NORM``.
-"""
+"""Head of the region proposal network with norms, ``MODEL.RPN.HEAD_NAME NormRPNHead``."""
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY, StandardRPNHead
-
-from clipself_d2.backbones.pyramid import make_norm
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.proposal_generator import StandardRPNHead
 
 
-@RPN_HEAD_REGISTRY.register()
 class NormRPNHead(StandardRPNHead):
     """Detectron2's RPN head with a norm between each 3 x 3 convolution and its ReLU.
 
     The convolutions then have no bias. All levels share the norm, as they share the weights.
 
     Args:
-        norm: Name of the norm, as MODEL.FPN.NORM; "" is Detectron2's head.
+        norm: Detectron2's name of the norm; "" is Detectron2's head.
         kwargs: Keyword arguments of ``StandardRPNHead``.
-
-    Raises:
-        ValueError: If the norm is unknown or does not fit the channels.
 
     Reference: F-ViT on OV-LVIS, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -32,12 +23,12 @@ class NormRPNHead(StandardRPNHead):
         # The parent initialises biases, so norms come after it.
         for conv in self.conv.modules():
             if isinstance(conv, Conv2d) and norm:
-                conv.norm = make_norm(norm, conv.out_channels, key="MODEL.RPN.NORM")
+                conv.norm = get_norm(norm, conv.out_channels)
                 conv.bias = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Read MODEL.RPN.
+        """Read MODEL.RPN, and the norm of MODEL.FPN.
 
         Args:
             cfg: The whole config.
@@ -46,4 +37,4 @@ class NormRPNHead(StandardRPNHead):
         Returns:
             Arguments of the constructor.
         """
-        return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.RPN.NORM}
+        return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.FPN.NORM}

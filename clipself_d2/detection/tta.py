@@ -20,22 +20,11 @@ class VocabularyRCNNWithTTA(GeneralizedRCNNWithTTA):
         batch_size: Copies that are run together.
 
     Raises:
-        ValueError: If the model is no GeneralizedRCNN, has keypoints, or reads proposals from a
-            file.
+        AssertionError: Detectron2's, if the model is no GeneralizedRCNN, has keypoints, or reads
+            proposals from a file.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, batch_size: int = 3) -> None:
-        model = getattr(model, "module", model)
-        if not isinstance(model, GeneralizedRCNN) or cfg.MODEL.KEYPOINT_ON:
-            raise ValueError(
-                f"{type(model).__name__} cannot be tested with augmentation, which serves R-CNNs "
-                "of boxes and masks; set TEST.AUG.ENABLED to False"
-            )
-        if cfg.MODEL.LOAD_PROPOSALS:
-            raise ValueError(
-                "proposals from a file fit one size of the image; set TEST.AUG.ENABLED or "
-                "MODEL.LOAD_PROPOSALS to False"
-            )
         super().__init__(cfg, model, batch_size=batch_size)
         # A clone of Detectron2's own making, which may be frozen.
         self.cfg.defrost()
@@ -76,9 +65,6 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
     Returns:
         The wrapped model, in the same mode; the model itself without TEST.AUG.ENABLED.
-
-    Raises:
-        ValueError: If the model is no R-CNN.
     """
     if not cfg.TEST.AUG.ENABLED:
         return model

@@ -30,12 +30,10 @@ class RegionDistiller(nn.Module, ABC):
     ``RegionClassificationEvaluator``.
 
     Args:
-        student: Tower that is trained.
+        student: Tower that is trained; what of it is trained, is set already.
         teacher: Tower of the same width, frozen here and always in evaluation mode.
         pixel_mean: RGB mean, 0 to 255.
         pixel_std: RGB deviation.
-        trainable_blocks: Number of the student's last blocks that are trained.
-        train_embedding: Whether its patch embedding, positions and outer norms are trained too.
         pad_to_square: Whether student images are padded to the square of the batch's longest side,
             instead of to its largest height and width.
 
@@ -55,8 +53,6 @@ class RegionDistiller(nn.Module, ABC):
         teacher: VisionTower,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        trainable_blocks: int,
-        train_embedding: bool = False,
         pad_to_square: bool = False,
     ) -> None:
         super().__init__()
@@ -68,20 +64,10 @@ class RegionDistiller(nn.Module, ABC):
         self.student = student
         self.teacher = teacher.eval()
         self.teacher.freeze()
-        self.unlock_student(trainable_blocks, train_embedding)
         self.pad_to_square = pad_to_square
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-
-    def unlock_student(self, num_blocks: int, everything: bool) -> None:
-        """Choose what of the student is trained.
-
-        Args:
-            num_blocks: Number of its last blocks.
-            everything: Whether patch embedding, positions and outer norms are trained too.
-        """
-        self.student.unlock(num_blocks, everything=everything)
 
     @property
     def device(self) -> torch.device:

@@ -1,16 +1,15 @@
 """The towers and texts of a distiller from a config."""
 
-import copy
-
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from clipself_d2.clip import load_clip, load_tower
+from clipself_d2.clip import VisionTower, load_clip
+from clipself_d2.parts.image_tower import build_image_tower, load_original_tower
 from clipself_d2.parts.text_embeddings import training_embeddings
 
 
 def towers_from_config(cfg: CfgNode) -> dict[str, object]:
-    """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics.
+    """Read MODEL.CLIP, MODEL.DISTILL.PAD_TO_SQUARE and the pixel statistics.
 
     Args:
         cfg: The whole config.
@@ -20,22 +19,33 @@ def towers_from_config(cfg: CfgNode) -> dict[str, object]:
         student those of MODEL.CLIP.WEIGHTS, or else the teacher's. Windows are for the student's
         dense features alone: pictures and crops are embedded with global attention.
     """
-    clip, distill = cfg.MODEL.CLIP, cfg.MODEL.DISTILL
-    teacher = load_tower(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
-    if clip.WEIGHTS:
-        student = load_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
-    else:
-        student = copy.deepcopy(teacher)
-    student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
-    student.checkpointing = clip.ACTIVATION_CHECKPOINTING
+    teacher = load_original_tower(cfg)
+    return {"teacher": teacher, **student_from_config(cfg, teacher)}
+
+
+def student_from_config(cfg: CfgNode, original: VisionTower) -> dict[str, object]:
+    """Read what the student is and how its pictures are prepared.
+
+    Args:
+        cfg: The whole config.
+        original: Image tower of MODEL.CLIP.PRETRAINED.
+
+    Returns:
+        Arguments of ``RegionDistiller`` but the teacher.
+
+    Raises:
+        ValueError: If nothing of the student is trained.
+    """
+    if cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 0:
+        raise ValueError(
+            "MODEL.CLIP.TRAINABLE_BLOCKS is 0, so nothing of the student is trained; set it to a "
+            "number of last blocks, or -1 for all"
+        )
     return {
-        "student": student,
-        "teacher": teacher,
+        "student": build_image_tower(cfg, original=original, reads_embedding=True),
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
-        "trainable_blocks": distill.TRAINABLE_BLOCKS,
-        "train_embedding": distill.TRAIN_EMBEDDING,
-        "pad_to_square": distill.PAD_TO_SQUARE,
+        "pad_to_square": cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     }
 
 

@@ -15,7 +15,6 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from clipself_d2.clip import TextEncoder
-from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.distillation.base import (
     Item,
     Losses,
@@ -23,7 +22,7 @@ from clipself_d2.distillation.base import (
     iteration_generator,
 )
 from clipself_d2.distillation.gather import gather_rows
-from clipself_d2.distillation.region_features import RegionFeatures, freeze_stages
+from clipself_d2.distillation.region_features import RegionFeatures
 from clipself_d2.distillation.regionclip_build import regionclip_parts
 from clipself_d2.distillation.regionclip_losses import (
     PseudoLabels,
@@ -54,7 +53,6 @@ class RegionCLIPOptions:
         crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
             tower's native size.
         crop_enlarge: Factor by which the teacher's crop of an offline RPN's region exceeds it.
-        freeze_at: Frozen stages of a ResNet student, as ``freeze_stages``.
         seed: Seed of that draw.
 
     Raises:
@@ -70,7 +68,6 @@ class RegionCLIPOptions:
     max_regions: int = 100
     crop_size: int = 0
     crop_enlarge: float = 1.0
-    freeze_at: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -171,7 +168,6 @@ class RegionCLIPPretrainer(RegionDistiller):
             image_text_weight=keys.IMAGE_TEXT_WEIGHT,
             max_regions=cfg.INPUT.REGIONS.MAX_BOXES,
             crop_enlarge=cfg.INPUT.REGIONS.CROP_ENLARGE,
-            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             seed=max(cfg.SEED, 0),
         )
         return {"options": options, **regionclip_parts(cfg)}
@@ -219,18 +215,6 @@ class RegionCLIPPretrainer(RegionDistiller):
             Its number of pictures, since regions may not be known before the RPN has run.
         """
         return float(len(items))
-
-    def unlock_student(self, num_blocks: int, everything: bool) -> None:
-        """Choose what of the student is trained.
-
-        Args:
-            num_blocks: Number of a ViT's last blocks; a ResNet follows ``freeze_at`` instead.
-            everything: Whether a ViT's outer parameters are trained too.
-        """
-        if isinstance(self.student, ResNetTower):
-            freeze_stages(self.student, self.options.freeze_at)
-        else:
-            super().unlock_student(num_blocks, everything)
 
     def train(self, mode: bool = True) -> "RegionCLIPPretrainer":
         """Switch the student's mode; teacher, text tower and RPN stay in evaluation mode.

@@ -3,13 +3,12 @@
 import copy
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipself_d2.clip import ClipModel, load_clip
-from clipself_d2.clip.model import load_any_tower
-from clipself_d2.clip.towers.resnet import ResNetTower
-from clipself_d2.distillation.region_features import Tower
+from clipself_d2.clip import ClipModel, VisionTower, load_clip
+from clipself_d2.distillation.build import student_from_config
+from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
+from clipself_d2.parts.image_tower import load_whole_clip
 from clipself_d2.vocabulary.concepts import load_concept_table
 
 
@@ -29,32 +28,21 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
         FileNotFoundError: If a file is missing.
         ValueError: If a name, a tag or a file does not fit.
     """
-    clip, keys, distill = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP, cfg.MODEL.DISTILL
-    model = load_clip(clip.NAME, clip.PRETRAINED or None, precision=clip.PRECISION)
+    clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
+    model = load_whole_clip(cfg)
     concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
     teacher, teacher_concepts = _teacher(cfg, model, concepts)
-    student = model.tower
-    if clip.WEIGHTS:
-        student = load_any_tower(clip.NAME, clip.WEIGHTS, precision=clip.PRECISION)
-    if not isinstance(student, ResNetTower):
-        student.set_attention(window_size=clip.WINDOW_SIZE, global_blocks=clip.GLOBAL_BLOCKS)
-        student.checkpointing = clip.ACTIVATION_CHECKPOINTING
     return {
-        "student": student,
+        **student_from_config(cfg, model.tower),
         "teacher": teacher,
         "text": model.text,
         "concepts_CD": concepts,
         "teacher_concepts_CD": teacher_concepts,
         "rpn": _proposal_network(cfg) if cfg.INPUT.REGIONS.SOURCE == "rpn" else None,
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-        "trainable_blocks": distill.TRAINABLE_BLOCKS,
-        "train_embedding": distill.TRAIN_EMBEDDING,
-        "pad_to_square": distill.PAD_TO_SQUARE,
     }
 
 
-def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[Tower, Tensor]:
+def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTower, Tensor]:
     """The teacher's tower, and its embeddings of the concepts."""
     clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
     name = keys.TEACHER_NAME or clip.NAME
@@ -70,16 +58,14 @@ def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[Tower, T
     return other.tower, _concept_table(cfg, other, name, weights, "")
 
 
-def _proposal_network(cfg: CfgNode) -> nn.Module:
+def _proposal_network(cfg: CfgNode) -> FrozenProposals:
     keys = cfg.MODEL.FROZEN_RPN
     if not keys.CONFIG or not keys.WEIGHTS:
         raise ValueError(
             "INPUT.REGIONS.SOURCE rpn needs MODEL.FROZEN_RPN.CONFIG and WEIGHTS, the "
             "config and the checkpoint of a trained proposal network"
         )
-    # By name, since packages of one layer do not import one another.
-    network: nn.Module = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
-    return network
+    return build_frozen_proposals(cfg)
 
 
 def _concept_table(

@@ -142,9 +142,7 @@ class DistillTrainer(Trainer):
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)
         if not decayed and not plain:
-            raise ValueError(
-                "nothing of the student is trained; raise MODEL.DISTILL.TRAINABLE_BLOCKS above 0"
-            )
+            raise ValueError("nothing of the student is trained; set MODEL.CLIP.TRAINABLE_BLOCKS")
         groups = [
             {"params": decayed, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
             {"params": plain, "weight_decay": 0.0},

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from clipself_d2.backbones.model_check import check_model
+from clipself_d2.backbones.compatibility import check_model
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from clipself_d2.clip.towers.contract import VisionTower
-from clipself_d2.clip.towers.depth import depth_of_parameters
 
 
 def learning_rate_factors(model: nn.Module, rate: float) -> dict[str, float]:
@@ -38,7 +37,7 @@ def learning_rate_factors(model: nn.Module, rate: float) -> dict[str, float]:
     factors = {}
     for prefix, module in model.named_modules():
         if isinstance(module, VisionTower):
-            for name, depth in depth_of_parameters(module).items():
+            for name, depth in module.parameter_depths().items():
                 whole = f"{prefix}.{name}" if prefix else name
                 factors[whole] = rate ** (module.num_blocks + 1 - depth)
     return factors

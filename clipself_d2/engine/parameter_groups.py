@@ -46,9 +46,7 @@ def rate_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, object]]:
         if parameter.requires_grad:
             (slow if is_pretrained(name) else full).append(parameter)
     if not slow and not full:
-        raise ValueError(
-            "nothing of the model is trained; name image or text in MODEL.CRIS.TRAINED_TOWERS"
-        )
+        raise ValueError("nothing of the model is trained; set MODEL.CLIP.TRAINABLE_BLOCKS")
     rate, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY
     groups = [
         {"params": full, "lr": rate, "weight_decay": decay},

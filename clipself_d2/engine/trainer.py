@@ -24,6 +24,7 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.data.referring_loader import (
     build_referring_train_loader_from_cfg,
@@ -217,6 +218,7 @@ class Trainer(DefaultTrainer):
             The model on its device.
         """
         model = build_model(cfg)
+        check_model(model, cfg)
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)

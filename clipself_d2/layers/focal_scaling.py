@@ -34,18 +34,9 @@ def focal_scaled_loss(
     Returns:
         A scalar; 0 without regions.
 
-    Raises:
-        ValueError: If a number is negative.
-
     Reference: focal scaling of RegionCLIP, arXiv 2112.09106, section 3.3, which scales base classes
     and, as released, background too; the factor is of Lin et al., arXiv 1708.02002, Eq. 4.
     """
-    if gamma < 0:
-        raise ValueError(f"MODEL.OPEN_VOCAB.FOCAL_GAMMA is {gamma}; it must be >= 0")
-    if background_weight < 0:
-        raise ValueError(
-            f"MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT is {background_weight}; it must be >= 0"
-        )
     if not len(labels_R):
         return logits_RK1.sum() * 0.0
     log_probability_RK1 = F.log_softmax(logits_RK1.float(), dim=1)

@@ -7,21 +7,6 @@ import torch
 from torch import Tensor
 
 
-def check_exponents(alpha: float, beta: float) -> None:
-    """Refuse exponents outside [0, 1].
-
-    Args:
-        alpha: Exponent for base classes.
-        beta: Exponent for novel classes.
-
-    Raises:
-        ValueError: If one is outside.
-    """
-    for key, value in (("ENSEMBLE_ALPHA", alpha), ("ENSEMBLE_BETA", beta)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
-
-
 def fuse_scores(
     detector_RK: Tensor, clip_RK: Tensor, base_mask: Tensor, alpha: float, beta: float
 ) -> Tensor:
@@ -38,7 +23,7 @@ def fuse_scores(
         Scores of the shape of ``detector_RK``, in [0, 1]; rows do not sum to 1.
 
     Raises:
-        ValueError: If shapes disagree or an exponent is outside [0, 1].
+        ValueError: If shapes disagree.
 
     Reference: F-VLM, arXiv 2209.15639, Eq. 5, as used by F-ViT in CLIPSelf, arXiv 2310.01403.
     """
@@ -51,7 +36,6 @@ def fuse_scores(
         raise ValueError(
             f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores"
         )
-    check_exponents(alpha, beta)
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
     exponent = torch.where(is_base, alpha, beta).to(detector_RK)
     return detector_RK ** (1 - exponent) * clip_RK**exponent

@@ -38,11 +38,12 @@ def batched_soft_nms(
         (K,) numbers of the boxes kept, best first, and (K,) their decayed scores.
 
     Raises:
-        ValueError: If the method is unknown or sigma is not positive.
+        ValueError: If the method is unknown.
 
     Reference: Bodla et al., Soft-NMS, arXiv 1704.04503, Eq. 3 and section 3.
     """
-    check_soft_nms(method, sigma)
+    if method not in SOFT_NMS_METHODS:
+        raise ValueError(f"method is {method!r}; it is one of {SOFT_NMS_METHODS}")
     numbers: list[Tensor] = []
     decayed: list[Tensor] = []
     for label in torch.unique(classes_R):
@@ -56,25 +57,6 @@ def batched_soft_nms(
         return classes_R.new_zeros(0, dtype=torch.long), scores_R.new_zeros(0)
     values, order = torch.cat(decayed).sort(descending=True, stable=True)
     return torch.cat(numbers)[order], values.to(scores_R.dtype)
-
-
-def check_soft_nms(method: str, sigma: float) -> None:
-    """Refuse settings that mean nothing.
-
-    Args:
-        method: Name of the decay.
-        sigma: Width of the gaussian.
-
-    Raises:
-        ValueError: If the method is unknown or sigma is not positive.
-    """
-    if method not in SOFT_NMS_METHODS:
-        raise ValueError(
-            f"soft-NMS is {method!r}; MODEL.OPEN_VOCAB.SOFT_NMS is one of {SOFT_NMS_METHODS} or "
-            "empty for Detectron2's NMS"
-        )
-    if sigma <= 0:
-        raise ValueError(f"MODEL.OPEN_VOCAB.SOFT_NMS_SIGMA is {sigma}; it must be > 0")
 
 
 def _soft_nms(

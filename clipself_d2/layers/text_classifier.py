@@ -25,8 +25,8 @@ class TextClassifier(nn.Module):
         background: (D,) embedding of the prompted word background; needed for the mode text and, as
             the start value, learned.
         background_mode: "text", "learned" (a trained vector) or "zero" (cosine 0).
-        temperature: Multiplier of the cosine, > 0; the start value where it is learned.
-        learn_temperature: Whether the multiplier is a parameter.
+        scale: Multiplier of the cosine, > 0; the start value where it is learned.
+        learn_scale: Whether the multiplier is a parameter.
 
     Raises:
         ValueError: If the mode is unknown, shapes disagree or the background's embedding lacks.
@@ -35,6 +35,7 @@ class TextClassifier(nn.Module):
     embeddings_KD: Tensor
     base_mask: Tensor
     background: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -43,29 +44,28 @@ class TextClassifier(nn.Module):
         base_mask_K: Tensor,
         background: Tensor | None,
         background_mode: str = "text",
-        temperature: float = 50.0,
-        learn_temperature: bool = True,
+        scale: float = 50.0,
+        learn_scale: bool = True,
     ) -> None:
         super().__init__()
         if background_mode not in BACKGROUND_MODES:
             raise ValueError(
-                f"background is {background_mode!r}; MODEL.OPEN_VOCAB.BACKGROUND is one of "
-                f"{BACKGROUND_MODES}"
+                f"background_mode is {background_mode!r}; it is one of {BACKGROUND_MODES}"
             )
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; MODEL.OPEN_VOCAB.SCALE is > 0")
+        if scale <= 0:
+            raise ValueError(f"scale is {scale}; it must be > 0")
         self.background_mode = background_mode
         self.embed_dim = int(embeddings_KD.shape[-1])
-        scale = torch.tensor(float(temperature))
-        if learn_temperature:
-            self.temperature = nn.Parameter(scale)
+        multiplier = torch.tensor(float(scale))
+        if learn_scale:
+            self.scale = nn.Parameter(multiplier)
         else:
-            self.register_buffer("temperature", scale, persistent=False)
+            self.register_buffer("scale", multiplier, persistent=False)
         if background_mode == "learned":
             if background is None:
                 raise ValueError(
-                    "a learned background (MODEL.OPEN_VOCAB.BACKGROUND) starts from the text "
-                    "embedding of the word background, but these embeddings have none; rebuild them"
+                    "a learned background starts from the text embedding of the word background, "
+                    "but these embeddings have none; rebuild them"
                 )
             self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)
@@ -101,16 +101,11 @@ class TextClassifier(nn.Module):
             raise ValueError(f"base mask has shape {tuple(base_mask.shape)} for {shape[0]} classes")
         if background is None and self.background_mode == "text":
             raise ValueError(
-                "these text embeddings have no background; rebuild them, or set "
-                "MODEL.OPEN_VOCAB.BACKGROUND to zero or learned"
+                "these text embeddings have no background; rebuild them, or make the background "
+                "zero or learned"
             )
         if background is None:
             background = torch.zeros_like(self.background)
-        if tuple(background.shape) != shape[1:]:
-            raise ValueError(
-                f"the background's embedding has shape {tuple(background.shape)}, expected "
-                f"({self.embed_dim},)"
-            )
         if not (embeddings_KD.isfinite().all() and background.isfinite().all()):
             raise ValueError("text embeddings hold values that are not finite; rebuild them")
         device = self.embeddings_KD.device
@@ -139,22 +134,15 @@ class TextClassifier(nn.Module):
         return self.background
 
     def cosine(self, region_RD: Tensor) -> Tensor:
-        """Cosines without the temperature.
+        """Cosines without the scale.
 
         Args:
             region_RD: (R, D), any norm; R may be 0.
 
         Returns:
             (R, K + 1) float32 in [-1, 1], background last.
-
-        Raises:
-            ValueError: If the width is not that of the classes.
         """
-        if region_RD.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"regions are {region_RD.shape[-1]}-d but the text embeddings {self.embed_dim}-d"
-            )
-        # Mixed precision would round the cosine to 8 or 11 bits, and the temperature multiply that.
+        # Mixed precision would round the cosine to 8 or 11 bits, and the scale multiply that.
         with torch.autocast(region_RD.device.type, enabled=False):
             rows = torch.cat([self.embeddings_KD, self.background_embedding()[None]]).float()
             return F.normalize(region_RD.float(), dim=-1) @ rows.T
@@ -171,12 +159,20 @@ class TextClassifier(nn.Module):
         Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the background's
         prompted word is scored like a class.
         """
-        return self.temperature * self.cosine(region_RD)
+        return self.scale * self.cosine(region_RD)
 
     def extra_repr(self) -> str:
         """Describe the classifier in the printed model."""
-        scale = self.temperature.item()
-        return f"D={self.embed_dim}, background={self.background_mode}, temperature={scale:.4g}"
+        scale = self.scale.item()
+        return f"D={self.embed_dim}, background={self.background_mode}, scale={scale:.4g}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *others: object
+    ) -> None:
+        # Checkpoints used to call the multiplier temperature.
+        if f"{prefix}temperature" in state_dict:
+            state_dict[f"{prefix}scale"] = state_dict.pop(f"{prefix}temperature")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class SigmoidTextClassifier(TextClassifier):
@@ -189,8 +185,8 @@ class SigmoidTextClassifier(TextClassifier):
         base_mask_K: (K,) True for classes with training boxes.
         prior: Probability, in (0, 1), at the start for a region whose cosine is 0; gives the
             learned shift.
-        temperature: Multiplier of the cosine, > 0; the start value where it is learned.
-        learn_temperature: Whether the multiplier is a parameter.
+        scale: Multiplier of the cosine, > 0; the start value where it is learned.
+        learn_scale: Whether the multiplier is a parameter.
 
     Raises:
         ValueError: If the prior is not inside (0, 1), or as the parent does.
@@ -205,18 +201,18 @@ class SigmoidTextClassifier(TextClassifier):
         embeddings_KD: Tensor,
         base_mask_K: Tensor,
         prior: float = 0.01,
-        temperature: float = 50.0,
-        learn_temperature: bool = True,
+        scale: float = 50.0,
+        learn_scale: bool = True,
     ) -> None:
         if not 0.0 < prior < 1.0:
-            raise ValueError(f"MODEL.RETINANET.PRIOR_PROB is {prior}; it must be in (0, 1)")
+            raise ValueError(f"prior is {prior}; it must be in (0, 1)")
         super().__init__(
             embeddings_KD=embeddings_KD,
             base_mask_K=base_mask_K,
             background=None,
             background_mode="zero",
-            temperature=temperature,
-            learn_temperature=learn_temperature,
+            scale=scale,
+            learn_scale=learn_scale,
         )
         self.shift = nn.Parameter(torch.tensor(-math.log((1 - prior) / prior)))
 
@@ -229,7 +225,7 @@ class SigmoidTextClassifier(TextClassifier):
         Returns:
             (R, K) float32 logits of independent classes.
         """
-        return self.temperature * self.cosine(region_RD)[..., :-1] + self.shift
+        return self.scale * self.cosine(region_RD)[..., :-1] + self.shift
 
 
 def _unit(vectors: Tensor) -> Tensor:

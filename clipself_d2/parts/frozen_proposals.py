@@ -1,8 +1,5 @@
 """A trained proposal network that stays as it is while others learn on its boxes.
 
-Detectors build it themselves; the pre-training, which must not import detectors, looks it up as
-``build_frozen_proposals`` in Detectron2's META_ARCH_REGISTRY.
-
 Legend: N images, R proposals.
 """
 
@@ -12,7 +9,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
+from detectron2.modeling import build_backbone, build_proposal_generator
 from detectron2.structures import ImageList, Instances
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
@@ -90,7 +87,6 @@ class FrozenProposals(nn.Module):
         return list(found)
 
 
-@META_ARCH_REGISTRY.register()
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     """Build the network of MODEL.FROZEN_RPN.CONFIG, filled from WEIGHTS where given.
 
@@ -160,7 +156,6 @@ def _read_config(cfg: CfgNode) -> CfgNode:
     if not Path(path).is_file():
         raise FileNotFoundError(f"MODEL.FROZEN_RPN.CONFIG {path} does not exist")
     own = get_cfg()
-    _add_missing(own, cfg)
     # Unless its own config says otherwise, the network stands on the run's CLIP.
     for part in ("CLIP", "CLIP_FPN"):
         own.MODEL[part] = cfg.MODEL[part].clone()
@@ -175,13 +170,3 @@ def _read_config(cfg: CfgNode) -> CfgNode:
     own.MODEL.DEVICE = cfg.MODEL.DEVICE
     own.freeze()
     return own
-
-
-def _add_missing(target: CfgNode, source: CfgNode) -> None:
-    """Give a config the plugin's keys, which Detectron2's defaults have not."""
-    for key, value in source.items():
-        if key not in target:
-            target[key] = value.clone() if isinstance(value, CfgNode) else value
-        elif isinstance(value, CfgNode):
-            _add_missing(target[key], value)
-    target.defrost()

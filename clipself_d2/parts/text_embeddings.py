@@ -167,16 +167,16 @@ def build_text_classifier(
     embeddings: TextEmbeddings,
     *,
     background_mode: str = "text",
-    temperature: float = 50.0,
-    learn_temperature: bool = True,
+    scale: float = 50.0,
+    learn_scale: bool = True,
 ) -> TextClassifier:
     """Make a text classifier of a vocabulary's embeddings.
 
     Args:
         embeddings: The classes and their embeddings.
         background_mode: "text", "learned" or "zero".
-        temperature: Multiplier of the cosine.
-        learn_temperature: Whether that is a parameter.
+        scale: Multiplier of the cosine.
+        learn_scale: Whether that is a parameter.
 
     Returns:
         The classifier.
@@ -186,8 +186,8 @@ def build_text_classifier(
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
         background=embeddings.background_D,
         background_mode=background_mode,
-        temperature=temperature,
-        learn_temperature=learn_temperature,
+        scale=scale,
+        learn_scale=learn_scale,
     )
 
 
@@ -195,16 +195,16 @@ def build_sigmoid_classifier(
     embeddings: TextEmbeddings,
     *,
     prior: float = 0.01,
-    temperature: float = 50.0,
-    learn_temperature: bool = True,
+    scale: float = 50.0,
+    learn_scale: bool = True,
 ) -> SigmoidTextClassifier:
     """Make the text classifier of a one-stage detector; for LazyConfig.
 
     Args:
         embeddings: The classes and their embeddings.
         prior: Probability at the start for a region whose cosine is 0.
-        temperature: Multiplier of the cosine.
-        learn_temperature: Whether that is a parameter.
+        scale: Multiplier of the cosine.
+        learn_scale: Whether that is a parameter.
 
     Returns:
         The classifier.
@@ -213,8 +213,8 @@ def build_sigmoid_classifier(
         embeddings_KD=embeddings.embeddings_KD,
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
         prior=prior,
-        temperature=temperature,
-        learn_temperature=learn_temperature,
+        scale=scale,
+        learn_scale=learn_scale,
     )
 
 

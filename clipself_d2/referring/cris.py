@@ -12,10 +12,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from clipself_d2.clip import TextEncoder, load_clip
-from clipself_d2.clip.model import load_any_tower
+from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.layers.letterbox import restore_map
+from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
 from clipself_d2.referring.decoder import CrisDecoder
 from clipself_d2.referring.encoder import (
     ResNetLevels,
@@ -221,34 +221,17 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
 
     Returns:
         The image tower as a source of levels, and the text tower.
-
-    Raises:
-        ValueError: If TRAINED_TOWERS has another name than image and text.
     """
-    clip_cfg, cris = cfg.MODEL.CLIP, cfg.MODEL.CRIS
-    trained = cris.TRAINED_TOWERS
-    if not set(trained) <= {"image", "text"}:
-        raise ValueError(
-            f"MODEL.CRIS.TRAINED_TOWERS is {tuple(trained)}; expected names of 'image' and 'text', "
-            "or () to train neither"
-        )
-    clip = load_clip(clip_cfg.NAME, clip_cfg.PRETRAINED or None, precision=clip_cfg.PRECISION)
-    tower = clip.tower
-    for name, parameter in clip.text.named_parameters():
-        # The logit's scale and bias are of CLIP's own loss.
-        parameter.requires_grad_("text" in trained and "logit_" not in name)
-    if clip_cfg.WEIGHTS:
-        tower = load_any_tower(clip_cfg.NAME, clip_cfg.WEIGHTS, precision=clip_cfg.PRECISION)
-    if isinstance(tower, ResNetTower):
-        levels = ResNetLevels(tower=tower, trainable="image" in trained, norm=cris.NORM)
-        return levels, clip.text
-    vit = ViTLevels(
-        tower=tower,
-        trainable="image" in trained,
-        tap_blocks=clip_cfg.TAP_BLOCKS,
-        last_block=clip_cfg.LAST_BLOCK,
+    clip = load_whole_clip(cfg)
+    tower = build_image_tower(
+        cfg,
+        original=clip.tower,
+        reads_embedding=True,
+        used=("TAP_BLOCKS", "TEXT_TRAINABLE_BLOCKS"),
     )
-    return vit, clip.text
+    if isinstance(tower, ResNetTower):
+        return ResNetLevels(tower=tower, norm=cfg.MODEL.CRIS.NORM), clip.text
+    return ViTLevels(tower=tower, tap_blocks=cfg.MODEL.CLIP.TAP_BLOCKS), clip.text
 
 
 def build_resampling(backbone: ResNetLevels | ViTLevels) -> nn.Module:

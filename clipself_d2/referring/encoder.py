@@ -22,8 +22,7 @@ class ResNetLevels(nn.Module):
     """Stages 3 and 4 of a CLIP ResNet, and its densely pooled last stage.
 
     Args:
-        tower: Image tower. What of it is trained is set here.
-        trainable: Whether the tower learns; otherwise it stays in eval mode.
+        tower: Image tower. What of it is trained is set already; a frozen one stays in eval mode.
         norm: Norm of the branch beside the attention pool, and of the tower in training: BN or
             SyncBN. With GN the tower's batch norms keep their stored statistics.
 
@@ -34,15 +33,15 @@ class ResNetLevels(nn.Module):
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.1.
     """
 
-    def __init__(self, *, tower: ResNetTower, trainable: bool = True, norm: str = "SyncBN") -> None:
+    def __init__(self, *, tower: ResNetTower, norm: str = "SyncBN") -> None:
         super().__init__()
         width = tower.channels["res5"]
         self.pool = DenseAttentionPool(width, tower.embed_dim, norm_maker(norm))
         tower.set_norm("FrozenBN" if norm == "GN" else norm)
-        if not trainable:
-            tower.freeze()
         self.tower = tower
-        self.trainable = trainable
+        self.trainable = tower.trained_blocks != 0
+        if not self.trainable:
+            tower.requires_grad_(False)
         self.channels = (tower.channels["res3"], tower.channels["res4"], tower.embed_dim)
         self.divisor = 32
         self.train(self.training)
@@ -81,12 +80,9 @@ class ViTLevels(nn.Module):
     ``ViTResampling`` brings them to the grids of the neck.
 
     Args:
-        tower: Image tower. What of it is trained is set here.
-        trainable: Whether the tower learns, its projection excepted; otherwise it stays in eval
-            mode.
+        tower: Image tower. What of it is trained is set already; a frozen one stays in eval mode.
         tap_blocks: 0-based numbers of an early and a middle block; empty takes those after one and
             two thirds of the tower.
-        last_block: "value", identity attention in the last block, or "attention".
 
     Attributes:
         channels: Channels of the three maps.
@@ -103,9 +99,7 @@ class ViTLevels(nn.Module):
         self,
         *,
         tower: VisionTower,
-        trainable: bool = True,
         tap_blocks: Sequence[int] = (),
-        last_block: str = "value",
     ) -> None:
         super().__init__()
         if len(tap_blocks) not in (0, 2):
@@ -113,15 +107,10 @@ class ViTLevels(nn.Module):
                 f"MODEL.CLIP.TAP_BLOCKS is {list(tap_blocks)}; CRIS reads two blocks, an early "
                 "and a middle one, or [] for one and two thirds of the tower"
             )
-        if trainable:
-            tower.unlock(tower.num_blocks, everything=True)
-        else:
-            tower.freeze()
         self.tower = tower
-        self.trainable = trainable
+        self.trainable = tower.trained_blocks != 0
         thirds = [max(0, round(share * tower.num_blocks) - 1) for share in _TAP_SHARES]
         self.tap_blocks = tuple(tap_blocks) or tuple(thirds)
-        self.last_block = last_block
         self.channels = (tower.width, tower.width, tower.embed_dim)
         self.divisor = 2 * tower.patch_size
         self.train(self.training)
@@ -150,7 +139,7 @@ class ViTLevels(nn.Module):
             with norm sqrt(D) in every cell, so that a channel is about 1 as batch norm expects.
         """
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            dense = self.tower.forward_dense(images, self.tap_blocks, self.last_block)
+            dense = self.tower.forward_dense(images, self.tap_blocks)
         early, middle = dense.blocks
         return early, middle, dense.embedding * math.sqrt(self.tower.embed_dim)
 

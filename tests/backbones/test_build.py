@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_backbone, build_model
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -160,6 +161,33 @@ def test_yaml_without_taps_takes_one_block_for_each_stride(rcnn_cfg):
     rcnn_cfg.MODEL.CLIP_FPN.STRIDES = [8, 16]
     read_levels(rcnn_cfg, ["p3", "p4"])
     assert build_backbone(rcnn_cfg).bottom_up.tap_blocks == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["", "simple_"])
+def test_a_builder_a_kind(rcnn_cfg, kind):
+    def build(prefix: str) -> ClipViTPyramid:
+        rcnn_cfg.MODEL.BACKBONE.NAME = f"build_{prefix}clip_vit_{kind}fpn_backbone"
+        return build_backbone(rcnn_cfg)
+
+    plain, dense, semantic = build(""), build("retinanet_"), build("semantic_")
+    assert list(plain.output_shape()) == [*LEVELS, "clip"]
+    assert list(dense.output_shape()) == ["p3", "p4", "p5", "p6", "p7", "clip"]
+    assert isinstance(dense.top_block, LastLevelP6P7)
+    assert list(semantic.output_shape()) == list(plain.output_shape())
+    sides = [pyramid.size_divisibility for pyramid in (plain, dense, semantic)]
+    assert sides == [8, 8, 32]
+    # A level that is left out goes with its block.
+    last = dense.bottom_up.tap_blocks
+    assert last == plain.bottom_up.tap_blocks[-len(last) :]
+
+
+def test_builders_do_not_look_at_the_detector(rcnn_cfg):
+    expected = build_backbone(rcnn_cfg).output_shape()
+    for name in ("RetinaNet", "SemanticSegmentor", "TheirOwn"):
+        rcnn_cfg.MODEL.META_ARCHITECTURE = name
+        pyramid = build_backbone(rcnn_cfg)
+        assert pyramid.output_shape() == expected
+        assert pyramid.size_divisibility == 8
 
 
 def test_yaml_and_lazy_config_build_the_same_pyramid(rcnn_cfg):

@@ -73,7 +73,7 @@ def test_trainable_blocks_get_gradients_and_the_others_none(make_tower, trainabl
     features = backbone(torch.randn(1, 3, 32, 32))
     assert not features["block0"].requires_grad
     features["block3"].square().sum().backward()
-    blocks = backbone.tower.transformer_blocks
+    blocks = backbone.tower.block_modules
     trained = {id(p) for block in blocks[4 - trainable_blocks :] for p in block.parameters()}
     for name, parameter in backbone.named_parameters():
         assert parameter.requires_grad == (id(parameter) in trained), name
@@ -137,7 +137,7 @@ def test_yaml_sets_every_option(clip_cfg):
     assert (backbone.tap_blocks, backbone.last_block) == ((1, 4), "attention")
     assert (backbone.trainable_blocks, backbone.tower.precision) == (2, "bf16")
     assert backbone.tower.name == "ViT-Ti-8-emoji"
-    blocks = backbone.tower.transformer_blocks
+    blocks = backbone.tower.block_modules
     # 0.2 in the last of six blocks, less in the one before, none in frozen ones.
     rates = [getattr(block.ls_1, "drop_prob", 0.0) for block in blocks]
     assert rates == pytest.approx([0, 0, 0, 0, 0.16, 0.2])

@@ -69,16 +69,9 @@ def test_every_parameter_of_a_trained_tower_learns(make_tower):
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"strides": [4, 12]}, "MODEL.CLIP_FPN.STRIDES"),
-        ({"norm": "BatchNorm"}, "MODEL.FPN.NORM"),
-    ],
-)
-def test_wrong_options_name_the_key(make_tower, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_pyramid(make_tower(), **options)
+def test_wrong_strides_name_the_key(make_tower):
+    with pytest.raises(ValueError, match="MODEL.CLIP_FPN.STRIDES"):
+        make_pyramid(make_tower(), strides=[4, 12])
 
 
 @pytest.mark.parametrize(("taps", "trained"), [([], 0), ([1], 1), ([1], -1)])

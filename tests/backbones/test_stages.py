@@ -59,18 +59,11 @@ def test_a_stage_is_a_projection_of_its_block(make_tower):
     torch.testing.assert_close(stages(images)["res4"], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"strides": {"res4": 12}}, "powers of two"),
-        ({"channels": {"res5": 8}}, "same stages"),
-        ({"strides": {"res4": 16, "res5": 32}, "channels": {"res4": 8, "res5": 8}}, "TAP_BLOCKS"),
-    ],
-)
-def test_wrong_options_are_refused(make_tower, options, message):
-    given = {"strides": {"res4": 16}, "channels": {"res4": 8}, "norm": "LN", **options}
-    with pytest.raises(ValueError, match=message):
-        ClipViTStages(backbone=ClipViT(tower=make_tower(), tap_blocks=[3]), **given)
+def test_another_number_of_blocks_is_refused(make_tower):
+    vit = ClipViT(tower=make_tower(), tap_blocks=[3])
+    strides, channels = {"res4": 16, "res5": 32}, {"res4": 8, "res5": 8}
+    with pytest.raises(ValueError, match="TAP_BLOCKS"):
+        ClipViTStages(backbone=vit, strides=strides, channels=channels, norm="LN")
 
 
 def test_a_trained_block_that_no_stage_reads_is_refused(make_tower):

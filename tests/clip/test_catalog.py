@@ -142,7 +142,7 @@ def test_family_has_open_clips_embedding_and_a_consistent_map(name):
         torch.testing.assert_close(cell, expected, **TOLERANCE)
     else:
         tokens, rotary = tower.embed(images)
-        for block in tower.transformer_blocks:
+        for block in tower.block_modules:
             tokens = tower.run_block(block, tokens, rotary)
         torch.testing.assert_close(tower.pool(tokens), visual(images), **TOLERANCE)
         expected = F.normalize(tower.project(tokens[:, 1:]), dim=-1)

@@ -39,7 +39,7 @@ def test_registration_survives_that_of_others(tmp_path):
 
 
 def test_unknown_name_lists_near_ones():
-    with pytest.raises(ValueError, match=r"MODEL.CLIP.NAME 'ViT-B16'.*near: ViT-B-16"):
+    with pytest.raises(ValueError, match=r"'ViT-B16' is no model.*near: ViT-B-16"):
         registry.check_name("ViT-B16")
 
 

@@ -10,7 +10,6 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
-from clipself_d2.detection.selection import LossScaling
 from clipself_d2.vocabulary.embeddings import use_vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -57,8 +56,9 @@ def test_logits_and_deltas_are_those_of_the_published_code(kit, table, logits) -
 )
 def test_losses_are_those_of_the_published_code(kit, gamma, weight, case) -> None:
     golden = kit.npz("box_predictor_losses")
-    scaling = LossScaling(gamma, normalize=gamma == 0)
-    predictor = build(kit, background_weight=weight, scaling=scaling)
+    predictor = build(
+        kit, background_weight=weight, focal_gamma=gamma, normalize_weights=gamma == 0
+    )
     with EventStorage():
         losses = predictor.losses((golden["loss_logits"], torch.zeros(12, 4)), sample(kit))
     torch.testing.assert_close(losses["loss_cls"], golden[f"loss_cls_soft_{case}"].float(), **CLOSE)
@@ -98,12 +98,6 @@ def test_classes_change_and_come_back(kit, pets) -> None:
     assert torch.equal(predictor(golden["x"])[0], before)
 
 
-def test_bad_settings_name_their_keys(kit) -> None:
-    with pytest.raises(ValueError, match=r"text embeddings are 32-d but regions 8-d"):
-        EmbeddingFastRCNNOutputLayers(
-            ShapeSpec(channels=8),
-            box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-            classifier=kit.classifier(torch.randn(2, 32), 0.1),
-        )
+def test_a_negative_weight_names_its_key(kit) -> None:
     with pytest.raises(ValueError, match="BACKGROUND_WEIGHT"):
         build(kit, background_weight=-1.0)

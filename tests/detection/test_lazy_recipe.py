@@ -117,5 +117,5 @@ def test_recipe_has_the_published_sizes() -> None:
     assert list(cfg.model.backbone.backbone.tap_blocks) == published.MODEL.CLIP.TAP_BLOCKS
     predictor, options = cfg.model.roi_heads.box_predictor, published.MODEL.OPEN_VOCAB
     assert (predictor.alpha, predictor.beta) == (options.ENSEMBLE_ALPHA, options.ENSEMBLE_BETA)
-    assert predictor.clip_temperature == options.CLIP_SCALE
+    assert predictor.clip_scale == options.CLIP_SCALE
     assert predictor.background_weight == options.BACKGROUND_WEIGHT

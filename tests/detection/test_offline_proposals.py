@@ -11,13 +11,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from clipself_d2.backbones import clip_resnet
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer
+from clipself_d2.parts import image_tower
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings
 
@@ -40,7 +39,7 @@ NONE = ("DATASETS.TEST", ("emoji_ov_val",), "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
 @pytest.fixture
 def resnet_cfg(emoji_cfg, kit, monkeypatch, tmp_path):
     """Function from a recipe of configs/regionclip to one with the golden tower on emoji scenes."""
-    monkeypatch.setattr(clip_resnet, "load_any_tower", lambda *_, **__: kit.tower())
+    monkeypatch.setattr(image_tower, "load_tower", lambda *_, **__: kit.tower())
 
     def read(name: str, *overrides: object) -> CfgNode:
         cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
@@ -244,7 +243,7 @@ def test_own_checkpoint_comes_back_and_gives_its_tower(resnet_cfg, tmp_path) -> 
 
 
 def test_rpn_of_its_own_is_trained_with_the_detector(resnet_cfg) -> None:
-    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.REGIONCLIP.PROPOSALS", "own")
+    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
     model = build_model(cfg).train()
     assert model.offline_rpn is None
     with EventStorage():
@@ -261,22 +260,11 @@ def test_annotated_boxes_serve_training_too(resnet_cfg) -> None:
 
 
 def test_bad_settings_name_their_keys(resnet_cfg, emoji_cfg) -> None:
-    with pytest.raises(ValueError, match="PROPOSALS is 'grid'"):
-        build_model(resnet_cfg("transfer_coco_rn50", "MODEL.REGIONCLIP.PROPOSALS", "grid"))
+    cfg = resnet_cfg("transfer_coco_rn50", "MODEL.BACKBONE.NAME", "build_resnet_backbone")
+    with pytest.raises(ValueError, match="needs MODEL.BACKBONE.NAME build_clip_resnet_backbone"):
+        build_model(cfg)
     with pytest.raises(ValueError, match="INPUT.FORMAT is BGR"):
         build_model(resnet_cfg("transfer_coco_rn50", "INPUT.FORMAT", "BGR"))
     cfg = emoji_cfg("regionclip_zeroshot_gt", "MODEL.OPEN_VOCAB.RPN_SCORE", "sigmoid", *NONE)
     with pytest.raises(ValueError, match="RPN_SCORE needs"):
         detect(cfg, build_model(cfg))
-
-
-def test_two_sources_of_boxes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one source"):
-        OfflineProposalRCNN(
-            backbone=nn.Identity(),
-            roi_heads=nn.Identity(),
-            proposal_generator=nn.Identity(),
-            annotated=AnnotatedBoxes([]),
-            pixel_mean=[0.0, 0.0, 0.0],
-            pixel_std=[1.0, 1.0, 1.0],
-        )

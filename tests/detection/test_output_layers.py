@@ -1,6 +1,5 @@
 """The predictor: loss and fused scores against the reference, and what it refuses."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers
-from clipself_d2.detection.output_layers import base_only_loss
 from clipself_d2.layers import TextClassifier
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detector"
@@ -59,13 +57,6 @@ def labelled(labels: list[int]) -> list[Instances]:
     ]
 
 
-def test_loss_is_the_references() -> None:
-    arrays = golden("fvit_cls_loss")
-    weight = arrays["class_weight"]
-    loss = base_only_loss(arrays["logits"], arrays["labels"], weight[:-1] > 0, float(weight[-1]))
-    torch.testing.assert_close(loss.double(), arrays["loss"], atol=1e-5, rtol=0)
-
-
 def test_losses_of_the_predictor_are_the_references() -> None:
     arrays = golden("fvit_cls_loss")
     weight = arrays["class_weight"]
@@ -89,11 +80,11 @@ def test_fused_scores_are_the_references() -> None:
         embeddings_KD=arrays["text_embed"][:-1],
         base_mask_K=arrays["base"][:-1],
         background=arrays["text_embed"][-1],
-        temperature=float(arrays["t_det"]),
+        scale=float(arrays["t_det"]),
     )
     predictor = make(
         classifier,
-        clip_temperature=float(arrays["t_vlm"]),
+        clip_scale=float(arrays["t_vlm"]),
         alpha=float(arrays["alpha"]),
         beta=float(arrays["beta"]),
     )
@@ -105,38 +96,7 @@ def test_fused_scores_are_the_references() -> None:
     torch.testing.assert_close(torch.cat(scores), arrays["fused"], atol=1e-5, rtol=0)
 
 
-def test_novel_logits_have_no_influence_and_no_gradient() -> None:
-    logits = random(3, K + 1).requires_grad_()
-    labels = torch.tensor([0, 3, K])
-    loss = base_only_loss(logits, labels, BASE, 0.6)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert torch.equal(gradient[:, :-1][:, ~BASE], torch.zeros(3, 2))
-    assert (gradient[:, [0, 1, 3, 5]] != 0).all()
-    raised = logits.detach().clone()
-    raised[:, :-1][:, ~BASE] += 100
-    assert torch.equal(base_only_loss(raised, labels, BASE, 0.6), loss.detach())
-
-
-def test_loss_of_equal_logits_is_known() -> None:
-    logits = torch.zeros(4, K + 1)
-    # Three base classes and the background: log 4 each, background regions weigh 0.5.
-    loss = base_only_loss(logits, torch.tensor([0, 1, K, K]), BASE, 0.5)
-    assert loss.item() == pytest.approx(math.log(4) * (1 + 1 + 0.5 + 0.5) / 4)
-
-
-def test_loss_and_gradient_stay_finite_at_extreme_logits() -> None:
-    logits = (1e4 * random(3, K + 1)).requires_grad_()
-    loss = base_only_loss(logits, torch.tensor([0, 3, K]), BASE, 0.6)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
-
-
-def test_no_region_gives_zero_loss_with_a_gradient() -> None:
-    logits = torch.zeros(0, K + 1, requires_grad=True)
-    loss = base_only_loss(logits, torch.zeros(0, dtype=torch.long), BASE, 0.6)
-    assert loss.item() == 0.0
-    loss.backward()
+def test_no_region_gives_zero_losses() -> None:
     predictor = make()
     with EventStorage():
         losses = predictor.losses(predictor(torch.zeros(0, WIDTH)), labelled([]))
@@ -220,10 +180,7 @@ def test_scores_without_clip_embeddings_are_refused() -> None:
     [
         ({"alpha": 1.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_ALPHA is 1\.5"),
         ({"beta": -0.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_BETA is -0\.5"),
-        ({"clip_temperature": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_SCALE is 0\.0"),
-        ({"background_weight": -1.0}, r"MODEL\.OPEN_VOCAB\.BACKGROUND_WEIGHT is -1\.0"),
-        ({"use_sigmoid_ce": True}, r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE is True"),
-        ({"use_fed_loss": True}, r"MODEL\.ROI_BOX_HEAD\.USE_FED_LOSS is True"),
+        ({"clip_scale": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_SCALE is 0\.0"),
     ],
 )
 def test_wrong_options_are_refused(options, complaint: str) -> None:
@@ -235,10 +192,9 @@ def test_wrong_options_are_refused(options, complaint: str) -> None:
     ("key", "value", "read"),
     [
         ("BACKGROUND", "zero", lambda p: p.classifier.background_mode),
-        ("BACKGROUND_WEIGHT", 0.9, lambda p: p.background_weight),
-        ("SCALE", 20.0, lambda p: p.classifier.temperature.item()),
-        ("LEARN_SCALE", False, lambda p: p.classifier.temperature.requires_grad),
-        ("CLIP_SCALE", 33.0, lambda p: p.clip_temperature),
+        ("SCALE", 20.0, lambda p: p.classifier.scale.item()),
+        ("LEARN_SCALE", False, lambda p: p.classifier.scale.requires_grad),
+        ("CLIP_SCALE", 33.0, lambda p: p.clip_scale),
         ("ENSEMBLE_ALPHA", 0.3, lambda p: p.alpha),
         ("ENSEMBLE_BETA", 0.5, lambda p: p.beta),
     ],

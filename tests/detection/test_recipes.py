@@ -141,7 +141,7 @@ def test_every_recipe_takes_a_step_and_detects_with_its_own_tower(path: Path, ta
 
 @pytest.mark.parametrize(("data", "tower"), NUMBERS)
 def test_published_numbers(data: str, tower: str) -> None:
-    size, width, temperature, alpha, beta, background, anchor = NUMBERS[data, tower]
+    size, width, scale, alpha, beta, background, anchor = NUMBERS[data, tower]
     for path in sorted((CONFIGS / data).glob(f"fvit_*_{tower}.yaml")):
         cfg = load_config(str(path), [])
         sizes = cfg.INPUT.LSJ_SIZE, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST
@@ -154,7 +154,7 @@ def test_published_numbers(data: str, tower: str) -> None:
             given.ENSEMBLE_BETA,
             given.BACKGROUND_WEIGHT,
         )
-        assert fusion == (temperature, alpha, beta, background)
+        assert fusion == (scale, alpha, beta, background)
         anchors = [side for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for side in level]
         assert anchors == [anchor * 2**level for level in range(5)]
         assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
@@ -213,9 +213,9 @@ def test_decay_covers_every_parameter(emoji_data: Path) -> None:
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
     assert optimizer.max_norm == 1.0
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    temperature = model.roi_heads.box_predictor.classifier.temperature
-    assert id(temperature) in trained
-    assert temperature.item() == 50.0
+    scale = model.roi_heads.box_predictor.classifier.scale
+    assert id(scale) in trained
+    assert scale.item() == 50.0
 
 
 def test_mixed_precision_trains_the_norms_and_the_masks(emoji_data: Path) -> None:
@@ -263,7 +263,7 @@ def test_coco_recipe_has_no_norm_in_its_rpn_and_no_masks(emoji_data: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "exponent"), [("voc", 0.3), ("coco80", 0.2), ("objects365", 0.3)])
-def test_transfer_has_one_exponent_and_a_fixed_temperature(
+def test_transfer_has_one_exponent_and_a_fixed_scale(
     name: str, exponent: float, emoji_data: Path
 ) -> None:
     cfg = load_config(str(CONFIGS / "transfer" / f"{name}_eva02_l14.yaml"), [])
@@ -272,6 +272,6 @@ def test_transfer_has_one_exponent_and_a_fixed_temperature(
     heads = cfg.MODEL.ROI_HEADS
     assert (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST) == (1e-4, 0.5)
     predictor = build_model(tiny(cfg)).roi_heads.box_predictor
-    assert (predictor.alpha, predictor.beta, predictor.clip_temperature) == (exponent,) * 2 + (120,)
-    assert predictor.classifier.temperature.item() == 50.0
-    assert not predictor.classifier.temperature.requires_grad
+    assert (predictor.alpha, predictor.beta, predictor.clip_scale) == (exponent,) * 2 + (120,)
+    assert predictor.classifier.scale.item() == 50.0
+    assert not predictor.classifier.scale.requires_grad

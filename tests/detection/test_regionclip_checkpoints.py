@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.clip.model import load_clip
 from clipself_d2.clip.weights.layouts import to_open_clip
-from clipself_d2.detection import output_layers
+from clipself_d2.detection import text_predictor
 from clipself_d2.detection.regionclip_checkpoints import is_published, rename_published
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import StrictCheckpointer
@@ -80,13 +80,13 @@ def recipe(tmp_path):
 @pytest.fixture
 def build(recipe, monkeypatch):
     """Function from a recipe to its detector at full size, without memory."""
-    make = output_layers.build_text_classifier
+    make = text_predictor.build_text_classifier
 
     def on_cpu(*args: object, **options: object) -> nn.Module:
         with torch.device("cpu"):
             return make(*args, **options)
 
-    monkeypatch.setattr(output_layers, "build_text_classifier", on_cpu)
+    monkeypatch.setattr(text_predictor, "build_text_classifier", on_cpu)
 
     def build_recipe(name: str, width: int) -> nn.Module:
         cfg = recipe(name, width)

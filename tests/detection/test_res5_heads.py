@@ -49,8 +49,7 @@ def build(cfg: CfgNode, kit: SimpleNamespace) -> tuple[ClipResNet, CLIPRes5ROIHe
     """Golden backbone and heads with the golden regressor."""
     golden = kit.pt("roi_head_e2e")
     backbone = ClipResNet(tower=kit.tower()).eval()
-    heads = CLIPRes5ROIHeads(cfg, SHAPE).eval()
-    heads.share_tower(backbone.tower)
+    heads = CLIPRes5ROIHeads(cfg, SHAPE, tower=backbone.tower).eval()
     with torch.no_grad():
         heads.box_predictor.bbox_pred.weight.copy_(golden["bbox_w"])
         heads.box_predictor.bbox_pred.bias.copy_(golden["bbox_b"])
@@ -118,6 +117,14 @@ def test_training_reaches_last_stage_and_pool_through_the_backbone(cfg, kit) -> 
     assert heads.box_predictor.bbox_pred.weight.grad.abs().sum() > 0
 
 
+def test_the_heads_train_a_pool_that_the_backbone_left_frozen(cfg, kit) -> None:
+    backbone = ClipResNet(tower=kit.tower(), train_pool=False)
+    pool = backbone.tower.visual.attnpool
+    assert not any(parameter.requires_grad for parameter in pool.parameters())
+    CLIPRes5ROIHeads(cfg, SHAPE, tower=backbone.tower)
+    assert all(parameter.requires_grad for parameter in pool.parameters())
+
+
 def test_masks_come_from_the_last_stage(cfg, kit) -> None:
     cfg.MODEL.MASK_ON = True
     backbone, heads = build(cfg, kit)
@@ -157,16 +164,16 @@ def test_no_proposals_give_no_detections(cfg, kit) -> None:
 
 
 def test_bad_settings_name_their_keys(cfg, kit) -> None:
-    heads = CLIPRes5ROIHeads(cfg, SHAPE)
+    tower = kit.tower()
     with pytest.raises(ValueError, match="OfflineProposalRCNN"):
-        heads.region_maps({}, [])
+        CLIPRes5ROIHeads(cfg, SHAPE)
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
     with pytest.raises(ValueError, match=r"POOLER_RESOLUTION is 14.*set it to 4"):
-        CLIPRes5ROIHeads(cfg, SHAPE).share_tower(kit.tower())
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4", "res4"]
+        CLIPRes5ROIHeads(cfg, SHAPE, tower=tower)
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4", "res5"]
     with pytest.raises(ValueError, match="IN_FEATURES"):
-        CLIPRes5ROIHeads(cfg, SHAPE)
+        CLIPRes5ROIHeads(cfg, {**SHAPE, "res5": ShapeSpec(channels=128, stride=32)}, tower=tower)
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
     cfg.MODEL.MASK_ON, cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True, False
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_MASK"):
-        CLIPRes5ROIHeads(cfg, SHAPE)
+        CLIPRes5ROIHeads(cfg, SHAPE, tower=tower)

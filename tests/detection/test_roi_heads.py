@@ -244,7 +244,7 @@ def test_checkpoint_holds_no_text_embeddings(make_heads: MakeHeads, tools: TextE
     state = heads.state_dict()
     shapes = {tuple(value.shape) for value in state.values()}
     assert (5, 8) not in shapes
-    assert "box_predictor.cls_score.2.temperature" in state
+    assert "box_predictor.cls_score.2.scale" in state
     with use_vocabulary(heads, tools):
         assert set(heads.state_dict()) == set(state)
         heads.load_state_dict(state)
@@ -274,14 +274,6 @@ def test_text_embeddings_of_another_width_are_refused(
     input_shape["clip"] = ShapeSpec(channels=512, stride=8)
     with pytest.raises(ValueError, match=r"8-d but the tower projects to 512-d.*MODEL\.CLIP\.NAME"):
         OpenVocabROIHeads(heads_cfg, input_shape)
-
-
-def test_number_of_classes_that_contradicts_the_vocabulary_is_refused(
-    make_heads: MakeHeads,
-) -> None:
-    heads = make_heads()
-    with pytest.raises(ValueError, match="num_classes is 80 but the vocabulary has 5"):
-        OpenVocabROIHeads(box_predictor=heads.box_predictor, clip_stride=8, num_classes=80)
 
 
 def test_detector_on_the_clip_pyramid_trains_and_switches_classes(

@@ -68,5 +68,5 @@ def test_without_the_key_the_model_is_left_alone(cfg):
 
 
 def test_what_is_no_rcnn_is_refused(cfg):
-    with pytest.raises(ValueError, match="TEST.AUG.ENABLED"):
+    with pytest.raises(AssertionError, match="only supported on GeneralizedRCNN"):
         with_test_time_augmentation(cfg, nn.Identity())

@@ -20,13 +20,13 @@ NAME = "ViT-Ti-8-emoji"
 def parts(**overrides: object) -> dict[str, object]:
     torch.manual_seed(0)
     teacher = load_tower(NAME)
+    student = copy.deepcopy(teacher)
+    student.freeze(-1)
     return {
-        "student": copy.deepcopy(teacher),
+        "student": student,
         "teacher": teacher,
         "pixel_mean": teacher.pixel_mean,
         "pixel_std": teacher.pixel_std,
-        "trainable_blocks": 6,
-        "train_embedding": True,
         **overrides,
     }
 
@@ -115,6 +115,7 @@ def make_regionclip():
         made = parts()
         if resnet:
             made["student"] = make_resnet()
+            made["student"].freeze(3)
             made["teacher"] = made["teacher"] if other_teacher else make_resnet()
         elif other_teacher:
             made["teacher"] = make_resnet()

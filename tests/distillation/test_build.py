@@ -65,5 +65,5 @@ def test_activation_checkpointing_gives_the_same_gradients(emoji_cfg) -> None:
         images = torch.randn(1, 3, 64, 64, generator=generator)
         target = torch.randn(1, 128, 8, 8, generator=generator)
         (student.forward_dense(images).embedding * target).sum().backward()
-        gradients.append(student.transformer_blocks[0].mlp.c_fc.weight.grad)
+        gradients.append(student.block_modules[0].mlp.c_fc.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])

@@ -28,12 +28,12 @@ def test_the_image_loss_starts_at_zero_and_its_gradient_keeps_the_student_in_pla
     assert set(losses) == {"loss_cosine", "loss_image"}
     assert float(losses["loss_image"]) == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
-        for parameter in model.student.transformer_blocks[0].parameters():
+        for parameter in model.student.block_modules[0].parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     moved = model([make_item(0), make_item(1)])["loss_image"]
     assert float(moved) > 0.05
     moved.backward()
-    assert model.student.transformer_blocks[0].mlp.c_fc.weight.grad.any()
+    assert model.student.block_modules[0].mlp.c_fc.weight.grad.any()
 
 
 def test_the_image_loss_is_scaled_by_its_weight(make_clipself, make_item) -> None:
@@ -41,7 +41,7 @@ def test_the_image_loss_is_scaled_by_its_weight(make_clipself, make_item) -> Non
     for weight in (1.0, 3.0):
         model = make_clipself(image_loss_weight=weight).train()
         with torch.no_grad():
-            model.student.transformer_blocks[0].mlp.c_fc.weight *= 2.0
+            model.student.block_modules[0].mlp.c_fc.weight *= 2.0
         values.append(float(model([make_item(0)])["loss_image"]))
     assert values[1] == pytest.approx(3 * values[0], rel=1e-4)
 

@@ -49,7 +49,7 @@ def test_every_published_row_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_a_step_with_the_embedded_clip(name: str, emoji_data, tmp_path) -> None:
-    tiny = ("MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.DISTILL.TRAINABLE_BLOCKS", 6)
+    tiny = ("MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.CLIP.TRAINABLE_BLOCKS", 6)
     cfg = shrink(name, emoji_data, tmp_path, *tiny, "MODEL.VOCABULARY.TEMPLATES", "single")
     step(cfg)
 
@@ -70,7 +70,7 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     assert ((size,), alpha, blocks) == (
         regions.IMAGE_SIZES,
         distill.STUDENT_SHARE,
-        distill.TRAINABLE_BLOCKS,
+        cfg.MODEL.CLIP.TRAINABLE_BLOCKS,
     )
     schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
     assert schedule == (iterations, iterations // 6)

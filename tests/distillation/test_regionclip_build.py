@@ -78,14 +78,13 @@ def test_keys_reach_the_options(make) -> None:
         *(keys + "TEMPERATURE", 0.5, keys + "CONCEPT_THRESHOLD", 0.25),
         *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
         *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "roi"),
-        *("INPUT.REGIONS.MAX_BOXES", 9, "MODEL.BACKBONE.FREEZE_AT", 1),
-        *("INPUT.REGIONS.CROP_ENLARGE", 1.25),
+        *("INPUT.REGIONS.MAX_BOXES", 9, "INPUT.REGIONS.CROP_ENLARGE", 1.25),
     )
     found = model.options
     assert (found.temperature, found.concept_threshold) == (0.5, 0.25)
     assert (found.distill_weight, found.contrastive_weight) == (2.0, 3.0)
     assert (found.image_text_weight, found.teacher_regions) == (4.0, "roi")
-    assert (found.max_regions, found.freeze_at, found.seed) == (9, 1, 7)
+    assert (found.max_regions, found.seed) == (9, 7)
     assert found.crop_enlarge == 1.25
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.clip import load_tower
@@ -15,6 +15,7 @@ from clipself_d2.distillation import RegionCLIPPretrainer, regionclip_build
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.frozen_proposals import build_frozen_proposals
 
 FOLDER = Path(__file__).parents[2] / "configs" / "regionclip"
 LOSSES = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -72,7 +73,7 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     assert (regions.IMAGE_SIZES, cfg.INPUT.MIN_SIZE_TRAIN) == ((1333,), (800,))
     assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
     assert cfg.MODEL.VOCABULARY.TEMPLATES == "regionclip81"
 
 
@@ -154,7 +155,7 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
         (tmp_path / "rpn.yaml").write_text(TINY_RPN)
         own = cfg.MODEL.FROZEN_RPN
         own.CONFIG, own.WEIGHTS = str(tmp_path / "rpn.yaml"), ""
-        network = META_ARCH_REGISTRY.get("build_frozen_proposals")(cfg)
+        network = build_frozen_proposals(cfg)
         torch.save({"model": network.state_dict()}, tmp_path / "rpn.pth")
         own.WEIGHTS = str(tmp_path / "rpn.pth")
         return build_model(cfg)

@@ -83,10 +83,7 @@ def test_a_tower_of_another_size_is_refused_by_name(emoji_cfg, tmp_path) -> None
 
 
 def test_nothing_to_train_is_an_error(emoji_cfg) -> None:
-    cfg = emoji_cfg(
-        "clipself_patches",
-        "MODEL.DISTILL.TRAINABLE_BLOCKS", 0, "MODEL.DISTILL.TRAIN_EMBEDDING", False,
-    )  # fmt: skip
+    cfg = emoji_cfg("clipself_patches", "MODEL.CLIP.TRAINABLE_BLOCKS", 0)
     with pytest.raises(ValueError, match="TRAINABLE_BLOCKS"):
         DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
 

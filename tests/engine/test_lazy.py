@@ -49,11 +49,10 @@ def test_files_that_are_no_lazy_configs_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.head_in_features=[p3,p8]", "model asks for 'p8'"),
+        ("model.head_in_features=[p3,p8]", "feature 'p8'"),
         ("model.pixel_mean=[104.1,116.7,122.8]", r"model\.pixel_mean is .* in the order BGR"),
         ("dataloader.test.mapper.image_format=BGR", r"test\.mapper\.image_format is BGR"),
         ("model.backbone.top_block.in_feature=p9", r"top_block\.in_feature is 'p9'"),
-        ("model.backbone.top_block.in_channels=128", r"top_block\.in_channels is 128"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(override, message):

@@ -63,7 +63,7 @@ def test_no_decay_is_one_rate(model):
 
 
 def test_every_trained_parameter_is_in_one_group(model):
-    model.backbone.tower.unlock(2)
+    model.backbone.tower.freeze(2)
     groups = decayed_optimizer_params(model, base_lr=1.0, rate=0.5, weight_decay_norm=0.0)
     trained = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(trained)

@@ -5,7 +5,8 @@ from detectron2.modeling import build_model
 from clipself_d2.engine.parameter_groups import build_adam, is_pretrained, rate_groups
 
 SMALL = ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.NUM_LAYERS", 1, "SOLVER.BASE_LR", 0.01]
-SMALL += ["MODEL.CRIS.TRAINED_TOWERS", ("image", "text"), "MODEL.CRIS.KERNEL_SIZE", 3]
+SMALL += ["MODEL.CLIP.TRAINABLE_BLOCKS", -1, "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", -1]
+SMALL += ["MODEL.CRIS.KERNEL_SIZE", 3]
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ def test_first_step_moves_each_part_by_its_own_rate(cfg):
 
 
 def test_frozen_towers_leave_one_group(cfg):
-    cfg.MODEL.CRIS.TRAINED_TOWERS = ()
+    cfg.MODEL.CLIP.TRAINABLE_BLOCKS = cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     assert len(rate_groups(cfg, build_model(cfg))) == 1
 
 
 def test_faults_are_named(cfg):
-    with pytest.raises(ValueError, match=r"MODEL\.CRIS\.TRAINED_TOWERS"):
+    with pytest.raises(ValueError, match=r"MODEL\.CLIP\.TRAINABLE_BLOCKS"):
         rate_groups(cfg, torch.nn.ReLU())
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"

@@ -69,11 +69,3 @@ def test_background_alone_of_weight_zero_costs_nothing() -> None:
         torch.randn(2, 3), torch.tensor([2, 2]), background_weight=0.0, normalize=True
     )
     assert loss.item() == 0.0
-
-
-@pytest.mark.parametrize(
-    ("options", "key"), [({"gamma": -1.0}, "GAMMA"), ({"background_weight": -1.0}, "WEIGHT")]
-)
-def test_negative_numbers_name_their_keys(options, key) -> None:
-    with pytest.raises(ValueError, match=key):
-        focal_scaled_loss(torch.zeros(1, 2), torch.tensor([0]), **options)

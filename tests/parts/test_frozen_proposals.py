@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 
 from clipself_d2.config import add_clipself_config
 from clipself_d2.parts import frozen_proposals
@@ -132,10 +132,6 @@ def test_config_without_a_proposal_network_is_refused(cfg, files) -> None:
     files[0].write_text(YAML.replace("  RPN: {", none))
     with pytest.raises(ValueError, match="has no proposal"):
         build_frozen_proposals(cfg)
-
-
-def test_the_pretraining_finds_it_by_name() -> None:
-    assert META_ARCH_REGISTRY.get("build_frozen_proposals") is build_frozen_proposals
 
 
 def test_the_plugins_keys_come_from_the_run_but_for_the_towers_weights(cfg) -> None:

@@ -238,13 +238,13 @@ def test_keys_that_a_given_file_overrides_are_warned_of(
 def test_classifier_has_the_classes_and_their_split() -> None:
     given = random_embeddings()
     classifier = build_text_classifier(
-        given, background_mode="learned", temperature=20.0, learn_temperature=False
+        given, background_mode="learned", scale=20.0, learn_scale=False
     )
     assert torch.equal(classifier.embeddings_KD, given.embeddings_KD)
     assert classifier.base_mask.tolist() == [True, True, False]
     assert torch.equal(classifier.learned_background.detach(), given.background_D)
-    assert classifier.temperature.item() == 20.0
-    assert not classifier.temperature.requires_grad
+    assert classifier.scale.item() == 20.0
+    assert not classifier.scale.requires_grad
 
 
 def test_embeddings_follow_the_names(cfg: CfgNode) -> None:

@@ -10,7 +10,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from clipself_d2.layers.letterbox import restore_map
 
 SMALL = ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.DIM_FFN", 32, "MODEL.CRIS.NUM_LAYERS", 1]
-SMALL += ["MODEL.CRIS.TRAINED_TOWERS", ("image", "text"), "MODEL.CRIS.KERNEL_SIZE", 3]
+SMALL += ["MODEL.CLIP.TRAINABLE_BLOCKS", -1, "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", -1]
+SMALL += ["MODEL.CRIS.KERNEL_SIZE", 3]
 RESNET = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
@@ -124,23 +125,18 @@ def test_tokens_behind_the_end_change_nothing(make):
 
 
 def test_frozen_clip_trains_the_heads_alone(make):
-    model = make("MODEL.CRIS.TRAINED_TOWERS", ()).train()
+    model = make("MODEL.CLIP.TRAINABLE_BLOCKS", 0, "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", 0).train()
     trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {"resampling", "neck", "decoder", "proj"}
     model(PAIRS)["loss_ref"].backward()
 
 
 def test_the_text_tower_alone_can_be_trained(make):
-    model = make("MODEL.CRIS.TRAINED_TOWERS", ("text",)).train()
+    model = make("MODEL.CLIP.TRAINABLE_BLOCKS", 0).train()
     model(PAIRS)["loss_ref"].backward()
     learned = [p.grad for n, p in model.named_parameters() if n.startswith("text.")]
     assert sum(grad is not None and bool(grad.any()) for grad in learned) > 10
     assert not any(p.requires_grad for p in model.backbone.parameters())
-
-
-def test_an_unknown_tower_is_named(make):
-    with pytest.raises(ValueError, match=r"TRAINED_TOWERS is \('clip',\); expected .*image"):
-        make("MODEL.CRIS.TRAINED_TOWERS", ("clip",))
 
 
 def test_a_norm_shared_by_processes_on_a_cpu_is_refused(make, monkeypatch):

@@ -17,6 +17,16 @@ def vit_tower():
     return load_tower("ViT-Ti-8-emoji")
 
 
+def unfrozen(tower):
+    tower.freeze(-1)
+    return tower
+
+
+def frozen(tower):
+    tower.freeze()
+    return tower
+
+
 def test_resnet_levels_have_the_sizes_that_the_neck_reads():
     levels = ResNetLevels(tower=resnet_tower()).eval()
     maps = levels(torch.randn(2, 3, 64, 96))
@@ -35,7 +45,7 @@ def test_vit_levels_resampled_have_the_sizes_that_the_neck_reads():
 @torch.no_grad()
 def test_vit_levels_are_the_blocks_and_the_dense_map_of_the_tower():
     tower = vit_tower()
-    levels = ViTLevels(tower=tower, trainable=False)
+    levels = ViTLevels(tower=tower)
     picture = torch.randn(1, 3, 32, 48)
     early, middle, dense = levels(picture)
     expected = tower.forward_dense(picture, (1, 3))
@@ -50,14 +60,15 @@ def test_taps_lie_at_one_and_two_thirds(share):
     num_blocks, expected = share
     tower = vit_tower()
     tower.num_blocks = num_blocks
-    assert ViTLevels(tower=tower, trainable=False).tap_blocks == expected
+    assert ViTLevels(tower=tower).tap_blocks == expected
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_trained_backbone_has_a_gradient_for_every_trained_parameter(kind):
-    levels = (
-        ResNetLevels(tower=resnet_tower()) if kind == "resnet" else ViTLevels(tower=vit_tower())
-    )
+    if kind == "resnet":
+        levels = ResNetLevels(tower=unfrozen(resnet_tower()))
+    else:
+        levels = ViTLevels(tower=unfrozen(vit_tower()))
     maps = levels.train()(torch.randn(2, 3, 64, 64))
     torch.stack([(m * torch.randn_like(m)).sum() for m in maps]).sum().backward()
     trained = {n: p for n, p in levels.named_parameters() if p.requires_grad}
@@ -68,10 +79,10 @@ def test_a_trained_backbone_has_a_gradient_for_every_trained_parameter(kind):
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_frozen_tower_stays_as_it_is(kind):
     if kind == "resnet":
-        levels = ResNetLevels(tower=resnet_tower(), trainable=False).train()
+        levels = ResNetLevels(tower=frozen(resnet_tower())).train()
         expected = ["pool.connect.0.weight", "pool.connect.1.weight", "pool.connect.1.bias"]
     else:
-        levels = ViTLevels(tower=vit_tower(), trainable=False).train()
+        levels = ViTLevels(tower=frozen(vit_tower())).train()
         expected = []
     assert [n for n, p in levels.named_parameters() if p.requires_grad] == expected
     assert not levels.tower.training

@@ -54,13 +54,16 @@ def test_training_step_has_the_gradients_of_the_released_code(neck, decoder, pro
     texts, target = golden("decoder"), golden("projector_loss")
     modules = {"neck": neck, "decoder": decoder, "proj": projector}
     for module in modules.values():
-        module.train()
+        module.double().train()
+    # Batch norms over two images magnify rounding: the reference's own single precision is 6e-5
+    # off, and so is ours on some processors. In double precision only the reference's is left.
+    levels, texts = ({k: v.double() for k, v in part.items()} for part in (levels, texts))
     fused = neck([levels["v3"], levels["v4"], levels["v5"]], levels["state"])
     decoded = decoder(fused, texts["txt"], texts["pad_mask"].bool())
     logits = projector(decoded, levels["state"])
-    torch.testing.assert_close(logits, expected["logits"], **TOLERANCE)
-    loss = text_to_pixel_contrastive_loss(logits, target["mask_hard_96x128"])
-    torch.testing.assert_close(loss, expected["loss"], **TOLERANCE)
+    torch.testing.assert_close(logits, expected["logits"].double(), rtol=0.0, atol=1e-4)
+    loss = text_to_pixel_contrastive_loss(logits, target["mask_hard_96x128"].double())
+    torch.testing.assert_close(loss, expected["loss"].to(loss), **TOLERANCE)
     loss.backward()
     norms = {
         f"grad_norm/{part}.{name}": parameter.grad.norm()
@@ -69,7 +72,7 @@ def test_training_step_has_the_gradients_of_the_released_code(neck, decoder, pro
     }
     assert set(norms) == {key for key in expected if key.startswith("grad_norm/")}
     for key, norm in norms.items():
-        torch.testing.assert_close(norm, expected[key], rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(norm.float(), expected[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_kernel_of_zero_ignores_the_sentence():

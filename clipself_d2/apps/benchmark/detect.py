@@ -50,7 +50,7 @@ class TwoPassClipViT(ClipViT):
             backbone: With a frozen tower.
         """
         backbone.__class__ = cls
-        backbone.tower.unlock(backbone.tower.num_blocks)
+        backbone.tower.freeze(backbone.tower.num_blocks)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the features; same values and names as ``ClipViT``.

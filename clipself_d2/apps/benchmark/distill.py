@@ -281,7 +281,7 @@ def build_plain(options: BenchmarkOptions, size: int) -> Step:
         Function that takes one step and returns its loss.
     """
     student, teacher = _towers(options, "fp32")
-    student.unlock(student.num_blocks)
+    student.freeze(student.num_blocks)
     batch = pad_slots(make_item(size, teacher.image_size, options.num_crops), teacher)
     model = PlainDistiller(student=student, teacher=teacher)
     model.to(options.device).train()

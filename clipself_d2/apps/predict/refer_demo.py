@@ -66,7 +66,7 @@ class ReferringPredictor:
             ValueError: If an expression is blank.
         """
         check_expressions(expressions)
-        is_trained = "text" in self.cfg.MODEL.CRIS.TRAINED_TOWERS
+        is_trained = self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS != 0
         unseen = () if is_trained else self.model.text.unseen_words(expressions)
         if unseen:
             name = self.cfg.MODEL.CLIP.NAME

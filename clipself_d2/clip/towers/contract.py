@@ -12,6 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAST_BLOCKS = ("value", "attention")
+# Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
+_BEHIND_BLOCKS = (
+    "visual.ln_post.",
+    "visual.proj",
+    "visual.attnpool.",
+    "visual.head.",
+    "visual.trunk.norm.",
+    "visual.trunk.fc_norm.",
+    "visual.trunk.attn_pool.",
+    "visual.trunk.head.",
+)
+# Number of trained blocks that stands for the whole tower.
+ALL_BLOCKS = -1
 
 
 @dataclass(frozen=True)
@@ -21,15 +34,16 @@ class DenseFeatures:
     Attributes:
         embedding: (N, D, h, w) float32, unit norm in every cell.
         blocks: Outputs of the blocks asked for, (N, C, h, w) float32, without the class token and
-            before the final norm.
+            before the final norm; C and the cell's side are ``block_channels`` and
+            ``block_strides`` of the tower.
     """
 
     embedding: Tensor
     blocks: tuple[Tensor, ...]
 
 
-class ImageTower(nn.Module, ABC):
-    """What every CLIP image tower knows of itself.
+class VisionTower(nn.Module, ABC):
+    """A CLIP image tower with a dense map, of any input size; the contract of every family.
 
     Args:
         visual: open_clip's image tower; its parameters keep open_clip's names ``visual.*``.
@@ -38,15 +52,37 @@ class ImageTower(nn.Module, ABC):
         pixel_std: RGB deviation of the pixels.
         precision: fp32, bf16, fp16 or auto.
 
+    Raises:
+        ValueError: If the tower has no dense map.
+
     Attributes:
         embed_dim: Width D of the joint embedding.
         patch_size: Pixels per cell of the dense map.
         image_size: Side of the native input, px.
+        width: Width C of the last block's output.
+        num_blocks: Number of blocks with outputs: a transformer's blocks, the blocks of a
+            ConvNeXt's last stage, the stages of a ResNet.
+        path: How a cell becomes an embedding, in words.
+        checkpointing: Whether the dense path recomputes each block in the backward pass instead of
+            keeping its activations.
+        last_block: Attention of the last block in the dense path where ``forward_dense`` is not
+            told: "value" or "attention".
+        trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
+        drop_path: Probability of stochastic depth in the last block, as ``set_drop_path`` set it.
+        region_grid: Cells a side to which ``region_map`` is pooled for one region.
     """
 
     embed_dim: int
     patch_size: int
     image_size: int
+    width: int
+    num_blocks: int
+    path: str
+    checkpointing: bool = False
+    last_block: str = "value"
+    trained_blocks: int = ALL_BLOCKS
+    drop_path: float = 0.0
+    region_grid: int = 1
 
     def __init__(
         self,
@@ -72,45 +108,36 @@ class ImageTower(nn.Module, ABC):
             ValueError: If the tower has no dense map.
         """
 
-    def freeze(self) -> None:
-        """Freeze every parameter."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-
-
-class VisionTower(ImageTower):
-    """A CLIP image tower with a dense map, of any input size.
-
-    Arguments are those of ``ImageTower``.
-
-    Raises:
-        ValueError: If the tower has no dense map.
-
-    Attributes:
-        width: Width C of the blocks' outputs.
-        num_blocks: Number of blocks with outputs on that map.
-        path: How a cell becomes an embedding, in words.
-        checkpointing: Whether the dense path recomputes each block in the backward pass instead of
-            keeping its activations.
-    """
-
-    width: int
-    num_blocks: int
-    path: str
-    checkpointing: bool = False
-
     @property
     @abstractmethod
-    def transformer_blocks(self) -> nn.ModuleList | nn.Sequential:
+    def block_modules(self) -> Sequence[nn.Module]:
         """The blocks in order."""
+
+    @property
+    def block_channels(self) -> tuple[int, ...]:
+        """Channels of each block's output."""
+        return (self.width,) * self.num_blocks
+
+    @property
+    def block_strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each block's output."""
+        return (self.patch_size,) * self.num_blocks
 
     @abstractmethod
     def outer_parameters(self) -> list[nn.Parameter]:
-        """Parameters outside the blocks that may be trained; the projection is not one."""
+        """Parameters outside the blocks that may be trained; a ViT's projection is not one."""
 
-    @abstractmethod
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters of the last block that its value-only form never uses."""
+        return []
+
+    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
+        """Parameters of the last block of which its value-only form uses only the last rows.
+
+        Returns:
+            Each with the number of its first rows that get no gradient.
+        """
+        return []
 
     @abstractmethod
     def forward_image(self, images: Tensor) -> Tensor:
@@ -125,7 +152,7 @@ class VisionTower(ImageTower):
 
     @abstractmethod
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str = "value"
+        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
         """Embed every cell.
 
@@ -134,7 +161,7 @@ class VisionTower(ImageTower):
                 patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
             last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "attention": the block as it was trained.
+                MLP; "attention": the block as it was trained; None: the tower's ``last_block``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
@@ -174,30 +201,108 @@ class VisionTower(ImageTower):
             f"is no token to copy for {len(masks)} images; pool its dense map instead"
         )
 
-    def unlock(self, num_blocks: int, everything: bool = False) -> None:
-        """Choose what is trained through ``forward_dense`` with the value-only last block.
+    def region_map(self, images: Tensor) -> Tensor:
+        """Compute the map from which regions are pooled by RoIAlign.
 
         Args:
-            num_blocks: Number of last blocks to train.
-            everything: Whether patch embedding, positions and outer norms are trained too. The
-                projection stays frozen, since text embeddings live behind it.
+            images: (N, 3, H, W) normalised pixels.
+
+        Returns:
+            (N, C, h, w) float32 with cells of ``region_stride`` px: the dense embedding of a ViT,
+            the last stage but one of a ResNet.
+        """
+        return self.forward_dense(images).embedding
+
+    @property
+    def region_stride(self) -> int:
+        """Pixels per cell of ``region_map``."""
+        return self.patch_size
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Embed regions pooled from ``region_map``.
+
+        Args:
+            pooled: (R, C, g, g) with g = ``region_grid``; R may be 0.
+
+        Returns:
+            (R, D) float32, not normalised.
+        """
+        return pooled.flatten(1)
+
+    def embed_cells(self, region_map: Tensor) -> Tensor:
+        """Embed every cell of the dense map from ``region_map``.
+
+        Args:
+            region_map: (N, C, h, w).
+
+        Returns:
+            (N, D, h, w) float32, unit norm.
+        """
+        return region_map
+
+    def freeze(
+        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
+    ) -> None:
+        """Freeze all but the last blocks.
+
+        What a loss on ``forward_dense`` never reaches is frozen too, so that every trainable
+        parameter gets a gradient. A ViT's projection always stays frozen, since text embeddings
+        live behind it.
+
+        Args:
+            trained_blocks: Number of last blocks that are trained; 0 freezes the whole tower,
+                ``ALL_BLOCKS`` trains all of them and what stands before: patch embedding or stem,
+                positions, first norm.
+            last_block: Form of the last block in the dense path, as of ``forward_dense``.
+            behind: Whether the loss reads the embedding, so that what stands behind the blocks may
+                learn: a ViT's final norm with ``ALL_BLOCKS``, a ResNet's attention pool with any
+                trained block.
 
         Raises:
             ValueError: If the tower has fewer blocks.
         """
-        if not 0 <= num_blocks <= self.num_blocks:
+        if not ALL_BLOCKS <= trained_blocks <= self.num_blocks:
             raise ValueError(
-                f"{num_blocks} trainable blocks asked for, but {self.name} has {self.num_blocks}; "
-                "lower TRAINABLE_BLOCKS"
+                f"{trained_blocks} trainable blocks asked for, but {self.name} has "
+                f"{self.num_blocks}; 0 trains none and {ALL_BLOCKS} the whole tower"
             )
-        self.freeze()
-        for block in self.transformer_blocks[self.num_blocks - num_blocks :]:
+        self.trained_blocks = trained_blocks
+        self.requires_grad_(False)
+        whole = trained_blocks == ALL_BLOCKS
+        first = 0 if whole else self.num_blocks - trained_blocks
+        for block in self.block_modules[first:]:
             block.requires_grad_(True)
-        if everything:
+        if whole:
+            hidden = {id(p) for p in self.parameters_behind()} if not behind else set()
             for parameter in self.outer_parameters():
-                parameter.requires_grad_(True)
-        for parameter in self.idle_parameters():
-            parameter.requires_grad_(False)
+                parameter.requires_grad_(id(parameter) not in hidden)
+        if last_block == "value":
+            for parameter in self.idle_parameters():
+                parameter.requires_grad_(False)
+
+    def parameters_behind(self) -> list[nn.Parameter]:
+        """Parameters behind the last block: final norm, pool, projection."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith(_BEHIND_BLOCKS)
+        ]
+
+    def parameter_depths(self) -> dict[str, int]:
+        """Number every parameter by its place in the tower.
+
+        Returns:
+            By name as in ``named_parameters``: 0 before the blocks (patch embedding, positions,
+            first norm), i + 1 in block i, ``num_blocks`` + 1 behind the last (final norm, pool,
+            projection).
+        """
+        depth = {
+            id(parameter): number + 1
+            for number, block in enumerate(self.block_modules)
+            for parameter in block.parameters()
+        }
+        depth |= {id(parameter): self.num_blocks + 1 for parameter in self.parameters_behind()}
+        return {name: depth.get(id(p), 0) for name, p in self.named_parameters()}
 
     def no_weight_decay_names(self) -> set[str]:
         """Name the parameters without weight decay: vectors, norms, biases.
@@ -213,21 +318,26 @@ class VisionTower(ImageTower):
             if parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias"))
         }
 
-    def check_dense(self, blocks: Sequence[int], last_block: str) -> None:
+    def check_dense(self, blocks: Sequence[int], last_block: str | None) -> str:
         """Raise unless ``forward_dense`` can do what is asked.
 
         Args:
             blocks: 0-based numbers of blocks.
-            last_block: Name of the last block's form.
+            last_block: Name of the last block's form, None for the tower's own.
+
+        Returns:
+            The form.
 
         Raises:
             ValueError: If one is out of range.
         """
-        if last_block not in LAST_BLOCKS:
-            raise ValueError(f"last_block is {last_block!r}, not one of {LAST_BLOCKS}")
+        form = last_block or self.last_block
+        if form not in LAST_BLOCKS:
+            raise ValueError(f"last_block is {form!r}, not one of {LAST_BLOCKS}")
         unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
+        return form
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad pictures with zeros at the right and the bottom to whole cells.

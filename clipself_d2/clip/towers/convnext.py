@@ -51,7 +51,7 @@ class ConvNeXtTower(VisionTower):
         self.image_size = int(visual.image_size[0])
 
     @property
-    def transformer_blocks(self) -> nn.Sequential:
+    def block_modules(self) -> nn.Sequential:
         """Blocks of the last stage, in order."""
         blocks: nn.Sequential = self.visual.trunk.stages[-1].blocks
         return blocks
@@ -68,8 +68,8 @@ class ConvNeXtTower(VisionTower):
         """
         if window_size or global_blocks:
             raise ValueError(
-                f"{self.name} is a ConvNeXt without attention; set MODEL.CLIP.WINDOW_SIZE 0 and "
-                "MODEL.CLIP.GLOBAL_BLOCKS []"
+                f"{self.name} is a ConvNeXt without attention; leave window_size at 0 and "
+                "global_blocks empty"
             )
 
     def forward_image(self, images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class ConvNeXtTower(VisionTower):
         return embedding.float()
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str = "value"
+        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
         """Embed every cell of the last map.
 
@@ -96,7 +96,7 @@ class ConvNeXtTower(VisionTower):
             images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of 32 are
                 padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the last stage's blocks whose outputs are wanted.
-            last_block: "value" or "attention"; the same map.
+            last_block: "value", "attention" or None; the same map.
 
         Returns:
             A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
@@ -125,10 +125,6 @@ class ConvNeXtTower(VisionTower):
         modules = [trunk.stem, *trunk.stages[:-1], trunk.stages[-1].downsample, trunk.norm_pre]
         modules.append(_head_norm(trunk))
         return [parameter for module in modules for parameter in module.parameters()]
-
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """None."""
-        return []
 
     def _project(self, features: Tensor) -> Tensor:
         """The pooled head, cell by cell; (N, C, h, w) to (N, D, h, w)."""

@@ -31,11 +31,14 @@ def set_drop_path(tower: VisionTower, rate: float, num_blocks: int | None = None
     appendix A.2. Differs: blocks before the last ``num_blocks`` keep their branches.
     """
     if not 0 <= rate < 1:
-        raise ValueError(
-            f"drop path is {rate}; MODEL.CLIP.DROP_PATH is a probability of at least 0, below 1"
-        )
-    blocks = list(tower.transformer_blocks)
+        raise ValueError(f"the drop path is {rate}, expected a probability of at least 0, below 1")
+    blocks = list(tower.block_modules)
     first = 0 if num_blocks is None else len(blocks) - num_blocks
+    if rate and not any(hasattr(block, name) for block in blocks for name in _BRANCHES):
+        raise ValueError(
+            f"{tower.name} has no place for stochastic depth; leave the drop path at 0"
+        )
+    tower.drop_path = rate
     for number, block in enumerate(blocks):
         own = rate * number / max(len(blocks) - 1, 1) if number >= first else 0.0
         for name in _BRANCHES:
@@ -48,7 +51,7 @@ def _replace(tower: VisionTower, block: nn.Module, name: str, rate: float) -> No
         if rate == 0:
             return
         raise ValueError(
-            f"{tower.name} has layer scales in its blocks, where stochastic depth would stand; set "
-            "MODEL.CLIP.DROP_PATH to 0"
+            f"{tower.name} has layer scales in its blocks, where stochastic depth would stand; "
+            "leave the drop path at 0"
         )
     setattr(block, name, DropPath(rate) if rate else nn.Identity())

@@ -3,7 +3,7 @@
 Legend: N images or regions, D joint embedding, C channels, H W pixels, h w cells, S cells + 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +11,30 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import compute_context
-from clipself_d2.clip.towers.contract import ImageTower, native_grid
+from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower, native_grid
 from clipself_d2.clip.towers.positions import resize_positions
 
 # Pixels per cell of each stage, and how many times the stem's channels it has.
 STAGE_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 STAGES = tuple(STAGE_STRIDES)
 NORMS = ("BN", "SyncBN", "FrozenBN")
+# Regions that pass the last stage at once.
+REGION_BATCH = 512
 
 
-class ResNetTower(ImageTower):
+class ResNetTower(VisionTower):
     """A CLIP ResNet, stage by stage, with both forms of its attention pool.
 
-    The stages are separate methods, so that a detector can run ``forward_res5`` and ``pool`` on
-    features of regions.
+    Its blocks are the four stages, whose outputs have strides of their own; its dense map is the
+    attention pool with every cell of the last stage as a query. The stages are separate methods, so
+    that a detector can run ``forward_res5`` and ``pool`` on features of regions.
 
-    Arguments are those of ``ImageTower``.
+    Arguments are those of ``VisionTower``.
 
     Attributes:
         channels: Channels of each stage by name, ``res2`` to ``res5``.
-        norm: How batch norms behave: BN as in open_clip, or what ``set_norm`` chose.
+        norm: How batch norms behave in training: FrozenBN, the stored statistics, or what
+            ``set_norm`` chose.
 
     Raises:
         ValueError: If the tower has no attention pool.
@@ -40,7 +44,9 @@ class ResNetTower(ImageTower):
 
     visual: ModifiedResNet
     patch_size: int = STAGE_STRIDES["res5"]
-    norm: str = "BN"
+    num_blocks: int = len(STAGES)
+    path: str = "ResNet: attention pool with each cell of the last stage as a query"
+    norm: str = "FrozenBN"
 
     def read_visual(self) -> None:
         """Read the channels of the stages and the pool's grid."""
@@ -50,9 +56,51 @@ class ResNetTower(ImageTower):
         pool = visual.attnpool
         self.embed_dim = int(pool.c_proj.out_features)
         width = int(pool.c_proj.in_features)
+        self.width = width
         self.channels = {"res2": width // 8, "res3": width // 4, "res4": width // 2, "res5": width}
         native = native_grid(len(pool.positional_embedding) - 1, name)
         self.image_size = native[0] * STAGE_STRIDES["res5"]
+        # Twice the grid of the pool, which the last stage halves, so that its positions fit.
+        self.region_grid = 2 * native[0]
+
+    @property
+    def block_modules(self) -> list[nn.Module]:
+        """The stages res2 to res5."""
+        return [getattr(self.visual, f"layer{number}") for number in range(1, len(STAGES) + 1)]
+
+    @property
+    def block_channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.channels.values())
+
+    @property
+    def block_strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each stage."""
+        return tuple(STAGE_STRIDES.values())
+
+    def outer_parameters(self) -> list[nn.Parameter]:
+        """The stem and the attention pool."""
+        visual = self.visual
+        stem = (visual.conv1, visual.bn1, visual.conv2, visual.bn2, visual.conv3, visual.bn3)
+        return [p for module in (*stem, visual.attnpool) for p in module.parameters()]
+
+    def freeze(
+        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
+    ) -> None:
+        """Freeze all but the last stages; the pool learns with them where the loss reads it.
+
+        Args:
+            trained_blocks: Number of last stages that are trained: 3 is Detectron2's FREEZE_AT 2,
+                with the stem and res2 frozen; 0 freezes the tower, ``ALL_BLOCKS`` nothing.
+            last_block: Unused; stages have no attention.
+            behind: Whether the attention pool learns.
+
+        Raises:
+            ValueError: If there are fewer stages.
+        """
+        super().freeze(trained_blocks, last_block=last_block, behind=behind)
+        self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
+        self._freeze_norms()
 
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures.
@@ -64,6 +112,85 @@ class ResNetTower(ImageTower):
             (N, D) float32, not normalised.
         """
         return self.pool(self.forward_stages(images)["res5"])
+
+    def forward_dense(
+        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+    ) -> DenseFeatures:
+        """Embed every cell of the last stage.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of 32 are
+                padded with zeros at the right and the bottom.
+            blocks: 0-based numbers of the stages whose outputs are wanted, 0 for res2.
+            last_block: "value", "attention" or None; the same map.
+
+        Returns:
+            A map of ceil(H / 32) x ceil(W / 32) cells, and the stages.
+
+        Raises:
+            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
+        """
+        self.check_dense(blocks, last_block)
+        stages = self.forward_stages(self.pad(images))
+        embedding = F.normalize(self.pool_dense(stages["res5"]), dim=1)
+        return DenseFeatures(embedding, tuple(stages[STAGES[number]] for number in blocks))
+
+    def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
+        """Refuse windows: there is no attention before the pool.
+
+        Args:
+            window_size: 0.
+            global_blocks: ().
+
+        Raises:
+            ValueError: If there is anything else.
+        """
+        if window_size or global_blocks:
+            raise ValueError(
+                f"{self.name} is a ResNet without windows; leave window_size at 0 and "
+                "global_blocks empty"
+            )
+
+    def region_map(self, images: Tensor) -> Tensor:
+        """Run the stages up to ``res4``, which regions are cut from.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels.
+
+        Returns:
+            (N, C4, h, w) float32.
+        """
+        return self.forward_stages(images, last="res4")["res4"]
+
+    @property
+    def region_stride(self) -> int:
+        """Pixels per cell of ``region_map``."""
+        return STAGE_STRIDES["res4"]
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Run the last stage and the pool on regions cut from ``res4``.
+
+        Args:
+            pooled: (R, C4, g, g) with g = ``region_grid``: 14 for RN50, 18 for RN50x4.
+
+        Returns:
+            (R, D) float32, not normalised.
+
+        Reference: RegionCLIP, arXiv 2112.09106, section 3.1.
+        """
+        parts = [self.pool(self.forward_res5(part)) for part in pooled.split(REGION_BATCH)]
+        return torch.cat(parts)
+
+    def embed_cells(self, region_map: Tensor) -> Tensor:
+        """Run the last stage, and the pool with every cell as a query.
+
+        Args:
+            region_map: (N, C4, h, w).
+
+        Returns:
+            (N, D, h / 2, w / 2) float32, unit norm.
+        """
+        return F.normalize(self.pool_dense(self.forward_res5(region_map)), dim=1)
 
     def forward_stages(self, images: Tensor, last: str = "res5") -> dict[str, Tensor]:
         """Run the stem and the stages up to one.
@@ -142,9 +269,7 @@ class ResNetTower(ImageTower):
         self.norm = norm
         if norm == "SyncBN":
             self.visual = nn.SyncBatchNorm.convert_sync_batchnorm(self.visual)  # type: ignore[no-untyped-call]
-        if norm == "FrozenBN":
-            for module in self._norms():
-                module.requires_grad_(False)
+        self._freeze_norms()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ResNetTower":
@@ -161,6 +286,11 @@ class ResNetTower(ImageTower):
             for module in self._norms():
                 module.eval()
         return self
+
+    def _freeze_norms(self) -> None:
+        if self.norm == "FrozenBN":
+            for module in self._norms():
+                module.requires_grad_(False)
 
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

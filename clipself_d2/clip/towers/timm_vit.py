@@ -69,7 +69,7 @@ class TimmViTTower(TokenTower):
         self.embed_dim = _embed_dim(visual, self.width)
 
     @property
-    def transformer_blocks(self) -> nn.ModuleList:
+    def block_modules(self) -> nn.ModuleList:
         """The blocks in order."""
         blocks: nn.ModuleList = self.visual.trunk.blocks
         return blocks
@@ -185,6 +185,14 @@ class TimmViTTower(TokenTower):
         idle = [parameter for module in modules for parameter in module.parameters()]
         bias = getattr(attention, "q_bias", None)
         return idle if bias is None else [*idle, bias]
+
+    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
+        """Query and key of the last block, where they share a matrix with the value."""
+        qkv = self.visual.trunk.blocks[-1].attn.qkv
+        if qkv is None:
+            return []
+        fused = [qkv.weight] if qkv.bias is None else [qkv.weight, qkv.bias]
+        return [(parameter, 2 * len(parameter) // 3) for parameter in fused]
 
 
 def pool_each(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:

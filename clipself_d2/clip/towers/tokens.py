@@ -56,7 +56,7 @@ class TokenTower(VisionTower):
         """Query, key and value of a block.
 
         Args:
-            block: One of ``transformer_blocks``.
+            block: One of ``block_modules``.
             tokens: (N, T, C), input of the block.
             rotary: Rotary table of the patches; None rotates nothing.
 
@@ -73,7 +73,7 @@ class TokenTower(VisionTower):
         """The rest of a block: output projection, residuals and MLP.
 
         Args:
-            block: One of ``transformer_blocks``.
+            block: One of ``block_modules``.
             tokens: (N, T, C), input of the block.
             mixed: (N, T, A * E), values mixed by attention.
 
@@ -127,14 +127,12 @@ class TokenTower(VisionTower):
         """
         if window_size < 0:
             raise ValueError(
-                f"window size is {window_size}; MODEL.CLIP.WINDOW_SIZE is a number of cells, or 0 "
-                "for global attention"
+                f"window_size is {window_size}; it is a number of cells, or 0 for global attention"
             )
         unknown = [number for number in global_blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(
-                f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}; change "
-                "MODEL.CLIP.GLOBAL_BLOCKS"
+                f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown} of global_blocks"
             )
         chosen = tuple(global_blocks) or quarter_blocks(self.num_blocks)
         self.attention = AttentionPlan(window_size, chosen if window_size else ())
@@ -151,12 +149,12 @@ class TokenTower(VisionTower):
         images = self.pad(images)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            for block in self.transformer_blocks:
+            for block in self.block_modules:
                 tokens = self.run_block(block, tokens, rotary)
             return self.pool(tokens).float()
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str = "value"
+        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
         """Embed every patch.
 
@@ -165,7 +163,7 @@ class TokenTower(VisionTower):
                 patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
             last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "attention": the block as it was trained.
+                MLP; "attention": the block as it was trained; None: the tower's ``last_block``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
@@ -177,7 +175,7 @@ class TokenTower(VisionTower):
         residual and the MLP of the last block are kept. Attention pools pass each cell's value, as
         MaskCLIP does with the pool of CLIP's ResNets.
         """
-        self.check_dense(blocks, last_block)
+        form = self.check_dense(blocks, last_block)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         outputs: dict[int, Tensor] = {}
@@ -185,7 +183,7 @@ class TokenTower(VisionTower):
             tokens, rotary = self.embed(images)
             for number in range(self.num_blocks):
                 last = number == self.num_blocks - 1
-                strategy = "value" if last and last_block == "value" else None
+                strategy = "value" if last and form == "value" else None
                 tokens = self._run(number, strategy, tokens, rotary, grid)
                 if number in blocks:
                     outputs[number] = tokens
@@ -224,7 +222,7 @@ class TokenTower(VisionTower):
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             copies = tokens[:, :1].expand(-1, seen.shape[2], -1)
-            for block in self.transformer_blocks:
+            for block in self.block_modules:
                 heads = self.heads(block, tokens, rotary)
                 query = self.heads(block, copies, None).query
                 mixed = masked_attention(query, heads, seen)
@@ -243,7 +241,7 @@ class TokenTower(VisionTower):
         self, number: int, strategy: str | None, tokens: Tensor, rotary: Tensor | None, grid: Grid
     ) -> Tensor:
         """Run a block of the dense path, recomputed in the backward pass where that is asked."""
-        block = self.transformer_blocks[number]
+        block = self.block_modules[number]
         name = strategy or self.attention.strategy(number)
 
         def step(tokens: Tensor) -> Tensor:

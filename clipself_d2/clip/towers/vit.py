@@ -57,7 +57,7 @@ class OpenClipViTTower(TokenTower):
         self.image_size = self.native[0] * self.patch_size
 
     @property
-    def transformer_blocks(self) -> nn.ModuleList:
+    def block_modules(self) -> nn.ModuleList:
         """The blocks in order."""
         blocks: nn.ModuleList = self.visual.transformer.resblocks
         return blocks
@@ -116,6 +116,8 @@ class OpenClipViTTower(TokenTower):
             *visual.ln_post.parameters(),
         ]
 
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """None: query, key and value share one matrix, whose value rows are used."""
-        return []
+    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
+        """Query and key of the last block, which share a matrix with the value."""
+        attention = self.block_modules[-1].attn
+        fused = (attention.in_proj_weight, attention.in_proj_bias)
+        return [(parameter, 2 * self.width) for parameter in fused]

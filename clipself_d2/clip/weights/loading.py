@@ -18,7 +18,6 @@ from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_ope
 if TYPE_CHECKING:
     from clipself_d2.clip.model import ClipModel
     from clipself_d2.clip.towers.contract import VisionTower
-    from clipself_d2.clip.towers.resnet import ResNetTower
 
 # What torch.load and load_file raise for damaged files; damaged pickles give nearly anything.
 _UNREADABLE = (
@@ -72,7 +71,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; check MODEL.CLIP.WEIGHTS or PRETRAINED")
+        raise FileNotFoundError(f"no checkpoint at {path}")
     content = _read(path)
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -118,7 +117,7 @@ def _refusal(path: Path, asked_for: str) -> str:
     )
 
 
-def load_tower_weights(tower: "VisionTower | ResNetTower", path: str | Path) -> LoadReport:
+def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
     """Load an image tower; text weights in the file are passed over.
 
     Args:
@@ -160,8 +159,8 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
     state = named.tensors
     if all(key.startswith("visual.") for key in state):
         raise ValueError(
-            f"{path} holds an image tower without text tower; give it as MODEL.CLIP.WEIGHTS, "
-            f"and the whole {model.name} as MODEL.CLIP.PRETRAINED"
+            f"{path} holds an image tower without text tower, expected the whole {model.name}; "
+            "load it as the weights of a tower"
         )
     text = model.text.clip
     state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
@@ -190,7 +189,7 @@ def _fill(
         and (target.numel() > 1 or state[key].numel() > 1)
     ]
     if missing or unexpected or wrong:
-        lines = [f"{path} does not fit {owner}; check MODEL.CLIP.NAME against the file"]
+        lines = [f"{path} does not fit {owner}; check the model's name against the file"]
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
         lines += [f"  {len(keys)} {title}: {_some(keys)}" for title, keys in found if keys]
         lines.append(f"  the file begins with: {_some(first)}")

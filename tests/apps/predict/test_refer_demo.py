@@ -28,7 +28,7 @@ def cfg(emoji_cfg, tmp_path: Path):
 def test_every_expression_is_drawn_for_every_picture(cfg, emoji_root, tmp_path, caplog):
     pictures = sorted((emoji_root / "emoji" / "val").glob("*.jpg"))[:2]
     texts = ["the dog on the left", "the wombat"]
-    cfg.MODEL.CRIS.TRAINED_TOWERS = ()
+    cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     with caplog.at_level("WARNING", logger="clipself_d2"):
         written = run_refer_demo(cfg, pictures, tmp_path / "drawn", texts)
     expected = [f"{picture.stem}_{number}.png" for picture in pictures for number in (0, 1)]
@@ -39,7 +39,7 @@ def test_every_expression_is_drawn_for_every_picture(cfg, emoji_root, tmp_path, 
 
 
 def test_words_of_a_trained_text_tower_are_not_warned_of(cfg, caplog):
-    assert "text" in cfg.MODEL.CRIS.TRAINED_TOWERS
+    assert cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == -1
     with caplog.at_level("WARNING", logger="clipself_d2"):
         ReferringPredictor(cfg)(np.zeros((20, 30, 3), np.uint8), ["the wombat"])
     assert "wombat" not in caplog.text

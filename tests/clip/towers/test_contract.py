@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipself_d2.clip import load_tower
+from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
 
@@ -70,7 +72,7 @@ def test_text_embeddings_and_scale_equal_the_reference(golden, teacher):
 
 def test_one_step_of_distillation_equals_the_reference(golden, teacher, student):
     names = our_names(golden)
-    student.unlock(2)
+    student.freeze(2)
     with torch.no_grad():
         target = teacher.tower.forward_image(golden.inputs["crops"])
     dense = student.train().forward_dense(golden.inputs["img_big"]).embedding
@@ -118,7 +120,7 @@ def test_image_embedding_is_that_of_open_clip_at_native_size(tower, images):
 def test_attention_variant_on_class_token_is_the_image_embedding(tower, images):
     """The dense path and the image path run the same blocks: their last tokens agree."""
     tokens, extra = tower.embed(images)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         tokens = tower.run_block(block, tokens, extra)
     assert_close(tower.project(tokens)[:, 0], tower.forward_image(images))
     dense = tower.forward_dense(images, last_block="attention").embedding
@@ -139,7 +141,7 @@ def test_value_variant_differs_from_attention_only_in_the_last_block(tower, imag
 def test_value_variant_keeps_every_cell_to_itself_in_the_last_block(tower, images):
     """Changing the tokens of one cell before the last block changes that cell alone."""
     tokens, _ = tower.embed(images)
-    block = tower.transformer_blocks[-1]
+    block = tower.block_modules[-1]
     changed = tokens.clone()
     changed[:, 5] += 1.0
     difference = (
@@ -180,12 +182,11 @@ def test_images_of_a_batch_do_not_mix(tower):
     assert_close(together[1:2], tower.forward_dense(images[1:2]).embedding)
 
 
-@pytest.mark.parametrize(
-    ("num_blocks", "everything"), [(0, True), (1, False), (2, False), (3, True)]
-)
-def test_every_trainable_parameter_gets_a_gradient(tower, num_blocks, everything):
-    tower.unlock(num_blocks, everything)
-    dense = tower.forward_dense(torch.randn(2, 3, 48, 80)).embedding
+@pytest.mark.parametrize("last_block", ["value", "attention"])
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, ALL_BLOCKS])
+def test_every_trainable_parameter_gets_a_gradient(tower, num_blocks, last_block):
+    tower.freeze(num_blocks, last_block=last_block)
+    dense = tower.forward_dense(torch.randn(2, 3, 48, 80), last_block=last_block).embedding
     (dense * torch.randn_like(dense)).sum().backward()
     for name, parameter in tower.named_parameters():
         gradient = parameter.grad
@@ -194,7 +195,7 @@ def test_every_trainable_parameter_gets_a_gradient(tower, num_blocks, everything
 
 
 def test_projection_stays_frozen_when_everything_is_trained(tower):
-    tower.unlock(tower.num_blocks, everything=True)
+    tower.freeze(ALL_BLOCKS)
     head = "visual.proj" if hasattr(tower.visual, "proj") else "visual.trunk.head.weight"
     frozen = {name for name, p in tower.named_parameters() if not p.requires_grad}
     assert head in frozen
@@ -205,19 +206,51 @@ def test_projection_stays_frozen_when_everything_is_trained(tower):
     assert rest == expected
 
 
-def test_freeze_leaves_nothing_trainable_and_unlock_starts_afresh(tower):
-    tower.unlock(3, everything=True)
+def test_freeze_leaves_nothing_trainable_and_starts_afresh(tower):
+    tower.freeze(ALL_BLOCKS)
     tower.freeze()
     assert not any(p.requires_grad for p in tower.parameters())
-    tower.unlock(1)
+    tower.freeze(1)
     names = {n for n, p in tower.named_parameters() if p.requires_grad}
     assert names
     assert all("blocks.2." in name for name in names)
 
 
+def test_attention_in_the_last_block_trains_its_query_and_key(tower):
+    tower.freeze(1, last_block="attention")
+    frozen = {n for n, p in tower.block_modules[-1].named_parameters() if not p.requires_grad}
+    assert frozen == set()
+
+
+def test_what_stands_behind_the_blocks_can_stay(tower):
+    tower.freeze(ALL_BLOCKS, behind=False)
+    behind = {id(p) for p in tower.parameters_behind()}
+    assert behind
+    assert not any(p.requires_grad for p in tower.parameters() if id(p) in behind)
+    assert tower.trained_blocks == ALL_BLOCKS
+
+
+@torch.no_grad()
+def test_the_last_block_follows_the_tower_unless_told(tower, images):
+    attended = tower.forward_dense(images, last_block="attention").embedding
+    tower.last_block = "attention"
+    assert torch.equal(tower.forward_dense(images).embedding, attended)
+    assert not torch.equal(tower.forward_dense(images, last_block="value").embedding, attended)
+    tower.last_block = "value"
+
+
+@torch.no_grad()
+def test_a_region_of_one_cell_is_that_cell(tower, images):
+    region_map = tower.region_map(images)
+    cells = tower.embed_cells(region_map)
+    assert torch.equal(cells, tower.forward_dense(images).embedding)
+    pooled = region_map[:, :, :1, :1]
+    assert torch.equal(tower.embed_pooled(pooled), region_map[:, :, 0, 0])
+
+
 def test_wrong_numbers_are_named(tower, images):
-    with pytest.raises(ValueError, match="has 3; lower"):
-        tower.unlock(4)
+    with pytest.raises(ValueError, match="has 3; 0 trains none"):
+        tower.freeze(4)
     with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
         tower.forward_dense(images, blocks=(1, 3))
     with pytest.raises(ValueError, match="last_block is 'none'"):
@@ -248,3 +281,43 @@ def test_fp32_is_fp32_inside_a_trainer_with_mixed_precision(tower, images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = tower.forward_dense(images).embedding
     assert torch.equal(inside, outside)
+
+
+def test_every_parameter_has_a_depth():
+    tower = load_tower("ViT-Ti-8-emoji")
+    depth = tower.parameter_depths()
+    assert set(depth) == {name for name, _ in tower.named_parameters()}
+    assert set(depth.values()) == set(range(tower.num_blocks + 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("visual.conv1.weight", 0),
+        ("visual.class_embedding", 0),
+        ("visual.positional_embedding", 0),
+        ("visual.ln_pre.weight", 0),
+        ("visual.transformer.resblocks.0.ln_1.weight", 1),
+        ("visual.transformer.resblocks.5.mlp.c_proj.bias", 6),
+        ("visual.ln_post.weight", 7),
+        ("visual.proj", 7),
+    ],
+)
+def test_depth_follows_the_way_of_an_image(name, expected):
+    tower = load_tower("ViT-Ti-8-emoji")
+    assert tower.parameter_depths()[name] == expected
+
+
+def test_depth_of_timm_trunks(new_clip):
+    tower = new_clip("eva").tower
+    depth = tower.parameter_depths()
+    assert depth["visual.trunk.patch_embed.proj.weight"] == 0
+    assert depth["visual.trunk.blocks.0.norm1.weight"] == 1
+    last = [name for name, number in depth.items() if number == tower.num_blocks + 1]
+    assert last
+    assert all(
+        name.startswith(
+            ("visual.trunk.norm", "visual.trunk.fc_norm", "visual.trunk.head", "visual.head")
+        )
+        for name in last
+    )

@@ -17,7 +17,7 @@ def tower():
 
 
 def rates(tower) -> list[float]:
-    return [getattr(block.ls_1, "drop_prob", 0.0) for block in tower.transformer_blocks]
+    return [getattr(block.ls_1, "drop_prob", 0.0) for block in tower.block_modules]
 
 
 def test_probability_grows_linearly_and_frozen_blocks_have_none(tower):
@@ -46,7 +46,7 @@ def test_evaluation_is_untouched_and_training_is_not(tower):
 
 def test_an_image_keeps_or_loses_a_whole_branch(tower):
     set_drop_path(tower, 0.5)
-    branch = tower.transformer_blocks[5].ls_2.train()
+    branch = tower.block_modules[5].ls_2.train()
     torch.manual_seed(0)
     kept = branch(torch.ones(2000, 3, 4))
     assert set(kept.unique().tolist()) == {0.0, 2.0}
@@ -58,18 +58,18 @@ def test_an_image_keeps_or_loses_a_whole_branch(tower):
 def test_timm_blocks_have_it_on_both_branches(new_clip):
     tower = copy.deepcopy(new_clip("eva").tower)
     set_drop_path(tower, 0.3)
-    block = tower.transformer_blocks[-1]
+    block = tower.block_modules[-1]
     assert block.drop_path1.drop_prob == block.drop_path2.drop_prob == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_what_is_no_probability_is_refused(tower, rate):
-    with pytest.raises(ValueError, match="MODEL.CLIP.DROP_PATH"):
+    with pytest.raises(ValueError, match="drop path"):
         set_drop_path(tower, rate)
 
 
 def test_layer_scales_of_open_clip_are_refused(tower):
-    tower.transformer_blocks[5].ls_1 = torch.nn.Linear(2, 2)
+    tower.block_modules[5].ls_1 = torch.nn.Linear(2, 2)
     set_drop_path(tower, 0.0)
     with pytest.raises(ValueError, match="layer scales"):
         set_drop_path(tower, 0.1)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 
+from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.clip.towers.eva import EvaTower
 from clipself_d2.clip.towers.positions import resize_positions
 
@@ -96,7 +97,7 @@ def test_single_token_attention_equals_the_value_block():
     torch.manual_seed(0)
     tower = make_tower(make_visual())
     tokens = torch.randn(5, 1, 64)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
         torch.testing.assert_close(got, expected, **TOLERANCE)
 
@@ -106,7 +107,7 @@ def test_layer_scale_is_kept_in_the_value_block():
     torch.manual_seed(0)
     tower = make_tower(make_visual(init_values=0.5))
     tokens = torch.randn(1, 3, 64)
-    block = tower.transformer_blocks[-1]
+    block = tower.block_modules[-1]
     block.gamma_1.zero_()
     block.gamma_2.zero_()
     assert torch.equal(tower.run_value_block(block, tokens), tokens)
@@ -114,7 +115,7 @@ def test_layer_scale_is_kept_in_the_value_block():
 
 def test_query_and_key_of_the_last_block_are_never_trained():
     tower = make_tower(make_visual())
-    tower.unlock(2, everything=True)
+    tower.freeze(ALL_BLOCKS)
     frozen = [n for n, p in tower.named_parameters() if not p.requires_grad and ".attn." in n]
     names = ("attn.q_proj.weight", "attn.q_proj.bias", "attn.k_proj.weight")
     assert frozen == [f"visual.trunk.blocks.1.{name}" for name in names]
@@ -161,10 +162,10 @@ def test_value_block_and_gradients_of_other_builds(build):
     name, changes = BUILDS[build]
     tower = make_tower(make_visual(name, **changes))
     tokens = torch.randn(5, 1, 64)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
         torch.testing.assert_close(got, expected, **TOLERANCE)
-    tower.unlock(2, everything=True)
+    tower.freeze(ALL_BLOCKS)
     dense = tower.forward_dense(torch.randn(2, 3, 48, 80)).embedding
     (dense * torch.randn_like(dense)).sum().backward()
     for name, parameter in tower.named_parameters():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from torch import nn
 
+from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.clip.towers.positions import resize_positions
 from clipself_d2.clip.towers.timm_vit import TimmViTTower, pool_each
 
@@ -135,7 +136,7 @@ def test_value_path_of_a_pool_equals_timms_pool_over_one_token():
 def test_average_of_the_cells_is_the_picture_where_the_norm_comes_first(images):
     tower = wrap(cached_visual("gap"))
     tokens, rotary = tower.embed(images)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         tokens = tower.run_block(block, tokens, rotary)
     assert_close(tower.project(tokens).mean(dim=1), tower.forward_image(images))
 
@@ -143,14 +144,14 @@ def test_average_of_the_cells_is_the_picture_where_the_norm_comes_first(images):
 def test_single_token_attention_equals_the_value_block(family):
     tower = wrap(cached_visual(family))
     tokens = torch.randn(5, 1, tower.width)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         assert_close(tower.run_value_block(block, tokens), tower.run_block(block, tokens, None))
 
 
 @torch.no_grad()
 def test_layer_scale_is_kept_in_the_value_block():
     tower = wrap(make_visual("gap"))
-    block = tower.transformer_blocks[-1]
+    block = tower.block_modules[-1]
     block.ls1.gamma.zero_()
     block.ls2.gamma.zero_()
     tokens = torch.randn(1, 3, 32)
@@ -160,7 +161,7 @@ def test_layer_scale_is_kept_in_the_value_block():
 def test_every_trainable_parameter_gets_a_gradient(family):
     torch.manual_seed(0)
     tower = wrap(make_visual(family)).train()
-    tower.unlock(2, everything=True)
+    tower.freeze(ALL_BLOCKS)
     dense = tower.forward_dense(torch.randn(2, 3, 48, 80)).embedding
     (dense * torch.randn_like(dense)).sum().backward()
     for name, parameter in tower.named_parameters():
@@ -178,7 +179,7 @@ def test_batch_norms_of_a_stem_keep_their_statistics():
     assert before
     tower.train().forward_dense(torch.randn(2, 3, 32, 32))
     assert tower.training
-    assert tower.transformer_blocks[0].training
+    assert tower.block_modules[0].training
     after = dict(tower.named_buffers())
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

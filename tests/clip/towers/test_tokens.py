@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.layers.region_pool import masked_attention
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "clip" / "region_tokens.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "clip" / "region_tokens.npz"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-5}
 # A rectangle of 5 x 7 patches.
 SIZE = (80, 112)
@@ -61,7 +62,7 @@ def test_a_patch_reaches_its_window_and_the_class_token(tower, rectangle):
     tokens, rotary = tower.embed(rectangle)
     changed = tokens.clone()
     changed[:, 1 + 4 * 7 + 6] += torch.randn(96)
-    block = tower.transformer_blocks[0]
+    block = tower.block_modules[0]
     got, plain = (tower.run_window_block(block, t, rotary, (5, 7)) for t in (changed, tokens))
     touched = ((got - plain).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist()
     # The last window of 5 x 7 has rows 3 and 4 and column 6.
@@ -71,7 +72,7 @@ def test_a_patch_reaches_its_window_and_the_class_token(tower, rectangle):
 @torch.no_grad()
 def test_window_block_is_the_block_with_a_mask_and_the_rotation_of_the_whole_grid(tower, rectangle):
     tower.set_attention(window_size=3, global_blocks=[2])
-    block = tower.transformer_blocks[0]
+    block = tower.block_modules[0]
     tokens, rotary = tower.embed(rectangle)
     window = torch.tensor([row // 3 * 10 + column // 3 for row in range(5) for column in range(7)])
     seen = torch.ones(36, 36, dtype=torch.bool)
@@ -98,9 +99,9 @@ def test_default_keeps_the_last_block_of_every_quarter_global(tower):
 
 
 def test_wrong_windows_name_their_keys(tower):
-    with pytest.raises(ValueError, match="MODEL.CLIP.WINDOW_SIZE"):
+    with pytest.raises(ValueError, match="window_size is"):
         tower.set_attention(window_size=-1)
-    with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]; change MODEL.CLIP.GLOBAL"):
+    with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\] of global_blocks"):
         tower.set_attention(window_size=4, global_blocks=[0, 3])
 
 
@@ -115,7 +116,7 @@ def gradients(tower, images, blocks=(0, 2)):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("window_size", [0, 2])
 def test_checkpointing_gives_the_same_gradients(tower, rectangle, window_size, precision):
-    tower.unlock(2, everything=True)
+    tower.freeze(ALL_BLOCKS)
     tower.set_attention(window_size=window_size, global_blocks=[1] if window_size else [])
     tower.precision = precision
     expected = gradients(tower.train(), rectangle)
@@ -127,7 +128,7 @@ def test_checkpointing_gives_the_same_gradients(tower, rectangle, window_size, p
 
 
 def test_checkpointing_runs_blocks_again_in_the_backward_pass(tower, rectangle, monkeypatch):
-    tower.unlock(3)
+    tower.freeze(3)
     calls = []
     plain = tower.finish
     monkeypatch.setattr(tower, "finish", lambda *args: calls.append(1) or plain(*args))

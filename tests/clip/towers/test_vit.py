@@ -73,7 +73,7 @@ def test_layer_scale_is_kept_in_the_value_block():
     visual = make_visual(ls_init_value=0.5)
     tower = make_tower(visual)
     tokens = torch.randn(1, 3, 64)
-    block = tower.transformer_blocks[-1]
+    block = tower.block_modules[-1]
     block.ls_1.gamma.zero_()
     block.ls_2.gamma.zero_()
     assert torch.equal(tower.run_value_block(block, tokens), tokens)
@@ -84,7 +84,7 @@ def test_single_token_attention_equals_the_value_block():
     torch.manual_seed(0)
     tower = make_tower(make_visual())
     tokens = torch.randn(5, 1, 64)
-    for block in tower.transformer_blocks:
+    for block in tower.block_modules:
         got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
         torch.testing.assert_close(got, expected, **TOLERANCE)
 
@@ -141,9 +141,11 @@ def test_only_query_and_key_rows_lack_a_gradient_in_the_fused_matrix():
         {"context_length": 8, "vocab_size": 10, "width": 32, "heads": 1, "layers": 1},
     )
     tower = make_tower(clip.visual)
-    tower.unlock(1)
+    tower.freeze(1)
     dense = tower.forward_dense(torch.randn(1, 3, 32, 32)).embedding
     (dense * torch.randn_like(dense)).sum().backward()
-    gradient = tower.transformer_blocks[-1].attn.in_proj_weight.grad
+    gradient = tower.block_modules[-1].attn.in_proj_weight.grad
     assert gradient[: 2 * 64].abs().max() == 0
+    idle = {id(parameter): rows for parameter, rows in tower.idle_rows()}
+    assert idle[id(tower.block_modules[-1].attn.in_proj_weight)] == 2 * 64
     assert gradient[2 * 64 :].abs().amax(1).min() > 0

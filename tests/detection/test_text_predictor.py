@@ -4,46 +4,34 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from clipself_d2.config import add_clipself_config
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
-from clipself_d2.detection.selection import (
-    LossScaling,
-    Selection,
-    check_softmax,
-    multiply_objectness,
-    read_scaling,
-    read_selection,
-)
+from clipself_d2.detection.text_predictor import multiply_objectness
 
 PLAIN = {"test_score_thresh": 0.001, "test_nms_thresh": 0.5, "test_topk_per_image": 100}
 FEW = {"test_score_thresh": 0.02, "test_nms_thresh": 0.3, "test_topk_per_image": 5}
 VARIANTS = {
-    "plain": (Selection(), PLAIN),
-    "rpnscore": (Selection(rpn_score="raw_logit"), PLAIN),
-    "softnms": (Selection(soft_nms="gaussian"), PLAIN),
-    "softnms_rpnscore": (Selection(soft_nms="gaussian", rpn_score="raw_logit"), PLAIN),
-    "nodelta": (Selection(no_box_delta=True, rpn_score="raw_logit"), PLAIN),
-    "nms03_thr02_top5": (Selection(), FEW),
+    "plain": PLAIN,
+    "rpnscore": {"rpn_score": "raw_logit", **PLAIN},
+    "softnms": {"soft_nms": "gaussian", **PLAIN},
+    "softnms_rpnscore": {"soft_nms": "gaussian", "rpn_score": "raw_logit", **PLAIN},
+    "nodelta": {"refine_boxes": False, "rpn_score": "raw_logit", **PLAIN},
+    "nms03_thr02_top5": FEW,
 }
 
 
-def predict(
-    kit: SimpleNamespace, selection: Selection, limits: dict[str, float]
-) -> tuple[Instances, Tensor]:
+def predict(kit: SimpleNamespace, **options: object) -> tuple[Instances, Tensor]:
     """Detections in the golden proposals, and the numbers of their proposals."""
     golden = kit.npz("inference")
     predictor = EmbeddingFastRCNNOutputLayers(
         ShapeSpec(channels=32),
         box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         classifier=kit.classifier(golden["test_emb"], float(golden["temperature"])),
-        selection=selection,
-        **limits,
+        **options,
     ).eval()
     with torch.no_grad():
         predictor.bbox_pred.weight.copy_(golden["bbox_w"])
@@ -60,7 +48,7 @@ def predict(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_detections_are_those_of_the_published_code(kit, variant) -> None:
     golden = kit.npz("inference")
-    found, rows = predict(kit, *VARIANTS[variant])
+    found, rows = predict(kit, **VARIANTS[variant])
     count = int(golden[f"{variant}_n"])
     assert len(found) == count
     assert rows.tolist() == golden[f"{variant}_keep_row"][:count].tolist()
@@ -73,8 +61,8 @@ def test_detections_are_those_of_the_published_code(kit, variant) -> None:
 def test_raw_logit_loses_proposals_that_the_sigmoid_keeps(kit) -> None:
     limits = PLAIN | {"test_score_thresh": 0.0, "test_topk_per_image": -1}
     logits = kit.npz("inference")["objectness_logits"]
-    _, raw = predict(kit, Selection(rpn_score="raw_logit"), limits)
-    found, sane = predict(kit, Selection(rpn_score="sigmoid"), limits)
+    _, raw = predict(kit, rpn_score="raw_logit", **limits)
+    found, sane = predict(kit, rpn_score="sigmoid", **limits)
     assert (logits[raw] >= 0).all()
     assert (logits[sane] < 0).any()
     assert found.scores.max() <= 1.0
@@ -89,32 +77,43 @@ def test_sigmoid_fusion_is_the_geometric_mean() -> None:
 
 def test_soft_nms_of_nothing_is_nothing(kit) -> None:
     limits = PLAIN | {"test_score_thresh": 2.0}
-    found, rows = predict(kit, Selection(soft_nms="linear"), limits)
+    found, rows = predict(kit, soft_nms="linear", **limits)
     assert len(found) == len(rows) == 0
 
 
-def test_keys_are_read() -> None:
-    cfg = get_cfg()
-    add_clipself_config(cfg)
-    assert read_selection(cfg) == Selection()
-    assert read_scaling(cfg) == LossScaling()
-    keys = {"FOCAL_GAMMA": 0.5, "NORMALIZE_WEIGHTS": True, "NO_BOX_DELTA": True}
-    keys |= {"RPN_SCORE": "sigmoid", "SOFT_NMS": "linear", "SOFT_NMS_SIGMA": 0.3}
-    for key, value in keys.items():
-        cfg.MODEL.OPEN_VOCAB[key] = value
-    assert read_scaling(cfg) == LossScaling(0.5, True)
-    assert read_selection(cfg) == Selection(True, "sigmoid", "linear", 0.3)
+@pytest.mark.parametrize(
+    ("key", "value", "attribute"),
+    [
+        ("BACKGROUND_WEIGHT", 0.9, "background_weight"),
+        ("FOCAL_GAMMA", 0.5, "focal_gamma"),
+        ("NORMALIZE_WEIGHTS", True, "normalize_weights"),
+        ("REFINE_BOXES", False, "refine_boxes"),
+        ("RPN_SCORE", "sigmoid", "rpn_score"),
+        ("SOFT_NMS", "linear", "soft_nms"),
+    ],
+)
+def test_config_keys_arrive(heads_cfg, key: str, value: object, attribute: str) -> None:
+    shape = ShapeSpec(channels=8)
+    plain = EmbeddingFastRCNNOutputLayers(heads_cfg, shape)
+    assert getattr(plain, attribute) == heads_cfg.MODEL.OPEN_VOCAB[key] != value
+    heads_cfg.MODEL.OPEN_VOCAB[key] = value
+    assert getattr(EmbeddingFastRCNNOutputLayers(heads_cfg, shape), attribute) == value
 
 
-def test_bad_settings_name_their_keys() -> None:
-    with pytest.raises(ValueError, match="RPN_SCORE"):
-        Selection(rpn_score="logit")
-    with pytest.raises(ValueError, match="SOFT_NMS is one of"):
-        Selection(soft_nms="soft")
-    with pytest.raises(ValueError, match="FOCAL_GAMMA"):
-        LossScaling(gamma=-0.5)
-    with pytest.raises(ValueError, match="USE_FED_LOSS"):
-        check_softmax({"use_fed_loss": True})
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"background_weight": -1.0}, "BACKGROUND_WEIGHT"),
+        ({"focal_gamma": -0.5}, "FOCAL_GAMMA"),
+        ({"rpn_score": "logit"}, "RPN_SCORE"),
+        ({"soft_nms": "soft"}, "SOFT_NMS"),
+        ({"use_sigmoid_ce": True}, "USE_SIGMOID_CE"),
+        ({"use_fed_loss": True}, "USE_FED_LOSS"),
+    ],
+)
+def test_bad_settings_name_their_keys(kit, options: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"MODEL\.\w+\.{key} is"):
+        predict(kit, **options)
 
 
 def test_objectness_is_missed_by_its_key(kit) -> None:
@@ -122,7 +121,7 @@ def test_objectness_is_missed_by_its_key(kit) -> None:
         ShapeSpec(channels=32),
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
         classifier=kit.classifier(torch.randn(2, 32), 0.1),
-        selection=Selection(rpn_score="sigmoid"),
+        rpn_score="sigmoid",
     )
     bare = Instances((8, 8), proposal_boxes=Boxes(torch.zeros(1, 4)))
     with pytest.raises(ValueError, match="RPN_SCORE needs the objectness"):

@@ -1,0 +1,88 @@
+"""Training on base classes alone: novel classes leave the softmax, and no box may be of one.
+
+Legend: R regions, K classes.
+"""
+
+import torch
+from torch import Tensor
+
+from clipself_d2.layers.focal_scaling import focal_scaled_loss
+
+
+def base_only_loss(
+    logits_RK1: Tensor,
+    labels_R: Tensor,
+    base_mask_K: Tensor,
+    background_weight: float,
+    *,
+    gamma: float = 0.0,
+    normalize: bool = False,
+) -> Tensor:
+    """Cross entropy over base classes and background.
+
+    Args:
+        logits_RK1: (R, K + 1), background last; R may be 0.
+        labels_R: (R,) class numbers, K for background.
+        base_mask_K: (K,) True for classes with training boxes; the others leave the softmax.
+        background_weight: Weight of background regions.
+        gamma: Exponent of the focal factor (1 - p); 0 leaves it out.
+        normalize: Whether the sum is divided by the sum of the regions' weights instead of by R.
+
+    Returns:
+        Weighted sum over regions divided by R or by the weights, a scalar; 0 without regions.
+
+    Raises:
+        ValueError: If a region is labelled with a novel class, or with none of the vocabulary.
+
+    Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1; the weights are not renormalised.
+    """
+    check_labels(labels_R, base_mask_K)
+    return focal_scaled_loss(
+        mask_novel(logits_RK1, base_mask_K),
+        labels_R,
+        gamma=gamma,
+        background_weight=background_weight,
+        normalize=normalize,
+    )
+
+
+def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
+    """Exclude novel classes from a softmax.
+
+    Args:
+        logits_RK1: (R, K + 1), background last.
+        base_mask_K: (K,) True for base classes.
+
+    Returns:
+        A copy with minus infinity in the columns of novel classes.
+    """
+    novel = torch.cat([~base_mask_K, base_mask_K.new_zeros(1)])
+    return logits_RK1.masked_fill(novel, float("-inf"))
+
+
+def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
+    """Refuse training labels of classes that are not trained.
+
+    Args:
+        labels_R: (R,) class numbers, K for background.
+        base_mask_K: (K,) True for classes with training boxes.
+
+    Raises:
+        ValueError: If a label is of a novel class, or of none of the vocabulary.
+    """
+    num_classes = len(base_mask_K)
+    trained = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
+    inside = (labels_R >= 0) & (labels_R <= num_classes)
+    wrong = labels_R[~(inside & trained[labels_R.clamp(0, num_classes)])]
+    if not len(wrong):
+        return
+    label = int(wrong[0])
+    if not 0 <= label <= num_classes:
+        raise ValueError(
+            f"a training box has class number {label}, but the vocabulary has {num_classes} "
+            "classes; MODEL.VOCABULARY.DATASET must have the classes of DATASETS.TRAIN"
+        )
+    raise ValueError(
+        f"a training box is of the novel class number {label}; the data set is not base-only: "
+        "DATASETS.TRAIN must be the split without boxes of novel classes"
+    )

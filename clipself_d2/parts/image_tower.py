@@ -1,0 +1,194 @@
+"""MODEL.CLIP as an image tower and a text tower; nothing else reads these keys.
+
+The keys that a model reads for itself, which blocks it takes (TAP_BLOCKS), are read beside it.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from detectron2.config import CfgNode
+
+from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
+from clipself_d2.clip.towers.drop_path import set_drop_path
+
+logger = logging.getLogger(__name__)
+
+# ImageNet's mean and std, with which F-ViT was published, are within 15 % of CLIP's.
+_PIXEL_TOLERANCE = 0.25
+# Keys of MODEL.CLIP that some models have no use for, empty or 0 by default.
+OPTIONAL_KEYS = ("TAP_BLOCKS", "TEXT_TRAINABLE_BLOCKS")
+
+
+def load_whole_clip(cfg: CfgNode) -> ClipModel:
+    """Build the CLIP of MODEL.CLIP.NAME and PRETRAINED, both towers, in eval mode.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        The model. Its text tower is trained as TEXT_TRAINABLE_BLOCKS says; its image tower is the
+        original, for ``build_image_tower`` to make the trained one of.
+
+    Raises:
+        ValueError: If the name, the tag or the file is unknown, or there are fewer blocks.
+    """
+    options = cfg.MODEL.CLIP
+    with _naming("NAME, PRETRAINED and TEXT_TRAINABLE_BLOCKS"):
+        clip = load_clip(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+        clip.text.freeze(options.TEXT_TRAINABLE_BLOCKS)
+    return clip
+
+
+def load_original_tower(cfg: CfgNode) -> VisionTower:
+    """Build the image tower of MODEL.CLIP.NAME and PRETRAINED, a distillation's teacher.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        The tower in eval mode, with global attention everywhere.
+
+    Raises:
+        ValueError: If the name, the tag or the file is unknown.
+    """
+    options = cfg.MODEL.CLIP
+    with _naming("NAME and PRETRAINED"):
+        return load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+
+
+def build_image_tower(
+    cfg: CfgNode,
+    *,
+    original: VisionTower | None = None,
+    reads_embedding: bool,
+    used: Collection[str] = (),
+) -> VisionTower:
+    """Turn MODEL.CLIP into the image tower that a model works with.
+
+    Its weights are those of MODEL.CLIP.WEIGHTS, else of PRETRAINED, else random; windows,
+    checkpointing, stochastic depth, the form of the last block and what is trained are set.
+
+    Args:
+        cfg: The whole config.
+        original: The tower of PRETRAINED, where the caller has built it: it is copied unless
+            WEIGHTS names another. None builds it.
+        reads_embedding: Whether the model's loss reads the dense embedding, so that what stands
+            behind the blocks may learn; detectors read blocks.
+        used: Which of ``OPTIONAL_KEYS`` the model reads; a warning names the others where they are
+            not at their defaults.
+
+    Returns:
+        The tower in eval mode.
+
+    Raises:
+        ValueError: If the weights do not fit, the tower cannot have such windows, blocks or
+            stochastic depth, or images are BGR.
+    """
+    options = cfg.MODEL.CLIP
+    if original is None or options.WEIGHTS:
+        weights = options.WEIGHTS or options.PRETRAINED or None
+        with _naming("NAME, WEIGHTS and PRETRAINED"):
+            tower = load_tower(options.NAME, weights, precision=options.PRECISION)
+    else:
+        tower = copy.deepcopy(original)
+    check_pixels(cfg, tower)
+    _warn_of_unused(cfg, used)
+    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, LAST_BLOCK, TRAINABLE_BLOCKS and DROP_PATH"):
+        tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
+        tower.checkpointing = options.ACTIVATION_CHECKPOINTING
+        tower.last_block = tower.check_dense((), options.LAST_BLOCK)
+        tower.freeze(
+            options.TRAINABLE_BLOCKS, last_block=options.LAST_BLOCK, behind=reads_embedding
+        )
+        trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
+        set_drop_path(tower, options.DROP_PATH, trained)
+    return tower
+
+
+def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:
+    """Hold INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD against what a tower was trained on.
+
+    Args:
+        cfg: The whole config.
+        tower: The tower.
+
+    Raises:
+        ValueError: If images are BGR, or the mean is nearer to the tower's read backwards, as
+            Detectron2's default is.
+    """
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    refuse_bgr(
+        cfg.INPUT.FORMAT,
+        mean,
+        tower,
+        keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+    )
+    pairs = zip([*mean, *std], [*tower.pixel_mean, *tower.pixel_std], strict=True)
+    if not all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs):
+        logger.warning(
+            "images come with mean %s and std %s, but %s was trained with mean %s and std %s; its "
+            "features will be poor unless MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say so",
+            mean,
+            std,
+            tower.name,
+            [round(value, 3) for value in tower.pixel_mean],
+            [round(value, 3) for value in tower.pixel_std],
+        )
+
+
+def refuse_bgr(
+    image_format: str, mean: Sequence[float], tower: VisionTower, *, keys: tuple[str, str, str]
+) -> None:
+    """Refuse images or pixel statistics in Detectron2's default order of channels.
+
+    Args:
+        image_format: Format of the images.
+        mean: Mean that is taken off them, 0 to 255; three values.
+        tower: The tower that sees them.
+        keys: Names of the keys of the format, the mean and the deviation.
+
+    Raises:
+        ValueError: If the format is not RGB, ``mean`` has not three values, or it is nearer to the
+            tower's when it is read backwards.
+    """
+    format_key, mean_key, std_key = keys
+    if image_format != "RGB":
+        raise ValueError(
+            f"{format_key} is {image_format}, but {tower.name} was trained on RGB; set "
+            f"{format_key} RGB, and {mean_key} and {std_key} in the same order"
+        )
+    mean, native = list(mean), tower.pixel_mean
+    if len(mean) != len(native):
+        raise ValueError(f"{mean_key} has {len(mean)} values but CLIP takes RGB; give it three")
+    if math.dist(mean[::-1], native) < math.dist(mean, native):
+        raise ValueError(
+            f"{mean_key} is {[round(value, 3) for value in mean]}, in the order BGR, but "
+            f"{tower.name} was trained on RGB with mean {[round(value, 3) for value in native]}; "
+            f"turn {mean_key} and {std_key} round"
+        )
+
+
+@contextmanager
+def _naming(keys: str) -> Iterator[None]:
+    """Tell which keys an error of clip/, which knows none, is about."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{error}; check MODEL.CLIP.{keys}") from error
+
+
+def _warn_of_unused(cfg: CfgNode, used: Collection[str]) -> None:
+    unused = [
+        f"MODEL.CLIP.{key} {cfg.MODEL.CLIP[key]}"
+        for key in OPTIONAL_KEYS
+        if key not in used and cfg.MODEL.CLIP[key]
+    ]
+    if unused:
+        logger.warning(
+            "%s is not used by MODEL.META_ARCHITECTURE %s",
+            " and ".join(unused),
+            cfg.MODEL.META_ARCHITECTURE,
+        )

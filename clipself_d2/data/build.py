@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,7 +14,7 @@ from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
-from clipself_d2.data.items import Item, Record
+from clipself_d2.data.items import Item, Record, check_named, read_records
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
@@ -33,9 +33,6 @@ class CountedDataset(Dataset[Item]):
         sizes: Longest sides of the student's image, px, one of which all samples of an iteration
             have.
         total_batch: Samples of one iteration over all processes.
-
-    Raises:
-        ValueError: If there is no record.
     """
 
     def __init__(
@@ -47,8 +44,6 @@ class CountedDataset(Dataset[Item]):
         sizes: Sequence[int],
         total_batch: int = 1,
     ) -> None:
-        if not len(records):
-            raise ValueError("the training set is empty; check DATASETS.TRAIN")
         self._records = records
         self._mapper = mapper
         self._seed = seed
@@ -164,7 +159,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     Raises:
         ValueError: If there is no image or the proposals fit none.
     """
-    records = _read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    records = read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_distill_train_loader(
         records=DatasetFromList(records, copy=False),
         mapper=_build_distill_mapper(cfg, records),
@@ -234,8 +229,7 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     Raises:
         ValueError: If DATASETS.TRAIN is empty.
     """
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty; name a registered data set")
+    check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 
@@ -259,14 +253,5 @@ def build_region_test_loader_from_cfg(
         patch_size=patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
-    records = _read_records([dataset_name], "DATASETS.TEST")
+    records = read_records([dataset_name], "DATASETS.TEST")
     return build_region_loader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-
-
-def _read_records(names: Sequence[str], key: str) -> list[Record]:
-    if not names:
-        raise ValueError(f"{key} is empty; name a registered data set")
-    records = get_detection_dataset_dicts(list(names), filter_empty=False, check_consistency=False)
-    if not records:
-        raise ValueError(f"{key} {list(names)} holds no image")
-    return records

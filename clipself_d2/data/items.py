@@ -1,9 +1,11 @@
 """What data sets, mappers and models pass on: Detectron2's dicts, by the names used here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import get_detection_dataset_dicts
 from PIL import Image
 from torch import Tensor
 
@@ -13,6 +15,40 @@ from clipself_d2.data.pictures import to_tensor
 Record = dict[str, Any]
 # Of a mapper, for a model: ``image`` (3, H, W) uint8 RGB at least.
 Item = dict[str, Any]
+
+
+def check_named(names: Sequence[str], key: str) -> None:
+    """Refuse to go on without a data set.
+
+    Args:
+        names: Value of a key.
+        key: The key, for the message.
+
+    Raises:
+        ValueError: If there is no name.
+    """
+    if not names:
+        raise ValueError(f"{key} is empty; name a registered data set")
+
+
+def read_records(names: Sequence[str], key: str) -> list[Record]:
+    """Read the records of data sets, those without annotations too.
+
+    Args:
+        names: Registered names.
+        key: Key that holds them, for the message.
+
+    Returns:
+        The records of all, in order.
+
+    Raises:
+        ValueError: If there is no name.
+    """
+    check_named(names, key)
+    records: list[Record] = get_detection_dataset_dicts(
+        list(names), filter_empty=False, check_consistency=False
+    )
+    return records
 
 
 def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:

@@ -4,16 +4,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from clipself_d2.data.datasets.refcoco import EVALUATOR_TYPE
+from clipself_d2.data.items import read_records
 from clipself_d2.data.referring_mapper import ReferringMapper
 
 # Pairs that the model scores at once in tests, unless one image has more.
@@ -31,16 +28,11 @@ class ImageBatchSampler(Sampler[list[int]]):
         batch_size: Most pairs of a batch; an image with more is a batch by itself.
         rank: Number of this process.
         world_size: Number of processes; each has a run of images, of about as many pairs.
-
-    Raises:
-        ValueError: If the size is not positive.
     """
 
     def __init__(
         self, images: Sequence[object], batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"the batch size is {batch_size}; give at least 1")
         self._batches: list[list[int]] = []
         start = 0
         for _, group in groupby(images):
@@ -91,13 +83,8 @@ def build_referring_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     Raises:
         ValueError: If DATASETS.TRAIN is empty.
     """
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty; name a data set such as refcoco_unc_train")
-    records = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=False, check_consistency=False
-    )
     return build_detection_train_loader(
-        dataset=records,
+        dataset=read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"),
         mapper=ReferringMapper(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
@@ -115,9 +102,7 @@ def build_referring_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> Dat
     Returns:
         A loader of lists of items, batches as of ``ImageBatchSampler``.
     """
-    records = get_detection_dataset_dicts(
-        [dataset_name], filter_empty=False, check_consistency=False
-    )
+    records = read_records([dataset_name], "DATASETS.TEST")
     batches = ImageBatchSampler(
         [record["file_name"] for record in records],
         TEST_BATCH,

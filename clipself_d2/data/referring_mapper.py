@@ -3,7 +3,7 @@
 Legend: S side of the canvas, H W of the picture, px.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from clipself_d2.data.items import Item, Record
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.layers.letterbox import letterbox_image, letterbox_mask
 
@@ -46,7 +47,7 @@ class ReferringMapper:
             "border": cfg.MODEL.PIXEL_MEAN,
         }
 
-    def __call__(self, record: Mapping[str, Any]) -> dict[str, object]:
+    def __call__(self, record: Record) -> Item:
         """Read the picture and decode the mask.
 
         Args:
@@ -62,7 +63,7 @@ class ReferringMapper:
             ValueError: If it has another size than the record.
         """
         height, width = int(record["height"]), int(record["width"])
-        item: dict[str, object] = {
+        item: Item = {
             key: record[key] for key in ("file_name", "image_id", "ref_id", "height", "width")
         }
         item["image"] = self._image(str(record["file_name"]), height, width)
@@ -74,7 +75,7 @@ class ReferringMapper:
             item["gt_mask"] = torch.from_numpy(mask)
         return item
 
-    def _sentence(self, record: Mapping[str, Any]) -> str:
+    def _sentence(self, record: Record) -> str:
         if "sentence" in record:
             return str(record["sentence"])
         sentences = record["sentences"]

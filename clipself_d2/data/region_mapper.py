@@ -32,9 +32,6 @@ class RegionMapper:
         patch_size: Side of a patch, px.
         pad_to_square: Whether masks are padded to the grid of a square image.
 
-    Raises:
-        ValueError: If a size is not positive.
-
     Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1: at most 100
     segments an image, areas from 8^2 to 1024^2 px, crops of things enlarged by 1.5.
     """
@@ -42,9 +39,6 @@ class RegionMapper:
     def __init__(
         self, *, image_size: int, crop_size: int | None, patch_size: int, pad_to_square: bool
     ) -> None:
-        for name, size in (("image", image_size), ("crop", crop_size), ("patch", patch_size)):
-            if size is not None and size < 1:
-                raise ValueError(f"the {name} size is {size} px; it must be positive")
         self.image_size, self.crop_size = image_size, crop_size
         self.patch_size = patch_size
         self.pad_to_square = pad_to_square
@@ -147,12 +141,7 @@ def build_region_loader(
 
     Returns:
         A loader of lists of items, each image once over all processes, in order.
-
-    Raises:
-        ValueError: If the batch is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"a batch of {batch_size} images is asked for; it must be at least 1")
     dataset = MapDataset(list(records), mapper)
     return DataLoader(
         dataset,

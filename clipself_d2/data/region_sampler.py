@@ -118,7 +118,7 @@ class RegionSampler:
         crop_enlarge: Factor of the teacher's crop of a proposal.
 
     Raises:
-        ValueError: If the source is unknown or proposals lack.
+        ValueError: If the source is unknown.
 
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2 and appendix A.4.
     """
@@ -136,8 +136,6 @@ class RegionSampler:
             raise ValueError(
                 f"regions are {self.source!r}; INPUT.REGIONS.SOURCE is one of {REGION_SOURCES}"
             )
-        if self.source in _USES_PROPOSALS and self.proposals is None:
-            raise ValueError(f"regions {self.source!r} need INPUT.REGIONS.PROPOSAL_FILE")
 
     def draw(self, record: Record, size: tuple[int, int], rng: np.random.Generator) -> DrawnRegions:
         """Draw the regions of one picture.
@@ -166,7 +164,8 @@ class RegionSampler:
             )
             boxes.append(tiles)
             crops.append(tiles)
-        if self.source in _USES_PROPOSALS and self.proposals is not None:
+        if self.source in _USES_PROPOSALS:
+            assert self.proposals is not None, f"source {self.source} draws from proposals"
             found = clip_boxes(self.proposals.boxes(record["image_id"]), width, height)
             drawn = sample_proposals(
                 rng, found, size_range=self.box_size_range, max_boxes=self.max_boxes

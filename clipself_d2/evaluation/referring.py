@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -72,7 +73,7 @@ class ReferringEvaluator(DatasetEvaluator):
         self._pairs: list[PairScore] = []
 
     def process(
-        self, inputs: Sequence[Mapping[str, object]], outputs: Sequence[Mapping[str, object]]
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         """Count the pixels of a batch.
 
@@ -81,15 +82,12 @@ class ReferringEvaluator(DatasetEvaluator):
             outputs: One mapping a pair with ``ref_mask`` (H, W) bool.
 
         Raises:
-            ValueError: If a mask is missing or the two differ in size.
+            ValueError: If the two masks differ in size.
         """
         for item, output in zip(inputs, outputs, strict=True):
             where = f"sentence {item.get('sentence')!r} of image {item.get('image_id')}"
-            self._pairs.append(
-                score_pair(
-                    _mask(output, "ref_mask", where), _mask(item, "gt_mask", where), where=where
-                )
-            )
+            masks = (mask.detach().cpu().bool() for mask in (output["ref_mask"], item["gt_mask"]))
+            self._pairs.append(score_pair(*masks, where=where))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Average over the pairs.
@@ -167,10 +165,3 @@ def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
 
 def _percent(hits: Sequence[bool]) -> float:
     return 100.0 * sum(hits) / len(hits)
-
-
-def _mask(mapping: Mapping[str, object], key: str, where: str) -> Tensor:
-    value = mapping.get(key)
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{where}: {key} is {type(value).__name__}, expected a tensor")
-    return value.detach().cpu().bool()

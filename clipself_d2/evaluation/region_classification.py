@@ -7,6 +7,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -150,7 +151,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         }
 
     def process(
-        self, inputs: Sequence[Mapping[str, object]], outputs: Sequence[Mapping[str, object]]
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         """Count the hits of a batch.
 
@@ -173,7 +174,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                 )
             self._num_regions += len(label_R)
             for kind in kinds:
-                region_RD = _tensor(output, kind, where)
+                region_RD = output[kind].detach().cpu()
                 if region_RD.shape != (len(label_R), self._text_KD.shape[1]):
                     raise ValueError(
                         f"{where}: {kind} has shape {tuple(region_RD.shape)}, expected "
@@ -182,10 +183,10 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                     )
                 self._count(kind, region_RD, label_R)
 
-    def _read_labels(self, item: Mapping[str, object], where: str) -> Tensor:
+    def _read_labels(self, item: Mapping[str, Any], where: str) -> Tensor:
         """Return the (R,) class indices of an image after checking them."""
-        label_R = _tensor(item, "region_classes", where).to(torch.int64)
-        is_thing_R = _tensor(item, "region_is_thing", where).to(torch.bool)
+        label_R: Tensor = item["region_classes"].to("cpu", torch.int64)
+        is_thing_R = item["region_is_thing"].to("cpu", torch.bool)
         num_classes = len(self._class_names)
         if bool(((label_R < 0) | (label_R >= num_classes)).any()):
             raise ValueError(
@@ -284,11 +285,3 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         if self._novel_K is not None:
             yield "thing.novel", self._is_thing_K & self._novel_K
             yield "thing.base", self._is_thing_K & ~self._novel_K
-
-
-def _tensor(mapping: Mapping[str, object], key: str, where: str) -> Tensor:
-    """Return a tensor of a mapping on the CPU."""
-    value = mapping.get(key)
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{where}: {key} is {type(value).__name__}, expected a tensor")
-    return value.detach().cpu()

@@ -72,11 +72,6 @@ def test_workers_do_not_change_the_samples() -> None:
     assert take(build_distill_train_loader(**options, num_workers=1), 4) == plain
 
 
-def test_an_empty_training_set_names_its_key() -> None:
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
-        CountedDataset(records=[], mapper=mapper, seed=0, sizes=(64,))
-
-
 def test_an_odd_batch_for_two_processes_names_its_key() -> None:
     with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH"):
         CountSampler(total_batch=3, world_size=2)

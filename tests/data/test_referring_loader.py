@@ -65,11 +65,6 @@ def test_small_images_share_a_batch():
     assert list(ImageBatchSampler("aabbc", 4)) == [[0, 1, 2, 3], [4]]
 
 
-def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="the batch size is 0"):
-        ImageBatchSampler("ab", 0)
-
-
 def test_data_sets_tell_whether_they_hold_references(cfg):
     assert has_references(["tiny_refer_train", "tiny_refer_val"])
     assert not has_references(["tiny_refer_train", "emoji_ov_val"])

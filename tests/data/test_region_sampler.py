@@ -79,8 +79,6 @@ def test_unknown_regions_name_their_key() -> None:
 
 def test_proposals_without_a_file_name_their_key() -> None:
     with pytest.raises(ValueError, match="PROPOSAL_FILE"):
-        RegionSampler(source="both")
-    with pytest.raises(ValueError, match="PROPOSAL_FILE"):
         ProposalFile("")
 
 

@@ -214,7 +214,6 @@ def test_images_without_regions_change_nothing() -> None:
             {"roi": AXES[:1]},
             "contradicts is_thing for class 'sky'",
         ),
-        ({"region_is_thing": torch.tensor([True])}, {}, "region_classes is NoneType"),
     ],
 )
 def test_unfit_batches_are_refused(

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 for _register in (
+    register_emoji,
     register_coco_ov,
     register_lvis_ov,
     register_transfer,

@@ -17,18 +17,19 @@ import csv
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.instances import Record
+from clipself_d2.data.datasets.emoji_world import emoji_remedy
 from clipself_d2.data.datasets.validate import (
     DEFAULT_REMEDY,
     check_images_exist,
     read_annotation_file,
 )
+from clipself_d2.data.items import Record
 from clipself_d2.data.tar_shards import expand_shards, index_shard, member_address
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def register_captions(root: str | Path, prefix: str = "") -> list[str]:
         places[f"{prefix}emoji_captions_{split}"] = (
             emoji / "annotations" / f"captions_{split}.json",
             emoji / split,
-            f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS",
+            emoji_remedy(root),
         )
         coco = root / "coco"
         places[f"{prefix}coco_captions_{split}"] = (
@@ -192,7 +193,7 @@ def read_captions(source: str, root: str | Path) -> list[str]:
     file = Path(source).expanduser()
     if source == "emoji":
         file = Path(root) / "emoji" / "annotations" / "captions_train.json"
-        remedy = f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
+        remedy = emoji_remedy(root)
     if not file.is_file():
         raise FileNotFoundError(f"caption file {file} does not exist; {remedy}")
     if file.suffix == ".json":
@@ -204,42 +205,6 @@ def read_captions(source: str, root: str | Path) -> list[str]:
     if not found:
         raise ValueError(f"caption file {file} has no caption; {remedy}")
     return found
-
-
-def register_caption_file(name: str, file: Path, folder: Path) -> None:
-    """Register a caption file with its pictures.
-
-    Args:
-        name: Name in the catalog.
-        file: As of ``caption_file_records``.
-        folder: Folder of the pictures.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"data set {name!r}: caption file {file} does not exist")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"data set {name!r}: image folder {folder} does not exist")
-    _register(name, partial(caption_file_records, file, folder), folder)
-
-
-def register_caption_shards(name: str, pattern: str) -> None:
-    """Register captioned tar shards.
-
-    Args:
-        name: Name in the catalog.
-        pattern: As ``expand_shards``.
-
-    Raises:
-        FileNotFoundError: If a shard is missing.
-    """
-    _register(name, partial(shard_caption_records, pattern), expand_shards(pattern)[0].parent)
-
-
-def _register(name: str, load: Callable[[], list[Record]], image_root: Path) -> None:
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(image_root=str(image_root))
 
 
 def _read_text(file: Path) -> str:

@@ -16,8 +16,9 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
 from clipself_d2.data.datasets.coco_ov import COCO_THINGS, NOVEL_CLASSES, coco_synonyms
-from clipself_d2.data.datasets.instances import Record, class_metadata
+from clipself_d2.data.datasets.instances import class_metadata
 from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
+from clipself_d2.data.items import Record
 
 # Name by category id, as the official file has it; "-merged" and "-other" stay, as published.
 COCO_STUFF: dict[int, str] = {
@@ -61,6 +62,7 @@ def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
             json_file=folder / "annotations" / "panoptic_val2017.json",
             image_root=folder / "val2017",
             png_roots=(folder / "panoptic_val2017", folder / "annotations" / "panoptic_val2017"),
+            metadata=panoptic_metadata(),
             remedy=f"download COCO 2017 and its panoptic annotations to {folder}, or set "
             "DETECTRON2_DATASETS",
         )
@@ -68,21 +70,27 @@ def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
 
 
 def register_panoptic(
-    name: str, *, json_file: Path, image_root: Path, png_roots: tuple[Path, ...], remedy: str
+    name: str,
+    *,
+    json_file: Path,
+    image_root: Path,
+    png_roots: tuple[Path, ...],
+    metadata: dict[str, Any],
+    remedy: str,
 ) -> str:
-    """Register a panoptic file with COCO's 133 categories.
+    """Register a panoptic file for region classification.
 
     Args:
         name: Name of the data set.
         json_file: COCO panoptic file.
         image_root: Folder of the JPEGs.
         png_roots: Folders that may hold the PNGs; the first that exists counts.
+        metadata: Names and contiguous ids of things and stuff, as ``panoptic_metadata``.
         remedy: What the user can do about a missing file, an imperative clause.
 
     Returns:
         The name.
     """
-    metadata = panoptic_metadata()
     DatasetCatalog.register(
         name, partial(_load, json_file, image_root, png_roots, metadata, remedy)
     )

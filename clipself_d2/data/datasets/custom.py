@@ -22,10 +22,11 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.captions import register_caption_file, register_caption_shards
+from clipself_d2.data.datasets.captions import caption_file_records, shard_caption_records
 from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
 from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
 from clipself_d2.data.datasets.validate import check_coco_file
+from clipself_d2.data.items import Record
 from clipself_d2.data.tar_shards import expand_shards
 from clipself_d2.vocabulary import Vocabulary
 
@@ -81,20 +82,26 @@ def folder_name(name: str) -> str:
     return f"{kind}_{Path(rest.partition(':')[0]).stem}_{digest}"
 
 
+def _register(name: str, load: Callable[[], list[Record]], image_root: Path) -> None:
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(image_root=str(image_root))
+
+
 def _register_pictures(name: str, rest: str) -> None:
     path = _parts(name, rest, 1, 1)[0]
     if not path.exists():
         raise FileNotFoundError(f"data set {name!r}: {path} does not exist")
-    DatasetCatalog.register(name, partial(folder_records if path.is_dir() else list_records, path))
-    MetadataCatalog.get(name).set(image_root=str(path if path.is_dir() else path.parent))
+    if path.is_dir():
+        _register(name, partial(folder_records, path), path)
+    else:
+        _register(name, partial(list_records, path), path.parent)
 
 
-def _register_shards(name: str, rest: str) -> None:
-    if not rest:
-        raise ValueError(f"data set {name!r} names no shard; expected {FORMS['webdataset']}")
-    first = expand_shards(rest)[0]
-    DatasetCatalog.register(name, partial(shard_records, rest))
-    MetadataCatalog.get(name).set(image_root=str(first.parent))
+def _register_shards(read: Callable[[str], list[Record]], name: str, pattern: str) -> None:
+    if not pattern:
+        form = FORMS[name.partition(":")[0]]
+        raise ValueError(f"data set {name!r} names no shard; expected {form}")
+    _register(name, partial(read, pattern), expand_shards(pattern)[0].parent)
 
 
 def _register_coco_images(name: str, rest: str) -> None:
@@ -132,15 +139,9 @@ def _register_coco_json(name: str, rest: str) -> None:
 
 
 def _register_captions(name: str, rest: str) -> None:
-    register_caption_file(name, *_parts(name, rest, 2, 2))
-
-
-def _register_caption_shards(name: str, rest: str) -> None:
-    if not rest:
-        raise ValueError(
-            f"data set {name!r} names no shard; expected {FORMS['captions_webdataset']}"
-        )
-    register_caption_shards(name, rest)
+    file, image_root = _parts(name, rest, 2, 2)
+    _check_paths(name, file, image_root)
+    _register(name, partial(caption_file_records, file, image_root), image_root)
 
 
 def _parts(name: str, rest: str, fewest: int, most: int) -> list[Path]:
@@ -153,9 +154,9 @@ def _parts(name: str, rest: str, fewest: int, most: int) -> list[Path]:
     return [Path(part).expanduser() for part in parts]
 
 
-def _check_paths(name: str, json_file: Path, image_root: Path) -> None:
-    if not json_file.is_file():
-        raise FileNotFoundError(f"data set {name!r}: annotation file {json_file} does not exist")
+def _check_paths(name: str, file: Path, image_root: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"data set {name!r}: annotation file {file} does not exist")
     if not image_root.is_dir():
         raise FileNotFoundError(f"data set {name!r}: image folder {image_root} does not exist")
 
@@ -205,10 +206,10 @@ def _check_base(base: set[str], source: str, json_file: Path, names: list[str]) 
 KINDS: dict[str, Callable[[str, str], None]] = {
     "images": _register_pictures,
     "coco_images": _register_coco_images,
-    "webdataset": _register_shards,
+    "webdataset": partial(_register_shards, shard_records),
     "coco_json": _register_coco_json,
     "captions": _register_captions,
-    "captions_webdataset": _register_caption_shards,
+    "captions_webdataset": partial(_register_shards, shard_caption_records),
 }
 FORMS = {
     "images": "images:FOLDER or images:LIST.txt",

@@ -8,26 +8,12 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), all below
 - ``emoji_train_images``: all training scenes without annotations, for distillation.
 """
 
-import importlib.util
-import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
-from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
-from detectron2.data.datasets.lvis import load_lvis_json
-
-from clipself_d2.data.datasets.emoji_world import load_world
-from clipself_d2.data.datasets.validate import (
-    check_coco_file,
-    check_images_exist,
-    read_annotation_file,
-)
-
-Record = dict[str, Any]
+from clipself_d2.data.datasets.coco_panoptic import register_panoptic
+from clipself_d2.data.datasets.emoji_world import emoji_remedy, load_world
+from clipself_d2.data.datasets.instances import register_images, register_instances
 
 
 def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
@@ -40,51 +26,44 @@ def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
     Returns:
         The registered names.
     """
-    folder = Path(root) / "emoji"
-    files = folder / "annotations"
-    loaders: dict[str, tuple[str, str, Path, Callable[..., list[Record]]]] = {
-        "ov_train": ("coco_ov", "train", files / "instances_train_base.json", _load_instances),
-        "ov_val": ("coco_ov", "val", files / "instances_val.json", _load_instances),
-        "lvis_train": ("lvis_ov", "train", files / "lvis_train_base.json", _load_lvis),
-        "lvis_val": ("lvis_ov", "val", files / "lvis_val.json", _load_lvis),
-    }
-    names = []
-    for suffix, (evaluator, split, file, load) in loaders.items():
-        name = f"{prefix}_{suffix}"
-        DatasetCatalog.register(name, partial(load, name, file, folder / split))
-        MetadataCatalog.get(name).set(
-            json_file=str(file),
-            image_root=str(folder / split),
+    folder, remedy = Path(root) / "emoji", emoji_remedy(root)
+    files, things = folder / "annotations", thing_metadata()
+    names = [
+        register_instances(
+            f"{prefix}_{suffix}",
+            json_file=files / file,
+            image_root=folder / split,
             evaluator_type=evaluator,
-            **thing_metadata(),
+            metadata=things,
+            remedy=remedy,
         )
-        names.append(name)
-    names += [_register_panoptic(f"{prefix}_panoptic_val", folder)]
-    names += [_register_images(f"{prefix}_train_images", folder)]
-    return names
-
-
-def _register_panoptic(name: str, folder: Path) -> str:
-    metadata = {
-        "json_file": str(folder / "annotations" / "instances_val.json"),
-        "panoptic_json": str(folder / "annotations" / "panoptic_val.json"),
-        "panoptic_root": str(folder / "panoptic_val"),
-        "image_root": str(folder / "val"),
-        **thing_metadata(),
-        **stuff_metadata(),
-    }
-    DatasetCatalog.register(name, partial(_load_panoptic, metadata))
-    MetadataCatalog.get(name).set(
-        evaluator_type="region_classification", ignore_label=255, label_divisor=1000, **metadata
+        for suffix, evaluator, split, file in (
+            ("ov_train", "coco_ov", "train", "instances_train_base.json"),
+            ("ov_val", "coco_ov", "val", "instances_val.json"),
+            ("lvis_train", "lvis_ov", "train", "lvis_train_base.json"),
+            ("lvis_val", "lvis_ov", "val", "lvis_val.json"),
+        )
+    ]
+    panoptic = register_panoptic(
+        f"{prefix}_panoptic_val",
+        json_file=files / "panoptic_val.json",
+        image_root=folder / "val",
+        png_roots=(folder / "panoptic_val",),
+        metadata={
+            **things,
+            **stuff_metadata(),
+            "json_file": str(files / "instances_val.json"),
+            "panoptic_root": str(folder / "panoptic_val"),
+        },
+        remedy=remedy,
     )
-    return name
-
-
-def _register_images(name: str, folder: Path) -> str:
-    file = folder / "annotations" / "images_train.json"
-    DatasetCatalog.register(name, partial(_load_images, file, folder / "train"))
-    MetadataCatalog.get(name).set(image_root=str(folder / "train"))
-    return name
+    images = register_images(
+        f"{prefix}_train_images",
+        json_file=files / "images_train.json",
+        image_root=folder / "train",
+        remedy=remedy,
+    )
+    return [*names, panoptic, images]
 
 
 def thing_metadata() -> dict[str, Any]:
@@ -119,56 +98,3 @@ def stuff_metadata() -> dict[str, Any]:
             stuff_id: len(world.things) + number for number, stuff_id in enumerate(world.stuff_ids)
         },
     }
-
-
-def _remedy(file: Path) -> str:
-    root = file.parents[2]
-    return f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
-
-
-def _load_instances(name: str, file: Path, image_root: Path) -> list[Record]:
-    check_coco_file(file, load_world().thing_names, remedy=_remedy(file))
-    return _checked(load_coco_json(str(file), str(image_root), name), file)
-
-
-def _load_lvis(name: str, file: Path, image_root: Path) -> list[Record]:
-    check_coco_file(file, load_world().thing_names, remedy=_remedy(file))
-    if importlib.util.find_spec("lvis") is None:
-        raise ValueError(f"data set {name} needs the package lvis; run pip install lvis")
-    # Detectron2 joins this root with the split in coco_url, and makes ids contiguous by id - 1.
-    return _checked(load_lvis_json(str(file), f"{image_root.parent}{os.sep}"), file)
-
-
-def _load_panoptic(metadata: dict[str, Any]) -> list[Record]:
-    file = Path(metadata["panoptic_json"])
-    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
-    check_coco_file(file, names, remedy=_remedy(file))
-    # Detectron2 asserts that the first pair of files exists; here all are checked, with a remedy.
-    image_root, png_root = Path(metadata["image_root"]), Path(metadata["panoptic_root"])
-    rows = read_annotation_file(file, ["annotations"])["annotations"]
-    stems = [Path(row["file_name"]).stem for row in rows]
-    check_images_exist((image_root / f"{stem}.jpg" for stem in stems), remedy=_remedy(file))
-    check_images_exist((png_root / f"{stem}.png" for stem in stems), remedy=_remedy(file))
-    return load_coco_panoptic_json(str(file), str(image_root), str(png_root), metadata)
-
-
-def _load_images(file: Path, image_root: Path) -> list[Record]:
-    images = read_annotation_file(file, ["images"], remedy=_remedy(file))["images"]
-    records = [
-        {
-            "file_name": str(image_root / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-        }
-        for image in images
-    ]
-    return _checked(records, file)
-
-
-def _checked(records: list[Record], file: Path) -> list[Record]:
-    check_images_exist((record["file_name"] for record in records), remedy=_remedy(file))
-    return records
-
-
-register_emoji(os.getenv("DETECTRON2_DATASETS", "datasets"))

@@ -14,17 +14,16 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from PIL import Image, ImageDraw
 
 from clipself_d2.data.datasets.emoji import thing_metadata
+from clipself_d2.data.datasets.emoji_world import load_world
+from clipself_d2.data.datasets.instances import load_instances
 from clipself_d2.data.datasets.validate import read_annotation_file
-
-Record = dict[str, Any]
+from clipself_d2.data.items import Record
 
 CLASSES = ("things", "background")
 IGNORE_LABEL = 255
@@ -49,7 +48,7 @@ def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str
             name = f"{prefix}_{task}_{split}"
             folder = Path(root) / "emoji"
             annotations = folder / "annotations" / file
-            DatasetCatalog.register(name, partial(_load, name, annotations, split))
+            DatasetCatalog.register(name, partial(_load, annotations, split))
             MetadataCatalog.get(name).set(
                 json_file=str(annotations),
                 image_root=str(folder / split),
@@ -62,10 +61,9 @@ def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str
     return names
 
 
-def _load(name: str, file: Path, split: str) -> list[Record]:
-    read_annotation_file(file, ["images", "annotations"], remedy=_REMEDY)
+def _load(file: Path, split: str) -> list[Record]:
     emoji = file.parent.parent
-    records: list[Record] = load_coco_json(str(file), str(emoji / split), name)
+    records = load_instances(file, emoji / split, load_world().thing_names, remedy=_REMEDY)
     maps = emoji / f"semantic_{split}"
     write_maps(file.parent / _FILES[split], maps)
     return [

@@ -89,6 +89,18 @@ def load_world() -> World:
     )
 
 
+def emoji_remedy(root: str | Path) -> str:
+    """Say how the embedded data set is made.
+
+    Args:
+        root: Folder that is to hold ``emoji/``.
+
+    Returns:
+        An imperative clause.
+    """
+    return f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
+
+
 @dataclass(frozen=True)
 class SpriteAtlas:
     """Sprites of every thing at three sizes, ready to be warped.

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from clipself_d2.data.datasets.instances import Record
 from clipself_d2.data.datasets.validate import check_images_exist
+from clipself_d2.data.items import Record
 from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, expand_shards, index_shard, member_address
 
 
@@ -18,11 +18,8 @@ def folder_records(folder: Path) -> list[Record]:
         Records with ``file_name`` and ``image_id``, the path inside the folder; sorted.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
         ValueError: If it holds no image.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} of images:{folder} does not exist")
     inside = []
     for place, _, files in os.walk(folder, followlinks=True):
         inside += [
@@ -48,8 +45,6 @@ def list_records(file: Path) -> list[Record]:
         FileNotFoundError: If the list or an image is missing.
         ValueError: If it is empty or no text, or repeats a line.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"list {file} of images:{file} does not exist")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

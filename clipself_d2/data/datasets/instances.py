@@ -21,10 +21,9 @@ from clipself_d2.data.datasets.validate import (
     check_images_exist,
     read_annotation_file,
 )
+from clipself_d2.data.items import Record
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 # Keys of an LVIS image that records keep; ids are those of the file.
 LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.data.datasets.emoji_world import emoji_remedy
 from clipself_d2.data.datasets.refer_files import load_refer
 
 EVALUATOR_TYPE = "refer"
@@ -95,7 +96,7 @@ def register_emoji_refer(root: str | Path, prefix: str = "emoji") -> list[str]:
         The registered names, ``emoji_refer_train`` and ``emoji_refer_val``.
     """
     folder = Path(root) / "emoji"
-    remedy = f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
+    remedy = emoji_remedy(root)
     names = []
     for split, instances in EMOJI_SPLITS.items():
         files = folder / "annotations"

@@ -20,10 +20,10 @@ from clipself_d2.data.datasets.validate import (
     check_images_exist,
     read_annotation_file,
 )
+from clipself_d2.data.items import Record
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 REF_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
 # What reading a damaged file can raise; some bytes ask for more memory than there is.
 _DAMAGE = (

@@ -138,5 +138,5 @@ def test_data_sets_are_named_by_where_they_lie(
     names = (f"captions:{file}:{folder}", f"captions_webdataset:{tmp_path}/s.tar")
     for name in resolve_dataset_names(names):
         assert [record["captions"] for record in DatasetCatalog.get(name)] == [["a dog"]]
-    with pytest.raises(FileNotFoundError, match=r"caption file .*none\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*none\.json does not exist"):
         resolve_dataset_names([f"captions:none.json:{folder}"])

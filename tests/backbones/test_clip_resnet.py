@@ -117,6 +117,7 @@ def test_bad_settings_name_their_keys(kit, cfg, monkeypatch) -> None:
     cfg.INPUT.FORMAT = "BGR"
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
         build_backbone(cfg)
+    cfg.INPUT.FORMAT = "RGB"
     monkeypatch.setattr(image_tower, "load_tower", lambda *_, **__: load_tower("ViT-Ti-8-emoji"))
     with pytest.raises(ValueError, match=r"needs a CLIP ResNet"):
         build_backbone(cfg)

@@ -112,13 +112,13 @@ def test_a_block_may_be_tapped_twice(make_tower):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last_block": "maskclip"}, "MODEL.CLIP.LAST_BLOCK"),
-        ({"tap_blocks": [0, 4]}, "MODEL.CLIP.TAP_BLOCKS"),
-        ({"tap_blocks": [-1]}, "MODEL.CLIP.TAP_BLOCKS"),
-        ({"trainable_blocks": 5}, "TRAINABLE_BLOCKS"),
+        ({"last_block": "maskclip"}, "last_block is 'maskclip'"),
+        ({"tap_blocks": [0, 4]}, r"not \[4\]"),
+        ({"tap_blocks": [-1]}, r"not \[-1\]"),
+        ({"trainable_blocks": 5}, "5 trainable blocks"),
     ],
 )
-def test_wrong_options_name_the_key(make_tower, options, message):
+def test_wrong_options_are_refused(make_tower, options, message):
     with pytest.raises(ValueError, match=message):
         ClipViT(tower=make_tower(), **options)
 
@@ -173,7 +173,7 @@ def test_yaml_sets_windows_and_checkpointing(clip_cfg):
 
 def test_wrong_windows_name_the_keys(clip_cfg):
     clip_cfg.MODEL.CLIP.WINDOW_SIZE, clip_cfg.MODEL.CLIP.GLOBAL_BLOCKS = 2, [6]
-    with pytest.raises(ValueError, match="MODEL.CLIP.GLOBAL_BLOCKS"):
+    with pytest.raises(ValueError, match=r"not \[6\] of global_blocks.*GLOBAL_BLOCKS"):
         ClipViT(clip_cfg, ShapeSpec(channels=3))
     clip_cfg.MODEL.CLIP.WINDOW_SIZE = -2
     with pytest.raises(ValueError, match="MODEL.CLIP.WINDOW_SIZE"):
@@ -183,7 +183,7 @@ def test_wrong_windows_name_the_keys(clip_cfg):
 def test_weights_go_before_pretrained_and_nothing_means_random(clip_cfg, monkeypatch, make_tower):
     asked = []
     monkeypatch.setattr(
-        "clipself_d2.backbones.clip_vit.load_tower",
+        "clipself_d2.parts.image_tower.load_tower",
         lambda name, weights, precision: asked.append(weights) or make_tower(),
     )
     for pretrained, weights in (("", ""), ("emoji", ""), ("emoji", "student.pth")):
@@ -227,5 +227,6 @@ def test_images_in_bgr_are_refused(clip_cfg):
 
 
 def test_grey_images_are_refused(clip_cfg):
-    with pytest.raises(ValueError, match="MODEL.PIXEL_MEAN"):
+    clip_cfg.MODEL.PIXEL_MEAN, clip_cfg.MODEL.PIXEL_STD = [120.0], [60.0]
+    with pytest.raises(ValueError, match="MODEL.PIXEL_MEAN has 1 values"):
         ClipViT(clip_cfg, ShapeSpec(channels=1))

@@ -259,12 +259,15 @@ def test_annotated_boxes_serve_training_too(resnet_cfg) -> None:
         assert all(loss.isfinite() for loss in model(batch).values())
 
 
-def test_bad_settings_name_their_keys(resnet_cfg, emoji_cfg) -> None:
+def test_bad_settings_name_their_keys(resnet_cfg) -> None:
     cfg = resnet_cfg("transfer_coco_rn50", "MODEL.BACKBONE.NAME", "build_resnet_backbone")
     with pytest.raises(ValueError, match="needs MODEL.BACKBONE.NAME build_clip_resnet_backbone"):
         build_model(cfg)
     with pytest.raises(ValueError, match="INPUT.FORMAT is BGR"):
         build_model(resnet_cfg("transfer_coco_rn50", "INPUT.FORMAT", "BGR"))
+
+
+def test_annotated_boxes_have_no_objectness(emoji_cfg) -> None:
     cfg = emoji_cfg("regionclip_zeroshot_gt", "MODEL.OPEN_VOCAB.RPN_SCORE", "sigmoid", *NONE)
     with pytest.raises(ValueError, match="RPN_SCORE needs"):
         detect(cfg, build_model(cfg))

@@ -118,7 +118,7 @@ def test_training_reaches_last_stage_and_pool_through_the_backbone(cfg, kit) -> 
 
 
 def test_the_heads_train_a_pool_that_the_backbone_left_frozen(cfg, kit) -> None:
-    backbone = ClipResNet(tower=kit.tower(), train_pool=False)
+    backbone = ClipResNet(tower=kit.tower(), trainable_blocks=3, train_pool=False)
     pool = backbone.tower.visual.attnpool
     assert not any(parameter.requires_grad for parameter in pool.parameters())
     CLIPRes5ROIHeads(cfg, SHAPE, tower=backbone.tower)

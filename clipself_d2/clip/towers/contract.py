@@ -110,7 +110,7 @@ class VisionTower(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def block_modules(self) -> Sequence[nn.Module]:
+    def block_modules(self) -> list[nn.Module]:
         """The blocks in order."""
 
     @property

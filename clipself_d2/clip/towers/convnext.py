@@ -51,10 +51,9 @@ class ConvNeXtTower(VisionTower):
         self.image_size = int(visual.image_size[0])
 
     @property
-    def block_modules(self) -> nn.Sequential:
+    def block_modules(self) -> list[nn.Module]:
         """Blocks of the last stage, in order."""
-        blocks: nn.Sequential = self.visual.trunk.stages[-1].blocks
-        return blocks
+        return list(self.visual.trunk.stages[-1].blocks)
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Refuse windows: there is no attention.

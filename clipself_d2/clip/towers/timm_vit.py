@@ -69,10 +69,9 @@ class TimmViTTower(TokenTower):
         self.embed_dim = _embed_dim(visual, self.width)
 
     @property
-    def block_modules(self) -> nn.ModuleList:
+    def block_modules(self) -> list[nn.Module]:
         """The blocks in order."""
-        blocks: nn.ModuleList = self.visual.trunk.blocks
-        return blocks
+        return list(self.visual.trunk.blocks)
 
     def train(self, mode: bool = True) -> "TimmViTTower":
         """Set the mode; batch norms of a convolutional stem keep CLIP's statistics.

@@ -3,6 +3,8 @@
 Legend: N images, D joint embedding, C width, h w patch grid, T tokens (class token first).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -57,10 +59,9 @@ class OpenClipViTTower(TokenTower):
         self.image_size = self.native[0] * self.patch_size
 
     @property
-    def block_modules(self) -> nn.ModuleList:
+    def block_modules(self) -> list[nn.Module]:
         """The blocks in order."""
-        blocks: nn.ModuleList = self.visual.transformer.resblocks
-        return blocks
+        return list(self.visual.transformer.resblocks)
 
     def embed(self, images: Tensor) -> tuple[Tensor, None]:
         """Patches, class token, positions, first norm."""
@@ -118,6 +119,6 @@ class OpenClipViTTower(TokenTower):
 
     def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
         """Query and key of the last block, which share a matrix with the value."""
-        attention = self.block_modules[-1].attn
+        attention: Any = self.visual.transformer.resblocks[-1].attn
         fused = (attention.in_proj_weight, attention.in_proj_bias)
         return [(parameter, 2 * self.width) for parameter in fused]

@@ -178,7 +178,7 @@ class ResNetTower(VisionTower):
 
         Reference: RegionCLIP, arXiv 2112.09106, section 3.1.
         """
-        parts = [self.pool(self.forward_res5(part)) for part in pooled.split(REGION_BATCH)]
+        parts = [self.pool(self.forward_res5(part)) for part in torch.split(pooled, REGION_BATCH)]
         return torch.cat(parts)
 
     def embed_cells(self, region_map: Tensor) -> Tensor:

@@ -81,6 +81,23 @@ def embed_dim(name: str) -> int:
     return int(open_clip.get_model_config(name)["embed_dim"])
 
 
+def native_image_size(name: str) -> int:
+    """Look up the side of the pictures that a model was trained on; nothing is built.
+
+    Args:
+        name: As of ``check_name``.
+
+    Returns:
+        The side, px.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    check_name(name)
+    size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])
+
+
 def pretrained_tags(name: str) -> list[str]:
     """List the pretrained weights of a model.
 

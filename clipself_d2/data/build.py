@@ -11,6 +11,9 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipself_d2.clip.catalog import describe
+from clipself_d2.clip.registry import native_image_size
+from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
@@ -153,7 +156,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
     """Build the training loader of DATASETS.TRAIN.
 
     Args:
-        cfg: The whole config; INPUT.REGIONS.CROP_SIZE is the size itself here, not 0.
+        cfg: The whole config.
         start_iter: First iteration.
 
     Returns:
@@ -188,7 +191,7 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
             sampler=sampler,
             image_size=options.IMAGE_SIZE,
             shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
-            crop_size=options.CROP_SIZE if on_crops else None,
+            crop_size=crop_size_of(cfg) if on_crops else None,
             crop_resizer=options.CROP_RESIZER,
             flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
         )
@@ -196,7 +199,7 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
     return DistillMapper(
         sampler=sampler,
         image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE,
+        crop_size=crop_size_of(cfg),
         crop_resizer=options.CROP_RESIZER,
         whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
     )
@@ -236,16 +239,26 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 
-def build_region_test_loader_from_cfg(
-    cfg: CfgNode, dataset_name: str, crop_size: int, patch_size: int
-) -> DataLoader:
+def crop_size_of(cfg: CfgNode) -> int:
+    """Look up the side of the teacher's crops.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        INPUT.REGIONS.CROP_SIZE, or the native size of the teacher's tower, px.
+    """
+    own = cfg.MODEL.META_ARCHITECTURE == "RegionCLIPPretrainer"
+    teacher = (own and cfg.MODEL.REGIONCLIP.TEACHER_NAME) or cfg.MODEL.CLIP.NAME
+    return int(cfg.INPUT.REGIONS.CROP_SIZE) or native_image_size(teacher)
+
+
+def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Build the loader of a panoptic data set's regions.
 
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        crop_size: The tower's native size, for INPUT.REGIONS.CROP_SIZE 0.
-        patch_size: The tower's patch, px.
 
     Returns:
         A loader of lists of one item, each image once over all processes.
@@ -253,8 +266,9 @@ def build_region_test_loader_from_cfg(
     options = cfg.INPUT.REGIONS
     mapper = RegionMapper(
         image_size=options.IMAGE_SIZE,
-        crop_size=options.CROP_SIZE or crop_size,
-        patch_size=patch_size,
+        crop_size=crop_size_of(cfg),
+        # The page of towers knows no patch of ResNets, which all have the same.
+        patch_size=describe(cfg.MODEL.CLIP.NAME).patch_size or ResNetTower.patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = _read_records([dataset_name], "DATASETS.TEST")

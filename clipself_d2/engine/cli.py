@@ -185,7 +185,7 @@ def launch_tool(function: Callable[..., object], arguments: tuple, args: argpars
 def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) -> object:
     cfg = set_up(args)
     if args.eval_only:
-        return trainer.evaluate_weights(cfg)
+        return trainer.evaluate_weights(cfg, resume=args.resume)
     session = trainer(cfg)
     session.resume_or_load(resume=args.resume)
     return session.train()

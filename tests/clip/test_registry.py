@@ -154,3 +154,10 @@ def test_width_of_the_joint_embedding():
     assert registry.embed_dim("ViT-B-16") == 512
     with pytest.raises(ValueError, match="no model of open_clip"):
         registry.embed_dim("ViT-B16")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("ViT-Ti-8-emoji", 64), ("EVA02-L-14-336", 336), ("RN50x4", 288)]
+)
+def test_the_native_size_is_known_without_a_tower(name, size):
+    assert registry.native_image_size(name) == size

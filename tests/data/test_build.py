@@ -10,6 +10,7 @@ from clipself_d2.data.build import (
     build_distill_train_loader,
     build_distill_train_loader_from_cfg,
     build_region_test_loader_from_cfg,
+    crop_size_of,
 )
 
 RECORDS = [{"image_id": number} for number in range(5)]
@@ -86,12 +87,20 @@ def test_the_config_builds_the_loader_of_the_training_images(emoji_cfg) -> None:
 
 def test_regions_are_loaded_once_each(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches")
-    loader = build_region_test_loader_from_cfg(
-        cfg, "emoji_panoptic_val", crop_size=64, patch_size=8
-    )
+    loader = build_region_test_loader_from_cfg(cfg, "emoji_panoptic_val")
     items = [item for batch in loader for item in batch]
     assert len({item["image_id"] for item in items}) == len(items) == 4
     assert all(item["masks"].shape[1:] == (18, 24) for item in items)
+    assert all(item["crops"].shape[2:] == (64, 64) for item in items)
+
+
+def test_crops_have_the_native_size_of_the_teacher(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", "MODEL.REGIONCLIP.TEACHER_NAME", "RN50x4")
+    assert crop_size_of(cfg) == 64
+    cfg.INPUT.REGIONS.CROP_SIZE = 32
+    assert crop_size_of(cfg) == 32
+    cfg = emoji_cfg("regionclip", "MODEL.REGIONCLIP.TEACHER_NAME", "RN50x4")
+    assert crop_size_of(cfg) == 288
 
 
 def test_detectors_are_trained_on_jittered_pictures(emoji_cfg) -> None:

@@ -111,9 +111,7 @@ def test_an_rpn_at_work_gives_the_regions_of_a_run(keys, emoji_cfg, tmp_path) ->
     # The file of the network names weights that this test has not.
     cfg.MODEL.CLIP.PRETRAINED = ""
     model = build_model(cfg).train()
-    batch = next(
-        iter(build_distill_train_loader_from_cfg(DistillTrainer.complete_config(cfg, model)))
-    )
+    batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert all("boxes" not in item for item in batch)
     with EventStorage(0) as storage:
         losses = model(batch)
@@ -214,7 +212,6 @@ def test_a_recipe_takes_a_step_with_its_own_tower(name, keys, tmp_path) -> None:
     cfg.merge_from_list(["INPUT.REGIONS.SOURCE", "proposals", "OUTPUT_DIR", str(tmp_path)])
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    cfg = DistillTrainer.complete_config(cfg, model)
     maker = DistillTrainer if cfg.SOLVER.OPTIMIZER == "AdamW" else Trainer
     optimizer = maker.build_optimizer(cfg, model)
     losses = model(next(iter(build_distill_train_loader_from_cfg(cfg))))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from clipself_d2.apps.predict.demo import DRAWN_WIDTH
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
+from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
+from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.letterbox import letterbox_image
 
 logger = logging.getLogger(__name__)

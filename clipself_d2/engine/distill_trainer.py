@@ -28,19 +28,6 @@ from clipself_d2.engine.trainer import Trainer
 from clipself_d2.evaluation.build import build_evaluator
 
 
-class _RawStudent:
-    """The unmixed student as a checkpointable beside the mixed weights."""
-
-    def __init__(self, student: nn.Module) -> None:
-        self._student = student
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self._student.state_dict()
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self._student.load_state_dict(state, strict=True)
-
-
 class StudentCheckpointer(StrictCheckpointer):
     """Saves the student alone, mixed with its teacher where MODEL.DISTILL.STUDENT_SHARE is below 1.
 
@@ -57,7 +44,7 @@ class StudentCheckpointer(StrictCheckpointer):
         super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
-            self.add_checkpointable("raw_student", _RawStudent(distiller.student))
+            self.add_checkpointable("raw_student", distiller.student)
 
     def save(self, name: str, **kwargs: object) -> None:
         """Write ``<name>.pth``, whose "model" can be a detector's MODEL.CLIP.WEIGHTS.
@@ -250,7 +237,8 @@ class DistillTrainer(Trainer):
         Returns:
             As ``Trainer.test``.
         """
-        model = unwrap(model)
-        distiller = getattr(model, "module", model)
-        with saved_weights(distiller, cfg.MODEL.DISTILL.STUDENT_SHARE):
-            return super().test(cfg, model, evaluators)
+        distiller: Any = unwrap(model)
+        with saved_weights(
+            getattr(distiller, "module", distiller), cfg.MODEL.DISTILL.STUDENT_SHARE
+        ):
+            return super().test(cfg, distiller, evaluators)

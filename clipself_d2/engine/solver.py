@@ -26,16 +26,16 @@ _PRETRAINED = (VisionTower, ResNetTower, DenseAttentionPool, TextEncoder)
 _FULL_RATE = "positional_embedding"
 
 
-def learning_rate_factors(model: nn.Module, rate: float) -> dict[str, float]:
-    """Factor of the learning rate of every parameter of the towers in a model.
+def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
+    """Make the ``lr_factor_func`` of Detectron2's ``get_default_optimizer_params``.
 
     Args:
-        model: A detector with CLIP towers somewhere in it.
+        model: A detector, not wrapped, with CLIP towers somewhere in it.
         rate: Factor from one block to the one before, above 0, at most 1.
 
     Returns:
-        By name as in ``model.named_parameters``: rate ** (num_blocks - i) in block i, one power
-        more before the first block, 1 behind the last. Parameters outside of towers are not named.
+        Function from a parameter's name to its factor: rate ** (num_blocks - i) in block i of a
+        tower, one power more before the first block, 1 behind the last and outside of towers.
 
     Raises:
         ValueError: If the rate is out of range.
@@ -46,29 +46,12 @@ def learning_rate_factors(model: nn.Module, rate: float) -> dict[str, float]:
         raise ValueError(
             f"layer decay is {rate}; SOLVER.LAYER_DECAY is a factor above 0, at most 1 (no decay)"
         )
-    factors = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, VisionTower):
-            for name, depth in depth_of_parameters(module).items():
-                whole = f"{prefix}.{name}" if prefix else name
-                factors[whole] = rate ** (module.num_blocks + 1 - depth)
-    return factors
-
-
-def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
-    """Make the ``lr_factor_func`` of Detectron2's ``get_default_optimizer_params``.
-
-    Args:
-        model: The detector, not wrapped.
-        rate: As for ``learning_rate_factors``.
-
-    Returns:
-        Function from a parameter's name to its factor; 1 outside of towers.
-
-    Raises:
-        ValueError: If the rate is out of range.
-    """
-    factors = learning_rate_factors(model, rate)
+    factors = {
+        f"{prefix}.{name}" if prefix else name: rate ** (module.num_blocks + 1 - depth)
+        for prefix, module in model.named_modules()
+        if isinstance(module, VisionTower)
+        for name, depth in depth_of_parameters(module).items()
+    }
     return lambda name: factors.get(name, 1.0)
 
 
@@ -80,7 +63,7 @@ def decayed_optimizer_params(
     Args:
         model: The detector, not wrapped.
         base_lr: Learning rate outside of towers.
-        rate: As for ``learning_rate_factors``.
+        rate: As for ``layer_decay``.
         weight_decay_norm: Weight decay of norms; None takes the optimiser's.
 
     Returns:

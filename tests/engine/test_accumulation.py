@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipself_d2.engine.accumulation import AccumulatingModel, sum_of, unwrap
+from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 
 
 class Weighted(nn.Module):
@@ -30,7 +30,7 @@ ITEMS = [{"rows": torch.arange(1.0, n + 1)} for n in (1, 4, 2, 3)]
 def run(steps: int) -> tuple[float, float, int]:
     model = Weighted()
     wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
-    loss = sum_of(wrapped(ITEMS))
+    loss = sum(wrapped(ITEMS).values())
     loss.backward()
     return float(loss), float(model.weight.grad), model.calls
 

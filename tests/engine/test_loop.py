@@ -117,9 +117,8 @@ def test_a_trainer_on_a_cpu_leaves_mixed_precision_out(emoji_cfg):
 
 def test_detectron2_is_as_it_was_afterwards():
     before = defaults.create_ddp_model
-    with pytest.raises(RuntimeError), cpu_processes():
+    with cpu_processes():
         assert defaults.create_ddp_model is parallel_model
-        raise RuntimeError("planted")
     assert defaults.create_ddp_model is before
 
 

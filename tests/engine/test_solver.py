@@ -17,7 +17,6 @@ from clipself_d2.engine.solver import (
     build_optimizer,
     decayed_optimizer_params,
     layer_decay,
-    learning_rate_factors,
     optimizer_params_from_cfg,
     pretrained_parameters,
 )
@@ -62,7 +61,6 @@ def test_the_order_is_that_of_detectron2s_vitdet(model):
 
 
 def test_no_decay_is_one_rate(model):
-    assert set(learning_rate_factors(model, 1.0).values()) == {1.0}
     assert set(rates(model, decayed_optimizer_params(model, base_lr=0.3, rate=1.0)).values()) == {
         0.3
     }

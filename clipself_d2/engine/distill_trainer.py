@@ -237,8 +237,6 @@ class DistillTrainer(Trainer):
         Returns:
             As ``Trainer.test``.
         """
-        distiller: Any = unwrap(model)
-        with saved_weights(
-            getattr(distiller, "module", distiller), cfg.MODEL.DISTILL.STUDENT_SHARE
-        ):
+        distiller = unwrap(model)
+        with saved_weights(distiller, cfg.MODEL.DISTILL.STUDENT_SHARE):
             return super().test(cfg, distiller, evaluators)

@@ -65,7 +65,7 @@ class Trainer(DefaultTrainer):
             The hooks.
         """
         # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
-        self.checkpointer = self.build_checkpointer(getattr(self.model, "module", self.model))
+        self.checkpointer = self.build_checkpointer(unwrap(self.model))
         hooks: list = super().build_hooks()
         return hooks
 

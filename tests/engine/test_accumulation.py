@@ -90,7 +90,7 @@ def test_too_few_items_name_the_keys() -> None:
         AccumulatingModel(Weighted(), steps=0, backward=torch.Tensor.backward)
 
 
-def test_unwrap_takes_off_only_its_own_wrapper() -> None:
+def test_unwrap_takes_off_what_the_loop_put_around_a_model() -> None:
     model = Weighted()
     assert unwrap(AccumulatingModel(model, steps=2, backward=torch.Tensor.backward)) is model
     assert unwrap(model) is model

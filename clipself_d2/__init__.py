@@ -5,24 +5,36 @@ Detectron2, and adds its yaml keys to those of ``get_cfg()``. ``clipself_d2.clip
 and ``layers`` work without Detectron2.
 """
 
-import sys
 import warnings
 
 __version__ = "0.1.0"
 
-# The doctor has to speak where the registrations cannot be imported.
-if "clipself_d2.doctor" not in sys.orig_argv:
-    try:
-        from clipself_d2 import backbones, data, detection, distillation, parts, referring
-        from clipself_d2.config import extend_defaults
 
-        extend_defaults()
-    except ImportError as error:
-        warnings.warn(
-            f"nothing is registered with Detectron2 ({error}); run python -m clipself_d2.doctor",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def _is_ours(error: Exception) -> bool:
+    """Tell whether an import failed in this package, not in one that it needs."""
+    if isinstance(error, ModuleNotFoundError):
+        return (error.name or "").partition(".")[0] == __name__
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return str(module).partition(".")[0] == __name__
+
+
+try:
+    from clipself_d2 import backbones, data, detection, distillation, parts, referring
+    from clipself_d2.config import extend_defaults
+
+    extend_defaults()
+except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    # ``clipself_d2.clip`` and the doctor work where Detectron2 is missing or broken.
+    if _is_ours(error):
+        raise
+    warnings.warn(
+        f"nothing is registered with Detectron2 ({error}); run python -m clipself_d2.doctor",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def __getattr__(name: str) -> object:

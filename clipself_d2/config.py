@@ -23,6 +23,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_regions(cfg)
     _add_input(cfg)
     _add_solver(cfg)
+    _add_test(cfg)
 
 
 def extend_defaults() -> None:
@@ -46,7 +47,8 @@ def _add_clip(cfg: CN) -> None:
     # student.
     cfg.MODEL.CLIP.WEIGHTS = ""
     # Number type of the tower's arithmetic: fp32, bf16, fp16 (train with
-    # SOLVER.AMP.ENABLED, which scales the loss), or auto (bf16 where the processor has it).
+    # SOLVER.AMP.ENABLED, which scales the loss), or auto (bf16 where the device has it). In a
+    # training with SOLVER.AMP.ENABLED fp32 is float16, and bf16 is the type of the whole model.
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Whether blocks are computed again in the backward pass instead of kept, to save memory.
     cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
@@ -217,18 +219,21 @@ def _add_input(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # Optimizer: SGD as in Detectron2, AdamW, or Adam with BACKBONE_MULTIPLIER.
+    # Optimizer: SGD as in Detectron2, AdamW, or Adam.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # AdamW's decay rates of the two moments, and its epsilon.
+    # Decay rates of the two moments of Adam and AdamW, and their epsilon.
     cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
     cfg.SOLVER.ADAM_EPS = 1e-8
-    # Factor of BASE_LR for the pretrained towers with OPTIMIZER Adam; position tables excepted.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Factor of BASE_LR for the towers of CLIP, image and text, position tables excepted.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Factor of the learning rate from one block of the CLIP tower to the one before; 1: none.
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Parts into which a process works through its share of IMS_PER_BATCH, one after another, to
     # save memory; the gradients are those of the whole batch.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+
+
+def _add_test(cfg: CN) -> None:
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no

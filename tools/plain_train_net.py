@@ -11,9 +11,10 @@ from collections import OrderedDict
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
+from detectron2.utils import comm
 
 import clipself_d2  # noqa: F401  # +
 from clipself_d2.evaluation.build import build_evaluator
@@ -70,7 +71,10 @@ def main(args: Namespace) -> OrderedDict | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, args.resume)
-        return Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

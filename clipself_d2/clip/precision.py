@@ -43,13 +43,28 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision is {precision!r}, expected one of {PRECISIONS}")
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bf16 matrices in hardware.
+
+    Args:
+        device: Where the tensors are.
+
+    Returns:
+        Whether precision "auto" is bf16 there.
+    """
+    if device.type == "cpu":
+        return cpu_has_bf16()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @contextmanager
 def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -> Iterator[None]:
     """Run a with block in the number type asked for.
 
     Args:
         device: Where the tensors are.
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 on CUDA and on processors that have it.
+        precision: "fp32", the caller's own number type, which is lower inside an autocast; "bf16";
+            "fp16"; or "auto": bf16 where the device has it, else as fp32.
         num_tokens: Length T of the sequences that attend to themselves; 0 if that is not known.
 
     Yields:
@@ -59,14 +74,12 @@ def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -
         ValueError: If the precision is none of these.
     """
     check_precision(precision)
-    on_cpu = device.type == "cpu"
-    if precision == "fp32" or (precision == "auto" and on_cpu and not cpu_has_bf16()):
-        with torch.autocast(device.type, enabled=False):
-            yield
+    if precision == "fp32" or (precision == "auto" and not has_bf16(device)):
+        yield
         return
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, dtype=dtype):
-        if not on_cpu or num_tokens > _SHORT:
+        if device.type != "cpu" or num_tokens > _SHORT:
             yield
             return
         # The flash kernel's backward takes twice the time there; of long sequences the matrices

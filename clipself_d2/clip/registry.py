@@ -94,7 +94,8 @@ def native_image_size(name: str) -> int:
         ValueError: If there is no such model.
     """
     check_name(name)
-    return int(open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224))
+    size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])
 
 
 def pretrained_tags(name: str) -> list[str]:

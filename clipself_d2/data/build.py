@@ -10,7 +10,9 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipself_d2.clip.catalog import describe
 from clipself_d2.clip.registry import native_image_size
+from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
@@ -184,21 +186,26 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
     if not (model_proposes or any("captions" in record for record in records)):
         return DistillMapper(
             sampler=_build_region_sampler(cfg, records),
-            crop_size=_crop_size(cfg, cfg.MODEL.CLIP.NAME),
+            crop_size=_crop_size(cfg),
             whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
         )
     return CaptionMapper(
         sampler=None if model_proposes else _build_region_sampler(cfg, records),
         shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
-        crop_size=_crop_size(cfg, cfg.MODEL.REGIONCLIP.TEACHER_NAME or cfg.MODEL.CLIP.NAME),
+        crop_size=_crop_size(cfg),
         has_crops=cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop",
         flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
     )
 
 
-def _crop_size(cfg: CfgNode, teacher: str) -> int | None:
+def _teacher_size(cfg: CfgNode) -> int:
+    """Side of the teacher's native input, px; RegionCLIP may have a teacher of another name."""
+    return native_image_size(cfg.MODEL.REGIONCLIP.TEACHER_NAME or cfg.MODEL.CLIP.NAME)
+
+
+def _crop_size(cfg: CfgNode) -> int | None:
     """The teacher's native size; None where a GPU resizes the crops faster than the workers."""
-    return native_image_size(teacher) if cfg.MODEL.DEVICE == "cpu" else None
+    return _teacher_size(cfg) if cfg.MODEL.DEVICE == "cpu" else None
 
 
 def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSampler:
@@ -233,24 +240,21 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 
-def build_region_test_loader_from_cfg(
-    cfg: CfgNode, dataset_name: str, crop_size: int, patch_size: int
-) -> DataLoader:
+def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Build the loader of a panoptic data set's regions.
 
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        crop_size: The teacher's native size, px.
-        patch_size: The student's patch, px.
 
     Returns:
         A loader of lists of one item, each image once over all processes.
     """
     mapper = RegionMapper(
         image_size=max(_image_sizes(cfg)),
-        crop_size=crop_size,
-        patch_size=patch_size,
+        crop_size=_teacher_size(cfg),
+        # The page of towers knows no patch of ResNets, which all have the same.
+        patch_size=describe(cfg.MODEL.CLIP.NAME).patch_size or ResNetTower.patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = read_records([dataset_name], "DATASETS.TEST")

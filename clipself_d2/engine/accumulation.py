@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
-
-Losses = Mapping[str, Tensor]
+from torch.nn.parallel import DistributedDataParallel
 
 
 class AccumulatingModel(nn.Module):
@@ -54,7 +53,7 @@ class AccumulatingModel(nn.Module):
         for part, weight in zip(parts[:-1], weights[:-1], strict=True):
             with self._without_sync():
                 losses = {name: weight * loss for name, loss in self.module(part).items()}
-                self._backward(sum_of(losses))
+                self._backward(cast(Tensor, sum(losses.values())))
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach()
         last = self.module(parts[-1])
@@ -70,8 +69,7 @@ class AccumulatingModel(nn.Module):
         return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
     def _weights(self, parts: Sequence[Sequence[Mapping[str, object]]]) -> list[float]:
-        inner = getattr(self.module, "module", self.module)
-        weigh = getattr(inner, "loss_weight", len)
+        weigh = getattr(unwrap(self.module), "loss_weight", len)
         weights = [float(weigh(part)) for part in parts]
         return [weight / sum(weights) for weight in weights]
 
@@ -80,26 +78,15 @@ class AccumulatingModel(nn.Module):
         return nullcontext() if no_sync is None else no_sync()
 
 
-def sum_of(losses: Losses) -> Tensor:
-    """Add up a model's losses.
-
-    Args:
-        losses: Scalars by name, at least one.
-
-    Returns:
-        Their sum.
-    """
-    values = list(losses.values())
-    return sum(values[1:], start=values[0])
-
-
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """Take off what the training loop put around a model.
 
     Args:
-        model: A model, perhaps in an ``AccumulatingModel``.
+        model: A model, perhaps in DistributedDataParallel, perhaps in an ``AccumulatingModel``.
 
     Returns:
-        The model, perhaps still in DistributedDataParallel.
+        The model itself.
     """
-    return model.module if isinstance(model, AccumulatingModel) else model
+    while isinstance(model, AccumulatingModel | DistributedDataParallel):
+        model = model.module
+    return model

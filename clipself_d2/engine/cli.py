@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -168,24 +169,13 @@ def launch_tool(function: Callable[..., object], arguments: tuple, args: argpars
     Returns:
         Exit code: 0, or 1 after a user's error.
     """
-
-    def start() -> None:
-        run_processes(
-            function,
-            arguments,
-            num_gpus=args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-        )
-
-    return run_tool(start, debug=args.debug)
+    return run_tool(partial(run_processes, function, arguments, args), debug=args.debug)
 
 
 def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) -> object:
     cfg = set_up(args)
     if args.eval_only:
-        return trainer.evaluate_weights(cfg)
+        return trainer.evaluate_weights(cfg, resume=args.resume)
     session = trainer(cfg)
     session.resume_or_load(resume=args.resume)
     return session.train()

@@ -1,37 +1,32 @@
 """Trainer of distillers: exact resume, and checkpoints that are the student's weights."""
 
-import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from clipself_d2.clip.towers.resnet import ResNetTower
-from clipself_d2.data.build import build_distill_train_loader_from_cfg
+from clipself_d2.data.build import (
+    build_distill_train_loader_from_cfg,
+    build_region_test_loader_from_cfg,
+)
 from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
-from clipself_d2.engine.evaluate import evaluate_regions
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, build_adamw
-
-logger = logging.getLogger(__name__)
-
-
-class _RawStudent:
-    """The unmixed student as a checkpointable beside the mixed weights."""
-
-    def __init__(self, student: nn.Module) -> None:
-        self._student = student
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self._student.state_dict()
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self._student.load_state_dict(state, strict=True)
+from clipself_d2.engine.checkpoint import StrictCheckpointer, changed
+from clipself_d2.engine.evaluate import REGION_CLASSIFICATION, test_vocabulary
+from clipself_d2.engine.solver import build_optimizer
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.parts.text_embeddings import read_text_embeddings
 
 
 class StudentCheckpointer(StrictCheckpointer):
@@ -50,7 +45,7 @@ class StudentCheckpointer(StrictCheckpointer):
         super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
-            self.add_checkpointable("raw_student", _RawStudent(distiller.student))
+            self.add_checkpointable("raw_student", distiller.student)
 
     def save(self, name: str, **kwargs: object) -> None:
         """Write ``<name>.pth``, whose "model" can be a detector's MODEL.CLIP.WEIGHTS.
@@ -62,11 +57,34 @@ class StudentCheckpointer(StrictCheckpointer):
         super().save(name, model=self._distiller.student_state_dict(self._alpha), **kwargs)
 
 
+@contextmanager
+def saved_weights(distiller: RegionDistiller, alpha: float) -> Iterator[None]:
+    """Give a student, for the time of a with block, the weights that its checkpoint has.
+
+    Args:
+        distiller: The distiller.
+        alpha: Share of the student in the saved weights.
+
+    Yields:
+        Nothing; the student's own weights are back afterwards, bit for bit.
+    """
+    if alpha == 1.0:
+        yield
+        return
+    student = distiller.student
+    raw = {key: value.clone() for key, value in student.state_dict().items()}
+    student.load_state_dict(distiller.student_state_dict(alpha))
+    try:
+        yield
+    finally:
+        student.load_state_dict(raw)
+
+
 class DistillTrainer(Trainer):
-    """Trainer of META_ARCHITECTUREs of distill/.
+    """Trainer of META_ARCHITECTUREs of distillation/.
 
     Differs from ``Trainer``: the sample of every iteration is a function of the seed and the
-    iteration, so that a resumed run equals an uninterrupted one.
+    iteration, so that a resumed run equals an uninterrupted one; region features are scored.
 
     Args:
         cfg: The whole config.
@@ -113,8 +131,49 @@ class DistillTrainer(Trainer):
         return build_distill_train_loader_from_cfg(cfg, start_iter=0)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Build the loader of a panoptic data set's regions.
+
+        Args:
+            cfg: The whole config.
+            dataset_name: Registered name.
+
+        Returns:
+            Every image once over all processes.
+        """
+        return build_region_test_loader_from_cfg(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Build the evaluator of region features, with the text embeddings of the data set.
+
+        Args:
+            cfg: The whole config.
+            dataset_name: Registered name.
+
+        Returns:
+            The evaluator.
+
+        Raises:
+            ValueError: If the data set has no panoptic ground truth.
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind != REGION_CLASSIFICATION:
+            raise ValueError(
+                f"DATASETS.TEST holds {dataset_name}, whose evaluator_type is {kind!r}; region "
+                "features are scored on panoptic ground truth, for example emoji_panoptic_val"
+            )
+        vocabulary, _ = test_vocabulary(cfg, dataset_name)
+        embeddings = read_text_embeddings(cfg, vocabulary, same_names=False)
+        return build_evaluator(
+            dataset_name,
+            cfg.OUTPUT_DIR,
+            text_embeddings=embeddings.embeddings_KD.to(torch.float32),
+        )
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
-        """Build AdamW over the student, without decay on norms, biases and scalars.
+        """Build the optimiser over the student, without decay on norms, biases and scalars.
 
         A ResNet may also be trained by Detectron2's SGD, as RegionCLIP was published.
 
@@ -126,7 +185,7 @@ class DistillTrainer(Trainer):
             The optimiser.
 
         Raises:
-            ValueError: If SOLVER.OPTIMIZER is neither, or nothing is trained.
+            ValueError: If SOLVER.OPTIMIZER is neither.
         """
         if cfg.SOLVER.OPTIMIZER == "SGD" and isinstance(model.student, ResNetTower):
             return super().build_optimizer(cfg, model)
@@ -141,26 +200,44 @@ class DistillTrainer(Trainer):
         for name, parameter in model.student.named_parameters():
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)
-        if not decayed and not plain:
-            raise ValueError("nothing of the student is trained; set MODEL.CLIP.TRAINABLE_BLOCKS")
+        rate = cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
         groups = [
-            {"params": decayed, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": decayed, "lr": rate, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
+            {"params": plain, "lr": rate, "weight_decay": 0.0},
         ]
-        return build_adamw(cfg, [group for group in groups if group["params"]])
+        return build_optimizer(cfg, [group for group in groups if group["params"]])
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
-        """Score region features on DATASETS.TEST.
+    def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
+        """Score MODEL.WEIGHTS as they are: a checkpoint of a mixed student is the mix already.
 
         Args:
             cfg: The whole config.
-            model: The distiller, wrapped or not.
-            evaluators: Unused; regions have one evaluator.
+            resume: Whether the last checkpoint of OUTPUT_DIR, if any, is taken instead.
 
         Returns:
-            Results by data set, by metric.
+            As ``test``.
         """
-        if evaluators is not None:
-            raise ValueError("regions have one evaluator; pass none")
-        return evaluate_regions(cfg, unwrap(model))
+        as_it_is = changed(cfg, "MODEL.DISTILL.STUDENT_SHARE", 1.0)
+        return super().evaluate_weights(as_it_is, resume=resume)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator | None] | None = None,
+    ) -> OrderedDict:
+        """Score region features on DATASETS.TEST with the weights that are saved.
+
+        Args:
+            cfg: The whole config; MODEL.DISTILL.STUDENT_SHARE below 1 mixes student and teacher.
+            model: The distiller, wrapped or not.
+            evaluators: As for ``Trainer.test``.
+
+        Returns:
+            As ``Trainer.test``.
+        """
+        distiller = unwrap(model)
+        with saved_weights(distiller, cfg.MODEL.DISTILL.STUDENT_SHARE):
+            return super().test(cfg, distiller, evaluators)

@@ -1,30 +1,18 @@
-"""Evaluation: every test data set is scored with a vocabulary of its own."""
+"""Evaluation: the vocabulary of every test set, and the file of the results."""
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
-from clipself_d2.data.build import build_region_test_loader_from_cfg
-from clipself_d2.data.datasets.custom import folder_name
-from clipself_d2.data.referring_loader import (
-    build_referring_test_loader_from_cfg,
-    has_references,
-)
-from clipself_d2.detection.tta import with_test_time_augmentation
-from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
@@ -37,6 +25,8 @@ Protocol = dict[str, object]
 RESULTS_FILE = "results.json"
 # Limit an image of LVIS's standard protocol.
 LVIS_DETECTIONS = 300
+# Types of data sets that are scored otherwise than by detections.
+REFERRING, REGION_CLASSIFICATION = "refer", "region_classification"
 
 
 def replace_by_synonyms(
@@ -68,17 +58,31 @@ def replace_by_synonyms(
     return other, sum(old != new for old, new in pairs)
 
 
-def _test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, dict[str, object]]:
-    """Return the things of a data set as they are prompted, and what to report of the prompts."""
+def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:
+    """Read the classes of a test set as they are prompted.
+
+    Args:
+        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms.
+        dataset_name: Registered name.
+
+    Returns:
+        The vocabulary, and what to report of the prompts.
+
+    Raises:
+        ValueError: If TEST.SYNONYMS is set and the metadata has none.
+    """
     metadata = MetadataCatalog.get(dataset_name)
-    report: dict[str, object] = {
+    if metadata.get("thing_classes") is None and dataset_name in DatasetCatalog.list():
+        # Detectron2's COCO loader learns the classes only when it reads the annotations.
+        DatasetCatalog.get(dataset_name)
+    report: Protocol = {
         "clip": cfg.MODEL.CLIP.NAME,
         "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,
         "names": "synonyms" if cfg.TEST.SYNONYMS else "own",
     }
     vocabulary = Vocabulary.from_metadata(metadata)
     stuff = metadata.get("stuff_classes")
-    if metadata.get("evaluator_type") == "region_classification" and stuff:
+    if metadata.get("evaluator_type") == REGION_CLASSIFICATION and stuff:
         vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
     if not cfg.TEST.SYNONYMS:
         return vocabulary, report
@@ -111,59 +115,86 @@ def vocabulary_of(
     Returns:
         A context manager.
     """
-    if not _reads_text(model):
+    if not reads_text(model):
         return nullcontext()
-    vocabulary, _ = _test_vocabulary(cfg, dataset_name)
+    vocabulary, _ = test_vocabulary(cfg, dataset_name)
     return use_vocabulary(model, read_text_embeddings(cfg, vocabulary, same_names=False))
 
 
-def _reads_text(model: nn.Module) -> bool:
+def reads_text(model: nn.Module) -> bool:
+    """Tell whether the classes of a model are text.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Whether it has a text classifier.
+    """
     return any(isinstance(module, TextClassifier) for module in model.modules())
 
 
-def evaluate_detector(cfg: CfgNode, model: nn.Module) -> OrderedDict:
-    """Score a detector on every data set of DATASETS.TEST.
+def protocol_of(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator | None
+) -> Protocol:
+    """Tell under which rules a data set was scored.
 
     Args:
         cfg: The whole config.
-        model: The detector.
+        model: The model that was scored.
+        dataset_name: Registered name.
+        evaluator: Its evaluator.
 
     Returns:
-        Results by data set, by task, by metric; of a single data set as Detectron2 does, without
-        the data set's name. The file in OUTPUT_DIR adds the protocol of every data set.
+        The entry "protocol" of the results' file.
     """
-    results: OrderedDict = OrderedDict()
-    protocols: dict[str, Protocol] = {}
-    model = with_test_time_augmentation(cfg, model)
-    _warn_of_limit(cfg)
-    for name in cfg.DATASETS.TEST:
-        loader = _test_loader(cfg, name)
-        output_dir = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(name)
-        evaluator = build_evaluator(
-            name, str(output_dir), backend=cfg.TEST.BACKEND, fixed_ap=cfg.TEST.FIXED_AP
-        )
-        with vocabulary_of(cfg, model, name):
-            scores = inference_on_dataset(model, loader, evaluator)
-        results[name] = scores
-        protocols[name] = {
-            "evaluator": MetadataCatalog.get(name).get("evaluator_type"),
-            **(evaluator.protocol() if hasattr(evaluator, "protocol") else {}),
-            **_model_protocol(cfg, name),
-            **(_test_vocabulary(cfg, name)[1] if _reads_text(model) else {}),
-        }
-        if comm.is_main_process():
-            logger.info("Results on %s:", name)
-            print_csv_format(scores)
-    return _finish(cfg, results, protocols)
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
+    if kind == REFERRING:
+        protocol["mask_threshold"] = cfg.MODEL.CRIS.MASK_THRESHOLD
+    elif kind != REGION_CLASSIFICATION:
+        protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
+    if kind == REGION_CLASSIFICATION or reads_text(model):
+        protocol |= test_vocabulary(cfg, dataset_name)[1]
+    return protocol
 
 
-def _test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    if has_references([name]):
-        return build_referring_test_loader_from_cfg(cfg, name)
-    return build_detection_test_loader(cfg, name)
+def own_protocol(evaluator: object) -> Protocol:
+    """Ask an evaluator for its rules.
+
+    Args:
+        evaluator: Any; those of this project have a method ``protocol``.
+
+    Returns:
+        The rules, empty where the evaluator has none.
+    """
+    return dict(evaluator.protocol()) if hasattr(evaluator, "protocol") else {}
 
 
-def _warn_of_limit(cfg: CfgNode) -> None:
+def write_results(
+    output_dir: str, results: Mapping[str, Mapping], protocols: Mapping[str, Protocol]
+) -> None:
+    """Write the results and their protocols into OUTPUT_DIR, in the main process.
+
+    Args:
+        output_dir: Folder of the file.
+        results: By data set, by task, by metric.
+        protocols: By data set.
+    """
+    if not comm.is_main_process():
+        return
+    content = {name: {**scores, "protocol": protocols[name]} for name, scores in results.items()}
+    path = Path(output_dir) / RESULTS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    logger.info("Results in %s", path)
+
+
+def warn_of_limit(cfg: CfgNode) -> None:
+    """Warn where Fixed AP, which knows no limit an image, is asked of a model with one.
+
+    Args:
+        cfg: The whole config.
+    """
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.TEST.FIXED_AP and 0 <= limit <= LVIS_DETECTIONS:
         logger.warning(
@@ -171,62 +202,3 @@ def _warn_of_limit(cfg: CfgNode) -> None:
             "%d at most; raise TEST.DETECTIONS_PER_IMAGE, for example to 1000",
             limit,
         )
-
-
-def evaluate_regions(cfg: CfgNode, distiller: Any) -> OrderedDict:
-    """Score a distiller's region features on every data set of DATASETS.TEST.
-
-    Args:
-        cfg: The whole config.
-        distiller: A META_ARCHITECTURE of distill/, whose evaluation mode embeds regions.
-
-    Returns:
-        As ``evaluate_detector``; metrics of ``RegionClassificationEvaluator``.
-    """
-    results: OrderedDict = OrderedDict()
-    protocols: dict[str, Protocol] = {}
-    for name in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(name).get("evaluator_type")
-        if kind != "region_classification":
-            raise ValueError(
-                f"DATASETS.TEST holds {name}, whose evaluator_type is "
-                f"{kind!r}; region features are scored on panoptic "
-                "ground truth, for example emoji_panoptic_val"
-            )
-        vocabulary, prompting = _test_vocabulary(cfg, name)
-        embeddings = read_text_embeddings(cfg, vocabulary, same_names=False)
-        evaluator = build_evaluator(
-            name,
-            cfg.OUTPUT_DIR,
-            text_embeddings=embeddings.embeddings_KD.to(torch.float32),
-        )
-        towers = getattr(distiller, "module", distiller)
-        loader = build_region_test_loader_from_cfg(
-            cfg,
-            name,
-            crop_size=towers.teacher.image_size,
-            patch_size=towers.student.patch_size,
-        )
-        results[name] = inference_on_dataset(distiller, loader, evaluator)
-        protocols[name] = {"evaluator": kind, **evaluator.protocol(), **prompting}
-        if comm.is_main_process():
-            print_csv_format(results[name])
-    return _finish(cfg, results, protocols)
-
-
-def _model_protocol(cfg: CfgNode, name: str) -> dict[str, object]:
-    if MetadataCatalog.get(name).get("evaluator_type") == "refer":
-        return {"mask_threshold": cfg.MODEL.CRIS.MASK_THRESHOLD}
-    return {"model_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}
-
-
-def _finish(cfg: CfgNode, results: OrderedDict, protocols: Mapping[str, Protocol]) -> OrderedDict:
-    if comm.is_main_process():
-        content = {
-            name: {**scores, "protocol": protocols[name]} for name, scores in results.items()
-        }
-        path = Path(cfg.OUTPUT_DIR) / RESULTS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        logger.info("Results in %s", path)
-    return results if len(results) != 1 else next(iter(results.values()))

@@ -3,30 +3,28 @@
 import argparse
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    create_ddp_model,
-    default_setup,
-    default_writers,
-    hooks,
-)
-from detectron2.engine.train_loop import HookBase
+from detectron2.data import MetadataCatalog
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from clipself_d2.backbones.compatibility import check_model
+from clipself_d2.engine.checkpoint import StrictCheckpointer
+from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
+from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
+from clipself_d2.engine.trainer import log_size
+from clipself_d2.parts.text_embeddings import dataset_embeddings
+from clipself_d2.vocabulary import use_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +119,6 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
 
     Returns:
         Results of the evaluation.
-
-    Raises:
-        FileNotFoundError: If the config is missing.
-        ValueError: If a key is unknown.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
     default_setup(cfg, args)
@@ -132,7 +126,8 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     if not args.eval_only:
         return train_lazy(cfg, resume=args.resume)
     model = build_lazy_model(cfg).to(cfg.train.device)
-    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    checkpointer = StrictCheckpointer(model, cfg.train.output_dir)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     return score_lazy(cfg, model)
 
 
@@ -147,73 +142,102 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
         Results of the last evaluation.
     """
     model = build_lazy_model(cfg).to(cfg.train.device)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)
+    log_size(model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    devices = {} if str(cfg.train.device).startswith("cuda") else {"device_ids": None}
-    parallel = create_ddp_model(model, **dict(cfg.train.ddp), **devices)
-    loop = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
-    trainer = loop(parallel, loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    # The last evaluation's results stay on the hook.
-    evaluation = _Evaluation(cfg, parallel)
-    trainer.register_hooks(_hooks(cfg, trainer, checkpointer, evaluation))
+    parallel = parallel_model(model, **cfg.train.ddp)
+    has_amp = amp_runs(str(cfg.train.device), cfg.train.amp.enabled)
+    trainer = (AMPTrainer if has_amp else SimpleTrainer)(parallel, loader, optimizer)
+    adapt_loop(trainer)
+    checkpointer = StrictCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    results: OrderedDict = OrderedDict()
+
+    def evaluate() -> OrderedDict:
+        results.clear()
+        results.update(score_lazy(cfg, model))
+        return results
+
+    scheduler = instantiate(cfg.lr_multiplier)
+    made = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
+    if comm.is_main_process():
+        made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    made.append(hooks.EvalHook(cfg.train.eval_period, evaluate))
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        made.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+    trainer.register_hooks(made)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
-    return evaluation.results
-
-
-class _Evaluation(hooks.EvalHook):
-    """Detectron2's periodic evaluation, which also keeps the last results."""
-
-    def __init__(self, cfg: DictConfig, model: nn.Module) -> None:
-        self.results: OrderedDict = OrderedDict()
-
-        def evaluate() -> OrderedDict:
-            self.results = score_lazy(cfg, model)
-            return self.results
-
-        super().__init__(cfg.train.eval_period, evaluate)
-
-
-def _hooks(
-    cfg: DictConfig,
-    trainer: SimpleTrainer,
-    checkpointer: DetectionCheckpointer,
-    evaluation: HookBase,
-) -> list[HookBase]:
-    made: list[HookBase] = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-    ]
-    is_main = comm.is_main_process()
-    if is_main:
-        made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
-    made.append(evaluation)
-    if is_main:
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        made.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-    return made
+    return results
 
 
 def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
-    """Score a model on ``dataloader.test``.
+    """Score a model on ``dataloader.test``, with the vocabulary of that data set.
 
     Args:
         cfg: Config with ``dataloader.test`` and ``dataloader.evaluator``.
-        model: The model, wrapped or not.
+        model: The model.
 
     Returns:
-        Results by task, by metric; empty without an evaluator.
+        Results by task, by metric; empty without an evaluator. The file in ``train.output_dir``
+        adds the protocol.
     """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
+    name = _test_set(cfg)
     evaluator: Any = instantiate(cfg.dataloader.evaluator)
-    with torch.no_grad():
+    protocol: Protocol = {"evaluator": MetadataCatalog.get(name).get("evaluator_type")}
+    protocol |= own_protocol(evaluator)
+    switch: AbstractContextManager[object] = nullcontext()
+    words = next(embedding_calls(cfg.model), None)
+    if words is not None:
+        options = {str(key): words[key] for key in words if key != "_target_"}
+        embeddings = dataset_embeddings(**{**options, "name": name})
+        switch = use_vocabulary(model, embeddings)
+        protocol |= {"clip": words.clip, "prompts": embeddings.templates, "names": "own"}
+    elif reads_text(model):
+        logger.warning(
+            "%s is scored with the classes that the model was built with: its text embeddings do "
+            "not come from dataset_embeddings",
+            name,
+        )
+    with switch:
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
-    print_csv_format(results)
+    if comm.is_main_process():
+        print_csv_format(results)
+    write_results(cfg.train.output_dir, {name: results}, {name: protocol})
     return OrderedDict(results)
+
+
+def _test_set(cfg: DictConfig) -> str:
+    """Name of the data set that a lazy config scores."""
+    for key in ("dataloader.evaluator.dataset_name", "dataloader.test.dataset.names"):
+        name = OmegaConf.select(cfg, key, default=None)
+        if isinstance(name, str):
+            return name
+    raise ValueError(
+        "the config does not say in one word which data set is scored; set "
+        "dataloader.evaluator.dataset_name"
+    )
+
+
+def embedding_calls(node: object) -> Iterator[DictConfig]:
+    """Find the calls of ``dataset_embeddings`` in a lazy model.
+
+    Args:
+        node: The model's config, or a part of it.
+
+    Yields:
+        Each call, its arguments by name.
+    """
+    target = f"{dataset_embeddings.__module__}.{dataset_embeddings.__qualname__}"
+    if isinstance(node, DictConfig):
+        if node.get("_target_") in (dataset_embeddings, target):
+            yield node
+        for key in node:
+            yield from embedding_calls(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from embedding_calls(item)

@@ -1,137 +1,48 @@
-"""Detectron2's trainer, with AdamW, training on several CPU processes, and our evaluators."""
+"""Detectron2's trainer, with our optimisers, several CPU processes, and our evaluation."""
 
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-)
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
-from fvcore.common.checkpoint import _IncompatibleKeys
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
+from clipself_d2.data.datasets.custom import folder_name
 from clipself_d2.data.referring_loader import (
+    build_referring_test_loader_from_cfg,
     build_referring_train_loader_from_cfg,
     has_references,
 )
-from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
-from clipself_d2.engine.evaluate import evaluate_detector
-from clipself_d2.engine.lr_decay import build_sgd, optimizer_params_from_cfg
-from clipself_d2.engine.parameter_groups import build_adam
+from clipself_d2.detection.tta import with_test_time_augmentation
+from clipself_d2.engine.accumulation import unwrap
+from clipself_d2.engine.checkpoint import StrictCheckpointer, changed, self_contained
+from clipself_d2.engine.evaluate import (
+    protocol_of,
+    vocabulary_of,
+    warn_of_limit,
+    write_results,
+)
+from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
+from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
+from clipself_d2.evaluation.build import build_evaluator
 
 logger = logging.getLogger(__name__)
 
 
-class StrictCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that refuses weights of another model.
-
-    Detectron2 skips parameters whose shape differs and trains or evaluates what is left.
-    """
-
-    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
-        if incompatible.incorrect_shapes:
-            name, got, expected = incompatible.incorrect_shapes[0]
-            raise ValueError(
-                f"the checkpoint's {name} has shape {tuple(got)}, the model's {tuple(expected)}, "
-                f"and {len(incompatible.incorrect_shapes) - 1} more differ; it is of another "
-                "model: check MODEL.WEIGHTS against MODEL.CLIP.NAME and the --config-file"
-            )
-        loaded = len(self.model.state_dict()) - len(incompatible.missing_keys)
-        if loaded == 0:
-            raise ValueError(
-                "the checkpoint has no parameter of this model; check MODEL.WEIGHTS (a distilled "
-                "image tower goes to MODEL.CLIP.WEIGHTS)"
-            )
-        super()._log_incompatible_keys(incompatible)
-
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that first clips the norm of all gradients together.
-
-    Detectron2's own clipping is of each parameter by itself.
-
-    Args:
-        params: Parameters or groups of them; the name is torch's.
-        max_norm: Largest L2 norm of all gradients.
-        kwargs: Keyword arguments of AdamW.
-    """
-
-    def __init__(self, params: list[dict], *, max_norm: float, **kwargs: Any) -> None:
-        super().__init__(params, **kwargs)
-        self.max_norm = max_norm
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Clip, then update.
-
-        Args:
-            closure: Unused; Detectron2's loops give none.
-        """
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        super().step(closure)
-
-
-def build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
-    """Make AdamW from the SOLVER keys.
-
-    Args:
-        cfg: Config with SOLVER.BASE_LR, WEIGHT_DECAY, ADAM_BETAS, ADAM_EPS and CLIP_GRADIENTS.
-        groups: Parameter groups.
-
-    Returns:
-        The optimiser, with gradient clipping where the config asks for it; CLIP_TYPE may also be
-        full_model, the norm of all gradients together.
-    """
-    clipping = cfg.SOLVER.CLIP_GRADIENTS
-    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
-        cls = partial(ClippedAdamW, max_norm=clipping.CLIP_VALUE)
-    else:
-        cls = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return cls(
-        groups,
-        lr=cfg.SOLVER.BASE_LR,
-        betas=tuple(cfg.SOLVER.ADAM_BETAS),
-        eps=cfg.SOLVER.ADAM_EPS,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
-
-
-def self_contained(cfg: CfgNode) -> CfgNode:
-    """Ignore MODEL.CLIP.WEIGHTS where MODEL.WEIGHTS brings the tower with it.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        A config for a model that is then filled from MODEL.WEIGHTS.
-    """
-    if not cfg.MODEL.WEIGHTS:
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.CLIP.WEIGHTS = ""
-    cfg.freeze()
-    return cfg
-
-
 class Trainer(DefaultTrainer):
-    """Trainer of detectors.
+    """Trainer of detectors; a subclass overrides what it would of ``DefaultTrainer``.
 
     Differs from ``DefaultTrainer``: the optimiser follows SOLVER.OPTIMIZER, several processes may
     train on CPUs, checkpoints of another model are refused, and test data sets are scored with
@@ -142,59 +53,22 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        self.cfg = cfg
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
-        devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
-        parallel = create_ddp_model(model, broadcast_buffers=False, **devices)
-        self._trainer = self._build_loop(cfg, parallel, loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = self.build_checkpointer(model)
-        self.register_hooks(self.build_hooks())
+        if cfg.SOLVER.AMP.ENABLED and not amp_runs(cfg.MODEL.DEVICE, enabled=True):
+            cfg = changed(cfg, "SOLVER.AMP.ENABLED", False)
+        with cpu_processes():
+            super().__init__(cfg)
+        adapt_loop(self._trainer, steps=self.cfg.SOLVER.ACCUMULATION_STEPS)
 
-    @classmethod
-    def _build_loop(
-        cls, cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-    ) -> SimpleTrainer:
-        """Detectron2's loop, in mixed precision and with accumulation where the config asks."""
-        steps = cfg.SOLVER.ACCUMULATION_STEPS
-        options: dict[str, Any] = {"zero_grad_before_forward": steps > 1}
-        backward: Callable[[Tensor], None] = torch.Tensor.backward
-        loop = SimpleTrainer
-        if cls._use_amp(cfg):
-            loop = AMPTrainer
-            # bf16 has the exponents of fp32, so that gradients need no scaling.
-            is_bf16 = cfg.MODEL.CLIP.PRECISION == "bf16"
-            scaler = torch.amp.GradScaler("cuda", enabled=not is_bf16)
-            options["precision"] = torch.bfloat16 if is_bf16 else torch.float16
-            options["grad_scaler"] = scaler
+    def build_hooks(self) -> list:
+        """Build Detectron2's hooks around our checkpointer.
 
-            def backward(loss: Tensor) -> None:
-                scaler.scale(loss).backward()
-
-        if steps != 1:
-            model = AccumulatingModel(model, steps=steps, backward=backward)
-        return loop(model, loader, optimizer, **options)
-
-    @staticmethod
-    def _use_amp(cfg: CfgNode) -> bool:
-        if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-            logger.warning(
-                "SOLVER.AMP.ENABLED is ignored on %s; MODEL.CLIP.PRECISION bf16 speeds up the "
-                "tower there",
-                cfg.MODEL.DEVICE,
-            )
-            return False
-        if cfg.MODEL.CLIP.PRECISION == "fp16" and not cfg.SOLVER.AMP.ENABLED:
-            logger.warning(
-                "MODEL.CLIP.PRECISION fp16 without SOLVER.AMP.ENABLED trains without loss scaling; "
-                "small gradients of the tower become zero"
-            )
-        return bool(cfg.SOLVER.AMP.ENABLED)
+        Returns:
+            The hooks.
+        """
+        # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
+        self.checkpointer = self.build_checkpointer(unwrap(self.model))
+        hooks: list = super().build_hooks()
+        return hooks
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the whole detector.
@@ -219,9 +93,7 @@ class Trainer(DefaultTrainer):
         """
         model = build_model(cfg)
         check_model(model, cfg)
-        total = sum(p.numel() for p in model.parameters())
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)
+        log_size(model)
         return model
 
     @classmethod
@@ -239,7 +111,40 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader_from_cfg(cfg)
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Build the loader of a test set.
+
+        Args:
+            cfg: The whole config.
+            dataset_name: Registered name.
+
+        Returns:
+            Every image, or every sentence, once over all processes.
+        """
+        if has_references([dataset_name]):
+            return build_referring_test_loader_from_cfg(cfg, dataset_name)
+        return super().build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator | None:
+        """Build the evaluator of a test set's ``evaluator_type``.
+
+        Args:
+            cfg: The whole config.
+            dataset_name: Registered name.
+
+        Returns:
+            The evaluator, which writes into OUTPUT_DIR/inference.
+        """
+        return build_evaluator(
+            dataset_name,
+            str(Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name)),
+            backend=cfg.TEST.BACKEND,
+            fixed_ap=cfg.TEST.FIXED_AP,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> Optimizer:
         """Build SOLVER.OPTIMIZER over the trainable parameters.
 
         Args:
@@ -248,54 +153,71 @@ class Trainer(DefaultTrainer):
 
         Returns:
             The optimiser.
-
-        Raises:
-            ValueError: If SOLVER.OPTIMIZER is neither SGD nor AdamW, or clipping does not fit it.
         """
-        clipping = cfg.SOLVER.CLIP_GRADIENTS
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
-                raise ValueError(
-                    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
-                    "use value or norm with SGD"
-                )
-            return build_sgd(cfg, optimizer_params_from_cfg(cfg, model))
-        if cfg.SOLVER.OPTIMIZER == "Adam":
-            return build_adam(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise ValueError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD, AdamW or Adam"
-            )
-        return build_adamw(cfg, optimizer_params_from_cfg(cfg, model))
+        return build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
 
     @classmethod
-    def evaluate_weights(cls, cfg: CfgNode) -> OrderedDict:
-        """Score MODEL.WEIGHTS without training.
+    def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
+        """Score MODEL.WEIGHTS without training, and verify TEST.EXPECTED_RESULTS.
 
         Args:
             cfg: The whole config; without MODEL.WEIGHTS the model is scored as it is built.
+            resume: Whether the last checkpoint of OUTPUT_DIR, if any, is taken instead.
 
         Returns:
             As ``test``.
         """
-        cfg = self_contained(cfg)
-        model = cls.build_model(cfg)
-        target = getattr(model, "student", model)
-        StrictCheckpointer(target, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-        return cls.test(cfg, model)
+        model = cls.build_model(self_contained(cfg, resume=resume))
+        # The checkpoint of a distiller is its student.
+        checkpointer = StrictCheckpointer(getattr(model, "student", model), cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
-        """Score the detector on DATASETS.TEST.
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator | None] | None = None,
+    ) -> OrderedDict:
+        """Score a model on DATASETS.TEST, each data set with its own vocabulary.
 
         Args:
             cfg: The whole config.
-            model: The detector, wrapped or not.
-            evaluators: Unused; evaluators follow each data set's metadata.
+            model: The model, wrapped or not.
+            evaluators: One for each data set; None takes those of ``build_evaluator``.
 
         Returns:
-            Results by data set, by task, by metric.
+            Results by data set, by task, by metric; of a single data set as Detectron2 does,
+            without its name. The file in OUTPUT_DIR adds the protocol of every data set.
         """
-        if evaluators is not None:
-            raise ValueError("evaluators follow the data sets' evaluator_type; pass none")
-        return evaluate_detector(cfg, unwrap(model))
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        given = [None] * len(names) if evaluators is None else evaluators
+        model = with_test_time_augmentation(cfg, unwrap(model))
+        warn_of_limit(cfg)
+        results, protocols = OrderedDict(), {}
+        for name, evaluator in zip(names, given, strict=True):
+            with vocabulary_of(cfg, model, name):
+                if evaluators is None:
+                    evaluator = cls.build_evaluator(cfg, name)
+                only = changed(cfg, "DATASETS.TEST", (name,))
+                results[name] = super().test(only, model, [evaluator])
+                protocols[name] = protocol_of(cfg, model, name, evaluator)
+        write_results(cfg.OUTPUT_DIR, results, protocols)
+        return results if len(results) != 1 else results[names[0]]
+
+
+def log_size(model: nn.Module) -> None:
+    """Log how many parameters a model has.
+
+    Args:
+        model: The model.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)

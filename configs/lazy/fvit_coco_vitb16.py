@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from clipself_d2.data.detection_mapper import lsj_augmentations
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers, OpenVocabROIHeads
 from clipself_d2.detection.rpn import NormRPNHead
-from clipself_d2.engine.trainer import ClippedAdamW
+from clipself_d2.engine.solver import ClippedAdamW
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.text_embeddings import build_text_classifier, dataset_embeddings
 

@@ -17,10 +17,12 @@ def test_bf16_multiplies_in_bf16():
     assert product_type() == torch.float32
 
 
-def test_fp32_switches_an_outer_autocast_off():
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with compute_context(CPU, "fp32"):
-            assert product_type() == torch.float32
+@pytest.mark.parametrize("precision_name", ["fp32", "auto"])
+def test_the_callers_autocast_reaches_what_has_no_type_of_its_own(monkeypatch, precision_name):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), compute_context(CPU, precision_name):
+        assert product_type() == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.float16), compute_context(CPU, "bf16"):
         assert product_type() == torch.bfloat16
 
 

@@ -157,7 +157,10 @@ def test_width_of_the_joint_embedding():
         registry.embed_dim("ViT-B16")
 
 
-def test_native_size_is_that_of_the_tower():
-    assert registry.native_image_size("ViT-L-14-336-quickgelu") == 336
+@pytest.mark.parametrize(
+    ("name", "size"), [("ViT-Ti-8-emoji", 64), ("EVA02-L-14-336", 336), ("RN50x4", 288)]
+)
+def test_the_native_size_is_known_without_a_tower(name, size):
+    assert registry.native_image_size(name) == size
     with pytest.raises(ValueError, match="no model of open_clip"):
         registry.native_image_size("ViT-B16")

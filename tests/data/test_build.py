@@ -151,12 +151,11 @@ def test_regions_are_scored_at_the_largest_size(emoji_cfg) -> None:
 
 def test_regions_are_loaded_once_each(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches")
-    loader = build_region_test_loader_from_cfg(
-        cfg, "emoji_panoptic_val", crop_size=64, patch_size=8
-    )
+    loader = build_region_test_loader_from_cfg(cfg, "emoji_panoptic_val")
     items = [item for batch in loader for item in batch]
     assert len({item["image_id"] for item in items}) == len(items) == 4
     assert all(item["masks"].shape[1:] == (18, 24) for item in items)
+    assert all(item["crops"].shape[2:] == (64, 64) for item in items)
 
 
 def test_detectors_are_trained_on_jittered_pictures(emoji_cfg) -> None:

@@ -12,7 +12,6 @@ from clipself_d2.clip import load_clip
 from clipself_d2.data.build import build_region_test_loader_from_cfg
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
-from clipself_d2.engine.evaluate import evaluate_regions
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "coco_panoptic_sample"
 NAME = "coco_panoptic_sample"
@@ -70,7 +69,7 @@ def config(tmp_path: Path):
 
 
 def test_the_regions_are_those_of_the_json(registered, document: dict, tmp_path: Path) -> None:
-    loader = build_region_test_loader_from_cfg(config(tmp_path), NAME, crop_size=64, patch_size=8)
+    loader = build_region_test_loader_from_cfg(config(tmp_path), NAME)
     for (item,), row in zip(loader, document["annotations"], strict=True):
         fitting = []
         for segment in row["segments_info"]:
@@ -89,7 +88,7 @@ def test_the_regions_are_those_of_the_json(registered, document: dict, tmp_path:
 def test_133_classes_are_scored_on_real_pictures(registered, tmp_path: Path) -> None:
     cfg = config(tmp_path)
     distiller = DistillTrainer.build_model(cfg).eval()
-    results = evaluate_regions(cfg, distiller)["region"]
+    results = DistillTrainer.test(cfg, distiller)["region"]
     for kind in ("roi", "crop", "mask"):
         for group in ("thing", "stuff"):
             assert 0 <= results[f"{kind}.{group}.macc1"] <= results[f"{kind}.{group}.macc5"] <= 100

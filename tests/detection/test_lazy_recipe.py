@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clipself_d2.engine.cli import load_config
-from clipself_d2.engine.trainer import ClippedAdamW
+from clipself_d2.engine.solver import ClippedAdamW
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = 96

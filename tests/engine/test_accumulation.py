@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipself_d2.engine.accumulation import AccumulatingModel, sum_of, unwrap
+from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 
 
 class Weighted(nn.Module):
@@ -30,7 +30,7 @@ ITEMS = [{"rows": torch.arange(1.0, n + 1)} for n in (1, 4, 2, 3)]
 def run(steps: int) -> tuple[float, float, int]:
     model = Weighted()
     wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
-    loss = sum_of(wrapped(ITEMS))
+    loss = sum(wrapped(ITEMS).values())
     loss.backward()
     return float(loss), float(model.weight.grad), model.calls
 
@@ -90,7 +90,7 @@ def test_too_few_items_name_the_keys() -> None:
         AccumulatingModel(Weighted(), steps=0, backward=torch.Tensor.backward)
 
 
-def test_unwrap_takes_off_only_its_own_wrapper() -> None:
+def test_unwrap_takes_off_what_the_loop_put_around_a_model() -> None:
     model = Weighted()
     assert unwrap(AccumulatingModel(model, steps=2, backward=torch.Tensor.backward)) is model
     assert unwrap(model) is model

@@ -52,15 +52,54 @@ def test_the_checkpoint_is_the_student_and_loads_as_clip_weights(emoji_cfg) -> N
     assert all(torch.equal(value, student[key]) for key, value in tower.state_dict().items())
 
 
-def test_alpha_mixes_only_what_is_saved(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.STUDENT_SHARE", 0.7)
+def test_the_mix_is_saved_and_scored_and_the_student_goes_on_unmixed(emoji_cfg) -> None:
+    overrides = ("MODEL.CLIP.PRETRAINED", "emoji", "SOLVER.BASE_LR", 0.01)
+    overrides += ("MODEL.DISTILL.STUDENT_SHARE", 0.7, "SOLVER.CHECKPOINT_PERIOD", 2)
+    plain = emoji_cfg("clipself_patches", *overrides)
+    unscored = run(plain).model.student.state_dict()
+    cfg = emoji_cfg("clipself_patches", *overrides, "DATASETS.TEST", ("emoji_panoptic_val",))
+    cfg.TEST.EVAL_PERIOD = 2
     trainer = run(cfg)
+    student = trainer.model.student.state_dict()
+    assert all(torch.equal(value, unscored[key]) for key, value in student.items())
     key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
-    student = trainer.model.student.state_dict()[key]
     teacher = trainer.model.teacher.state_dict()[key]
     saved = model_file(cfg)["model"][key]
-    torch.testing.assert_close(saved, 0.7 * student + 0.3 * teacher)
-    assert not torch.equal(student, teacher)
+    torch.testing.assert_close(saved, 0.7 * student[key] + 0.3 * teacher)
+    assert not torch.equal(student[key], teacher)
+
+    file = Path(cfg.OUTPUT_DIR) / "results.json"
+    at_the_end = file.read_text()
+    file.unlink()
+    DistillTrainer.evaluate_weights(cfg, resume=True)
+    assert file.read_text() == at_the_end
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    DistillTrainer.evaluate_weights(cfg)
+    assert file.read_text() == at_the_end
+    # The student by itself scores otherwise: the test would see it.
+    cfg.MODEL.DISTILL.STUDENT_SHARE = 1.0
+    DistillTrainer.test(cfg, trainer.model)
+    assert file.read_text() != at_the_end
+
+
+def test_a_users_loader_and_evaluator_score_the_distiller(emoji_cfg) -> None:
+    seen = []
+
+    class Own(DistillTrainer):
+        @classmethod
+        def build_test_loader(cls, cfg, dataset_name):
+            return list(super().build_test_loader(cfg, dataset_name))[:1]
+
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            seen.append(dataset_name)
+            return super().build_evaluator(cfg, dataset_name)
+
+    cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_panoptic_val",))
+    assert "region" in Own.evaluate_weights(cfg)
+    assert seen == ["emoji_panoptic_val"]
 
 
 def test_the_loss_falls(emoji_cfg) -> None:

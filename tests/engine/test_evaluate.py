@@ -9,9 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import (
-    _model_protocol,
-    evaluate_detector,
-    evaluate_regions,
+    protocol_of,
     replace_by_synonyms,
     vocabulary_of,
 )
@@ -48,7 +46,7 @@ def test_a_model_without_text_is_left_alone(emoji_cfg) -> None:
 def test_both_protocols_score_a_detector_and_the_results_are_written(emoji_cfg) -> None:
     cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
-    results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
+    results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
     assert set(results) == {"emoji_ov_val", "emoji_lvis_val"}
     written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
     coco, lvis = written["emoji_ov_val"]["bbox"], written["emoji_lvis_val"]["bbox"]
@@ -71,7 +69,7 @@ def test_both_scorers_agree_on_both_protocols(emoji_cfg) -> None:
         cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
         cfg.merge_from_list(["TEST.BACKEND", backend, "TEST.FIXED_AP", True])
         torch.manual_seed(0)
-        results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
+        results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
         scores.append({**results["emoji_ov_val"]["bbox"], **results["emoji_lvis_val"]["bbox"]})
     fast, reference = scores
     assert set(fast) == set(reference)
@@ -87,13 +85,13 @@ def test_fixed_ap_asks_for_a_model_without_a_limit(
 ) -> None:
     cfg = emoji_cfg("rpn", "TEST.FIXED_AP", True, "TEST.DETECTIONS_PER_IMAGE", limit)
     with caplog.at_level("WARNING", logger="clipself_d2"):
-        evaluate_detector(cfg, torch.nn.Linear(1, 1))
+        Trainer.test(cfg, torch.nn.Linear(1, 1))
     assert ("raise TEST.DETECTIONS_PER_IMAGE" in caplog.text) == warned
 
 
 def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
-    results = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]
+    results = DistillTrainer.test(cfg, DistillTrainer.build_model(cfg).eval())["region"]
     assert results["crop.thing.macc1"] > 60
     assert results["crop.thing.macc1"] > 3 * results["roi.thing.macc1"]
 
@@ -101,7 +99,7 @@ def test_regions_of_the_shipped_clip_are_named_better_by_crops(emoji_cfg) -> Non
 def test_regions_need_panoptic_ground_truth(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_ov_val",))
     with pytest.raises(ValueError, match=r"DATASETS\.TEST holds emoji_ov_val"):
-        evaluate_regions(cfg, DistillTrainer.build_model(cfg))
+        DistillTrainer.test(cfg, DistillTrainer.build_model(cfg))
 
 
 def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
@@ -146,7 +144,7 @@ def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) 
 def test_the_report_says_that_names_were_synonyms(emoji_cfg, synonyms) -> None:
     cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
     cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",)])
-    results = evaluate_detector(cfg, Trainer.build_model(cfg).eval())
+    results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
     assert "AP50-novel" in results["bbox"]
     written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
     protocol = written["emoji_ov_val"]["protocol"]
@@ -199,7 +197,7 @@ def test_transfer_to_other_names_and_ids_finds_the_same_things(
         cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", other)])
         model = Trainer.build_model(cfg).eval()
         before = classifier(model).embeddings_KD.clone()
-        results = evaluate_detector(cfg, model)
+        results = Trainer.test(cfg, model)
         mine, theirs = (detections(cfg, name) for name in cfg.DATASETS.TEST)
         assert MetadataCatalog.get(other).thing_classes[0] != "Airplane"
     finally:
@@ -219,5 +217,8 @@ def test_transfer_to_other_names_and_ids_finds_the_same_things(
 
 def test_a_referring_model_records_its_threshold_and_a_detector_its_limit(emoji_cfg) -> None:
     cfg = emoji_cfg("cris", "MODEL.CRIS.MASK_THRESHOLD", 0.25)
-    assert _model_protocol(cfg, "emoji_refer_val") == {"mask_threshold": 0.25}
-    assert _model_protocol(cfg, "emoji_ov_val") == {"model_detections_per_image": 100}
+    model = torch.nn.Linear(1, 1)
+    protocol = protocol_of(cfg, model, "emoji_refer_val", None)
+    assert protocol == {"evaluator": "refer", "mask_threshold": 0.25}
+    protocol = protocol_of(cfg, model, "emoji_ov_val", None)
+    assert protocol == {"evaluator": "coco_ov", "model_detections_per_image": 100}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.engine.launch import RunnerProcess, find_runner
+from clipself_d2.engine.launch import find_runner
 
 ROOT = Path(__file__).parents[2]
 RUNNER = {
@@ -18,7 +18,7 @@ RUNNER = {
 
 
 def test_torchruns_variables_give_the_place_of_the_process() -> None:
-    assert find_runner(RUNNER) == RunnerProcess(3, 4, 1, 2)
+    assert find_runner(RUNNER) == (1, 2)
 
 
 def test_without_them_the_tool_starts_its_own_processes() -> None:

@@ -1,16 +1,22 @@
 """Lazy recipes: overrides that do not fit are refused, and a run gives weights and scores."""
 
+import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall
+from detectron2.data import MetadataCatalog
 
+from clipself_d2.engine import lazy
 from clipself_d2.engine.lazy import (
     build_lazy_model,
     load_lazy_config,
     score_lazy,
     train_lazy,
 )
+from clipself_d2.layers import TextClassifier
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
 FCOS = str(FOLDER / "fcos.py")
@@ -83,6 +89,67 @@ def test_training_gives_weights_and_scores_and_goes_on(emoji_data, tmp_path):
     train_lazy(cfg, resume=True)
     again = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert again["iteration"] == 1
+
+
+@pytest.fixture
+def words_cfg(emoji_data, tmp_path):
+    """FCOS with text classes, made small."""
+    cfg = load_lazy_config(
+        str(FOLDER / "fcos_words.py"),
+        [f"train.output_dir={tmp_path}", "train.max_iter=1", "dataloader.train.num_workers=0"]
+        + ["dataloader.test.num_workers=0", "model.head.conv_dims=[32]"],
+    )
+    cfg.model.test_score_thresh = 0.0
+    return cfg
+
+
+def test_a_data_set_is_scored_with_its_own_words(words_cfg, tmp_path, monkeypatch):
+    model = build_lazy_model(words_cfg)
+    classes = []
+
+    def score(scored, loader, evaluator):
+        classes.append(next(m for m in scored.modules() if isinstance(m, TextClassifier)))
+        classes.append(classes[-1].embeddings_KD.clone())
+        return {"bbox": {"AP": 1.0}}
+
+    monkeypatch.setattr(lazy, "inference_on_dataset", score)
+    MetadataCatalog.get("three_words").set(
+        thing_classes=["dog", "car", "key"], evaluator_type="coco"
+    )
+    try:
+        words_cfg.dataloader.evaluator = LazyCall(_evaluator)(dataset_name="three_words")
+        score_lazy(words_cfg, model)
+    finally:
+        MetadataCatalog.remove("three_words")
+    classifier, during = classes
+    assert len(during) == 3
+    assert classifier.num_classes == 80
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["three_words"]["bbox"] == {"AP": 1.0}
+    assert written["three_words"]["protocol"]["clip"] == "ViT-Ti-8-emoji"
+
+
+def _evaluator(dataset_name):
+    return None
+
+
+def test_weights_of_another_model_are_refused(words_cfg, tmp_path):
+    torch.save({"model": {"head.classifier.nothing": torch.ones(2)}}, tmp_path / "other.pth")
+    words_cfg.train.init_checkpoint = str(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="no parameter of this model"):
+        train_lazy(words_cfg)
+
+
+def test_evaluation_resumes_from_the_last_checkpoint(words_cfg, tmp_path, monkeypatch):
+    train_lazy(words_cfg)
+    file = tmp_path / "results.json"
+    trained = json.loads(file.read_text())
+    file.unlink()
+    args = Namespace(config_file="", opts=[], eval_only=True, resume=True, num_gpus=0)
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda *_: words_cfg)
+    torch.manual_seed(9)
+    lazy.run_lazy(args)
+    assert json.loads(file.read_text()) == trained
 
 
 def test_without_an_evaluator_there_is_nothing_to_score():

@@ -1,52 +1,15 @@
+import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from detectron2.evaluation import DatasetEvaluator
 
-from clipself_d2.engine.trainer import ClippedAdamW, StrictCheckpointer, Trainer
-
-
-def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
-    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
-    optimizer = ClippedAdamW([{"params": parameters}], max_norm=1.0, lr=0.0)
-    for parameter in parameters:
-        parameter.grad = torch.full_like(parameter, 5.0)
-    optimizer.step()
-    norm = torch.cat([parameter.grad for parameter in parameters]).norm()
-    assert float(norm) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_small_gradients_are_left_alone() -> None:
-    parameter = nn.Parameter(torch.zeros(2))
-    optimizer = ClippedAdamW([{"params": [parameter]}], max_norm=1.0, lr=0.0)
-    parameter.grad = torch.tensor([0.3, 0.4])
-    optimizer.step()
-    assert parameter.grad.tolist() == pytest.approx([0.3, 0.4])
-
-
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path) -> None:
-    file = tmp_path / "other.pth"
-    torch.save({"model": nn.Linear(3, 2).state_dict()}, file)
-    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\), the model's \(2, 4\)"):
-        StrictCheckpointer(nn.Linear(4, 2)).load(str(file))
-
-
-def test_a_checkpoint_without_any_parameter_of_the_model_is_refused(tmp_path) -> None:
-    file = tmp_path / "other.pth"
-    torch.save({"model": {"visual.proj": torch.zeros(2)}}, file)
-    with pytest.raises(ValueError, match=r"MODEL\.CLIP\.WEIGHTS"):
-        StrictCheckpointer(nn.Linear(4, 2)).load(str(file))
-
-
-def test_a_fitting_checkpoint_is_loaded(tmp_path) -> None:
-    source, target = nn.Linear(4, 2), nn.Linear(4, 2)
-    torch.save({"model": source.state_dict()}, tmp_path / "same.pth")
-    StrictCheckpointer(target).load(str(tmp_path / "same.pth"))
-    assert torch.equal(source.weight, target.weight)
+from clipself_d2.engine.trainer import Trainer
 
 
 def test_the_optimizer_follows_its_key(emoji_cfg) -> None:
@@ -72,9 +35,90 @@ def test_a_frozen_tower_is_no_part_of_the_optimizer(emoji_cfg) -> None:
     assert not any("visual" in name for name, p in model.named_parameters() if id(p) in trained)
 
 
-def test_evaluators_cannot_be_passed(emoji_cfg) -> None:
-    with pytest.raises(ValueError, match="evaluator_type"):
-        Trainer.test(emoji_cfg("rpn"), nn.Linear(1, 1), evaluators=[])
+class CountingEvaluator(DatasetEvaluator):
+    """Counts what it is given."""
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def process(self, inputs: list, outputs: list) -> None:
+        self.count += len(inputs)
+
+    def evaluate(self) -> dict:
+        return {"own": {"images": float(self.count)}}
+
+
+class OwnTrainer(Trainer):
+    """A user's trainer, which scores half of every data set in its own way."""
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return list(super().build_test_loader(cfg, dataset_name))[:2]
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return CountingEvaluator()
+
+
+def written(cfg) -> dict:
+    return json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+
+
+@pytest.mark.parametrize("period", [0, 2])
+def test_a_users_loader_and_evaluator_are_used(emoji_cfg, period) -> None:
+    cfg = emoji_cfg("rpn", "DATASETS.TEST", ("emoji_ov_val",), "SOLVER.MAX_ITER", 2)
+    if period:
+        cfg.TEST.EVAL_PERIOD = period
+        OwnTrainer(cfg).train()
+    else:
+        assert OwnTrainer.evaluate_weights(cfg) == {"own": {"images": 2.0}}
+    scores = written(cfg)["emoji_ov_val"]
+    assert scores["own"] == {"images": 2.0}
+    assert scores["protocol"]["evaluator"] == "coco_ov"
+
+
+def test_evaluators_may_be_passed_as_to_detectron2(emoji_cfg) -> None:
+    cfg = emoji_cfg("rpn", "DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val"))
+    model = Trainer.build_model(cfg)
+    evaluators = [CountingEvaluator(), CountingEvaluator()]
+    assert Trainer.test(cfg, model, evaluators)["emoji_lvis_val"]["own"]["images"] == 4.0
+    with pytest.raises((AssertionError, ValueError)):
+        Trainer.test(cfg, model, evaluators[:1])
+    cfg.DATASETS.TEST = ("emoji_ov_val",)
+    assert Trainer.test(cfg, model, CountingEvaluator()) == {"own": {"images": 4.0}}
+
+
+def test_evaluation_resumes_from_the_last_checkpoint(emoji_cfg, tmp_path) -> None:
+    cfg = emoji_cfg("fvit_untouched", "DATASETS.TEST", ("emoji_ov_val",), "SOLVER.MAX_ITER", 2)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(7)
+    Trainer(cfg).train()
+    trained = written(cfg)["emoji_ov_val"]["bbox"]
+    # The checkpoint brings the tower: a file that is gone is not missed.
+    cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "gone.pth")
+    torch.manual_seed(8)
+    again = Trainer.evaluate_weights(cfg, resume=True)["bbox"]
+    assert again == pytest.approx(trained, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize(("expected", "passes"), [(4.0, True), (3.0, False)])
+@pytest.mark.parametrize("trains", [True, False])
+def test_expected_results_are_verified(emoji_cfg, expected, passes, trains) -> None:
+    cfg = emoji_cfg("rpn", "DATASETS.TEST", ("emoji_ov_val",), "SOLVER.MAX_ITER", 1)
+    cfg.TEST.EXPECTED_RESULTS = [["own", "images", expected, 0.1]]
+
+    class Counting(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return CountingEvaluator()
+
+    run = Counting(cfg).train if trains else partial(Counting.evaluate_weights, cfg)
+    if passes:
+        run()
+    else:
+        with pytest.raises(SystemExit) as end:
+            run()
+        assert end.value.code == 1
 
 
 def test_accumulation_wraps_the_model_of_the_loop_alone(emoji_cfg) -> None:

@@ -1,22 +1,22 @@
 """A detector with its weights, from a yaml config or a LazyConfig, for the predictor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import detectron2.data.transforms as T
 from detectron2.config import CfgNode, get_cfg, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from clipself_d2.apps.paths import user_path
 from clipself_d2.config import add_clipself_config
+from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
 from clipself_d2.engine.cli import load_config
-from clipself_d2.engine.lazy import build_lazy_model, load_lazy_config
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
+from clipself_d2.engine.lazy import build_lazy_model, embedding_calls, load_lazy_config
+from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.parts.text_embeddings import dataset_embeddings
 
 Config: TypeAlias = CfgNode | DictConfig
 
@@ -123,7 +123,7 @@ def _from_lazy(config: DictConfig, weights: str | None) -> DetectorSource:
 def _words_of(config: DictConfig, model: nn.Module) -> CfgNode:
     """Keys of the CLIP and the vocabulary, as the classifier of a lazy model has them."""
     has_text = any(isinstance(module, TextClassifier) for module in model.modules())
-    options = next(_embedding_options(config.model), None)
+    options = next(embedding_calls(config.model), None)
     if not has_text or options is None:
         raise ValueError(
             f"{type(model).__name__} of this LazyConfig has no text classifier made from "
@@ -138,19 +138,6 @@ def _words_of(config: DictConfig, model: nn.Module) -> CfgNode:
     cfg.MODEL.VOCABULARY.TEMPLATES = options.get("templates", "vild")
     cfg.MODEL.VOCABULARY.CACHE_DIR = options.get("cache_dir") or ""
     return cfg
-
-
-def _embedding_options(node: object) -> Iterator[DictConfig]:
-    """Find the calls of ``dataset_embeddings`` in a lazy model."""
-    name = f"{dataset_embeddings.__module__}.{dataset_embeddings.__qualname__}"
-    if isinstance(node, DictConfig):
-        if node.get("_target_") in (dataset_embeddings, name):
-            yield node
-        for key in node:
-            yield from _embedding_options(node[key])
-    elif isinstance(node, ListConfig):
-        for item in node:
-            yield from _embedding_options(item)
 
 
 def find_checkpoint(key: str, weights: str) -> str:

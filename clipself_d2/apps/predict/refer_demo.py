@@ -17,7 +17,8 @@ from clipself_d2.apps.predict.detector_source import find_checkpoint
 from clipself_d2.apps.predict.media import check_readable
 from clipself_d2.apps.predict.predictor import warn_unseen_words
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, self_contained
+from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
+from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.letterbox import letterbox_image
 
 logger = logging.getLogger(__name__)

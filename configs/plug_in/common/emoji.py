@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from clipself_d2.backbones import ClipViT, ClipViTPyramid, ClipViTSimplePyramid
 from clipself_d2.clip.model import load_tower
-from clipself_d2.engine.lr_decay import decayed_optimizer_params
+from clipself_d2.engine.solver import decayed_optimizer_params
 from clipself_d2.evaluation.build import build_evaluator
 
 # CLIP's mean and std x 255, RGB.

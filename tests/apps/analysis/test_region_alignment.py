@@ -16,7 +16,6 @@ from clipself_d2.apps.analysis.tower_spec import TowerSpec
 from clipself_d2.clip import load_tower
 from clipself_d2.data.region_mapper import RegionMapper
 from clipself_d2.engine.distill_trainer import DistillTrainer
-from clipself_d2.engine.evaluate import evaluate_regions
 
 DATASET = "emoji_panoptic_val"
 SPEC = TowerSpec.parse("one=ViT-Ti-8-emoji:emoji")
@@ -44,7 +43,7 @@ def test_figures_are_those_of_the_distillers_evaluation(emoji_cfg) -> None:
         "clipself_patches", "MODEL.CLIP.PRETRAINED", "emoji", "DATASETS.TEST", (DATASET,)
     )
     cfg.INPUT.REGIONS.IMAGE_SIZES = (96,)
-    expected = evaluate_regions(cfg, DistillTrainer.build_model(cfg).eval())["region"]
+    expected = DistillTrainer.test(cfg, DistillTrainer.build_model(cfg).eval())["region"]
     rows = measure_alignment(
         DATASET, [SPEC], replace(OPTIONS, sizes=(96,), pad_to_square=False, batch_size=3)
     )

@@ -276,11 +276,15 @@ def test_bf16_stays_near_fp32_and_returns_float32(tower, images):
 
 
 @torch.no_grad()
-def test_fp32_is_fp32_inside_a_trainer_with_mixed_precision(tower, images):
-    outside = tower.forward_dense(images).embedding
+def test_mixed_precision_of_a_trainer_reaches_the_tower(tower, images):
+    outside = tower.forward_dense(images, blocks=(1,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = tower.forward_dense(images).embedding
-    assert torch.equal(inside, outside)
+        inside = tower.forward_dense(images, blocks=(1,))
+        picture = tower.forward_image(images)
+    assert inside.embedding.dtype == inside.blocks[0].dtype == picture.dtype == torch.float32
+    assert not torch.equal(inside.embedding, outside.embedding)
+    assert F.cosine_similarity(inside.embedding, outside.embedding).min() > 0.99
+    assert_close(inside.embedding.norm(dim=1), torch.ones(2, 4, 4))
 
 
 def test_every_parameter_has_a_depth():

@@ -1,0 +1,204 @@
+"""Optimisers from SOLVER, with learning rates by part of a model.
+
+A block of a CLIP tower learns slower than the next by SOLVER.LAYER_DECAY, and pretrained towers
+slower than what is new by SOLVER.BACKBONE_MULTIPLIER. A LazyConfig calls
+``decayed_optimizer_params``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from clipself_d2.clip import TextEncoder
+from clipself_d2.clip.towers.contract import VisionTower
+from clipself_d2.clip.towers.resnet import DenseAttentionPool, ResNetTower
+
+# What comes with weights of CLIP; the pool has a branch beside it that starts at zero, and learns
+# at the pool's rate in the released code of CRIS.
+_PRETRAINED = (VisionTower, ResNetTower, DenseAttentionPool, TextEncoder)
+# Position tables learn at the full rate, as in that code.
+_FULL_RATE = "positional_embedding"
+
+
+def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
+    """Make the ``lr_factor_func`` of Detectron2's ``get_default_optimizer_params``.
+
+    Args:
+        model: A detector, not wrapped, with CLIP towers somewhere in it.
+        rate: Factor from one block to the one before, above 0, at most 1.
+
+    Returns:
+        Function from a parameter's name to its factor: rate ** (num_blocks - i) in block i of a
+        tower, one power more before the first block, 1 behind the last and outside of towers.
+
+    Raises:
+        ValueError: If the rate is out of range.
+
+    Reference: BEiT, arXiv 2106.08254, as ViTDet uses it, arXiv 2203.16527, appendix A.2.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(
+            f"layer decay is {rate}; SOLVER.LAYER_DECAY is a factor above 0, at most 1 (no decay)"
+        )
+    factors = {
+        f"{prefix}.{name}" if prefix else name: rate ** (module.num_blocks + 1 - depth)
+        for prefix, module in model.named_modules()
+        if isinstance(module, VisionTower)
+        for name, depth in module.parameter_depths().items()
+    }
+    return lambda name: factors.get(name, 1.0)
+
+
+def decayed_optimizer_params(
+    model: nn.Module, *, base_lr: float, rate: float, weight_decay_norm: float | None = None
+) -> list[dict]:
+    """Parameter groups with layer-wise decay, for ``optimizer.params = L(...)`` in LazyConfig.
+
+    Args:
+        model: The detector, not wrapped.
+        base_lr: Learning rate outside of towers.
+        rate: As for ``layer_decay``.
+        weight_decay_norm: Weight decay of norms; None takes the optimiser's.
+
+    Returns:
+        Groups with ``params`` and ``lr``.
+
+    Raises:
+        ValueError: If the rate is out of range.
+    """
+    groups: list[dict] = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay_norm=weight_decay_norm,
+        lr_factor_func=layer_decay(model, rate),
+    )
+    return groups
+
+
+def pretrained_parameters(model: nn.Module) -> set[str]:
+    """Find what SOLVER.BACKBONE_MULTIPLIER is for.
+
+    Args:
+        model: The model, not wrapped.
+
+    Returns:
+        Names, as in ``model.named_parameters``, of the parameters of CLIP's towers; position tables
+        are not among them.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, _PRETRAINED)
+        for name, _ in module.named_parameters()
+        if _FULL_RATE not in name
+    }
+
+
+def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """Detectron2's parameter groups with LAYER_DECAY and BACKBONE_MULTIPLIER.
+
+    Args:
+        cfg: Config with SOLVER.
+        model: The model, not wrapped.
+
+    Returns:
+        Groups with ``params``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        ValueError: If SOLVER.LAYER_DECAY is out of range.
+
+    Reference: CRIS, arXiv 2111.15174, section 4.2, for the towers' lower rate. Differs from the
+    released code, whose scheduler lets the towers learn at the full rate in the first epoch.
+    """
+    solver = cfg.SOLVER
+    decay, slow = layer_decay(model, solver.LAYER_DECAY), pretrained_parameters(model)
+
+    def factor(name: str) -> float:
+        return decay(name) * (solver.BACKBONE_MULTIPLIER if name in slow else 1.0)
+
+    groups: list[dict] = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=factor,
+    )
+    return groups
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that first clips the norm of all gradients together.
+
+    Detectron2's own clipping is of each parameter by itself.
+
+    Args:
+        params: Parameters or groups of them; the name is torch's.
+        max_norm: Largest L2 norm of all gradients.
+        kwargs: Keyword arguments of AdamW.
+    """
+
+    def __init__(self, params: list[dict], *, max_norm: float, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
+        self.max_norm = max_norm
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Clip, then update.
+
+        Args:
+            closure: Unused; Detectron2's loops give none.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        super().step(closure)
+
+
+def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    """Make SOLVER.OPTIMIZER.
+
+    Args:
+        cfg: Config with SOLVER.
+        groups: Parameter groups, such as those of ``optimizer_params_from_cfg``.
+
+    Returns:
+        The optimiser, with gradient clipping where the config asks for it; with AdamW, CLIP_TYPE
+        may also be full_model, the norm of all gradients together.
+
+    Raises:
+        ValueError: If there is no such optimiser, or nothing is trained.
+    """
+    solver, clipping = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    if not groups:
+        raise ValueError(
+            "nothing of the model is trained; set MODEL.CLIP.TRAINABLE_BLOCKS, or "
+            "TEXT_TRAINABLE_BLOCKS for a CRIS"
+        )
+    options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.OPTIMIZER == "SGD":
+        options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    else:
+        options |= {"betas": tuple(solver.ADAM_BETAS), "eps": solver.ADAM_EPS}
+    kind = _OPTIMIZERS.get(solver.OPTIMIZER)
+    if kind is None:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it is one of {', '.join(_OPTIMIZERS)}"
+        )
+    made: Callable[..., torch.optim.Optimizer]
+    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
+        if kind is not torch.optim.AdamW:
+            raise ValueError(
+                "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
+                f"use value or norm with {solver.OPTIMIZER}"
+            )
+        made = partial(ClippedAdamW, max_norm=clipping.CLIP_VALUE)
+    else:
+        made = maybe_add_gradient_clipping(cfg, kind)
+    return made(groups, **options)
+
+
+_OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}

@@ -14,6 +14,7 @@ def add_clipself_config(cfg: CN) -> None:
     if "CLIP_FPN" in cfg.MODEL:
         return
     _add_clip(cfg)
+    _add_pyramid(cfg)
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
     _add_distill(cfg)
@@ -36,6 +37,7 @@ def extend_defaults() -> None:
 
 
 def _add_clip(cfg: CN) -> None:
+    """CLIP: every method."""
     cfg.MODEL.CLIP = CN()
     # Model name as open_clip knows it, for example ViT-B-16-quickgelu or EVA02-B-16.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
@@ -68,8 +70,11 @@ def _add_clip(cfg: CN) -> None:
     # Blocks whose outputs feed the pyramid, four 0-based indices; [] takes the quarter points.
     cfg.MODEL.CLIP.TAP_BLOCKS = []
 
-    # The pyramid over a CLIP ViT; its channels and norm are Detectron2's MODEL.FPN.OUT_CHANNELS and
-    # NORM, which is that of RPN.HEAD_NAME NormRPNHead too.
+
+def _add_pyramid(cfg: CN) -> None:
+    """Pyramids over a CLIP ViT: detectors."""
+    # Channels and norm are Detectron2's MODEL.FPN.OUT_CHANNELS and NORM, which is that of
+    # RPN.HEAD_NAME NormRPNHead too.
     cfg.MODEL.CLIP_FPN = CN()
     # Levels of the pyramid, in pixels per cell; ascending powers of two. Level s is p<log2 s>.
     cfg.MODEL.CLIP_FPN.STRIDES = [4, 8, 16, 32]
@@ -78,6 +83,7 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_vocabulary(cfg: CN) -> None:
+    """Words: detectors, region-text distillation and evaluation."""
     cfg.MODEL.VOCABULARY = CN()
     # Data set whose metadata names the classes of training; empty: the first of DATASETS.TRAIN.
     cfg.MODEL.VOCABULARY.DATASET = ""
@@ -91,6 +97,7 @@ def _add_vocabulary(cfg: CN) -> None:
 
 
 def _add_open_vocab(cfg: CN) -> None:
+    """Open-vocabulary detectors: F-ViT, RegionCLIP's transfer, Cascade, RetinaNet, FCOS."""
     cfg.MODEL.OPEN_VOCAB = CN()
     # Background row of the classifier: text (the prompted word background), learned or zero.
     cfg.MODEL.OPEN_VOCAB.BACKGROUND = "text"
@@ -121,6 +128,7 @@ def _add_open_vocab(cfg: CN) -> None:
 
 
 def _add_distill(cfg: CN) -> None:
+    """CLIPSelf and the region-text baseline."""
     cfg.MODEL.DISTILL = CN()
     # Whether the student's image is padded to a square, as published, or only to the largest
     # height and width of the batch.
@@ -134,13 +142,15 @@ def _add_distill(cfg: CN) -> None:
 
 
 def _add_regionclip(cfg: CN) -> None:
+    """RegionCLIP's pre-training."""
     cfg.MODEL.REGIONCLIP = CN()
     # Concept pool of the pre-training: a file of noun,count lines, of tools/build_concept_pool.py.
     cfg.MODEL.REGIONCLIP.CONCEPTS = ""
     # Its text embeddings by MODEL.CLIP; empty: built and cached.
     cfg.MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS = ""
-    # Name and pretrained tag or file of the teacher's CLIP; empty: those of MODEL.CLIP.
+    # Name of the teacher's CLIP; empty: that of MODEL.CLIP.
     cfg.MODEL.REGIONCLIP.TEACHER_NAME = ""
+    # Pretrained tag or file of the teacher's CLIP; empty: that of MODEL.CLIP, if of one name.
     cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
     # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
     cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
@@ -148,14 +158,17 @@ def _add_regionclip(cfg: CN) -> None:
     cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
     # Probability that the teacher's best concept of a region must exceed.
     cfg.MODEL.REGIONCLIP.CONCEPT_THRESHOLD = 0.1
-    # Weights of the losses: the teacher's distribution over the concepts, regions against the
-    # concepts of the batch, pictures against captions; 0 switches one off.
+    # Weight of the loss between the teacher's and the student's distribution over the concepts; 0:
+    # off.
     cfg.MODEL.REGIONCLIP.DISTILL_WEIGHT = 1.0
+    # Weight of the contrast of regions with the concepts of the batch; 0: off.
     cfg.MODEL.REGIONCLIP.CONTRASTIVE_WEIGHT = 1.0
+    # Weight of the contrast of pictures with captions; 0: off.
     cfg.MODEL.REGIONCLIP.IMAGE_TEXT_WEIGHT = 1.0
 
 
 def _add_cris(cfg: CN) -> None:
+    """CRIS."""
     cfg.MODEL.CRIS = CN()
     # Tokens of a sentence, start and end included; 17 for RefCOCO and RefCOCO+, 22 for RefCOCOg.
     cfg.MODEL.CRIS.WORD_LEN = 17
@@ -180,16 +193,19 @@ def _add_cris(cfg: CN) -> None:
 
 
 def _add_frozen_rpn(cfg: CN) -> None:
+    """Frozen proposal network: RegionCLIP's pre-training, transfer and zero-shot inference."""
     cfg.MODEL.FROZEN_RPN = CN()
-    # Config and checkpoint of a trained proposal network, which gives the boxes of the pre-training
-    # with INPUT.REGIONS.SOURCE rpn, and of META_ARCHITECTURE OfflineProposalRCNN with
+    # Config of a trained proposal network, which gives the boxes of the pre-training with
+    # INPUT.REGIONS.SOURCE rpn, and of META_ARCHITECTURE OfflineProposalRCNN with
     # PROPOSAL_GENERATOR.NAME FrozenRPN (AnnotatedBoxes takes the ground truth; Detectron2's are
-    # trained with the detector). WEIGHTS may be empty where MODEL.WEIGHTS holds the network too.
+    # trained with the detector).
     cfg.MODEL.FROZEN_RPN.CONFIG = ""
+    # Its checkpoint; may be empty where MODEL.WEIGHTS holds the network too.
     cfg.MODEL.FROZEN_RPN.WEIGHTS = ""
 
 
 def _add_regions(cfg: CN) -> None:
+    """Regions of distillation and pre-training."""
     cfg.INPUT.REGIONS = CN()
     # Source of the student's regions: grid (m x n patches), proposals (from a file), both, random
     # (boxes of any place and size), labels (the annotations of DATASETS.TRAIN with their classes,
@@ -211,6 +227,7 @@ def _add_regions(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
+    """Pictures of detectors and of CRIS."""
     # Side of the image after large-scale jitter of 0.1 to 2, px; 0 keeps Detectron2's
     # augmentations.
     cfg.INPUT.LSJ_SIZE = 0
@@ -219,10 +236,12 @@ def _add_input(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
+    """Training."""
     # Optimizer: SGD as in Detectron2, AdamW, or Adam.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Decay rates of the two moments of Adam and AdamW, and their epsilon.
+    # Decay rates of the two moments of Adam and AdamW.
     cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
+    # Number that Adam and AdamW add to the root of the second moment.
     cfg.SOLVER.ADAM_EPS = 1e-8
     # Factor of BASE_LR for the towers of CLIP, image and text, position tables excepted.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
@@ -234,6 +253,7 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_test(cfg: CN) -> None:
+    """Tests."""
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, defaults
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import has_bf16
 from clipself_d2.clip.towers.contract import VisionTower
-from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.engine.accumulation import AccumulatingModel
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,14 @@ def parallel_model(model: nn.Module, **options: object) -> nn.Module:
 def cpu_processes() -> Iterator[None]:
     """Let ``DefaultTrainer.__init__`` wrap models on a CPU, for which it leaves no seam.
 
+    A single process needs no wrapping and finds Detectron2 as it is.
+
     Yields:
         Nothing.
     """
+    if comm.get_world_size() == 1:
+        yield
+        return
     defaults.create_ddp_model = parallel_model
     try:
         yield
@@ -91,7 +96,7 @@ def tower_precisions(model: nn.Module) -> set[str]:
     Returns:
         Names such as "fp32" and "auto".
     """
-    towers = (m for m in model.modules() if isinstance(m, VisionTower | ResNetTower))
+    towers = (m for m in model.modules() if isinstance(m, VisionTower))
     return {tower.precision for tower in towers}
 
 

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from torch import nn
 
-from clipself_d2.clip.model import load_any_tower, load_tower
+from clipself_d2.clip.model import load_tower
 from clipself_d2.clip.towers.resnet import DenseAttentionPool
 from clipself_d2.config import add_clipself_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
@@ -137,7 +137,7 @@ def test_towers_are_slow_and_the_rest_and_position_tables_are_not(cris_cfg, opti
 def test_the_residual_branch_of_a_resnet_is_slow():
     model = nn.Module()
     model.backbone = nn.Module()
-    model.backbone.tower = load_any_tower("RN50", None)
+    model.backbone.tower = load_tower("RN50", None)
     model.backbone.pool = DenseAttentionPool(2048, 1024, nn.BatchNorm2d)
     model.neck = nn.Linear(2, 2)
     slow = pretrained_parameters(model)

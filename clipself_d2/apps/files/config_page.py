@@ -47,7 +47,7 @@ def read_groups() -> dict[str, list[Key]]:
     for function in ast.parse("\n".join(lines)).body:
         if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_add_"):
             continue
-        title = ast.get_docstring(function) or function.name
+        title = (ast.get_docstring(function) or function.name).removesuffix(".")
         keys = groups.setdefault(title, [])
         for node in function.body:
             if not isinstance(node, ast.Assign) or ast.unparse(node.value) == "CN()":

@@ -1,0 +1,244 @@
+"""Every key of ours is alive: moved, it makes a difference to what is built or loaded."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+from clipself_d2.apps.files.config_page import read_groups
+from clipself_d2.clip import load_tower
+from clipself_d2.data.datasets.refcoco import register_emoji_refer
+from clipself_d2.engine.distill_trainer import DistillTrainer
+from clipself_d2.engine.evaluate import test_vocabulary as words_of_test_set
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.frozen_proposals import build_frozen_proposals
+from clipself_d2.parts.text_embeddings import dataset_vocabulary, training_embeddings
+from clipself_d2.vocabulary import TextEmbeddings
+
+Probe = Callable[[CfgNode], object]
+
+
+def describe(thing: object, depth: int = 7) -> object:
+    """Say what a built object is made of: classes, settings, sizes, sums of tensors."""
+    if isinstance(thing, np.ndarray):
+        thing = torch.from_numpy(thing)
+    if isinstance(thing, torch.Tensor):
+        return tuple(thing.shape), round(float(thing.double().sum()), 9), thing.requires_grad
+    if thing is None or isinstance(thing, bool | int | float | str | Path | torch.dtype):
+        return str(thing)
+    if depth == 0:
+        return type(thing).__name__
+    if isinstance(thing, Mapping):
+        return {str(key): describe(value, depth - 1) for key, value in thing.items()}
+    if isinstance(thing, Sequence | set | frozenset):
+        return [describe(value, depth - 1) for value in thing]
+    if isinstance(thing, nn.Module):
+        named = [*thing.named_parameters(), *thing.named_buffers()]
+        settings = {
+            name: {
+                key: describe(value, 3)
+                for key, value in vars(module).items()
+                if not isinstance(value, nn.Module) and key[:1] != "_"
+            }
+            for name, module in thing.named_modules()
+        }
+        return repr(thing), [(name, describe(tensor)) for name, tensor in named], settings
+    if is_dataclass(thing) or hasattr(thing, "__dict__"):
+        return type(thing).__name__, describe(dict(vars(thing)), depth - 1)
+    return type(thing).__name__
+
+
+def model(cfg: CfgNode) -> object:
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def batch(cfg: CfgNode) -> object:
+    torch.manual_seed(0)
+    np.random.seed(0)  # Detectron2's augmentations draw from it
+    trainer = DistillTrainer if "Distill" in cfg.MODEL.META_ARCHITECTURE else Trainer
+    return next(iter(trainer.build_train_loader(cfg)))
+
+
+def optimizer(cfg: CfgNode) -> object:
+    torch.manual_seed(0)
+    made = Trainer.build_optimizer(cfg, build_model(cfg))
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in made.param_groups]
+    return type(made), groups, made.defaults
+
+
+def loop(cfg: CfgNode) -> object:
+    return type(Trainer(cfg)._trainer.model).__name__
+
+
+def saved_share(cfg: CfgNode) -> object:
+    return DistillTrainer(cfg).checkpointer._alpha
+
+
+def evaluator(cfg: CfgNode) -> object:
+    return Trainer.build_evaluator(cfg, "emoji_lvis_val").protocol()
+
+
+def prompted(cfg: CfgNode) -> object:
+    metadata = MetadataCatalog.get("emoji_ov_val")
+    metadata.set(class_synonyms=[["hound"], *[[] for _ in metadata.thing_classes[1:]]])
+    return words_of_test_set(cfg, "emoji_ov_val")[0].names
+
+
+def cached(cfg: CfgNode) -> object:
+    training_embeddings(cfg)
+    return sorted(path.suffix for path in Path(cfg.OUTPUT_DIR).parent.glob("cache/*"))
+
+
+CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
+DISTILL, PRETRAIN, RPN = "MODEL.DISTILL.", "MODEL.REGIONCLIP.", "MODEL.FROZEN_RPN."
+CRIS, REGIONS = "MODEL.CRIS.", "INPUT.REGIONS."
+TRAINED = (CLIP + "TRAINABLE_BLOCKS", -1)
+# Key, value, recipe, probe, and what the recipe needs beside; {tmp} is a folder with small files.
+MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
+    (CLIP + "NAME", "ViT-S-32-alt", "fvit_untouched", model, (CLIP + "TAP_BLOCKS", [2, 5])),
+    (CLIP + "PRETRAINED", "emoji", "fvit_untouched", model, ()),
+    (CLIP + "WEIGHTS", "{tmp}/student.pth", "fvit_untouched", model, ()),
+    (CLIP + "PRECISION", "bf16", "fvit_untouched", model, ()),
+    (CLIP + "ACTIVATION_CHECKPOINTING", True, "fvit_untouched", model, ()),
+    (CLIP + "TRAINABLE_BLOCKS", 2, "fvit_untouched", model, ()),
+    (CLIP + "TEXT_TRAINABLE_BLOCKS", 1, "cris", model, ()),
+    (CLIP + "DROP_PATH", 0.2, "fvit_untouched", model, TRAINED),
+    (CLIP + "LAST_BLOCK", "attention", "fvit_untouched", model, ()),
+    (CLIP + "WINDOW_SIZE", 4, "fvit_untouched", model, ()),
+    (CLIP + "GLOBAL_BLOCKS", [1], "fvit_untouched", model, (CLIP + "WINDOW_SIZE", 4)),
+    (CLIP + "TAP_BLOCKS", [1, 5], "fvit_untouched", model, ()),
+    ("MODEL.CLIP_FPN.STRIDES", [8, 32], "rpn", model,
+     ("MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]])),
+    ("MODEL.CLIP_FPN.SQUARE_SIZE", 192, "fvit_untouched", model, ()),
+    (WORDS + "DATASET", "three_words", "fvit_untouched", model, ()),
+    (WORDS + "TEMPLATES", "single", "fvit_untouched", model, ()),
+    (WORDS + "EMBEDDINGS", "{tmp}/words.pt", "fvit_untouched", model, ()),
+    (WORDS + "CACHE_DIR", "{tmp}/cache", "fvit_untouched", cached, (CLIP + "PRETRAINED", "emoji")),
+    (HEADS + "BACKGROUND", "learned", "fvit_untouched", model, ()),
+    (HEADS + "BACKGROUND_WEIGHT", 0.3, "fvit_untouched", model, ()),
+    (HEADS + "SCALE", 33.0, "fvit_untouched", model, ()),
+    (HEADS + "LEARN_SCALE", False, "fvit_untouched", model, ()),
+    (HEADS + "CLIP_SCALE", 33.0, "fvit_untouched", model, ()),
+    (HEADS + "ENSEMBLE_ALPHA", 0.15, "fvit_untouched", model, ()),
+    (HEADS + "ENSEMBLE_BETA", 0.15, "fvit_untouched", model, ()),
+    (HEADS + "FOCAL_GAMMA", 0.7, "fvit_untouched", model, ()),
+    (HEADS + "NORMALIZE_WEIGHTS", True, "fvit_untouched", model, ()),
+    (HEADS + "REFINE_BOXES", False, "fvit_untouched", model, ()),
+    (HEADS + "RPN_SCORE", "sigmoid", "fvit_untouched", model, ()),
+    (HEADS + "SOFT_NMS", "linear", "fvit_untouched", model, ()),
+    (DISTILL + "PAD_TO_SQUARE", True, "clipself_patches", model, ()),
+    (DISTILL + "IMAGE_LOSS_WEIGHT", 0.5, "clipself_patches", model, ()),
+    (DISTILL + "SAMPLED_CLASSES", 7, "region_text", model, ()),
+    (DISTILL + "STUDENT_SHARE", 0.5, "clipself_patches", saved_share, ()),
+    (PRETRAIN + "CONCEPTS", "{tmp}/other.txt", "regionclip", model, ()),
+    (PRETRAIN + "TEACHER_NAME", "ViT-S-32-alt", "regionclip", model, ()),
+    (PRETRAIN + "TEACHER_PRETRAINED", "emoji", "regionclip", model, ()),
+    (PRETRAIN + "TEACHER_REGIONS", "roi", "regionclip", model, ()),
+    (PRETRAIN + "DISTILL_WEIGHT", 0.5, "regionclip", model, ()),
+    (PRETRAIN + "CONTRASTIVE_WEIGHT", 0.5, "regionclip", model, ()),
+    (PRETRAIN + "IMAGE_TEXT_WEIGHT", 0.5, "regionclip", model, ()),
+    (RPN + "CONFIG", "{tmp}/rpn.yaml", "regionclip_zeroshot_rpn", model, (RPN + "WEIGHTS", "")),
+    (RPN + "WEIGHTS", "{tmp}/rpn.pth", "regionclip_zeroshot_rpn", model, (RPN + "WEIGHTS", "")),
+    (CRIS + "WORD_LEN", 12, "cris", model, ()),
+    (CRIS + "FPN_OUT", [32, 64, 128], "cris", model, ()),
+    (CRIS + "NUM_LAYERS", 2, "cris", model, ()),
+    (CRIS + "NUM_HEADS", 2, "cris", model, ()),
+    (CRIS + "DIM_FFN", 64, "cris", model, ()),
+    (CRIS + "DROPOUT", 0.3, "cris", model, ()),
+    (CRIS + "KERNEL_SIZE", 3, "cris", model, ()),
+    (CRIS + "NORM", "GN", "cris", model, ()),
+    (CRIS + "MASK_THRESHOLD", 0.5, "cris", model, ()),
+    (REGIONS + "SOURCE", "random", "clipself_patches", batch, ()),
+    (REGIONS + "PROPOSAL_FILE", "{tmp}/proposals.json", "clipself_patches", batch,
+     (REGIONS + "SOURCE", "proposals", REGIONS + "PROPOSAL_FILE", "{tmp}/others.json")),
+    (REGIONS + "IMAGE_SIZES", (96,), "clipself_patches", batch, ()),
+    (REGIONS + "MAX_SPLIT", 2, "clipself_patches", batch, ()),
+    (REGIONS + "MAX_BOXES", 3, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
+    (REGIONS + "SIZE_RANGE", [60, 70], "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
+    (REGIONS + "CROP_ENLARGE", 2.0, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
+    ("INPUT.LSJ_SIZE", 96, "fvit_untouched", batch, ()),
+    ("INPUT.REFER_SIZE", 96, "cris", batch, ("DATASETS.TRAIN", ("tiny_refer_train",))),
+    ("SOLVER.OPTIMIZER", "Adam", "rpn", optimizer, ("SOLVER.CLIP_GRADIENTS.ENABLED", False)),
+    ("SOLVER.ADAM_BETAS", [0.8, 0.9], "rpn", optimizer, ()),
+    ("SOLVER.ADAM_EPS", 1e-3, "rpn", optimizer, ()),
+    ("SOLVER.BACKBONE_MULTIPLIER", 0.5, "rpn", optimizer, TRAINED),
+    ("SOLVER.LAYER_DECAY", 0.5, "rpn", optimizer, TRAINED),
+    ("SOLVER.ACCUMULATION_STEPS", 2, "rpn", loop, ()),
+    ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
+    ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
+    ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
+    """Folder of small files that keys can name, and a data set of three words."""
+    torch.manual_seed(5)
+    torch.save({"model": load_tower("ViT-Ti-8-emoji").state_dict()}, tmp_path / "student.pth")
+    (tmp_path / "concepts.txt").write_text("dog,3\ncat,2\n")
+    (tmp_path / "other.txt").write_text("car,3\nkey,2\n")
+    rpn = Path(__file__).parents[1] / "configs" / "emoji" / "rpn.yaml"
+    (tmp_path / "rpn.yaml").write_text(f"_BASE_: {rpn}\nMODEL:\n  FPN:\n    OUT_CHANNELS: 32\n")
+    rows = json.loads((emoji_data / "emoji/annotations/instances_train_all.json").read_text())[
+        "images"
+    ]
+    for name, side in (("proposals", 60), ("others", 90)):
+        boxes = [{"image_id": row["id"], "bbox": [8, 8, side, side], "score": 0.9} for row in rows]
+        (tmp_path / f"{name}.json").write_text(json.dumps(boxes))
+    words = dataset_vocabulary("emoji_ov_train")
+    rows_KD = nn.functional.normalize(torch.randn(words.num_classes, 128), dim=1)
+    given = TextEmbeddings(words, rows_KD, rows_KD[0], "ViT-Ti-8-emoji", "", "emoji")
+    given.save(tmp_path / "words.pt")
+    MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
+    register_emoji_refer(emoji_data, prefix="tiny")
+    return tmp_path
+
+
+def place(value: object, folder: Path) -> object:
+    return value.format(tmp=folder) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def observe(emoji_cfg, files):
+    """Function from a recipe, a probe and overrides to a description of what is made."""
+
+    def run(recipe: str, probe: Probe, *overrides: object) -> object:
+        needed: tuple[object, ...] = (WORDS + "CACHE_DIR", "")
+        if recipe == "regionclip":
+            needed += (PRETRAIN + "CONCEPTS", "{tmp}/concepts.txt", REGIONS + "SOURCE", "grid")
+        given = [place(value, files) for value in (*needed, *overrides)]
+        if str(files / "rpn.pth") in given:
+            network = build_frozen_proposals(emoji_cfg(recipe, RPN + "WEIGHTS", ""))
+            torch.save({"model": network.state_dict()}, files / "rpn.pth")
+        return describe(probe(emoji_cfg(recipe, *given)))
+
+    return run
+
+
+def test_every_key_has_a_move() -> None:
+    keys = [key.name for keys in read_groups().values() for key in keys]
+    assert sorted(key for key, *_ in MOVES) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "probe"), sorted({(m[2], m[3]) for m in MOVES}, key=lambda pair: str(pair))
+)
+def test_what_is_observed_repeats(observe, recipe: str, probe: Probe) -> None:
+    extra = next(m[4] for m in MOVES if (m[2], m[3]) == (recipe, probe))
+    assert observe(recipe, probe, *extra) == observe(recipe, probe, *extra)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "recipe", "probe", "extra"), MOVES, ids=[m[0] for m in MOVES]
+)
+def test_moving_the_key_makes_a_difference(observe, key, value, recipe, probe, extra) -> None:
+    assert observe(recipe, probe, *extra, key, value) != observe(recipe, probe, *extra)

@@ -16,6 +16,7 @@ from clipself_d2.data.build import build_distill_train_loader_from_cfg
 from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import evaluate_regions
+from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.trainer import StrictCheckpointer, Trainer, build_adamw
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,8 @@ class DistillTrainer(Trainer):
             {"params": decayed, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
             {"params": plain, "weight_decay": 0.0},
         ]
-        return build_adamw(cfg, [group for group in groups if group["params"]])
+        optimizer = build_adamw(cfg, [group for group in groups if group["params"]])
+        return keep_idle_rows(optimizer, model.student)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:

@@ -31,6 +31,7 @@ from clipself_d2.data.referring_loader import (
 )
 from clipself_d2.engine.accumulation import AccumulatingModel, unwrap
 from clipself_d2.engine.evaluate import evaluate_detector
+from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.lr_decay import build_sgd, optimizer_params_from_cfg
 from clipself_d2.engine.parameter_groups import build_adam
 
@@ -270,14 +271,15 @@ class Trainer(DefaultTrainer):
                     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
                     "use value or norm with SGD"
                 )
-            return build_sgd(cfg, optimizer_params_from_cfg(cfg, model))
+            optimizer = build_sgd(cfg, optimizer_params_from_cfg(cfg, model))
+            return keep_idle_rows(optimizer, model)
         if cfg.SOLVER.OPTIMIZER == "Adam":
             return build_adam(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
             raise ValueError(
                 f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use SGD, AdamW or Adam"
             )
-        return build_adamw(cfg, optimizer_params_from_cfg(cfg, model))
+        return keep_idle_rows(build_adamw(cfg, optimizer_params_from_cfg(cfg, model)), model)
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode) -> OrderedDict:

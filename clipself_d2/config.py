@@ -150,10 +150,6 @@ def _add_regionclip(cfg: CN) -> None:
     # Boxes of META_ARCHITECTURE OfflineProposalRCNN: rpn (of the frozen network below), gt (the
     # annotations), or own (of MODEL.PROPOSAL_GENERATOR, trained with the detector).
     cfg.MODEL.REGIONCLIP.PROPOSALS = "rpn"
-    # Divisor of every cosine.
-    cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
-    # Probability that the teacher's best concept of a region must exceed.
-    cfg.MODEL.REGIONCLIP.CONCEPT_THRESHOLD = 0.1
     # Weights of the losses: the teacher's distribution over the concepts, regions against the
     # concepts of the batch, pictures against captions; 0 switches one off.
     cfg.MODEL.REGIONCLIP.DISTILL_WEIGHT = 1.0
@@ -244,7 +240,9 @@ def _add_solver(cfg: CN) -> None:
     # Factor of the learning rate from one block of the CLIP tower to the one before; 1: none.
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Parts into which a process works through its share of IMS_PER_BATCH, one after another, to
-    # save memory; the gradients are those of the whole batch.
+    # save memory. The gradients are those of the whole batch, RegionCLIP's contrasts included, but
+    # for batch norms in training (MODEL.CRIS.NORM BN and SyncBN), which see one part at a time,
+    # and for the padding of pictures of several sizes.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"

@@ -5,6 +5,7 @@ Legend: R regions, C concepts, N image-text pairs, D joint embedding.
 Reference: Zhong et al., RegionCLIP, arXiv 2112.09106, section 3.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +25,13 @@ def cosine_logits(first_RD: Tensor, second_CD: Tensor, temperature: float) -> Te
         (R, C) float32.
 
     Raises:
-        ValueError: If the widths differ or the temperature is not positive.
+        ValueError: If the widths differ.
     """
     if first_RD.shape[1] != second_CD.shape[1]:
         raise ValueError(
             f"features are {first_RD.shape[1]}-d but the texts {second_CD.shape[1]}-d; they must "
             "come from one CLIP"
         )
-    if temperature <= 0:
-        raise ValueError(f"MODEL.REGIONCLIP.TEMPERATURE is {temperature}; it must be above 0")
     first, second = F.normalize(first_RD.float(), dim=1), F.normalize(second_CD.float(), dim=1)
     return first @ second.T / temperature
 
@@ -50,6 +49,20 @@ class PseudoLabels:
     keep: Tensor
     log_probs: Tensor
     targets: Tensor
+
+    def split(self, counts: Sequence[int]) -> "list[PseudoLabels]":
+        """Cut into those of some regions each.
+
+        Args:
+            counts: Numbers of regions; their sum is R.
+
+        Returns:
+            One for each number.
+        """
+        keeps = self.keep.split(list(counts))
+        kept = [int(keep.sum()) for keep in keeps]
+        rows = zip(keeps, self.log_probs.split(kept), self.targets.split(kept), strict=True)
+        return [PseudoLabels(*row) for row in rows]
 
 
 @torch.no_grad()
@@ -103,7 +116,11 @@ def region_distillation(
 
 
 def concept_contrastive(
-    student_KD: Tensor, concepts_CD: Tensor, targets_K: Tensor, temperature: float = 0.01
+    student_KD: Tensor,
+    concepts_CD: Tensor,
+    targets_K: Tensor,
+    temperature: float = 0.01,
+    batch_targets_M: Tensor | None = None,
 ) -> Tensor:
     """Contrast regions with the concepts of all regions of the batch.
 
@@ -116,13 +133,14 @@ def concept_contrastive(
         concepts_CD: The student's embeddings of the concepts, any norm.
         targets_K: Concept of every region.
         temperature: Divisor of the cosine.
+        batch_targets_M: Concepts of the whole batch's regions; None where the regions are all.
 
     Returns:
         (K,) float32.
     """
-    logits_KK = cosine_logits(student_KD, concepts_CD[targets_K], temperature)
-    same_KK = targets_K[:, None] == targets_K[None]
-    return multi_positive_loss(logits_KK, same_KK)
+    batch_M = targets_K if batch_targets_M is None else batch_targets_M
+    logits_KM = cosine_logits(student_KD, concepts_CD[batch_M], temperature)
+    return multi_positive_loss(logits_KM, targets_K[:, None] == batch_M[None])
 
 
 def multi_positive_loss(logits_KM: Tensor, positive_KM: Tensor) -> Tensor:

@@ -43,12 +43,16 @@ class StudentCheckpointer(StrictCheckpointer):
         save_dir: Folder of the checkpoints.
         alpha: Share of the student in the saved weights.
         trainer: The trainer, for its state.
+
+    Raises:
+        ValueError: If the student cannot be mixed with its teacher.
     """
 
     def __init__(
         self, *, distiller: RegionDistiller, save_dir: str, alpha: float, trainer: object
     ) -> None:
         super().__init__(distiller.student, save_dir, trainer=trainer)
+        distiller.check_share(alpha)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
             self.add_checkpointable("raw_student", _RawStudent(distiller.student))

@@ -54,8 +54,7 @@ def test_items_without_crops_name_the_key_to_change(make_clipself, make_item) ->
         model([item])
 
 
-def test_crops_have_the_size_asked_for(make_clipself) -> None:
+def test_crops_as_they_were_cut_get_the_teachers_native_size(make_clipself) -> None:
     piece = torch.zeros(3, 20, 10, dtype=torch.uint8)
-    for size, expected in ((0, 64), (48, 48)):
-        pixels = make_clipself(crop_size=size).preprocess_crops([{"crops": [piece]}], "crops")
-        assert pixels.shape == (1, 3, expected, expected)
+    pixels = make_clipself().preprocess_crops([{"crops": [piece]}], "crops")
+    assert pixels.shape == (1, 3, 64, 64)

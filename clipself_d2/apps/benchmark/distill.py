@@ -25,7 +25,7 @@ from clipself_d2.apps.benchmark.measure import (
 )
 from clipself_d2.clip import load_tower
 from clipself_d2.clip.towers.contract import VisionTower
-from clipself_d2.distillation import CLIPSelfDistiller
+from clipself_d2.distillation import CLIPSelfDistiller, Towers
 
 # Slots of the plain version's batch; regions beyond the image's own are zeros.
 NUM_SLOTS = 20
@@ -254,13 +254,14 @@ def build_ours(options: BenchmarkOptions, size: int, cut_as_found: bool = False)
         Function that takes one step and returns its loss.
     """
     student, teacher = _towers(options, options.precision)
-    model = CLIPSelfDistiller(
+    student.freeze(student.num_blocks)
+    towers = Towers(
         student=student,
         teacher=teacher,
         pixel_mean=teacher.pixel_mean,
         pixel_std=teacher.pixel_std,
-        trainable_blocks=student.num_blocks,
     )
+    model = CLIPSelfDistiller(towers=towers)
     model.to(options.device).train()
     item: dict[str, object] = dict(make_item(size, teacher.image_size, options.num_crops))
     if cut_as_found:

@@ -51,8 +51,8 @@ class StudentCheckpointer(StrictCheckpointer):
     def __init__(
         self, *, distiller: RegionDistiller, save_dir: str, alpha: float, trainer: object
     ) -> None:
-        super().__init__(distiller.student, save_dir, trainer=trainer)
         distiller.check_share(alpha)
+        super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
             self.add_checkpointable("raw_student", _RawStudent(distiller.student))

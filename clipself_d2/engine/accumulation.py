@@ -82,7 +82,7 @@ class AccumulatingModel(nn.Module):
         return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
     def _weigh(self, parts: list[Items]) -> tuple[list[Items], list[float]]:
-        inner = getattr(self.module, "module", self.module)
+        inner: Any = getattr(self.module, "module", self.module)
         if hasattr(inner, "prepare_parts"):
             return inner.prepare_parts(parts), [1.0] * len(parts)
         weights = [float(getattr(inner, "loss_weight", len)(part)) for part in parts]

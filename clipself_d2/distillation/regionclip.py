@@ -237,7 +237,8 @@ class RegionCLIPPretrainer(RegionDistiller):
             if self.weights.image_text > 0:
                 features = RegionFeatures.extract(self.student, images)
                 rows.append((self._embed_frames(pictures, features), self._embed_captions(items)))
-        # Weights that autocast has turned to half precision here would pass no gradient later.
+        # Older torch keeps the weights that autocast has turned to half precision here, and they
+        # would pass no gradient in the second pass.
         torch.clear_autocast_cache()
         none = [None] * len(made)
         targets = self._targets(made) if self.weights.regions else none

@@ -247,6 +247,18 @@ def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole(
         torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-6 * scale, msg=name)
 
 
+def test_the_first_pass_leaves_gradients_to_the_second_in_mixed_precision(
+    make_regionclip, make_item
+) -> None:
+    """autocast keeps the weights it has turned to half precision, without a graph under no_grad."""
+    model = make_regionclip(**CROP)
+    model.student.precision = "bf16"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, gradients = learn(model, [make_item(0), make_item(1)], 2)
+    trained = {n for n, p in model.student.named_parameters() if p.requires_grad}
+    assert {name.removeprefix("student.") for name in gradients} == trained
+
+
 @pytest.mark.parametrize("teacher_regions", ["roi", "crop"])
 def test_the_teacher_sees_pixels_by_its_own_statistics(
     make_regionclip, make_item, teacher_regions

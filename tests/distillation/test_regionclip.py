@@ -225,7 +225,7 @@ def learn(model, items, steps: int) -> tuple[dict[str, float], dict[str, torch.T
 )
 @pytest.mark.parametrize("steps", [2, 3])
 def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole(
-    make_regionclip, make_item, with_rpn, kind, steps
+    make_regionclip, make_item, with_rpn, kind, steps, caplog
 ) -> None:
     """Pictures of several sizes and numbers of regions, and contrasts over the whole batch."""
     sizes = [(48, 64), (64, 40), (40, 40), (64, 64), (32, 56)]
@@ -245,6 +245,7 @@ def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole(
     for name, gradient in gradients.items():
         scale = max(1.0, float(gradient.abs().max()))
         torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-6 * scale, msg=name)
+    assert not caplog.records, "the norms of a ResNet are frozen"
 
 
 def test_the_first_pass_leaves_gradients_to_the_second_in_mixed_precision(

@@ -154,10 +154,6 @@ def _add_regionclip(cfg: CN) -> None:
     cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
     # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
     cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
-    # Divisor of every cosine.
-    cfg.MODEL.REGIONCLIP.TEMPERATURE = 0.01
-    # Probability that the teacher's best concept of a region must exceed.
-    cfg.MODEL.REGIONCLIP.CONCEPT_THRESHOLD = 0.1
     # Weight of the loss between the teacher's and the student's distribution over the concepts; 0:
     # off.
     cfg.MODEL.REGIONCLIP.DISTILL_WEIGHT = 1.0
@@ -248,7 +244,9 @@ def _add_solver(cfg: CN) -> None:
     # Factor of the learning rate from one block of the CLIP tower to the one before; 1: none.
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Parts into which a process works through its share of IMS_PER_BATCH, one after another, to
-    # save memory; the gradients are those of the whole batch.
+    # save memory. The gradients are those of the whole batch, RegionCLIP's contrasts included, but
+    # for batch norms in training (MODEL.CRIS.NORM BN and SyncBN), which see one part at a time,
+    # and for the padding of pictures of several sizes.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
 

@@ -95,7 +95,8 @@ def prompted(cfg: CfgNode) -> object:
 
 def cached(cfg: CfgNode) -> object:
     training_embeddings(cfg)
-    return sorted(path.suffix for path in Path(cfg.OUTPUT_DIR).parent.glob("cache/*"))
+    folder = cfg.MODEL.VOCABULARY.CACHE_DIR
+    return len(list(Path(folder).iterdir())) if folder else 0
 
 
 CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
@@ -140,6 +141,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (DISTILL + "SAMPLED_CLASSES", 7, "region_text", model, ()),
     (DISTILL + "STUDENT_SHARE", 0.5, "clipself_patches", saved_share, ()),
     (PRETRAIN + "CONCEPTS", "{tmp}/other.txt", "regionclip", model, ()),
+    (PRETRAIN + "CONCEPT_EMBEDDINGS", "{tmp}/table.pt", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_NAME", "ViT-S-32-alt", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_PRETRAINED", "emoji", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_REGIONS", "roi", "regionclip", model, ()),
@@ -198,6 +200,7 @@ def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
     rows_KD = nn.functional.normalize(torch.randn(words.num_classes, 128), dim=1)
     given = TextEmbeddings(words, rows_KD, rows_KD[0], "ViT-Ti-8-emoji", "", "emoji")
     given.save(tmp_path / "words.pt")
+    torch.save(rows_KD[:2], tmp_path / "table.pt")
     MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
     register_emoji_refer(emoji_data, prefix="tiny")
     return tmp_path

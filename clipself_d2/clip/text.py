@@ -77,6 +77,20 @@ class TextEncoder(nn.Module):
                 parameter.requires_grad_(False)
 
     @property
+    def reads_end_token(self) -> bool:
+        """Whether a text's embedding is that of its end token, which sees only what precedes.
+
+        The end token is then the largest number of a text, and what follows is padding that changes
+        nothing, so that texts can be cut behind it.
+        """
+        part = self._text_part()
+        if not isinstance(part, CLIP | TextTransformer):
+            return False
+        pooling = part.text_pool_type if isinstance(part, CLIP) else part.pool_type
+        plain = part.attn_mask is not None and part.text_projection is not None
+        return plain and pooling == "argmax" and getattr(part, "cls_emb", None) is None
+
+    @property
     def word_dim(self) -> int:
         """Width C of the word features."""
         return int(self._text_part().ln_final.normalized_shape[0])
@@ -109,7 +123,7 @@ class TextEncoder(nn.Module):
         return embedding
 
     def word_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed every token, and the text.
+        """Embed every token, and the text; for towers that ``reads_end_token`` is true of.
 
         Args:
             tokens: (N, T) token numbers, T at most ``context_length``.
@@ -117,15 +131,8 @@ class TextEncoder(nn.Module):
         Returns:
             (N, T, C) after the final norm, not projected, and (N, D), the projected row of the end
             token, not normalised: what ``forward`` gives for the same text.
-
-        Raises:
-            ValueError: If T exceeds the position table.
         """
         length = tokens.shape[1]
-        if length > self.context_length:
-            raise ValueError(
-                f"texts have {length} tokens but the model reads {self.context_length}"
-            )
         part = self._text_part()
         # open_clip adds the whole position table, so its own pass takes full length only.
         embedded = part.token_embedding(tokens) + part.positional_embedding[:length]
@@ -167,7 +174,7 @@ class TextEncoder(nn.Module):
             return embedded
         tokens = self.tokenize(texts)
         lengths = torch.full((len(tokens),), tokens.shape[1])
-        if self._is_causal():
+        if self.reads_end_token:
             lengths = tokens.argmax(dim=1) + 1
         order = lengths.argsort(stable=True)
         for rows in torch.split(order, batch_size):
@@ -179,15 +186,6 @@ class TextEncoder(nn.Module):
             if on_batch is not None:
                 on_batch(len(rows))
         return embedded
-
-    def _is_causal(self) -> bool:
-        """Whether a text's embedding is that of its end token, which sees only what precedes."""
-        part = self._text_part()
-        if not isinstance(part, CLIP | TextTransformer):
-            return False
-        pooling = part.text_pool_type if isinstance(part, CLIP) else part.pool_type
-        plain = part.attn_mask is not None and part.text_projection is not None
-        return plain and pooling == "argmax" and getattr(part, "cls_emb", None) is None
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List words that the model cannot know.

@@ -1,13 +1,19 @@
-"""Distillers: META_ARCHITECTUREs that return losses."""
+"""Distillers: META_ARCHITECTUREs that return losses; importing the package registers them."""
 
-from clipself_d2.distillation.base import RegionDistiller
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from clipself_d2.distillation.base import RegionDistiller, Towers
 from clipself_d2.distillation.clipself import CLIPSelfDistiller
 from clipself_d2.distillation.region_text import RegionTextDistiller
 from clipself_d2.distillation.regionclip import RegionCLIPPretrainer
+
+for _distiller in (CLIPSelfDistiller, RegionCLIPPretrainer, RegionTextDistiller):
+    META_ARCH_REGISTRY.register(_distiller)
 
 __all__ = [
     "CLIPSelfDistiller",
     "RegionCLIPPretrainer",
     "RegionDistiller",
     "RegionTextDistiller",
+    "Towers",
 ]

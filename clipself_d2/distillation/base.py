@@ -5,7 +5,7 @@ Legend: N images, R regions of the batch, D joint embedding, H W pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +23,26 @@ Losses = dict[str, Tensor]
 TEACHER_BATCH = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """What every distiller is made of.
+
+    Attributes:
+        student: Tower that is trained; what of it is trained, is set already.
+        teacher: Its original, or another tower; the distiller freezes it.
+        pixel_mean: RGB mean, 0 to 255.
+        pixel_std: RGB deviation.
+        pad_to_square: Whether student images are padded to the square of the batch's longest side,
+            instead of to its largest height and width.
+    """
+
+    student: VisionTower
+    teacher: VisionTower
+    pixel_mean: Sequence[float]
+    pixel_std: Sequence[float]
+    pad_to_square: bool = False
+
+
 class RegionDistiller(nn.Module, ABC):
     """A CLIP tower that is trained, and its frozen original.
 
@@ -30,42 +50,24 @@ class RegionDistiller(nn.Module, ABC):
     ``RegionClassificationEvaluator``.
 
     Args:
-        student: Tower that is trained; what of it is trained, is set already.
-        teacher: Tower of the same width, frozen here and always in evaluation mode.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        pad_to_square: Whether student images are padded to the square of the batch's longest side,
-            instead of to its largest height and width.
+        towers: Student, teacher and their pixels.
 
-    Raises:
-        ValueError: If the towers' embeddings differ in width.
+    Attributes:
+        one_clip: Whether student and teacher share one joint embedding and one architecture, so
+            that a text is the same to both and their weights can be mixed.
     """
 
-    # Whether the losses compare embeddings of student and teacher with one another.
-    one_embedding: ClassVar[bool] = True
+    one_clip: bool = True
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(
-        self,
-        *,
-        student: VisionTower,
-        teacher: VisionTower,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        pad_to_square: bool = False,
-    ) -> None:
+    def __init__(self, *, towers: Towers) -> None:
         super().__init__()
-        if self.one_embedding and student.embed_dim != teacher.embed_dim:
-            raise ValueError(
-                f"student embeddings are {student.embed_dim}-d, the teacher's "
-                f"{teacher.embed_dim}-d; MODEL.CLIP.WEIGHTS and PRETRAINED must be of one CLIP"
-            )
-        self.student = student
-        self.teacher = teacher.eval()
+        self.student = towers.student
+        self.teacher = towers.teacher.eval()
         self.teacher.freeze()
-        self.pad_to_square = pad_to_square
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+        self.pad_to_square = towers.pad_to_square
+        for name, values in (("pixel_mean", towers.pixel_mean), ("pixel_std", towers.pixel_std)):
             value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
@@ -75,7 +77,7 @@ class RegionDistiller(nn.Module, ABC):
         return self.pixel_mean.device
 
     def train(self, mode: bool = True) -> "RegionDistiller":
-        """Switch the student's mode; the teacher stays in evaluation mode.
+        """Switch the student's mode; the teacher and all else stay in evaluation mode.
 
         Args:
             mode: Whether to train.
@@ -83,8 +85,9 @@ class RegionDistiller(nn.Module, ABC):
         Returns:
             Self.
         """
-        super().train(mode)
-        self.teacher.eval()
+        super().train(False)
+        self.training = mode
+        self.student.train(mode)
         return self
 
     def forward(self, batched_inputs: list[Item]) -> Losses | list[dict[str, Tensor]]:
@@ -97,7 +100,8 @@ class RegionDistiller(nn.Module, ABC):
 
         Returns:
             In training the losses. Otherwise a dict for each image: ``roi`` and ``mask`` (Ri, D),
-            unit-norm, of the student's dense map, and ``crop`` (Ri, D) of the teacher.
+            unit-norm, of the student's dense map, and ``crop`` (Ri, D) of the teacher, where it is
+            of the student's CLIP: the class embeddings that both are scored against are its.
         """
         images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
@@ -119,18 +123,21 @@ class RegionDistiller(nn.Module, ABC):
             Scalars by name; their sum is minimised.
         """
 
-    def preprocess_images(self, images: Sequence[Tensor]) -> Tensor:
+    def preprocess_images(
+        self, images: Sequence[Tensor], least: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         """Pad with black at the right and the bottom, then normalise.
 
         Args:
             images: (3, Hi, Wi) uint8 each.
+            least: Height and width that the result has at least, px.
 
         Returns:
             (N, 3, H, W) float32.
         """
         patch = self.student.patch_size
-        height = max(image.shape[1] for image in images)
-        width = max(image.shape[2] for image in images)
+        height = max(least[0], *(image.shape[1] for image in images))
+        width = max(least[1], *(image.shape[2] for image in images))
         if self.pad_to_square:
             height = width = max(height, width)
         height, width = -(-height // patch) * patch, -(-width // patch) * patch
@@ -162,13 +169,8 @@ class RegionDistiller(nn.Module, ABC):
             pixels = torch.cat(values).to(self.device).float()  # type: ignore[arg-type]
         else:
             pieces = [piece for value in values for piece in value]  # type: ignore[attr-defined]
-            pixels = resize_crops(pieces, self.crop_size, self.device)
+            pixels = resize_crops(pieces, self.teacher.image_size, self.device)
         return (pixels - self.pixel_mean) / self.pixel_std
-
-    @property
-    def crop_size(self) -> int:
-        """Side to which crops are resized here, px."""
-        return self.teacher.image_size
 
     @torch.no_grad()
     def embed_crops(self, items: Sequence[Item]) -> Tensor:
@@ -214,6 +216,24 @@ class RegionDistiller(nn.Module, ABC):
         torch.distributed.all_reduce(total)
         return max(1.0, float(total)) / comm.get_world_size()
 
+    def check_share(self, alpha: float) -> None:
+        """Raise unless the student can be mixed with its teacher.
+
+        Args:
+            alpha: Share of the student, MODEL.DISTILL.STUDENT_SHARE.
+
+        Raises:
+            ValueError: If it is out of range, or below 1 with a teacher of another CLIP.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"MODEL.DISTILL.STUDENT_SHARE is {alpha}; it must be in [0, 1]")
+        if alpha < 1.0 and not self.one_clip:
+            raise ValueError(
+                f"MODEL.DISTILL.STUDENT_SHARE is {alpha}, but the teacher {self.teacher.name} is "
+                f"another CLIP than the student's, {self.student.name}, and their weights cannot "
+                "be mixed; set it to 1"
+            )
+
     def student_state_dict(self, alpha: float = 1.0) -> dict[str, Tensor]:
         """Mix the student with its teacher.
 
@@ -224,12 +244,11 @@ class RegionDistiller(nn.Module, ABC):
             Weights by open_clip's names ``visual.*``, ready for MODEL.CLIP.WEIGHTS.
 
         Raises:
-            ValueError: If ``alpha`` is out of range.
+            ValueError: As ``check_share``.
 
         Reference: CLIPSelf's weight ensemble, arXiv 2310.01403, appendix A.1.
         """
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"MODEL.DISTILL.STUDENT_SHARE is {alpha}; it must be in [0, 1]")
+        self.check_share(alpha)
         student, teacher = self.student.state_dict(), self.teacher.state_dict()
         if alpha == 1.0:
             return student
@@ -239,12 +258,10 @@ class RegionDistiller(nn.Module, ABC):
         self, items: list[Item], dense: Tensor, student_RD: Tensor
     ) -> list[dict[str, Tensor]]:
         counts = [len(item["boxes"]) for item in items]  # type: ignore[arg-type]
-        rows = [
-            {"roi": roi, "crop": crop}
-            for roi, crop in zip(
-                student_RD.split(counts), self.embed_crops(items).split(counts), strict=True
-            )
-        ]
+        rows = [{"roi": roi} for roi in student_RD.split(counts)]
+        if self.one_clip:
+            for row, crop in zip(rows, self.embed_crops(items).split(counts), strict=True):
+                row["crop"] = crop
         for number, (row, item) in enumerate(zip(rows, items, strict=True)):
             if "masks" in item:
                 masks = _fit_grid(item["masks"], dense.shape[2:]).to(dense)  # type: ignore[arg-type]

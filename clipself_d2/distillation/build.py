@@ -4,34 +4,25 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from clipself_d2.clip import VisionTower, load_clip
+from clipself_d2.distillation.base import Towers
 from clipself_d2.parts.image_tower import build_image_tower, load_original_tower
 from clipself_d2.parts.text_embeddings import training_embeddings
 
 
-def towers_from_config(cfg: CfgNode) -> dict[str, object]:
+def towers_from_config(
+    cfg: CfgNode, *, original: VisionTower | None = None, teacher: VisionTower | None = None
+) -> Towers:
     """Read MODEL.CLIP, MODEL.DISTILL.PAD_TO_SQUARE and the pixel statistics.
 
     Args:
         cfg: The whole config.
+        original: Image tower of MODEL.CLIP.PRETRAINED, where the caller has built it.
+        teacher: Teacher other than that.
 
     Returns:
-        Arguments of ``RegionDistiller``. The teacher has the weights of MODEL.CLIP.PRETRAINED, the
-        student those of MODEL.CLIP.WEIGHTS, or else the teacher's. Windows are for the student's
-        dense features alone: pictures and crops are embedded with global attention.
-    """
-    teacher = load_original_tower(cfg)
-    return {"teacher": teacher, **student_from_config(cfg, teacher)}
-
-
-def student_from_config(cfg: CfgNode, original: VisionTower) -> dict[str, object]:
-    """Read what the student is and how its pictures are prepared.
-
-    Args:
-        cfg: The whole config.
-        original: Image tower of MODEL.CLIP.PRETRAINED.
-
-    Returns:
-        Arguments of ``RegionDistiller`` but the teacher.
+        Student and teacher. The student has the weights of MODEL.CLIP.WEIGHTS, or else the
+        original's. Windows are for the student's dense features alone: pictures and crops are
+        embedded with global attention.
 
     Raises:
         ValueError: If nothing of the student is trained.
@@ -41,12 +32,15 @@ def student_from_config(cfg: CfgNode, original: VisionTower) -> dict[str, object
             "MODEL.CLIP.TRAINABLE_BLOCKS is 0, so nothing of the student is trained; set it to a "
             "number of last blocks, or -1 for all"
         )
-    return {
-        "student": build_image_tower(cfg, original=original, reads_embedding=True),
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-        "pad_to_square": cfg.MODEL.DISTILL.PAD_TO_SQUARE,
-    }
+    if original is None:
+        original = load_original_tower(cfg)
+    return Towers(
+        student=build_image_tower(cfg, original=original, reads_embedding=True),
+        teacher=original if teacher is None else teacher,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
+    )
 
 
 def text_from_config(cfg: CfgNode) -> tuple[Tensor, float]:

@@ -3,28 +3,22 @@
 Legend: R regions of the batch, D joint embedding.
 """
 
-from typing import Any
-
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
-from clipself_d2.distillation.base import Item, Losses, RegionDistiller
+from clipself_d2.distillation.base import Item, Losses, RegionDistiller, Towers
 from clipself_d2.distillation.build import towers_from_config
 from clipself_d2.distillation.losses import constant_prediction_loss, cosine_distances
 
 
-@META_ARCH_REGISTRY.register()
 class CLIPSelfDistiller(RegionDistiller):
     """Student and frozen teacher of one CLIP; the loss is one minus the cosine of each region.
 
     Args:
-        crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
-            tower's native size.
+        towers: Student and teacher, as of ``RegionDistiller``.
         image_loss_weight: Weight of the loss between the student's and the teacher's embeddings of
             the whole picture, against the loss of global accuracy; 0 leaves it out.
-        parts: Arguments of ``RegionDistiller``.
 
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2. Differs: the mean over regions is that of
     all processes together, and gradients are averaged over processes (the published code calls the
@@ -33,23 +27,17 @@ class CLIPSelfDistiller(RegionDistiller):
     """
 
     @configurable
-    def __init__(self, *, crop_size: int = 0, image_loss_weight: float = 0.0, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._crop_size = crop_size
+    def __init__(self, *, towers: Towers, image_loss_weight: float = 0.0) -> None:
+        super().__init__(towers=towers)
         self.image_loss_weight = image_loss_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics."""
         return {
-            **towers_from_config(cfg),
+            "towers": towers_from_config(cfg),
             "image_loss_weight": cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT,
         }
-
-    @property
-    def crop_size(self) -> int:
-        """Side to which crops are resized here, px."""
-        return self._crop_size or self.teacher.image_size
 
     def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
         """Compare the student's regions with the teacher's crops.

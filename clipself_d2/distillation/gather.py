@@ -33,6 +33,19 @@ def gather_rows(rows_ND: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def first_row(count: int, device: torch.device) -> int:
+    """Find where the rows of this process begin in what ``gather_rows`` joins.
+
+    Args:
+        count: Number of rows of this process; every process must call it.
+        device: Device of the rows.
+
+    Returns:
+        The number of rows of the processes before.
+    """
+    return sum(_counts(count, device)[: comm.get_rank()]) if comm.get_world_size() > 1 else 0
+
+
 def _counts(count: int, device: torch.device) -> list[int]:
     mine = torch.tensor([count], device=device)
     found = [torch.zeros_like(mine) for _ in range(comm.get_world_size())]

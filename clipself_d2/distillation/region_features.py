@@ -6,6 +6,7 @@ Legend: N images, R regions, D joint embedding, C channels, h w cells.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -69,3 +70,16 @@ class RegionFeatures:
             (N, D, h, w) float32, unit norm.
         """
         return self.tower.embed_cells(self.maps)
+
+
+def whole_frame(image: Tensor) -> Tensor:
+    """Make the box of a picture, without the padding of its batch.
+
+    Args:
+        image: (3, H, W).
+
+    Returns:
+        (1, 4) XYXY px.
+    """
+    height, width = image.shape[-2:]
+    return torch.tensor([[0.0, 0.0, width, height]])

@@ -3,28 +3,30 @@
 Legend: R regions of the batch, K classes, D joint embedding.
 """
 
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from clipself_d2.distillation.base import Item, Losses, RegionDistiller, iteration_generator
+from clipself_d2.distillation.base import (
+    Item,
+    Losses,
+    RegionDistiller,
+    Towers,
+    iteration_generator,
+)
 from clipself_d2.distillation.build import text_from_config, towers_from_config
 from clipself_d2.distillation.losses import federated_bce, sample_classes
 
 
-@META_ARCH_REGISTRY.register()
 class RegionTextDistiller(RegionDistiller):
     """Student that is trained on regions with class names; the original serves the weight ensemble.
 
     Args:
+        towers: Student and teacher, as of ``RegionDistiller``.
         text_KD: Class embeddings; normalised here.
         scale: Multiplier of the cosine, CLIP's exp(logit_scale).
         num_sampled: Classes that a batch is scored against.
         seed: Seed of their draw, which also depends on the iteration and the process.
-        parts: Arguments of ``RegionDistiller``.
 
     Raises:
         ValueError: If the class embeddings are of another width than the towers.
@@ -39,13 +41,13 @@ class RegionTextDistiller(RegionDistiller):
     def __init__(
         self,
         *,
+        towers: Towers,
         text_KD: Tensor,
         scale: float,
         num_sampled: int = 100,
         seed: int = 0,
-        **parts: Any,
     ) -> None:
-        super().__init__(**parts)
+        super().__init__(towers=towers)
         if text_KD.shape[1] != self.student.embed_dim:
             raise ValueError(
                 f"text embeddings are {text_KD.shape[1]}-d but {self.student.name} has "
@@ -62,7 +64,7 @@ class RegionTextDistiller(RegionDistiller):
         """Read MODEL.CLIP, MODEL.DISTILL, MODEL.VOCABULARY and the pixel statistics."""
         text_KD, scale = text_from_config(cfg)
         return {
-            **towers_from_config(cfg),
+            "towers": towers_from_config(cfg),
             "text_KD": text_KD,
             "scale": scale,
             "num_sampled": cfg.MODEL.DISTILL.SAMPLED_CLASSES,

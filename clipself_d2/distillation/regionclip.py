@@ -5,27 +5,21 @@ Legend: R regions of the batch, N images, C concepts, D joint embedding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.clip import TextEncoder
-from clipself_d2.distillation.base import (
-    Item,
-    Losses,
-    RegionDistiller,
-    iteration_generator,
-)
+from clipself_d2.distillation.base import Item, Losses, RegionDistiller, Towers
 from clipself_d2.distillation.gather import gather_rows
-from clipself_d2.distillation.region_features import RegionFeatures
+from clipself_d2.distillation.region_features import RegionFeatures, whole_frame
+from clipself_d2.distillation.region_proposer import RegionProposer
+from clipself_d2.distillation.regionclip_batch import BatchShare, PictureRows, RegionTargets
 from clipself_d2.distillation.regionclip_build import regionclip_parts
 from clipself_d2.distillation.regionclip_losses import (
-    PseudoLabels,
     concept_contrastive,
     image_text_contrastive,
     pseudo_labels,
@@ -37,47 +31,26 @@ TEACHER_REGIONS = ("roi", "crop")
 _SAME_PIXELS = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionCLIPOptions:
-    """Switches of the pre-training.
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the losses; 0 switches one off.
 
     Attributes:
-        teacher_regions: What the teacher sees of a region: "roi" of the whole picture, as
-            published, or "crop".
-        temperature: Divisor of every cosine.
-        concept_threshold: Probability that the teacher's best concept of a region must exceed.
-        distill_weight: Weight of the distillation of the teacher's distribution; 0: off.
-        contrastive_weight: Weight of the contrast with the concepts of the batch; 0: off.
-        image_text_weight: Weight of the contrast of pictures and captions; 0: off.
-        max_regions: Most regions of an image that are drawn from the offline RPN's.
-        crop_size: Side of the teacher's crops, px, where they come as they were cut; 0 is the
-            tower's native size.
-        crop_enlarge: Factor by which the teacher's crop of an offline RPN's region exceeds it.
-        seed: Seed of that draw.
+        distill: Of the distillation of the teacher's distribution over the concepts.
+        contrastive: Of the contrast of regions with the concepts of the batch.
+        image_text: Of the contrast of pictures and captions.
 
     Raises:
-        ValueError: If the teacher's kind is unknown, a weight is negative or all are 0.
+        ValueError: If one is negative or all are 0.
     """
 
-    teacher_regions: str = "roi"
-    temperature: float = 0.01
-    concept_threshold: float = 0.1
-    distill_weight: float = 1.0
-    contrastive_weight: float = 1.0
-    image_text_weight: float = 1.0
-    max_regions: int = 100
-    crop_size: int = 0
-    crop_enlarge: float = 1.0
-    seed: int = 0
+    distill: float = 1.0
+    contrastive: float = 1.0
+    image_text: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the switches."""
-        if self.teacher_regions not in TEACHER_REGIONS:
-            raise ValueError(
-                f"MODEL.REGIONCLIP.TEACHER_REGIONS is {self.teacher_regions!r}; expected one of "
-                f"{TEACHER_REGIONS}"
-            )
-        weights = (self.distill_weight, self.contrastive_weight, self.image_text_weight)
+        """Check the weights."""
+        weights = (self.distill, self.contrastive, self.image_text)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
                 "MODEL.REGIONCLIP.DISTILL_WEIGHT, CONTRASTIVE_WEIGHT and IMAGE_TEXT_WEIGHT are "
@@ -85,12 +58,14 @@ class RegionCLIPOptions:
             )
 
     @property
-    def uses_regions(self) -> bool:
+    def regions(self) -> bool:
         """Whether a region-level loss is on."""
-        return self.distill_weight > 0 or self.contrastive_weight > 0
+        return self.distill > 0 or self.contrastive > 0
 
 
-@META_ARCH_REGISTRY.register()
+_EQUAL_WEIGHTS = LossWeights()
+
+
 class RegionCLIPPretrainer(RegionDistiller):
     """Student that is pre-trained on captioned pictures without boxes of classes.
 
@@ -100,16 +75,19 @@ class RegionCLIPPretrainer(RegionDistiller):
     normalised by its own statistics.
 
     Args:
+        towers: Student and teacher, as of ``RegionDistiller``.
         text: The student's text tower, frozen here.
         concepts_CD: The student's embeddings of the concepts; normalised here.
         teacher_concepts_CD: The teacher's embeddings of the same concepts.
-        rpn: Frozen source of regions, from pictures to Detectron2's Instances with
-            ``proposal_boxes``; None where the items bring ``boxes``.
-        options: Switches.
-        parts: Arguments of ``RegionDistiller``; the towers may also be ResNets.
+        proposer: Source of regions; None where the items bring ``boxes``.
+        teacher_regions: What the teacher sees of a region: "roi" of the whole picture, as
+            published, or "crop".
+        temperature: Divisor of every cosine.
+        concept_threshold: Probability that the teacher's best concept of a region must exceed.
+        weights: Weights of the losses.
 
     Raises:
-        ValueError: If a table's width is not its tower's, or the tables differ in length.
+        ValueError: If the teacher's kind is unknown.
 
     Reference: RegionCLIP, arXiv 2112.09106, section 3. Differs: the picture's own feature is
     pooled over its own frame (the published code pools over the padding of the batch too); softmax
@@ -117,7 +95,6 @@ class RegionCLIPPretrainer(RegionDistiller):
     region losses are averaged over the regions of all processes.
     """
 
-    one_embedding: ClassVar[bool] = False
     concepts_CD: Tensor
     teacher_concepts_CD: Tensor
     teacher_scale: Tensor
@@ -127,55 +104,48 @@ class RegionCLIPPretrainer(RegionDistiller):
     def __init__(
         self,
         *,
+        towers: Towers,
         text: TextEncoder,
         concepts_CD: Tensor,
         teacher_concepts_CD: Tensor,
-        options: RegionCLIPOptions,
-        rpn: nn.Module | None = None,
-        **parts: Any,
+        proposer: RegionProposer | None = None,
+        teacher_regions: str = "roi",
+        temperature: float = 0.01,
+        concept_threshold: float = 0.1,
+        weights: LossWeights = _EQUAL_WEIGHTS,
     ) -> None:
-        self.options = options
-        super().__init__(**parts)
-        tables = {"concepts_CD": concepts_CD, "teacher_concepts_CD": teacher_concepts_CD}
-        for (name, table), tower in zip(tables.items(), (self.student, self.teacher), strict=True):
-            if table.shape[1] != tower.embed_dim:
-                raise ValueError(
-                    f"concept embeddings are {table.shape[1]}-d but {tower.name} has "
-                    f"{tower.embed_dim}-d features; check MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS"
-                )
-            unit = F.normalize(table.float(), dim=1)
-            self.register_buffer(name, unit, persistent=False)
-        if len(concepts_CD) != len(teacher_concepts_CD):
+        super().__init__(towers=towers)
+        if teacher_regions not in TEACHER_REGIONS:
             raise ValueError(
-                f"the student has {len(concepts_CD)} concepts, the teacher "
-                f"{len(teacher_concepts_CD)}; both need the pool of MODEL.REGIONCLIP.CONCEPTS"
+                f"MODEL.REGIONCLIP.TEACHER_REGIONS is {teacher_regions!r}; expected one of "
+                f"{TEACHER_REGIONS}"
             )
+        self.teacher_regions, self.weights = teacher_regions, weights
+        self.temperature, self.concept_threshold = temperature, concept_threshold
+        tables = {"concepts_CD": concepts_CD, "teacher_concepts_CD": teacher_concepts_CD}
+        for name, table in tables.items():
+            self.register_buffer(name, F.normalize(table.float(), dim=1), persistent=False)
+        # Two CLIPs do not embed the concepts alike, even where they are equally wide.
+        one_space = torch.equal(concepts_CD, teacher_concepts_CD)
+        self.one_clip = one_space and self.teacher.name == self.student.name
         self.text = text.eval()
         self.text.requires_grad_(False)
-        self.rpn = rpn
+        self.proposer = proposer
         self._register_teacher_view()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read MODEL.CLIP, MODEL.DISTILL, MODEL.REGIONCLIP and MODEL.VOCABULARY."""
         keys = cfg.MODEL.REGIONCLIP
-        options = RegionCLIPOptions(
-            teacher_regions=keys.TEACHER_REGIONS,
-            temperature=keys.TEMPERATURE,
-            concept_threshold=keys.CONCEPT_THRESHOLD,
-            distill_weight=keys.DISTILL_WEIGHT,
-            contrastive_weight=keys.CONTRASTIVE_WEIGHT,
-            image_text_weight=keys.IMAGE_TEXT_WEIGHT,
-            max_regions=cfg.INPUT.REGIONS.MAX_BOXES,
-            crop_enlarge=cfg.INPUT.REGIONS.CROP_ENLARGE,
-            seed=max(cfg.SEED, 0),
-        )
-        return {"options": options, **regionclip_parts(cfg)}
-
-    @property
-    def crop_size(self) -> int:
-        """Side to which crops are resized here, px."""
-        return self.options.crop_size or self.teacher.image_size
+        return {
+            **regionclip_parts(cfg),
+            "teacher_regions": keys.TEACHER_REGIONS,
+            "weights": LossWeights(
+                distill=keys.DISTILL_WEIGHT,
+                contrastive=keys.CONTRASTIVE_WEIGHT,
+                image_text=keys.IMAGE_TEXT_WEIGHT,
+            ),
+        }
 
     def _register_teacher_view(self) -> None:
         """Keep what turns the student's normalised pixels into the teacher's."""
@@ -205,59 +175,80 @@ class RegionCLIPPretrainer(RegionDistiller):
         """
         return self._for_teacher(super().preprocess_crops(items, key))
 
-    def loss_weight(self, items: Sequence[Item]) -> float:
-        """Tell how much a part of a batch counts against its other parts.
-
-        Args:
-            items: The part.
-
-        Returns:
-            Its number of pictures, since regions may not be known before the RPN has run.
-        """
-        return float(len(items))
-
-    def train(self, mode: bool = True) -> "RegionCLIPPretrainer":
-        """Switch the student's mode; teacher, text tower and RPN stay in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            Self.
-        """
-        super().train(mode)
-        self.text.eval()
-        return self
-
     def forward(self, batched_inputs: list[Item]) -> Losses | list[dict[str, Tensor]]:
         """Pre-train, or embed regions.
 
         Args:
             batched_inputs: Items of ``CaptionMapper``: ``image`` (3, H, W) uint8 RGB; ``boxes``
-                (Ri, 4) XYXY px of it unless the RPN gives them; ``crops`` of them for a teacher on
-                crops; and ``caption``. Items of ``RegionMapper`` outside training.
+                (Ri, 4) XYXY px of it unless the proposer gives them; ``crops`` of them for a
+                teacher on crops; and ``caption``; or a part of a batch from ``prepare_parts``.
+                Items of ``RegionMapper`` outside training.
 
         Returns:
-            In training the losses, otherwise as ``RegionDistiller``; ``crop`` is left out where
-            the teacher's embeddings are of another width than the student's.
+            In training the losses, otherwise as ``RegionDistiller``.
         """
-        images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
+        items = batched_inputs
+        share: BatchShare | None = items[0].get("share")  # type: ignore[assignment]
+        pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
+        images = self.preprocess_images(pictures, share.size if share else (0, 0))
         features = RegionFeatures.extract(self.student, images)
         if not self.training:
-            boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
+            boxes = [item["boxes"].to(self.device) for item in items]  # type: ignore[attr-defined]
             student_RD = F.normalize(features.pool(boxes), dim=1)
-            return self._split(batched_inputs, features.dense(), student_RD)
+            return self._split(items, features.dense(), student_RD)
         losses: Losses = {}
-        if self.options.uses_regions:
-            items = self._complete(batched_inputs, images)
+        if self.weights.regions:
+            if share is None:
+                items = self._complete(items, images)
             regions = features.pool([item["boxes"] for item in items])  # type: ignore[misc]
             losses |= self.compute_losses(items, regions)
-        if self.options.image_text_weight > 0:
-            losses["loss_image_text"] = self._image_text_loss(batched_inputs, features)
+        if self.weights.image_text > 0:
+            image_ND = self._embed_frames(pictures, features)
+            if share is not None and share.rows is not None:
+                loss = share.rows.loss(image_ND, self.temperature)
+            else:
+                image_ND, text_ND = gather_rows(image_ND), gather_rows(self._embed_captions(items))
+                loss = image_text_contrastive(image_ND, text_ND, self.temperature)
+            losses["loss_image_text"] = self.weights.image_text * loss
         return losses
 
+    @torch.no_grad()
+    def prepare_parts(self, parts: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """Let the parts of a batch know what their losses need of the whole, for accumulation.
+
+        A first pass without gradient, after which the losses of the parts add up to those of the
+        batch. Where the student is random in training (MODEL.CLIP.DROP_PATH), each pass draws anew.
+
+        Args:
+            parts: The batch in parts.
+
+        Returns:
+            The parts, for ``forward``.
+        """
+        shapes = [item["image"].shape for part in parts for item in part]  # type: ignore[attr-defined]
+        size = (max(shape[1] for shape in shapes), max(shape[2] for shape in shapes))
+        generator = None if self.proposer is None else self.proposer.generator()
+        made, rows = [], []
+        for part in parts:
+            items = list(part)
+            pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
+            images = self.preprocess_images(pictures, size)
+            made.append(self._complete(items, images, generator) if self.weights.regions else items)
+            if self.weights.image_text > 0:
+                features = RegionFeatures.extract(self.student, images)
+                rows.append((self._embed_frames(pictures, features), self._embed_captions(items)))
+        # Older torch keeps the weights that autocast has turned to half precision here, and they
+        # would pass no gradient in the second pass.
+        torch.clear_autocast_cache()
+        none = [None] * len(made)
+        targets = self._targets(made) if self.weights.regions else none
+        found = PictureRows.of_parts(*map(list, zip(*rows, strict=True))) if rows else none
+        for items, target, row in zip(made, targets, found, strict=True):
+            items[0] = {**items[0], "share": BatchShare(size, target, row)}
+        return made
+
     def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
-        """Compare the student's regions with the concepts that the teacher sees.
+        """Compare the student's regions with the teacher's, and with the concepts.
 
         Args:
             items: Items with ``teacher_regions`` (Ri, D'), the teacher's features.
@@ -266,107 +257,67 @@ class RegionCLIPPretrainer(RegionDistiller):
         Returns:
             ``loss_region_distill`` and ``loss_concept``, each where it has a weight.
         """
-        options = self.options
-        teacher = torch.cat([item["teacher_regions"] for item in items])  # type: ignore[misc]
+        share: BatchShare | None = items[0].get("share")  # type: ignore[assignment]
+        target = share.targets if share is not None else None
+        if target is None:
+            (target,) = self._targets([items])
+        labels, kept = target.labels, student_RD[target.labels.keep]
+        losses: Losses = {}
+        if self.weights.distill > 0:
+            each = region_distillation(kept, self.concepts_CD, labels.log_probs, self.temperature)
+            losses["loss_region_distill"] = self.weights.distill * each.sum() / target.mean
+        if self.weights.contrastive > 0:
+            each = concept_contrastive(
+                kept, self.concepts_CD, labels.targets, self.temperature, target.concepts_M
+            )
+            losses["loss_concept"] = self.weights.contrastive * each.sum() / target.mean
+        return losses
+
+    def _targets(self, parts: Sequence[Sequence[Item]]) -> list[RegionTargets]:
+        """What the regions of each part learn, named by the teacher over the whole batch."""
+        counts = [sum(len(item["boxes"]) for item in part) for part in parts]  # type: ignore[arg-type, misc]
+        teacher = torch.cat([item["teacher_regions"] for part in parts for item in part])  # type: ignore[misc]
         labels = pseudo_labels(
             teacher,
             self.teacher_concepts_CD,
-            threshold=options.concept_threshold,
-            temperature=options.temperature,
+            threshold=self.concept_threshold,
+            temperature=self.temperature,
         )
-        kept, mean = student_RD[labels.keep], self.mean_count(len(labels.targets))
-        self._log(labels, len(teacher))
-        losses: Losses = {}
-        if options.distill_weight > 0:
-            each = region_distillation(
-                kept, self.concepts_CD, labels.log_probs, options.temperature
-            )
-            losses["loss_region_distill"] = options.distill_weight * each.sum() / mean
-        if options.contrastive_weight > 0:
-            each = concept_contrastive(kept, self.concepts_CD, labels.targets, options.temperature)
-            losses["loss_concept"] = options.contrastive_weight * each.sum() / mean
-        return losses
+        mean = self.mean_count(len(labels.targets))
+        if has_event_storage():
+            storage = get_event_storage()
+            storage.put_scalar("regionclip/num_regions", float(len(teacher)))
+            storage.put_scalar("regionclip/num_kept", float(len(labels.targets)))
+            storage.put_scalar("regionclip/num_concepts", float(len(labels.targets.unique())))
+        return [RegionTargets(own, labels.targets, mean) for own in labels.split(counts)]
 
-    def _image_text_loss(self, items: list[Item], features: RegionFeatures) -> Tensor:
+    def _embed_captions(self, items: Sequence[Item]) -> Tensor:
         missing = [item.get("file_name", "of the batch") for item in items if "caption" not in item]
         if missing:
             raise ValueError(
                 f"image {missing[0]} has no caption; name a data set with captions in "
                 "DATASETS.TRAIN, or set MODEL.REGIONCLIP.IMAGE_TEXT_WEIGHT 0"
             )
-        frames = [self._frame(item["image"]) for item in items]  # type: ignore[arg-type]
-        image_ND = gather_rows(F.normalize(features.pool(frames), dim=1))
-        text_ND = gather_rows(self.text.encode([str(item["caption"]) for item in items]))
-        loss = image_text_contrastive(image_ND, text_ND, self.options.temperature)
-        return self.options.image_text_weight * loss
+        return self.text.encode([str(item["caption"]) for item in items])
 
-    def _frame(self, image: Tensor) -> Tensor:
-        """The box of a picture, without the padding of the batch."""
-        height, width = image.shape[-2:]
-        return torch.tensor([[0.0, 0.0, width, height]], device=self.device)
+    def _embed_frames(self, pictures: Sequence[Tensor], features: RegionFeatures) -> Tensor:
+        """Unit-norm features of whole pictures, without the padding of the batch."""
+        return F.normalize(features.pool([whole_frame(image) for image in pictures]), dim=1)
 
     @torch.no_grad()
-    def _complete(self, items: list[Item], images: Tensor) -> list[Item]:
-        """Add boxes where the RPN is to give them, and the teacher's features of the regions."""
-        items = [dict(item) for item in items]
-        if self.rpn is not None:
-            self._propose(items)
+    def _complete(
+        self, items: list[Item], images: Tensor, generator: torch.Generator | None = None
+    ) -> list[Item]:
+        """Add boxes where the proposer is to give them, and the teacher's features of regions."""
+        if self.proposer is not None:
+            items = self.proposer(items, generator or self.proposer.generator())
         boxes = [item["boxes"].to(self.device) for item in items]  # type: ignore[attr-defined]
-        if self.options.teacher_regions == "crop":
+        if self.teacher_regions == "crop":
             teacher = self.embed_crops(items)
         else:
             teacher = RegionFeatures.extract(self.teacher, self._for_teacher(images)).pool(boxes)
-        counts = [len(found) for found in boxes]
-        for item, found, rows in zip(items, boxes, teacher.split(counts), strict=True):
-            item.update(boxes=found, teacher_regions=rows)
-        return items
-
-    def _propose(self, items: list[Item]) -> None:
-        if self.rpn is None:
-            return
-        generator = iteration_generator(self.options.seed)
-        pictures = [item["image"] for item in items]
-        for item, found in zip(items, self.rpn(pictures), strict=True):
-            boxes = found.proposal_boxes.tensor
-            drawn = torch.randperm(len(boxes), generator=generator)[: self.options.max_regions]
-            item["boxes"] = boxes[drawn.to(boxes.device)]
-            if not len(boxes):
-                # A picture without any proposal is a region itself.
-                item["boxes"] = self._frame(item["image"])  # type: ignore[arg-type]
-            if self.options.teacher_regions == "crop":
-                item["crops"] = _cut(
-                    item["image"],  # type: ignore[arg-type]
-                    item["boxes"],  # type: ignore[arg-type]
-                    self.options.crop_enlarge,
-                )
-
-    @torch.no_grad()
-    def _split(
-        self, items: list[Item], dense: Tensor, student_RD: Tensor
-    ) -> list[dict[str, Tensor]]:
-        rows = super()._split(items, dense, student_RD)
-        if self.teacher.embed_dim != self.student.embed_dim:
-            for row in rows:
-                del row["crop"]
-        return rows
-
-    @staticmethod
-    def _log(labels: PseudoLabels, num_regions: int) -> None:
-        if has_event_storage():
-            storage = get_event_storage()
-            storage.put_scalar("regionclip/num_regions", float(num_regions))
-            storage.put_scalar("regionclip/num_kept", float(len(labels.targets)))
-            storage.put_scalar("regionclip/num_concepts", float(len(labels.targets.unique())))
-
-
-def _cut(image: Tensor, boxes: Tensor, enlarge: float) -> list[Tensor]:
-    """Cut enlarged boxes out of a picture; each piece has at least one pixel."""
-    height, width = image.shape[-2:]
-    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * enlarge / 2
-    pieces = []
-    enlarged = torch.cat([center - half, center + half], dim=1)
-    for left, top, right, bottom in enlarged.round().int().tolist():
-        left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
-        right, bottom = max(right, left + 1), max(bottom, top + 1)
-        pieces.append(image[:, top:bottom, left:right])
-    return pieces
+        rows = teacher.split([len(found) for found in boxes])
+        return [
+            {**item, "boxes": found, "teacher_regions": features}
+            for item, found, features in zip(items, boxes, rows, strict=True)
+        ]

@@ -1,25 +1,24 @@
 """The parts of a RegionCLIP pre-training from a config."""
 
-import copy
-
 from detectron2.config import CfgNode
 from torch import Tensor
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip
-from clipself_d2.distillation.build import student_from_config
+from clipself_d2.distillation.build import towers_from_config
+from clipself_d2.distillation.region_proposer import RegionProposer
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 from clipself_d2.parts.image_tower import load_whole_clip
 from clipself_d2.vocabulary.concepts import load_concept_table
 
 
 def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
-    """Build towers, text tower, concept tables and proposal network.
+    """Build towers, text tower, concept tables and the source of regions.
 
     Args:
         cfg: The whole config.
 
     Returns:
-        Arguments of ``RegionCLIPPretrainer`` but its options. The text tower is that of
+        Arguments of ``RegionCLIPPretrainer`` but its switches. The text tower is that of
         MODEL.CLIP.PRETRAINED, the student that of MODEL.CLIP.WEIGHTS or else of PRETRAINED; the
         teacher is that of MODEL.REGIONCLIP.TEACHER_NAME and TEACHER_PRETRAINED, each of which may
         be left out where it is that of MODEL.CLIP.
@@ -33,13 +32,23 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
     concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
     teacher, teacher_concepts = _teacher(cfg, model, concepts)
     return {
-        **student_from_config(cfg, model.tower),
-        "teacher": teacher,
+        "towers": towers_from_config(cfg, original=model.tower, teacher=teacher),
         "text": model.text,
         "concepts_CD": concepts,
         "teacher_concepts_CD": teacher_concepts,
-        "rpn": _proposal_network(cfg) if cfg.INPUT.REGIONS.SOURCE == "rpn" else None,
+        "proposer": _proposer(cfg) if cfg.INPUT.REGIONS.SOURCE == "rpn" else None,
     }
+
+
+def _proposer(cfg: CfgNode) -> RegionProposer:
+    options = cfg.INPUT.REGIONS
+    on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
+    return RegionProposer(
+        _proposal_network(cfg),
+        max_regions=options.MAX_BOXES,
+        crop_enlarge=options.CROP_ENLARGE if on_crops else None,
+        seed=max(cfg.SEED, 0),
+    )
 
 
 def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTower, Tensor]:
@@ -48,7 +57,7 @@ def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTo
     name = keys.TEACHER_NAME or clip.NAME
     weights = keys.TEACHER_PRETRAINED or (clip.PRETRAINED if name == clip.NAME else "")
     if (name, weights) == (clip.NAME, clip.PRETRAINED):
-        return copy.deepcopy(model.tower), concepts
+        return model.tower, concepts
     if clip.PRETRAINED and not weights:
         raise ValueError(
             f"MODEL.REGIONCLIP.TEACHER_NAME is {name!r} without weights, and a random teacher "

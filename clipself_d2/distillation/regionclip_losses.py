@@ -5,6 +5,7 @@ Legend: R regions, C concepts, N image-text pairs, D joint embedding.
 Reference: Zhong et al., RegionCLIP, arXiv 2112.09106, section 3.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +23,7 @@ def cosine_logits(first_RD: Tensor, second_CD: Tensor, temperature: float) -> Te
 
     Returns:
         (R, C) float32.
-
-    Raises:
-        ValueError: If the widths differ or the temperature is not positive.
     """
-    if first_RD.shape[1] != second_CD.shape[1]:
-        raise ValueError(
-            f"features are {first_RD.shape[1]}-d but the texts {second_CD.shape[1]}-d; they must "
-            "come from one CLIP"
-        )
-    if temperature <= 0:
-        raise ValueError(f"MODEL.REGIONCLIP.TEMPERATURE is {temperature}; it must be above 0")
     first, second = F.normalize(first_RD.float(), dim=1), F.normalize(second_CD.float(), dim=1)
     return first @ second.T / temperature
 
@@ -50,6 +41,20 @@ class PseudoLabels:
     keep: Tensor
     log_probs: Tensor
     targets: Tensor
+
+    def split(self, counts: Sequence[int]) -> "list[PseudoLabels]":
+        """Cut into those of some regions each.
+
+        Args:
+            counts: Numbers of regions; their sum is R.
+
+        Returns:
+            One for each number.
+        """
+        keeps = self.keep.split(list(counts))
+        kept = [int(keep.sum()) for keep in keeps]
+        rows = zip(keeps, self.log_probs.split(kept), self.targets.split(kept), strict=True)
+        return [PseudoLabels(*row) for row in rows]
 
 
 @torch.no_grad()
@@ -89,21 +94,17 @@ def region_distillation(
 
     Returns:
         (K,) float32, KL(teacher || student) of every region.
-
-    Raises:
-        ValueError: If the two pools differ in size.
     """
     student = F.log_softmax(cosine_logits(student_KD, concepts_CD, temperature), dim=1)
-    if student.shape != teacher_log_probs_KC.shape:
-        raise ValueError(
-            f"the student scores {tuple(student.shape)} regions and concepts, the teacher "
-            f"{tuple(teacher_log_probs_KC.shape)}"
-        )
     return F.kl_div(student, teacher_log_probs_KC, reduction="none", log_target=True).sum(1)
 
 
 def concept_contrastive(
-    student_KD: Tensor, concepts_CD: Tensor, targets_K: Tensor, temperature: float = 0.01
+    student_KD: Tensor,
+    concepts_CD: Tensor,
+    targets_K: Tensor,
+    temperature: float = 0.01,
+    batch_targets_M: Tensor | None = None,
 ) -> Tensor:
     """Contrast regions with the concepts of all regions of the batch.
 
@@ -116,13 +117,14 @@ def concept_contrastive(
         concepts_CD: The student's embeddings of the concepts, any norm.
         targets_K: Concept of every region.
         temperature: Divisor of the cosine.
+        batch_targets_M: Concepts of the whole batch's regions; None where the regions are all.
 
     Returns:
         (K,) float32.
     """
-    logits_KK = cosine_logits(student_KD, concepts_CD[targets_K], temperature)
-    same_KK = targets_K[:, None] == targets_K[None]
-    return multi_positive_loss(logits_KK, same_KK)
+    batch_M = targets_K if batch_targets_M is None else batch_targets_M
+    logits_KM = cosine_logits(student_KD, concepts_CD[batch_M], temperature)
+    return multi_positive_loss(logits_KM, targets_K[:, None] == batch_M[None])
 
 
 def multi_positive_loss(logits_KM: Tensor, positive_KM: Tensor) -> Tensor:
@@ -151,13 +153,8 @@ def image_text_contrastive(image_ND: Tensor, text_ND: Tensor, temperature: float
     Returns:
         Scalar, the mean of the cross-entropies of rows and of columns.
 
-    Raises:
-        ValueError: If the numbers differ.
-
     Reference: CLIP, arXiv 2103.00020, section 2.3.
     """
-    if len(image_ND) != len(text_ND):
-        raise ValueError(f"there are {len(image_ND)} pictures but {len(text_ND)} captions")
     logits_NN = cosine_logits(image_ND, text_ND, temperature)
     diagonal = torch.arange(len(logits_NN), device=logits_NN.device)
     rows, columns = F.cross_entropy(logits_NN, diagonal), F.cross_entropy(logits_NN.T, diagonal)

@@ -1,11 +1,17 @@
 """Gradient accumulation behind the interface of a model, for Detectron2's training loops."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+Items = Sequence[Mapping[str, object]]
 
 
 class AccumulatingModel(nn.Module):
@@ -13,7 +19,13 @@ class AccumulatingModel(nn.Module):
 
     The loop that calls it must clear gradients before the forward. Each part's losses are weighted
     by ``loss_weight`` of the model, where it has that, else by the number of items, so that the
-    sum over the parts is the loss of the whole batch.
+    sum over the parts is the loss of the whole batch. A model whose losses compare the items of a
+    batch with one another has ``prepare_parts`` instead: from the parts to parts that know of each
+    other, whose losses add up as they are.
+
+    The gradients are those of the whole batch as far as each item is computed by itself. They are
+    not where batch norms take their statistics of a part, and where smaller pictures of a batch see
+    the padding up to the largest of their part.
 
     Args:
         model: A model, perhaps wrapped in DistributedDataParallel, that returns losses in training.
@@ -31,8 +43,9 @@ class AccumulatingModel(nn.Module):
         self.module = model
         self.steps = steps
         self._backward = backward
+        self._warned = False
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, object]]) -> Any:
+    def forward(self, batched_inputs: Items) -> Any:
         """Run the model, in training part by part.
 
         Args:
@@ -47,8 +60,8 @@ class AccumulatingModel(nn.Module):
         """
         if not self.training or self.steps == 1:
             return self.module(batched_inputs)
-        parts = self._split(batched_inputs)
-        weights = self._weights(parts)
+        self._warn_of_batch_norms()
+        parts, weights = self._weigh(self._split(batched_inputs))
         total: dict[str, Tensor] = {}
         for part, weight in zip(parts[:-1], weights[:-1], strict=True):
             with self._without_sync():
@@ -59,7 +72,7 @@ class AccumulatingModel(nn.Module):
         last = self.module(parts[-1])
         return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
 
-    def _split(self, items: Sequence[Mapping[str, object]]) -> list[Sequence[Mapping[str, object]]]:
+    def _split(self, items: Items) -> list[Items]:
         if len(items) < self.steps:
             raise ValueError(
                 f"a process has {len(items)} images of SOLVER.IMS_PER_BATCH, too few for "
@@ -68,10 +81,24 @@ class AccumulatingModel(nn.Module):
         ends = [len(items) * number // self.steps for number in range(self.steps + 1)]
         return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
-    def _weights(self, parts: Sequence[Sequence[Mapping[str, object]]]) -> list[float]:
-        weigh = getattr(unwrap(self.module), "loss_weight", len)
-        weights = [float(weigh(part)) for part in parts]
-        return [weight / sum(weights) for weight in weights]
+    def _weigh(self, parts: list[Items]) -> tuple[list[Items], list[float]]:
+        inner: Any = unwrap(self.module)
+        if hasattr(inner, "prepare_parts"):
+            return inner.prepare_parts(parts), [1.0] * len(parts)
+        weights = [float(getattr(inner, "loss_weight", len)(part)) for part in parts]
+        return parts, [weight / sum(weights) for weight in weights]
+
+    def _warn_of_batch_norms(self) -> None:
+        if not self._warned and any(
+            isinstance(module, _BatchNorm) and module.training for module in self.modules()
+        ):
+            logger.warning(
+                "batch norms of the model see one part of the batch at a time, so that "
+                "SOLVER.ACCUMULATION_STEPS %d does not give the gradients of the whole batch; GN "
+                "or frozen norms do",
+                self.steps,
+            )
+        self._warned = True
 
     def _without_sync(self) -> Any:
         no_sync = getattr(self.module, "no_sync", None)

@@ -23,6 +23,7 @@ from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.checkpoint import StrictCheckpointer, changed
 from clipself_d2.engine.evaluate import REGION_CLASSIFICATION, test_vocabulary
+from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.solver import build_optimizer
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.evaluation.build import build_evaluator
@@ -37,11 +38,15 @@ class StudentCheckpointer(StrictCheckpointer):
         save_dir: Folder of the checkpoints.
         alpha: Share of the student in the saved weights.
         trainer: The trainer, for its state.
+
+    Raises:
+        ValueError: If the student cannot be mixed with its teacher.
     """
 
     def __init__(
         self, *, distiller: RegionDistiller, save_dir: str, alpha: float, trainer: object
     ) -> None:
+        distiller.check_share(alpha)
         super().__init__(distiller.student, save_dir, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
@@ -205,7 +210,8 @@ class DistillTrainer(Trainer):
             {"params": decayed, "lr": rate, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
             {"params": plain, "lr": rate, "weight_decay": 0.0},
         ]
-        return build_optimizer(cfg, [group for group in groups if group["params"]])
+        optimizer = build_optimizer(cfg, [group for group in groups if group["params"]])
+        return keep_idle_rows(optimizer, model.student)
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:

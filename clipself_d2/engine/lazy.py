@@ -21,6 +21,7 @@ from torch import nn
 from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
+from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
 from clipself_d2.engine.trainer import log_size
 from clipself_d2.parts.text_embeddings import dataset_embeddings
@@ -144,7 +145,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     model = build_lazy_model(cfg).to(cfg.train.device)
     log_size(model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = keep_idle_rows(instantiate(cfg.optimizer), model)
     loader = instantiate(cfg.dataloader.train)
     parallel = parallel_model(model, **cfg.train.ddp)
     has_amp = amp_runs(str(cfg.train.device), cfg.train.amp.enabled)

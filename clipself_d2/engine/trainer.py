@@ -34,6 +34,7 @@ from clipself_d2.engine.evaluate import (
     warn_of_limit,
     write_results,
 )
+from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
@@ -154,7 +155,8 @@ class Trainer(DefaultTrainer):
         Returns:
             The optimiser.
         """
-        return build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
+        optimizer = build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
+        return keep_idle_rows(optimizer, model)
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:

@@ -35,7 +35,7 @@ class CRIS(nn.Module):
 
     Args:
         backbone: ``ResNetLevels`` or ``ViTLevels``.
-        text: CLIP's text tower.
+        text: CLIP's text tower; one that ``reads_end_token``.
         resampling: Brings the backbone's maps to the grids of the neck; an identity for a ResNet.
         neck: Fuses levels and sentence.
         decoder: Lets cells read the words; None leaves it out, the paper's ablation.
@@ -221,8 +221,17 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
 
     Returns:
         The image tower as a source of levels, and the text tower.
+
+    Raises:
+        ValueError: If words and padding of the text tower cannot be told apart by its end token.
     """
     clip = load_whole_clip(cfg)
+    if not clip.text.reads_end_token:
+        raise ValueError(
+            f"the text tower of {clip.name} is not causal or not read at an end token of the "
+            "largest number, so CRIS cannot tell its words from padding; set MODEL.CLIP.NAME to a "
+            "CLIP whose text tower is, such as RN50-quickgelu or ViT-B-16-quickgelu"
+        )
     tower = build_image_tower(
         cfg,
         original=clip.tower,

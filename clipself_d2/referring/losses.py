@@ -18,17 +18,9 @@ def text_to_pixel_contrastive_loss(logits: Tensor, masks: Tensor) -> Tensor:
         Scalar: the mean over all pixels of -log sigma(z_t . z_v) inside the mask and
         -log(1 - sigma(z_t . z_v)) outside; where the mask is a fraction, both in its proportion.
 
-    Raises:
-        ValueError: If the shapes are of different pairs.
-
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.4, Eq. 10 and 11: the mean over the
     set of positive and negative pixels. This is per-pixel binary cross entropy; what makes it
     contrastive is that the logit is the product of pixel and sentence.
     """
-    if logits.dim() != 4 or logits.shape[:2] != masks.shape[:2] or logits.shape[1] != 1:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and masks {tuple(masks.shape)} are not (N, 1, h, w) and "
-            "(N, 1, H, W)"
-        )
     target = F.interpolate(masks.float(), logits.shape[-2:], mode="nearest")
     return F.binary_cross_entropy_with_logits(logits.float(), target)

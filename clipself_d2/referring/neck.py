@@ -65,12 +65,8 @@ class CrisNeck(nn.Module):
 
         Returns:
             (N, C, h, w).
-
-        Raises:
-            ValueError: If the grids are not in the ratio 4 : 2 : 1.
         """
         level3, level4, level5 = levels
-        _check_grids(level3, level4, level5)
         sentence = self.txt_proj(state)[:, :, None, None]
         fused5 = self.norm_layer(self.f1_v_proj(level5) * sentence)
         fused4 = self.f2_cat(torch.cat([self.f2_v_proj(level4), upsample(fused5)], dim=1))
@@ -123,14 +119,3 @@ def add_coordinates(features: Tensor) -> Tensor:
 def upsample(features: Tensor) -> Tensor:
     """Double both sides of a map bilinearly, cells as areas (align_corners False)."""
     return F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _check_grids(level3: Tensor, level4: Tensor, level5: Tensor) -> None:
-    height, width = level5.shape[2:]
-    expected = [(4 * height, 4 * width), (2 * height, 2 * width)]
-    if [tuple(level3.shape[2:]), tuple(level4.shape[2:])] != expected:
-        grids = [tuple(level.shape[2:]) for level in (level3, level4, level5)]
-        raise ValueError(
-            f"the grids {grids} are not in the ratio 4 : 2 : 1; make INPUT.REFER_SIZE a multiple "
-            "of the last stride, 32 px for a ResNet and twice the patch for a ViT"
-        )

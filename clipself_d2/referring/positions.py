@@ -22,13 +22,8 @@ def line_positions(length: int, channels: int, device: torch.device) -> Tensor:
     Returns:
         (T, C) float32.
 
-    Raises:
-        ValueError: If C is odd.
-
     Reference: Vaswani et al., arXiv 1706.03762, section 3.5.
     """
-    if channels % 2:
-        raise ValueError(f"positions need an even number of channels, not {channels}")
     steps = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
     frequencies = torch.exp(steps * (-math.log(_BASE) / channels))
     angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * frequencies
@@ -46,16 +41,8 @@ def map_positions(grid: tuple[int, int], channels: int, device: torch.device) ->
     Returns:
         (h * w, C) float32, row by row.
 
-    Raises:
-        ValueError: If C is no multiple of 4.
-
     Reference: the two-dimensional form of CRIS, arXiv 2111.15174.
     """
-    if channels % 4:
-        raise ValueError(
-            f"positions of a map need a multiple of 4 channels, not {channels}; change "
-            "MODEL.CRIS.FPN_OUT"
-        )
     height, width = grid
     columns = line_positions(width, channels // 2, device)
     rows = line_positions(height, channels // 2, device)

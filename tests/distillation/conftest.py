@@ -11,30 +11,40 @@ from torch import nn
 from clipself_d2.clip import load_tower
 from clipself_d2.clip.model import build_tower
 from clipself_d2.clip.towers.resnet import ResNetTower
-from clipself_d2.distillation import CLIPSelfDistiller, RegionCLIPPretrainer, RegionTextDistiller
-from clipself_d2.distillation.regionclip import RegionCLIPOptions
+from clipself_d2.distillation import (
+    CLIPSelfDistiller,
+    RegionCLIPPretrainer,
+    RegionTextDistiller,
+    Towers,
+)
+from clipself_d2.distillation.region_proposer import RegionProposer
+from clipself_d2.distillation.regionclip import LossWeights
 
 NAME = "ViT-Ti-8-emoji"
 
 
-def parts(**overrides: object) -> dict[str, object]:
+def make_towers(**overrides: object) -> Towers:
     torch.manual_seed(0)
     teacher = load_tower(NAME)
     student = copy.deepcopy(teacher)
     student.freeze(-1)
-    return {
+    made = {
         "student": student,
         "teacher": teacher,
         "pixel_mean": teacher.pixel_mean,
         "pixel_std": teacher.pixel_std,
-        **overrides,
     }
+    return Towers(**{**made, **overrides})
 
 
 @pytest.fixture
 def make_clipself():
-    """Function from constructor arguments to a CLIPSelfDistiller with random weights."""
-    return lambda **overrides: CLIPSelfDistiller(**parts(**overrides))
+    """Function from arguments to a CLIPSelfDistiller with random weights."""
+
+    def make(*, pad_to_square: bool = False, **arguments: object) -> CLIPSelfDistiller:
+        return CLIPSelfDistiller(towers=make_towers(pad_to_square=pad_to_square), **arguments)
+
+    return make
 
 
 @pytest.fixture
@@ -43,7 +53,9 @@ def make_region_text():
 
     def make(**overrides: object) -> RegionTextDistiller:
         text = torch.randn(10, 128, generator=torch.Generator().manual_seed(3))
-        return RegionTextDistiller(**parts(**{"text_KD": text, "scale": 20.0, **overrides}))
+        return RegionTextDistiller(
+            towers=make_towers(), **{"text_KD": text, "scale": 20.0, **overrides}
+        )
 
     return make
 
@@ -104,35 +116,43 @@ def resnet() -> ResNetTower:
 
 @pytest.fixture
 def make_regionclip():
-    """Function from options and arguments to a RegionCLIPPretrainer of 10 concepts.
+    """Function from switches and arguments to a RegionCLIPPretrainer of 10 concepts.
 
     ``resnet=True`` makes the student a ResNet, ``other_teacher=True`` the teacher.
     """
 
     def make(
-        *, resnet: bool = False, other_teacher: bool = False, rpn=None, parts_=None, **options
+        *, resnet=False, other_teacher=False, rpn=None, towers_=None, parts_=None, **options
     ) -> RegionCLIPPretrainer:
-        made = parts()
+        changes = dict(towers_ or {})
         if resnet:
-            made["student"] = make_resnet()
-            made["student"].freeze(3)
-            made["teacher"] = made["teacher"] if other_teacher else make_resnet()
-        elif other_teacher:
-            made["teacher"] = make_resnet()
+            changes["student"] = make_resnet()
+            changes["student"].freeze(3)
+        if resnet != other_teacher:
+            changes["teacher"] = make_resnet()
+        towers = make_towers(**changes)
         generator = torch.Generator().manual_seed(3)
         tables = {
-            key: torch.randn(10, made[tower].embed_dim, generator=generator)
-            for key, tower in (("concepts_CD", "student"), ("teacher_concepts_CD", "teacher"))
+            "concepts_CD": torch.randn(10, towers.student.embed_dim, generator=generator),
+            "teacher_concepts_CD": torch.randn(10, towers.teacher.embed_dim, generator=generator),
         }
         if not other_teacher:
             tables["teacher_concepts_CD"] = tables["concepts_CD"]
+        drawn = {k: options.pop(k) for k in ("max_regions", "crop_enlarge") if k in options}
+        if options.get("teacher_regions") == "crop":
+            drawn.setdefault("crop_enlarge", 1.0)
+        weights = {
+            k: options.pop(k) for k in ("distill", "contrastive", "image_text") if k in options
+        }
         return RegionCLIPPretrainer(
             **{
-                **made,
+                "towers": towers,
                 **tables,
-                "text": WordText(made["student"].embed_dim),
-                "options": RegionCLIPOptions(**{"concept_threshold": 0.0, **options}),
-                "rpn": rpn,
+                "text": WordText(towers.student.embed_dim),
+                "proposer": None if rpn is None else RegionProposer(rpn, **drawn),
+                "concept_threshold": 0.0,
+                "weights": LossWeights(**weights),
+                **options,
                 **(parts_ or {}),
             }
         )

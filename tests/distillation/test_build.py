@@ -7,21 +7,21 @@ from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 
 def test_the_student_starts_as_the_teacher(emoji_cfg) -> None:
-    parts = towers_from_config(emoji_cfg("clipself_patches"))
-    student, teacher = parts["student"].state_dict(), parts["teacher"].state_dict()
+    towers = towers_from_config(emoji_cfg("clipself_patches"))
+    student, teacher = towers.student.state_dict(), towers.teacher.state_dict()
     assert all(torch.equal(student[key], teacher[key]) for key in teacher)
-    assert parts["student"] is not parts["teacher"]
+    assert towers.student is not towers.teacher
 
 
 def test_the_student_has_weights_of_its_own(emoji_cfg, tmp_path) -> None:
     cfg = emoji_cfg("clipself_patches")
-    state = towers_from_config(cfg)["student"].state_dict()
+    state = towers_from_config(cfg).student.state_dict()
     torch.save({"model": {key: value + 1 for key, value in state.items()}}, tmp_path / "s.pth")
     cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "s.pth")
-    parts = towers_from_config(cfg)
+    towers = towers_from_config(cfg)
     key = "visual.class_embedding"
-    torch.testing.assert_close(parts["student"].state_dict()[key], state[key] + 1)
-    assert not torch.equal(parts["teacher"].state_dict()[key], parts["student"].state_dict()[key])
+    torch.testing.assert_close(towers.student.state_dict()[key], state[key] + 1)
+    assert not torch.equal(towers.teacher.state_dict()[key], towers.student.state_dict()[key])
 
 
 def test_texts_are_those_of_the_training_set(emoji_cfg) -> None:
@@ -45,8 +45,8 @@ def test_a_file_of_another_clip_is_refused(emoji_cfg, tmp_path) -> None:
 
 def test_windows_change_the_students_dense_map_and_nothing_else(emoji_cfg) -> None:
     torch.manual_seed(0)
-    parts = towers_from_config(emoji_cfg("clipself_patches", "MODEL.CLIP.WINDOW_SIZE", 4))
-    student, teacher = parts["student"], parts["teacher"]
+    towers = towers_from_config(emoji_cfg("clipself_patches", "MODEL.CLIP.WINDOW_SIZE", 4))
+    student, teacher = towers.student, towers.teacher
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         dense = [tower.forward_dense(images).embedding for tower in (student, teacher)]
@@ -60,7 +60,7 @@ def test_activation_checkpointing_gives_the_same_gradients(emoji_cfg) -> None:
     for flag in (False, True):
         torch.manual_seed(0)
         cfg = emoji_cfg("clipself_patches", "MODEL.CLIP.ACTIVATION_CHECKPOINTING", flag)
-        student = towers_from_config(cfg)["student"].train()
+        student = towers_from_config(cfg).student.train()
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(1, 3, 64, 64, generator=generator)
         target = torch.randn(1, 128, 8, 8, generator=generator)

@@ -1,5 +1,9 @@
 import pytest
 import torch
+from detectron2.config import LazyCall, instantiate
+
+from clipself_d2.clip import load_tower
+from clipself_d2.distillation import CLIPSelfDistiller, Towers
 
 
 def test_the_loss_is_the_mean_over_all_regions_of_the_batch(make_clipself, make_item) -> None:
@@ -54,8 +58,20 @@ def test_items_without_crops_name_the_key_to_change(make_clipself, make_item) ->
         model([item])
 
 
-def test_crops_have_the_size_asked_for(make_clipself) -> None:
+def test_a_lazy_config_builds_one(make_item) -> None:
+    tower = LazyCall(load_tower)(name="ViT-Ti-8-emoji")
+    config = LazyCall(CLIPSelfDistiller)(
+        towers=LazyCall(Towers)(
+            student=tower, teacher=tower, pixel_mean=[0.0] * 3, pixel_std=[255.0] * 3
+        ),
+        image_loss_weight=0.5,
+    )
+    model = instantiate(config).train()
+    assert model.student is not model.teacher
+    assert set(model([make_item(0)])) == {"loss_cosine", "loss_image"}
+
+
+def test_crops_as_they_were_cut_get_the_teachers_native_size(make_clipself) -> None:
     piece = torch.zeros(3, 20, 10, dtype=torch.uint8)
-    for size, expected in ((0, 64), (48, 48)):
-        pixels = make_clipself(crop_size=size).preprocess_crops([{"crops": [piece]}], "crops")
-        assert pixels.shape == (1, 3, expected, expected)
+    pixels = make_clipself().preprocess_crops([{"crops": [piece]}], "crops")
+    assert pixels.shape == (1, 3, 64, 64)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from clipself_d2.clip import load_tower
-from clipself_d2.distillation.region_features import RegionFeatures
+from clipself_d2.distillation.region_features import RegionFeatures, whole_frame
 
 
 @pytest.fixture
@@ -57,3 +57,7 @@ def test_the_dense_map_of_a_resnet_has_unit_cells_of_its_patch_size(resnet, imag
     torch.testing.assert_close(norms, torch.ones_like(norms))
     raw = resnet.pool_dense(resnet.forward_stages(images)["res5"])
     torch.testing.assert_close(dense, F.normalize(raw, dim=1))
+
+
+def test_the_padding_of_the_batch_is_not_in_a_pictures_own_frame() -> None:
+    assert whole_frame(torch.zeros(3, 48, 64)).tolist() == [[0.0, 0.0, 64.0, 48.0]]

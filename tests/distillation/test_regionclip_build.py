@@ -5,7 +5,8 @@ import torch
 from detectron2.modeling import build_model
 
 from clipself_d2.clip import load_tower
-from clipself_d2.distillation import RegionCLIPPretrainer
+from clipself_d2.distillation import RegionCLIPPretrainer, regionclip_build
+from clipself_d2.distillation.regionclip import LossWeights
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_teacher_is_a_frozen_copy_of_the_student(make) -> None:
     assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
     torch.testing.assert_close(model.concepts_CD, model.teacher_concepts_CD)
     assert model.concepts_CD.shape == (2, 128)
-    assert model.rpn is None
+    assert model.proposer is None
 
 
 def test_the_students_own_weights_leave_the_teacher_alone(make, tmp_path) -> None:
@@ -72,20 +73,19 @@ def test_a_teacher_without_weights_is_refused(make) -> None:
     assert same(model.student, model.teacher)
 
 
-def test_keys_reach_the_options(make) -> None:
+def test_keys_reach_the_switches(make, monkeypatch) -> None:
+    monkeypatch.setattr(regionclip_build, "_proposal_network", lambda cfg: torch.nn.Identity())
     keys = "MODEL.REGIONCLIP."
     model = make(
-        *(keys + "TEMPERATURE", 0.5, keys + "CONCEPT_THRESHOLD", 0.25),
         *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
-        *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "roi"),
-        *("INPUT.REGIONS.MAX_BOXES", 9, "INPUT.REGIONS.CROP_ENLARGE", 1.25),
+        *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "crop"),
+        *("INPUT.REGIONS.SOURCE", "rpn", "INPUT.REGIONS.MAX_BOXES", 9),
+        *("INPUT.REGIONS.CROP_ENLARGE", 1.25),
     )
-    found = model.options
-    assert (found.temperature, found.concept_threshold) == (0.5, 0.25)
-    assert (found.distill_weight, found.contrastive_weight) == (2.0, 3.0)
-    assert (found.image_text_weight, found.teacher_regions) == (4.0, "roi")
-    assert (found.max_regions, found.seed) == (9, 7)
-    assert found.crop_enlarge == 1.25
+    assert model.weights == LossWeights(distill=2.0, contrastive=3.0, image_text=4.0)
+    assert model.teacher_regions == "crop"
+    proposer = model.proposer
+    assert (proposer.max_regions, proposer.seed, proposer.crop_enlarge) == (9, 7, 1.25)
 
 
 def test_a_missing_pool_names_the_tool(make) -> None:

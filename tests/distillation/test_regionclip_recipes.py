@@ -71,7 +71,7 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     assert (clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.ENABLED) == ("norm", 5.0, True)
     assert (regions.SOURCE, regions.MAX_BOXES) == ("rpn", 100)
     assert (regions.IMAGE_SIZES, cfg.INPUT.MIN_SIZE_TRAIN) == ((1333,), (800,))
-    assert (keys.TEMPERATURE, keys.CONCEPT_THRESHOLD, keys.TEACHER_REGIONS) == (0.01, 0.1, "roi")
+    assert keys.TEACHER_REGIONS == "roi"
     assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
     assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
     assert cfg.MODEL.VOCABULARY.TEMPLATES == "regionclip81"
@@ -146,7 +146,8 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
         model = make_regionclip(resnet=True)
         return SimpleNamespace(tower=model.student, text=model.text)
 
-    monkeypatch.setattr(regionclip_build, "load_clip", load_tiny)
+    for loader in ("load_clip", "load_whole_clip"):
+        monkeypatch.setattr(regionclip_build, loader, load_tiny)
     table = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(regionclip_build, "load_concept_table", lambda *_, **__: table)
 
@@ -169,21 +170,21 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
 def test_a_recipe_takes_a_step_with_tiny_towers(build_tiny, make_item, recipe: str) -> None:
     model = build_tiny(recipe).train()
     items = [make_item(seed) for seed in (0, 1)]
-    if model.rpn is not None:
+    if model.proposer is not None:
         items = [{k: v for k, v in item.items() if k not in ("boxes", "crops")} for item in items]
     losses = model(items)
-    options = model.options
+    assert (model.temperature, model.concept_threshold) == (0.01, 0.1)
     weights = {
-        "loss_region_distill": options.distill_weight,
-        "loss_concept": options.contrastive_weight,
-        "loss_image_text": options.image_text_weight,
+        "loss_region_distill": model.weights.distill,
+        "loss_concept": model.weights.contrastive,
+        "loss_image_text": model.weights.image_text,
     }
     assert set(losses) == {name for name, weight in weights.items() if weight}
     sum(losses.values()).backward()
     trained = [p for p in model.student.parameters() if p.requires_grad]
     assert trained
     assert all(torch.isfinite(p.grad).all() for p in trained)
-    assert (model.rpn is None) == recipe.endswith("regions_random")
+    assert (model.proposer is None) == recipe.endswith("regions_random")
 
 
 def test_there_is_an_ablation_for_each_of_the_papers_tables() -> None:

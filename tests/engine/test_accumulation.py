@@ -55,6 +55,48 @@ def test_items_count_alike_where_the_model_does_not_weigh_them() -> None:
     assert loss == pytest.approx(2.0 * float(sum(means)) / 2)
 
 
+def test_a_model_that_prepares_the_parts_weighs_them_itself() -> None:
+    class Comparing(Weighted):
+        """Sum of the rows over the rows of the whole batch."""
+
+        def prepare_parts(self, parts):
+            count = sum(len(item["rows"]) for part in parts for item in part)
+            return [[{**item, "count": count} for item in part] for part in parts]
+
+        def forward(self, items):
+            rows = torch.cat([item["rows"] for item in items])
+            return {"loss": self.weight * rows.sum() / items[0].get("count", len(rows))}
+
+    found = []
+    for steps in (1, 3):
+        model = Comparing()
+        wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
+        loss = wrapped(ITEMS)["loss"]
+        loss.backward()
+        found.append((float(loss.detach()), float(model.weight.grad)))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batch_norms_in_training_are_warned_of_once(frozen, caplog) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, items):
+            rows = torch.cat([item["rows"] for item in items])[:, None]
+            return {"loss": self.norm(rows).square().mean()}
+
+    model = Normed()
+    wrapped = AccumulatingModel(model, steps=2, backward=torch.Tensor.backward).train()
+    model.norm.train(not frozen)
+    for _ in range(2):
+        wrapped(ITEMS)
+    warnings = [r for r in caplog.records if "batch norms" in r.getMessage()]
+    assert len(warnings) == (0 if frozen else 1)
+
+
 def test_evaluation_passes_through_in_one_call() -> None:
     model = Weighted()
     wrapped = AccumulatingModel(model, steps=4, backward=torch.Tensor.backward).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipself_d2.clip import load_tower
-from clipself_d2.engine.distill_trainer import DistillTrainer
+from clipself_d2.engine.distill_trainer import DistillTrainer, StudentCheckpointer
 
 
 def run(cfg, resume: bool = False) -> DistillTrainer:
@@ -100,6 +100,19 @@ def test_a_users_loader_and_evaluator_score_the_distiller(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_panoptic_val",))
     assert "region" in Own.evaluate_weights(cfg)
     assert seen == ["emoji_panoptic_val"]
+
+
+def test_a_mixture_with_a_teacher_of_another_clip_is_refused_before_training(
+    emoji_cfg, tmp_path
+) -> None:
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("dog,3\ncat,2\n")
+    keys = ("MODEL.REGIONCLIP.CONCEPTS", str(concepts), "MODEL.VOCABULARY.TEMPLATES", "single")
+    keys += ("MODEL.REGIONCLIP.TEACHER_PRETRAINED", "emoji", "INPUT.REGIONS.SOURCE", "grid")
+    cfg = emoji_cfg("regionclip", *keys, "MODEL.DISTILL.STUDENT_SHARE", 0.5)
+    model = DistillTrainer.build_model(cfg)
+    with pytest.raises(ValueError, match=r"STUDENT_SHARE is 0\.5.* another CLIP"):
+        StudentCheckpointer(distiller=model, save_dir=cfg.OUTPUT_DIR, alpha=0.5, trainer=None)
 
 
 def test_the_loss_falls(emoji_cfg) -> None:

@@ -30,9 +30,10 @@ def make(emoji_cfg):
 
 @pytest.fixture
 def make_resnet(emoji_cfg, monkeypatch):
-    def build(*overrides):
+    def build(*overrides, **text):
         torch.manual_seed(0)
-        monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(RESNET))
+        config = {**RESNET, "text_cfg": {**RESNET["text_cfg"], **text}}
+        monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
         monkeypatch.setattr("clipself_d2.clip.model.project_models", lambda: ())
         return build_model(emoji_cfg("cris", *SMALL, "MODEL.CLIP.NAME", "tiny", *overrides))
 
@@ -180,3 +181,31 @@ def test_unfit_image_sizes_name_the_key(sizes, make):
 def test_too_long_a_context_names_the_key(make):
     with pytest.raises(ValueError, match=r"MODEL\.CRIS\.WORD_LEN is 77.*3 to 24 tokens"):
         make("MODEL.CRIS.WORD_LEN", 77)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"pool_type": "last", "no_causal_mask": True},
+        {"pool_type": "last", "no_causal_mask": True, "proj_bias": True},
+        {"no_causal_mask": True},
+        {"pool_type": "eos", "eos_id": 49407},
+    ],
+    ids=["clipa", "siglip", "mobileclip", "worldwide"],
+)
+def test_a_text_tower_without_an_end_token_of_the_largest_number_is_refused(text, make_resnet):
+    """Word features and padding masks would be those of wrong tokens, without a word."""
+    with pytest.raises(ValueError, match=r"tiny .*end token.*MODEL\.CLIP\.NAME"):
+        make_resnet(**text)
+
+
+def test_checkpointing_changes_no_gradient(make):
+    gradients = []
+    for flag in (False, True):
+        model = make("MODEL.CLIP.ACTIVATION_CHECKPOINTING", flag, "MODEL.CRIS.DROPOUT", 0.0)
+        assert model.backbone.tower.checkpointing is flag
+        model.train()(PAIRS)["loss_ref"].backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)

@@ -84,9 +84,3 @@ def test_group_norm_takes_a_single_pair(golden):
     single = module([level[:1] for level in levels], state[:1])
     both = module(levels, state)
     torch.testing.assert_close(single, both[:1], **TOLERANCE)
-
-
-def test_grids_out_of_ratio_name_the_remedy(neck, golden):
-    levels, state = inputs(golden("neck"))
-    with pytest.raises(ValueError, match=r"\(11, 16\).*4 : 2 : 1.*INPUT\.REFER_SIZE"):
-        neck([levels[0][:, :, :-1], *levels[1:]], state)

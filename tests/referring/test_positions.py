@@ -25,10 +25,3 @@ def test_first_half_of_a_map_tells_columns_and_the_second_rows():
     assert torch.equal(table[:, 0, 4:], table[:, 2, 4:])
     assert table[0, 1, 0] == pytest.approx(math.sin(1))
     assert table[1, 0, 5] == pytest.approx(math.cos(1))
-
-
-def test_channels_that_do_not_split_are_refused():
-    with pytest.raises(ValueError, match=r"multiple of 4 channels, not 6.*FPN_OUT"):
-        map_positions((2, 2), 6, CPU)
-    with pytest.raises(ValueError, match="even number of channels, not 3"):
-        line_positions(2, 3, CPU)

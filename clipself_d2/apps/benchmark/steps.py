@@ -24,6 +24,7 @@ from clipself_d2.apps.benchmark.measure import BenchmarkOptions, Step
 from clipself_d2.backbones.clip_vit import ClipViT
 from clipself_d2.clip import VisionTower, load_tower
 from clipself_d2.distillation import CLIPSelfDistiller
+from clipself_d2.distillation.base import Towers
 from clipself_d2.engine.cli import load_config
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
@@ -176,12 +177,13 @@ def build_ours(options: BenchmarkOptions, size: int, cut_as_found: bool = False)
     teacher = load_tower(options.model, precision=options.precision)
     student = copy.deepcopy(teacher)
     student.freeze(student.num_blocks)
-    model = CLIPSelfDistiller(
+    towers = Towers(
         student=student,
         teacher=teacher,
         pixel_mean=teacher.pixel_mean,
         pixel_std=teacher.pixel_std,
     )
+    model = CLIPSelfDistiller(towers=towers)
     model.to(options.device).train()
     item = _make_item(size, teacher.image_size, options.num_crops)
     if cut_as_found:

@@ -143,9 +143,7 @@ def test_crops_have_the_native_size_of_regionclips_teacher(captioned_cfg) -> Non
 
 def test_regions_are_scored_at_the_largest_size(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "INPUT.REGIONS.IMAGE_SIZES", (64, 96, 80))
-    loader = build_region_test_loader_from_cfg(
-        cfg, "emoji_panoptic_val", crop_size=64, patch_size=8
-    )
+    loader = build_region_test_loader_from_cfg(cfg, "emoji_panoptic_val")
     assert max(next(iter(loader))[0]["image"].shape) == 96
 
 

@@ -99,7 +99,7 @@ def words_cfg(emoji_data, tmp_path):
         [f"train.output_dir={tmp_path}", "train.max_iter=1", "dataloader.train.num_workers=0"]
         + ["dataloader.test.num_workers=0", "model.head.conv_dims=[32]"],
     )
-    cfg.model.test_score_thresh = 0.0
+    cfg.model.test_score_thresh, cfg.model.test_topk_candidates = 0.0, 50
     return cfg
 
 

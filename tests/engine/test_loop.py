@@ -115,8 +115,11 @@ def test_a_trainer_on_a_cpu_leaves_mixed_precision_out(emoji_cfg):
     assert type(trainer._trainer) is SimpleTrainer
 
 
-def test_detectron2_is_as_it_was_afterwards():
+def test_detectron2_is_as_it_was_afterwards(monkeypatch):
     before = defaults.create_ddp_model
+    with cpu_processes():
+        assert defaults.create_ddp_model is before
+    monkeypatch.setattr(loop_module.comm, "get_world_size", lambda: 2)
     with cpu_processes():
         assert defaults.create_ddp_model is parallel_model
     assert defaults.create_ddp_model is before

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -128,10 +129,7 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
     Raises:
         ValueError: If the name or the tag is unknown, or the file does not fit.
     """
-    check_name(name)
-    tag, path = (None, None) if weights is None else find_weights(name, weights)
-    clip, settings = _create(name, tag)
-    tower = _take_tower(clip, name, precision, settings)
+    clip, tower, path = _build(name, weights, precision)
     model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
     if path is not None:
         report = load_clip_weights(model, path)
@@ -154,14 +152,21 @@ def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32"
     Raises:
         ValueError: If the name or the tag is unknown, or the file does not fit.
     """
-    check_name(name)
-    tag, path = (None, None) if weights is None else find_weights(name, weights)
-    clip, settings = _create(name, tag)
-    tower = _take_tower(clip, name, precision, settings)
+    _, tower, path = _build(name, weights, precision)
     if path is not None:
         report = load_tower_weights(tower, path)
         logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
     return tower.eval()
+
+
+def _build(
+    name: str, weights: str | None, precision: str
+) -> tuple[CLIP | CustomTextCLIP, VisionTower, Path | None]:
+    """Build the two towers, and tell the file that is yet to be read."""
+    check_name(name)
+    tag, path = (None, None) if weights is None else find_weights(name, weights)
+    clip, settings = _create(name, tag)
+    return clip, _take_tower(clip, name, precision, settings), path
 
 
 def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str, Any]]:

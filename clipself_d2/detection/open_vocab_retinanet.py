@@ -14,12 +14,7 @@ from clipself_d2.detection.dense_text import (
 class OpenVocabRetinaNetHead(TextHeadMixin, RetinaNetHead):
     """Detectron2's head with an embedding and a text classifier for its convolution of classes.
 
-    Args:
-        input_shape: Shapes of the levels.
-        classifier: Text classifier; gives the number of classes.
-        num_anchors: Anchors of a cell.
-        conv_dims: Channels of the convolutions of both branches.
-        norm: Norm of these, as MODEL.RETINANET.NORM.
+    Arguments are those of ``TextHeadMixin``.
     """
 
     @classmethod

@@ -18,7 +18,21 @@ from clipself_d2.referring.norms import norm_maker
 _TAP_SHARES = (1 / 3, 2 / 3)
 
 
-class ResNetLevels(nn.Module):
+class _Levels(nn.Module):
+    """A tower that stays in eval mode while it is frozen."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+        self.trainable = tower.trained_blocks != 0
+
+    def train(self, mode: bool = True) -> "_Levels":
+        super().train(mode)
+        self.tower.train(mode and self.trainable)
+        return self
+
+
+class ResNetLevels(_Levels):
     """Stages 3 and 4 of a CLIP ResNet, and its densely pooled last stage.
 
     Args:
@@ -34,30 +48,13 @@ class ResNetLevels(nn.Module):
     """
 
     def __init__(self, *, tower: ResNetTower, norm: str = "SyncBN") -> None:
-        super().__init__()
+        super().__init__(tower)
         width = tower.channels["res5"]
         self.pool = DenseAttentionPool(width, tower.embed_dim, norm_maker(norm))
         tower.set_norm("FrozenBN" if norm == "GN" else norm)
-        self.tower = tower
-        self.trainable = tower.trained_blocks != 0
-        if not self.trainable:
-            tower.requires_grad_(False)
         self.channels = (tower.channels["res3"], tower.channels["res4"], tower.embed_dim)
         self.divisor = 32
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> "ResNetLevels":
-        """Set the mode; a frozen tower stays in eval mode.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
-        super().train(mode)
-        self.tower.train(mode and self.trainable)
-        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the levels.
@@ -74,7 +71,7 @@ class ResNetLevels(nn.Module):
         return stages["res3"], stages["res4"], self.pool(stages["res5"], attended)
 
 
-class ViTLevels(nn.Module):
+class ViTLevels(_Levels):
     """Two blocks and the dense embedding of a CLIP ViT, all on its patch grid.
 
     ``ViTResampling`` brings them to the grids of the neck.
@@ -101,32 +98,17 @@ class ViTLevels(nn.Module):
         tower: VisionTower,
         tap_blocks: Sequence[int] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(tower)
         if len(tap_blocks) not in (0, 2):
             raise ValueError(
                 f"MODEL.CLIP.TAP_BLOCKS is {list(tap_blocks)}; CRIS reads two blocks, an early "
                 "and a middle one, or [] for one and two thirds of the tower"
             )
-        self.tower = tower
-        self.trainable = tower.trained_blocks != 0
         thirds = [max(0, round(share * tower.num_blocks) - 1) for share in _TAP_SHARES]
         self.tap_blocks = tuple(tap_blocks) or tuple(thirds)
         self.channels = (tower.width, tower.width, tower.embed_dim)
         self.divisor = 2 * tower.patch_size
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> "ViTLevels":
-        """Set the mode; a frozen tower stays in eval mode.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
-        super().train(mode)
-        self.tower.train(mode and self.trainable)
-        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps.

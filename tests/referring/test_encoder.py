@@ -91,6 +91,16 @@ def test_a_frozen_tower_stays_as_it_is(kind):
     assert all(torch.equal(value, before[k]) for k, value in levels.tower.state_dict().items())
 
 
+@pytest.mark.parametrize(("norm", "expected"), [("BN", True), ("SyncBN", True), ("GN", False)])
+def test_norms_of_a_trained_resnet_learn_unless_their_statistics_stay(norm, expected):
+    levels = ResNetLevels(tower=unfrozen(resnet_tower()), norm=norm)
+    norms = [p for n, p in levels.tower.named_parameters() if ".bn" in n]
+    assert norms
+    assert {parameter.requires_grad for parameter in norms} == {expected}
+    still = ResNetLevels(tower=frozen(resnet_tower()), norm=norm)
+    assert not any(p.requires_grad for p in still.tower.parameters())
+
+
 def test_group_norm_leaves_the_statistics_of_a_resnet_alone():
     levels = ResNetLevels(tower=resnet_tower(), norm="GN").train()
     assert levels.tower.norm == "FrozenBN"

@@ -170,7 +170,6 @@ class VisionTower(nn.Module, ABC):
             ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
         """
 
-    @abstractmethod
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
 
@@ -180,8 +179,13 @@ class VisionTower(nn.Module, ABC):
                 every quarter.
 
         Raises:
-            ValueError: If a number is out of range or the tower has no attention.
+            ValueError: If a number is out of range or the tower's blocks have no attention.
         """
+        if window_size or global_blocks:
+            raise ValueError(
+                f"the blocks of {self.name} have no attention; leave window_size at 0 and "
+                "global_blocks empty"
+            )
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """Embed regions by copies of the class token; only towers that have one do.

@@ -55,22 +55,6 @@ class ConvNeXtTower(VisionTower):
         """Blocks of the last stage, in order."""
         return list(self.visual.trunk.stages[-1].blocks)
 
-    def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
-        """Refuse windows: there is no attention.
-
-        Args:
-            window_size: 0.
-            global_blocks: ().
-
-        Raises:
-            ValueError: If there is anything else.
-        """
-        if window_size or global_blocks:
-            raise ValueError(
-                f"{self.name} is a ConvNeXt without attention; leave window_size at 0 and "
-                "global_blocks empty"
-            )
-
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures.
 

@@ -47,6 +47,7 @@ class ResNetTower(VisionTower):
     num_blocks: int = len(STAGES)
     path: str = "ResNet: attention pool with each cell of the last stage as a query"
     norm: str = "FrozenBN"
+    _reads_pool: bool = True
 
     def read_visual(self) -> None:
         """Read the channels of the stages and the pool's grid."""
@@ -98,6 +99,7 @@ class ResNetTower(VisionTower):
         Raises:
             ValueError: If there are fewer stages.
         """
+        self._reads_pool = behind
         super().freeze(trained_blocks, last_block=last_block, behind=behind)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
         self._freeze_norms()
@@ -134,22 +136,6 @@ class ResNetTower(VisionTower):
         stages = self.forward_stages(self.pad(images))
         embedding = F.normalize(self.pool_dense(stages["res5"]), dim=1)
         return DenseFeatures(embedding, tuple(stages[STAGES[number]] for number in blocks))
-
-    def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
-        """Refuse windows: there is no attention before the pool.
-
-        Args:
-            window_size: 0.
-            global_blocks: ().
-
-        Raises:
-            ValueError: If there is anything else.
-        """
-        if window_size or global_blocks:
-            raise ValueError(
-                f"{self.name} is a ResNet without windows; leave window_size at 0 and "
-                "global_blocks empty"
-            )
 
     def region_map(self, images: Tensor) -> Tensor:
         """Run the stages up to ``res4``, which regions are cut from.
@@ -269,7 +255,8 @@ class ResNetTower(VisionTower):
         self.norm = norm
         if norm == "SyncBN":
             self.visual = nn.SyncBatchNorm.convert_sync_batchnorm(self.visual)  # type: ignore[no-untyped-call]
-        self._freeze_norms()
+        # Norms are trained, or not, with the stages that they stand in.
+        self.freeze(self.trained_blocks, behind=self._reads_pool)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ResNetTower":

@@ -160,7 +160,7 @@ def test_checkpointing_gives_the_same_gradients(picture):
 def test_windows_are_refused(tower):
     tower.set_attention()
     for setting in ({"window_size": 4}, {"global_blocks": [0]}):
-        with pytest.raises(ValueError, match="window_size at 0"):
+        with pytest.raises(ValueError, match="leave window_size at 0"):
             tower.set_attention(**setting)
 
 

@@ -47,6 +47,8 @@ class ResNetLevels(_Levels):
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.1.
     """
 
+    tower: ResNetTower
+
     def __init__(self, *, tower: ResNetTower, norm: str = "SyncBN") -> None:
         super().__init__(tower)
         width = tower.channels["res5"]

@@ -9,7 +9,6 @@ from open_clip.model import _build_vision_tower
 
 from clipself_d2.clip.model import build_tower
 from clipself_d2.clip.registry import project_models
-from clipself_d2.clip.towers.resnet import ResNetTower
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,6 @@ def describe(name: str) -> TowerEntry:
         tower = build_tower(visual, name=name, pixel_mean=blank, pixel_std=blank)
     except ValueError as error:
         return TowerEntry(name, False, _reason(name, error), 0, embed_dim, size)
-    if isinstance(tower, ResNetTower):
-        return TowerEntry(name, False, "ResNet, for RegionCLIP and CRIS", 0, embed_dim, size)
     return TowerEntry(name, True, tower.path, tower.patch_size, tower.embed_dim, tower.image_size)
 
 

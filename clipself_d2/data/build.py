@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clipself_d2.clip.catalog import describe
 from clipself_d2.clip.registry import native_image_size
-from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
@@ -253,8 +252,7 @@ def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLo
     mapper = RegionMapper(
         image_size=max(_image_sizes(cfg)),
         crop_size=_teacher_size(cfg),
-        # The page of towers knows no patch of ResNets, which all have the same.
-        patch_size=describe(cfg.MODEL.CLIP.NAME).patch_size or ResNetTower.patch_size,
+        patch_size=describe(cfg.MODEL.CLIP.NAME).patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = read_records([dataset_name], "DATASETS.TEST")

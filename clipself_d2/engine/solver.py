@@ -16,11 +16,11 @@ from torch import nn
 
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.towers.contract import VisionTower
-from clipself_d2.clip.towers.resnet import DenseAttentionPool, ResNetTower
+from clipself_d2.clip.towers.resnet import DenseAttentionPool
 
 # What comes with weights of CLIP; the pool has a branch beside it that starts at zero, and learns
 # at the pool's rate in the released code of CRIS.
-_PRETRAINED = (VisionTower, ResNetTower, DenseAttentionPool, TextEncoder)
+_PRETRAINED = (VisionTower, DenseAttentionPool, TextEncoder)
 # Position tables learn at the full rate, as in that code.
 _FULL_RATE = "positional_embedding"
 

@@ -29,11 +29,12 @@ FAMILIES = [
     ("MobileCLIP-B", "class-token", 16, 512, 224),
     ("convnext_tiny", "ConvNeXt", 32, 1024, 224),
     ("convnext_large_d_320", "ConvNeXt", 32, 768, 320),
+    ("RN50-quickgelu", "ResNet", 32, 1024, 224),
+    ("RN50x4-quickgelu", "ResNet", 32, 640, 288),
 ]
 REFUSED = [
     ("coca_ViT-B-32", "CoCa"),
     ("coca_base", "CoCa"),
-    ("RN50-quickgelu", "ResNet"),
     ("swin_base_patch4_window7_224", "SwinTransformer"),
     ("vit_relpos_medium_patch16_cls_224", "VisionTransformerRelPos"),
     ("MobileCLIP2-S0", "FastVit"),

@@ -13,7 +13,7 @@ Made by `python tools/list_towers.py --output docs/towers.md` with open_clip {ve
 
 Every supported tower has `forward_image`, which is open_clip's embedding of the picture, and
 `forward_dense`, a map of unit-norm embeddings with one cell for each patch (ViT) or each square of
-32 px (ConvNeXt). Pictures may have any size: positions are resized, sides that are no multiple of
+32 px (ConvNeXt, ResNet). Pictures may have any size: positions are resized, sides that are no multiple of
 the patch are padded at the right and the bottom, and the map has the cells that the picture
 touches.
 
@@ -25,19 +25,22 @@ touches.
 token: what the pool gives for a sequence of that token alone | the pool over all tokens, then the \
 head |
 | ConvNeXt | norm and head of its column of the last map | the same of the map's average |
+| ResNet | the attention pool with its column of the last stage as the query | the same with the \
+columns' average as the query |
 
 `MODEL.CLIP.LAST_BLOCK value` replaces the attention of the last transformer block by identity
 attention, as CLIPSelf does. Only class-token towers leave the patch tokens of their last block
 untrained; averaging and attention-pooled towers were trained with that block's attention on every
-token, so `attention` is the other natural choice for them. A ConvNeXt has no such block.
+token, so `attention` is the other natural choice for them. ConvNeXts and ResNets have no such
+block.
 
 Windows (`MODEL.CLIP.WINDOW_SIZE`, cells, and `MODEL.CLIP.GLOBAL_BLOCKS`) exist for every ViT. Each
 window sees its own patches and the class token; the class token sees all tokens; rotary positions
 are those of the whole grid. `GLOBAL_BLOCKS []` leaves the last block of every quarter global.
 
-`forward_regions` (extra class tokens that see one region each) needs a class-token ViT. ResNets
-load for RegionCLIP and CRIS, stage by stage, and have no `forward_dense`. Whether weights can be
-downloaded is open_clip's business: `open_clip.list_pretrained_tags_by_model(NAME)`.
+`forward_regions` (extra class tokens that see one region each) needs a class-token ViT. RegionCLIP
+and CRIS read the stages of a ResNet, which are its blocks. Whether weights can be downloaded is
+open_clip's business: `open_clip.list_pretrained_tags_by_model(NAME)`.
 
 | model | dense | how, or why not | patch, px | embedding | native size, px |
 |---|---|---|---|---|---|

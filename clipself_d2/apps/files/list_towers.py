@@ -13,9 +13,9 @@ Made by `python tools/list_towers.py --output docs/towers.md` with open_clip {ve
 
 Every supported tower has `forward_image`, which is open_clip's embedding of the picture, and
 `forward_dense`, a map of unit-norm embeddings with one cell for each patch (ViT) or each square of
-32 px (ConvNeXt, ResNet). Pictures may have any size: positions are resized, sides that are no multiple of
-the patch are padded at the right and the bottom, and the map has the cells that the picture
-touches.
+32 px (ConvNeXt, ResNet). Pictures may have any size: positions are resized, sides that are no
+multiple of the patch are padded at the right and the bottom, and the map has the cells that the
+picture touches.
 
 | path | a cell is | the picture is |
 |---|---|---|

@@ -6,7 +6,7 @@ from clipself_d2.apps.files.list_towers import render, write_towers
 from clipself_d2.clip.catalog import known_models
 
 PAGE = Path(__file__).parents[3] / "docs" / "towers.md"
-NAMES = ["ViT-B-32", "RN50"]
+NAMES = ["ViT-B-32", "coca_ViT-B-32"]
 # One of each family that is described in a moment.
 SOME = [
     *("ViT-S-32-alt", "ViT-L-14-CLIPA", "EVA02-B-16", "PE-Core-T-16-384", "ViT-B-16-SigLIP"),

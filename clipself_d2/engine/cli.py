@@ -53,7 +53,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         cfg.merge_from_list(overrides)
     except (KeyError, AssertionError) as error:
         raise ValueError(
-            f"{error.args[0] if error.args else error} in {source}; see clipself_d2/config.py and "
+            f"{error.args[0] if error.args else error} in {source}; see docs/config.md and "
             "Detectron2's config reference for the keys, and give overrides as KEY VALUE pairs"
         ) from error
     return cfg

@@ -73,19 +73,12 @@ class ConvNeXtTower(VisionTower):
     def forward_dense(
         self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
-        """Embed every cell of the last map.
+        """Embed every cell of the last map; blocks are those of the last stage.
 
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of 32 are
-                padded with zeros at the right and the bottom.
-            blocks: 0-based numbers of the last stage's blocks whose outputs are wanted.
-            last_block: "value", "attention" or None; the same map.
+        Arguments and errors are as in ``VisionTower``; both forms of the last block are one.
 
         Returns:
             A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
-
-        Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
         """
         self.check_dense(blocks, last_block)
         trunk = self.visual.trunk

@@ -118,19 +118,12 @@ class ResNetTower(VisionTower):
     def forward_dense(
         self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
-        """Embed every cell of the last stage.
+        """Embed every cell of the last stage; block 0 is res2.
 
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of 32 are
-                padded with zeros at the right and the bottom.
-            blocks: 0-based numbers of the stages whose outputs are wanted, 0 for res2.
-            last_block: "value", "attention" or None; the same map.
+        Arguments and errors are as in ``VisionTower``; both forms of the last block are one.
 
         Returns:
-            A map of ceil(H / 32) x ceil(W / 32) cells, and the stages.
-
-        Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
+            A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
         """
         self.check_dense(blocks, last_block)
         stages = self.forward_stages(self.pad(images))

@@ -156,20 +156,10 @@ class TokenTower(VisionTower):
     def forward_dense(
         self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
     ) -> DenseFeatures:
-        """Embed every patch.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of the
-                patch are padded with zeros at the right and the bottom.
-            blocks: 0-based numbers of the blocks whose outputs are wanted.
-            last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "attention": the block as it was trained; None: the tower's ``last_block``.
+        """Embed every patch; arguments and errors are those of ``VisionTower``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
-
-        Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
 
         Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv 2112.01071, the
         residual and the MLP of the last block are kept. Attention pools pass each cell's value, as

@@ -6,6 +6,9 @@ Legend: R regions, K classes.
 import torch
 from torch import Tensor
 
+# Added before the logarithm, as published.
+_LEAST_PROBABILITY = 1e-8
+
 
 def fuse_scores(
     detector_RK: Tensor, clip_RK: Tensor, base_mask: Tensor, alpha: float, beta: float
@@ -39,3 +42,40 @@ def fuse_scores(
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
     exponent = torch.where(is_base, alpha, beta).to(detector_RK)
     return detector_RK ** (1 - exponent) * clip_RK**exponent
+
+
+def ensemble_log_probs(
+    detector_QK1: Tensor,
+    clip_QK: Tensor,
+    base_mask: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    seen_Q: Tensor | None = None,
+) -> Tensor:
+    """Geometric mean of two class distributions of masks, other weights for novel classes.
+
+    Args:
+        detector_QK1: (..., K + 1) logits of the detector, void last.
+        clip_QK: (..., K) logits of the vision-language model.
+        base_mask: (K,) True for classes that have a word in common with the training.
+        alpha: Exponent of CLIP's probability for base classes, in [0, 1].
+        beta: The same for novel classes.
+        seen_Q: (...,) False for masks that CLIP saw nothing of, which keep the detector's scores;
+            None: it saw all.
+
+    Returns:
+        (..., K + 1) log of probabilities that sum to 1, void's as the detector has it; at least
+        log(1e-8).
+
+    Reference: ODISE, arXiv 2303.04803, Eq. 6, with the normalisation of FC-CLIP, arXiv 2308.02487.
+    Differs: sums of log-softmax, so that a probability that underflows is no NaN.
+    """
+    void_Q1 = detector_QK1.float().softmax(-1)[..., -1:]
+    exponent = torch.where(base_mask.bool(), alpha, beta).to(detector_QK1.device, torch.float32)
+    if seen_Q is not None:
+        exponent = exponent * seen_Q[..., None]
+    inside = detector_QK1[..., :-1].float().log_softmax(-1)
+    outside = clip_QK.float().log_softmax(-1)
+    classes = ((1 - exponent) * inside + exponent * outside).softmax(-1)
+    return (torch.cat([classes * (1 - void_Q1), void_Q1], dim=-1) + _LEAST_PROBABILITY).log()

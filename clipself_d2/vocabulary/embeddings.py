@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.registry import find_weights
+from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.templates import fill_templates, get_templates, template_name
 from clipself_d2.vocabulary.vocabulary import Vocabulary
@@ -61,6 +62,8 @@ class TextEmbeddings:
         clip: Name of the CLIP they come from.
         templates: Name of the prompt set.
         weights: Pretrained tag or file of that CLIP; empty where not known.
+        words_WD: (W, D) float32, unit norm: every name and synonym by itself, in the order of
+            ``vocabulary.words``; None where only the classes' means are known.
 
     Raises:
         ValueError: If shapes disagree or rows have not unit norm.
@@ -72,6 +75,7 @@ class TextEmbeddings:
     clip: str
     templates: str
     weights: str = ""
+    words_WD: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the tensors against the vocabulary."""
@@ -88,6 +92,14 @@ class TextEmbeddings:
                     f"classes' are {shape[1]}-d"
                 )
             rows = torch.cat([rows, self.background_D[None]])
+        if self.words_WD is not None:
+            count = sum(map(len, self.vocabulary.words))
+            if tuple(self.words_WD.shape) != (count, shape[1]):
+                raise ValueError(
+                    f"the words' embeddings have shape {tuple(self.words_WD.shape)} for {count} "
+                    f"words and {shape[1]}-d classes"
+                )
+            rows = torch.cat([rows, self.words_WD])
         # Written so that NaN fails.
         if not ((rows.norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE).all():
             raise ValueError("text embeddings have rows whose norm is not 1")
@@ -96,6 +108,18 @@ class TextEmbeddings:
     def embed_dim(self) -> int:
         """Width D."""
         return int(self.embeddings_KD.shape[1])
+
+    def by_word(self) -> tuple[Tensor, Tensor]:
+        """Return the words by themselves, for scores that are the best word's.
+
+        Returns:
+            (W, D) embeddings and (W,) int64 numbers of their classes; without ``words_WD`` those of
+            the classes, a word each.
+        """
+        if self.words_WD is None:
+            return self.embeddings_KD, torch.arange(self.vocabulary.num_classes)
+        sizes = torch.tensor([len(group) for group in self.vocabulary.words])
+        return self.words_WD, torch.arange(self.vocabulary.num_classes).repeat_interleave(sizes)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> "TextEmbeddings":
         """Keep the embeddings but take another split into base and novel classes.
@@ -155,8 +179,7 @@ class TextEmbeddings:
         Reference: prompt ensembling of CLIP, arXiv 2103.00020, section 3.1.4.
         """
         prompt_set = get_templates(templates)
-        synonyms = vocabulary.synonyms or ((),) * vocabulary.num_classes
-        words = [(name, *more) for name, more in zip(vocabulary.names, synonyms, strict=True)]
+        words = list(vocabulary.words)
         if background is not None:
             words.append((background,))
         groups = [
@@ -168,6 +191,11 @@ class TextEmbeddings:
         means = [encoded[[number[text] for text in group]].mean(0) for group in groups]
         unit = F.normalize(torch.stack(means), dim=1)
         count = vocabulary.num_classes
+        by_word = [
+            encoded[[number[text] for text in fill_templates(word, prompt_set)]].mean(0)
+            for group in vocabulary.words
+            for word in group
+        ]
         return cls(
             vocabulary=vocabulary,
             embeddings_KD=unit[:count],
@@ -175,6 +203,7 @@ class TextEmbeddings:
             clip=clip,
             templates=template_name(templates),
             weights=weights,
+            words_WD=F.normalize(torch.stack(by_word), dim=1) if vocabulary.synonyms else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -194,6 +223,7 @@ class TextEmbeddings:
             # A view would be written with all of its storage.
             "embeddings": self.embeddings_KD.clone(),
             "background": None if self.background_D is None else self.background_D.clone(),
+            "words": None if self.words_WD is None else self.words_WD.clone(),
             "clip": self.clip,
             "templates": self.templates,
             "weights": self.weights,
@@ -227,6 +257,7 @@ class TextEmbeddings:
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}")
             frequency, background = content["frequency"], content["background"]
+            words = content.get("words")
             vocabulary = Vocabulary(
                 names=tuple(content["names"]),
                 base_mask=tuple(content["base_mask"]),
@@ -242,6 +273,7 @@ class TextEmbeddings:
                 clip=content["clip"],
                 templates=content["templates"],
                 weights=content["weights"],
+                words_WD=None if words is None else words.float(),
             )
         except _UNREADABLE as error:
             raise ValueError(
@@ -339,10 +371,23 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
         embeddings.check(classifier.embed_dim)
     former = [classifier.get_embeddings() for classifier in classifiers]
     base_mask = torch.tensor(embeddings.vocabulary.base_mask)
+    words = {
+        classifier: classifier.get_words()
+        for classifier in classifiers
+        if isinstance(classifier, SegmentTextClassifier)
+    }
     try:
         for classifier in classifiers:
             classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
+            if isinstance(classifier, SegmentTextClassifier):
+                classifier.set_words(*embeddings.by_word(), _things(embeddings.vocabulary))
         yield
     finally:
         for classifier, state in zip(classifiers, former, strict=True):
             classifier.set_embeddings(*state)
+            if isinstance(classifier, SegmentTextClassifier):
+                classifier.set_words(*words[classifier])
+
+
+def _things(vocabulary: Vocabulary) -> Tensor:
+    return torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from clipself_d2.layers import fuse_scores
+from clipself_d2.layers.score_fusion import ensemble_log_probs
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
+PANOPTIC = Path(__file__).parent.parent / "golden" / "panoptic"
 BASE = torch.tensor([True, False, True])
 
 
@@ -73,3 +75,28 @@ def test_zero_probabilities_give_zero_and_no_nan() -> None:
 def test_wrong_shapes_are_refused(detector, clip, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         fuse_scores(detector, clip, BASE, 0.1, 0.8)
+
+
+def test_ensemble_of_masks_is_the_references() -> None:
+    with np.load(PANOPTIC / "fcclip_fusion.npz") as arrays:
+        case = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    got = ensemble_log_probs(
+        case["in_vocab_logits"],
+        case["out_vocab_logits"][..., :-1],
+        case["overlap"],
+        alpha=float(case["alpha"]),
+        beta=float(case["beta"]),
+    )
+    torch.testing.assert_close(got, case["final_log_prob"], rtol=0, atol=1e-5)
+
+
+def test_ensemble_keeps_the_detectors_score_where_clip_saw_nothing() -> None:
+    detector = torch.randn(3, 5)
+    clip = torch.randn(3, 4) * 500  # probabilities that underflow
+    base = torch.tensor([True, False, True, False])
+    seen = torch.tensor([True, False, True])
+    got = ensemble_log_probs(detector, clip, base, alpha=0.4, beta=0.8, seen_Q=seen)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got[1], detector[1].log_softmax(-1), rtol=0, atol=1e-5)
+    assert not torch.allclose(got[0], detector[0].log_softmax(-1), atol=1e-3)
+    torch.testing.assert_close(got.exp().sum(-1), torch.ones(3), rtol=0, atol=1e-5)

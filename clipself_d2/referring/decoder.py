@@ -5,7 +5,7 @@ Legend: N pairs of image and sentence, S cells, T tokens, C channels, h w grid.
 
 from torch import Tensor, nn
 
-from clipself_d2.referring.positions import line_positions, map_positions
+from clipself_d2.layers.positions import line_positions, map_positions
 
 
 class CrisDecoder(nn.Module):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from clipself_d2.referring.positions import line_positions, map_positions
+from clipself_d2.layers.positions import line_positions, map_positions
 
 CPU = torch.device("cpu")
 

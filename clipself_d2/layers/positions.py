@@ -11,13 +11,17 @@ from torch import Tensor
 _BASE = 1e4
 
 
-def line_positions(length: int, channels: int, device: torch.device) -> Tensor:
+def line_positions(
+    length: int, channels: int, device: torch.device, span: float | None = None
+) -> Tensor:
     """Sinusoids over a row of tokens: sines on even channels, cosines on odd ones.
 
     Args:
         length: T.
         channels: C, even.
         device: Device of the table.
+        span: Angle of the last token in the fastest channel, so that a row of any length covers
+            the same angles; None: every token is one radian further.
 
     Returns:
         (T, C) float32.
@@ -26,25 +30,32 @@ def line_positions(length: int, channels: int, device: torch.device) -> Tensor:
     """
     steps = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
     frequencies = torch.exp(steps * (-math.log(_BASE) / channels))
-    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * frequencies
+    places = torch.arange(length, dtype=torch.float32, device=device)
+    if span is not None:
+        places = (places + 1) * (span / length)
+    angles = places[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
-def map_positions(grid: tuple[int, int], channels: int, device: torch.device) -> Tensor:
+def map_positions(
+    grid: tuple[int, int], channels: int, device: torch.device, span: float | None = None
+) -> Tensor:
     """Sinusoids over a map: columns in the first half of the channels, rows in the second.
 
     Args:
         grid: (h, w).
         channels: C, a multiple of 4.
         device: Device of the table.
+        span: As for ``line_positions``, of rows and of columns.
 
     Returns:
         (h * w, C) float32, row by row.
 
-    Reference: the two-dimensional form of CRIS, arXiv 2111.15174.
+    Reference: the two-dimensional form of CRIS, arXiv 2111.15174; with ``span`` 2 pi that of DETR,
+    arXiv 2005.12872, but for the order of the channels.
     """
     height, width = grid
-    columns = line_positions(width, channels // 2, device)
-    rows = line_positions(height, channels // 2, device)
+    columns = line_positions(width, channels // 2, device, span)
+    rows = line_positions(height, channels // 2, device, span)
     parts = [columns.expand(height, -1, -1), rows[:, None].expand(-1, width, -1)]
     return torch.cat(parts, dim=2).flatten(0, 1)

@@ -21,6 +21,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_regionclip(cfg)
     _add_frozen_rpn(cfg)
     _add_cris(cfg)
+    _add_ov_panoptic(cfg)
     _add_regions(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -186,6 +187,35 @@ def _add_cris(cfg: CN) -> None:
     cfg.MODEL.CRIS.NORM = "SyncBN"
     # Probability above which a pixel belongs to the mask.
     cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
+
+
+def _add_ov_panoptic(cfg: CN) -> None:
+    """OpenVocabPanoptic; with MODEL.OPEN_VOCAB's SCALE, CLIP_SCALE, BACKGROUND_WEIGHT, ENSEMBLE_*."""
+    cfg.MODEL.OV_PANOPTIC = CN()
+    # Features of the backbone that the pixel decoder reads, fine to coarse, four.
+    cfg.MODEL.OV_PANOPTIC.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Channels of maps and queries, a multiple of 32.
+    cfg.MODEL.OV_PANOPTIC.CHANNELS = 256
+    # Layers of multi-scale deformable attention in the pixel decoder; 0 is a plain pyramid.
+    cfg.MODEL.OV_PANOPTIC.PIXEL_ATTENTION_LAYERS = 0
+    # Most masks of a picture.
+    cfg.MODEL.OV_PANOPTIC.NUM_QUERIES = 250
+    # Layers of the masked-attention decoder.
+    cfg.MODEL.OV_PANOPTIC.NUM_LAYERS = 9
+    # Points of every mask in loss and assignment.
+    cfg.MODEL.OV_PANOPTIC.NUM_POINTS = 12544
+    # What CLIP sees of a mask: hard (mean of the dense map inside), soft (mean weighted by the
+    # mask's probability) or tokens (class tokens that attend to the mask's patches).
+    cfg.MODEL.OV_PANOPTIC.POOLING = "hard"
+    # Exponent of CLIP's certainty in a mask's objectness, in [0, 1]; 0 leaves it out.
+    cfg.MODEL.OV_PANOPTIC.RECOGNITION = 0.0
+    # Masks whose class scores no more are no segment.
+    cfg.MODEL.OV_PANOPTIC.MIN_SCORE = 0.0
+    # Share of its own pixels that a mask must win to be a segment.
+    cfg.MODEL.OV_PANOPTIC.MIN_OVERLAP = 0.8
+    # What inference returns: some of panoptic, semantic (K maps of the picture's size) and
+    # instance.
+    cfg.MODEL.OV_PANOPTIC.TASKS = ["panoptic", "semantic", "instance"]
 
 
 def _add_frozen_rpn(cfg: CN) -> None:

@@ -28,6 +28,8 @@ EMOJI_NAMES = (
     "emoji_lvis_train",
     "emoji_lvis_val",
     "emoji_panoptic_val",
+    "emoji_ov_panoptic_train",
+    "emoji_ov_panoptic_val",
     "emoji_train_images",
 )
 
@@ -41,7 +43,7 @@ def rng() -> np.random.Generator:
 def emoji_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of data sets with 16 training and 4 validation scenes."""
     root = tmp_path_factory.mktemp("datasets")
-    prepare_emoji(root, EmojiOptions(train=16, val=4, seed=0))
+    prepare_emoji(root, EmojiOptions(train=16, val=4, seed=0, panoptic_train=True))
     return root
 
 

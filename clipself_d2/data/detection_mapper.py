@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import Augmentation, RandomFlip, ResizeScale
 from fvcore.transforms.transform import CropTransform, Transform
+
+from clipself_d2.data.panoptic_mapper import PanopticMapper
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +104,24 @@ def lsj_augmentations(
     return augmentations
 
 
-def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
+def build_train_mapper(cfg: CfgNode) -> DatasetMapper | PanopticMapper:
     """Build Detectron2's mapper, with large-scale jitter where INPUT.LSJ_SIZE is set.
 
     Args:
         cfg: The whole config.
 
     Returns:
-        The mapper of training images.
+        The mapper of training images; for sets of the type ``ov_panoptic`` that of masks.
     """
     size = cfg.INPUT.LSJ_SIZE
+    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}
+    if "ov_panoptic" in kinds:
+        augmentations = (
+            lsj_augmentations(size, flip=cfg.INPUT.RANDOM_FLIP)
+            if size
+            else build_augmentation(cfg, is_train=True)
+        )
+        return PanopticMapper(augmentations=augmentations)
     if not size:
         return DatasetMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:

@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.parts.metadata import SEGMENT_TYPES
+from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,15 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
         "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,
         "names": "synonyms" if cfg.TEST.SYNONYMS else "own",
     }
-    vocabulary = Vocabulary.from_metadata(metadata)
-    stuff = metadata.get("stuff_classes")
-    if metadata.get("evaluator_type") == REGION_CLASSIFICATION and stuff:
+    stuff, kind = metadata.get("stuff_classes"), metadata.get("evaluator_type")
+    if kind in SEGMENT_TYPES:
+        vocabulary = Vocabulary.with_stuff(metadata)
+        if not metadata.get("novel_classes"):
+            vocabulary = vocabulary.novel_to(training_vocabulary(cfg))
+    elif kind == REGION_CLASSIFICATION and stuff:
         vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
+    else:
+        vocabulary = Vocabulary.from_metadata(metadata)
     if not cfg.TEST.SYNONYMS:
         return vocabulary, report
     synonyms = metadata.get("class_synonyms")

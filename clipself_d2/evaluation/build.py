@@ -1,10 +1,12 @@
 """The evaluator that fits a data set."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -16,8 +18,11 @@ from torch import Tensor
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
+from clipself_d2.evaluation.panoptic import PanopticQualityEvaluator
 from clipself_d2.evaluation.referring import ReferringEvaluator
 from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
+from clipself_d2.evaluation.semantic import SemanticEvaluator
+from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ EVALUATOR_TYPES = (
     "coco",
     "sem_seg",
     "coco_panoptic_seg",
+    "ov_panoptic",
 )
 
 
@@ -85,6 +91,8 @@ def build_evaluator(
         if kind == "coco":
             return boxes
         return DatasetEvaluators([_semantic_evaluator(dataset_name, output_dir), boxes])
+    if kind == "ov_panoptic":
+        return _panoptic_evaluator(dataset_name, output_dir, backend)
     raise ValueError(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
@@ -107,6 +115,56 @@ def read_label_map(path: str, dtype: type = int) -> np.ndarray:
 
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
+
+
+def _panoptic_evaluator(
+    dataset_name: str, output_dir: str | None, backend: str
+) -> DatasetEvaluators:
+    """Panoptic quality, the semantic map, and masks of things where their file is known."""
+    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
+    novel = set(metadata.get("novel_classes") or ())
+    tables: dict[str, Any] = {
+        "records": records,
+        "class_names": [*things, *stuff],
+        "is_thing": [True] * len(things) + [False] * len(stuff),
+        "novel_mask": [name in novel for name in (*things, *stuff)] if novel else None,
+    }
+    evaluators: list[DatasetEvaluator] = [
+        PanopticQualityEvaluator(**tables),
+        SemanticEvaluator(
+            read_truth=panoptic_labels,
+            ignore_label=metadata.ignore_label,
+            output_dir=output_dir,
+            **tables,
+        ),
+    ]
+    if Path(metadata.get("json_file") or "").is_file():
+        scorer = "pycocotools" if backend == "reference" else backend
+        evaluators.append(
+            CocoOVEvaluator(dataset_name, ("segm",), output_dir=output_dir, backend=scorer)
+        )
+    return DatasetEvaluators(evaluators)
+
+
+def panoptic_labels(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
+    """Class labels of a picture's panoptic truth.
+
+    Args:
+        record: Record with ``pan_seg_file_name`` and ``segments_info`` of contiguous classes.
+        ignore_label: Label of void and of crowds.
+
+    Returns:
+        (H, W) int64.
+    """
+    path, segments = record["pan_seg_file_name"], record["segments_info"]
+    ids = segment_ids(read_segment_colours(path))
+    check_segments(ids, segments, path)
+    labels = np.full(ids.shape, ignore_label, np.int64)
+    for segment in segments:
+        if not segment.get("iscrowd"):
+            labels[ids == segment["id"]] = segment["category_id"]
+    return labels
 
 
 def _build_region_classification(

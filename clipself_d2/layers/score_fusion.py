@@ -52,6 +52,7 @@ def ensemble_log_probs(
     alpha: float,
     beta: float,
     seen_Q: Tensor | None = None,
+    recognition: float = 0.0,
 ) -> Tensor:
     """Geometric mean of two class distributions of masks, other weights for novel classes.
 
@@ -63,15 +64,22 @@ def ensemble_log_probs(
         beta: The same for novel classes.
         seen_Q: (...,) False for masks that CLIP saw nothing of, which keep the detector's scores;
             None: it saw all.
+        recognition: Exponent, in [0, 1], of CLIP's largest probability in the objectness, one
+            minus void's probability: masks that CLIP recognises are less void. 0 leaves it out.
 
     Returns:
-        (..., K + 1) log of probabilities that sum to 1, void's as the detector has it; at least
-        log(1e-8).
+        (..., K + 1) log of probabilities that sum to 1, void's as the detector has it but for
+        ``recognition``; at least log(1e-8).
 
     Reference: ODISE, arXiv 2303.04803, Eq. 6, with the normalisation of FC-CLIP, arXiv 2308.02487.
-    Differs: sums of log-softmax, so that a probability that underflows is no NaN.
+    Differs: sums of log-softmax, so that a probability that underflows is no NaN. The idea of the
+    correction is OVRCOAT's, arXiv 2603.21386; its form here is ours.
     """
     void_Q1 = detector_QK1.float().softmax(-1)[..., -1:]
+    if recognition:
+        best_Q1 = clip_QK.float().softmax(-1).amax(-1, keepdim=True)
+        share = recognition if seen_Q is None else recognition * seen_Q[..., None]
+        void_Q1 = 1 - (1 - void_Q1) ** (1 - share) * best_Q1**share
     exponent = torch.where(base_mask.bool(), alpha, beta).to(detector_QK1.device, torch.float32)
     if seen_Q is not None:
         exponent = exponent * seen_Q[..., None]

@@ -3,6 +3,9 @@
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+# Types of data sets whose classes are things and then stuff, in contiguous numbers.
+SEGMENT_TYPES = ("ov_panoptic", "ov_sem_seg")
+
 
 def metadata_with_classes(name: str) -> Metadata:
     """Look up the metadata of a data set, with its classes where it has some.

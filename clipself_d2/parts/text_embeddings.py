@@ -7,8 +7,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
-from clipself_d2.parts.metadata import metadata_with_classes
+from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 from clipself_d2.vocabulary.templates import template_name
 
@@ -34,6 +35,8 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
         raise ValueError(f"data set {name!r} is not registered; check {key}")
     metadata = metadata_with_classes(name)
+    if metadata.get("evaluator_type") in SEGMENT_TYPES:
+        return Vocabulary.with_stuff(metadata)
     if metadata.get("thing_classes") is None:
         raise ValueError(
             f"the metadata of {name} has no thing_classes to take a vocabulary from; name a "
@@ -215,6 +218,32 @@ def build_sigmoid_classifier(
         prior=prior,
         scale=scale,
         learn_scale=learn_scale,
+    )
+
+
+def build_segment_classifier(
+    embeddings: TextEmbeddings, *, scale: float = 100.0
+) -> SegmentTextClassifier:
+    """Make the text classifier of masks, things and stuff.
+
+    Args:
+        embeddings: The classes and their embeddings.
+        scale: Multiplier of the cosine.
+
+    Returns:
+        The classifier, whose scores are those of the best word.
+    """
+    vocabulary = embeddings.vocabulary
+    words_WD, word_class_W = embeddings.by_word()
+    things = vocabulary.thing_mask or (True,) * vocabulary.num_classes
+    return SegmentTextClassifier(
+        embeddings_KD=embeddings.embeddings_KD,
+        base_mask_K=torch.tensor(vocabulary.base_mask),
+        background=embeddings.background_D,
+        words_WD=words_WD,
+        word_class_W=word_class_W,
+        thing_mask_K=torch.tensor(things),
+        scale=scale,
     )
 
 

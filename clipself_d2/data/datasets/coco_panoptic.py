@@ -1,8 +1,13 @@
-"""COCO panoptic validation for region classification: 80 things, then 53 kinds of stuff.
+"""COCO panoptic: 80 things, then 53 kinds of stuff.
 
-``coco_2017_val_panoptic_regions`` is registered under ``$DETECTRON2_DATASETS`` (``datasets`` when
-not set). The PNGs of segment ids lie in ``coco/panoptic_val2017``, where Detectron2 looks for them,
-or in ``coco/annotations/panoptic_val2017``, where the official archive puts them.
+Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set):
+
+- ``coco_2017_val_panoptic_regions``: validation for region classification.
+- ``coco_2017_train_ov_panoptic``, ``coco_2017_val_ov_panoptic``: for panoptic segmentation; all
+  classes are base.
+
+The PNGs of segment ids lie in ``coco/panoptic_<split>``, where Detectron2 looks for them, or in
+``coco/annotations/panoptic_<split>``, where the official archive puts them.
 
 Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1.
 """
@@ -46,25 +51,34 @@ def panoptic_metadata() -> dict[str, Any]:
 
 
 def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
-    """Register COCO panoptic validation; its files are read when the data set is used.
+    """Register COCO panoptic; its files are read when a data set is used.
 
     Args:
         root: Folder that holds ``coco/``.
-        prefix: Beginning of the registered name.
+        prefix: Beginning of the registered names.
 
     Returns:
-        The registered name, in a list.
+        The registered names.
     """
-    folder = Path(root) / "coco"
+    folder, notes = Path(root) / "coco", Path(root) / "coco" / "annotations"
+    regions = panoptic_metadata()
+    segments = {key: value for key, value in regions.items() if key != "novel_classes"}
+    segments |= {"novel_classes": [], "base_classes": regions["thing_classes"]}
     return [
         register_panoptic(
-            f"{prefix}coco_2017_val_panoptic_regions",
-            json_file=folder / "annotations" / "panoptic_val2017.json",
-            image_root=folder / "val2017",
-            png_roots=(folder / "panoptic_val2017", folder / "annotations" / "panoptic_val2017"),
-            metadata=panoptic_metadata(),
+            f"{prefix}coco_2017_{name}",
+            json_file=notes / f"panoptic_{split}.json",
+            image_root=folder / split,
+            png_roots=(folder / f"panoptic_{split}", notes / f"panoptic_{split}"),
+            metadata={**metadata, "json_file": str(notes / f"instances_{split}.json")},
             remedy=f"download COCO 2017 and its panoptic annotations to {folder}, or set "
             "DETECTRON2_DATASETS",
+            evaluator_type=kind,
+        )
+        for name, split, metadata, kind in (
+            ("val_panoptic_regions", "val2017", regions, "region_classification"),
+            ("train_ov_panoptic", "train2017", segments, "ov_panoptic"),
+            ("val_ov_panoptic", "val2017", segments, "ov_panoptic"),
         )
     ]
 
@@ -77,8 +91,10 @@ def register_panoptic(
     png_roots: tuple[Path, ...],
     metadata: dict[str, Any],
     remedy: str,
+    evaluator_type: str = "region_classification",
+    novel_is_void: bool = False,
 ) -> str:
-    """Register a panoptic file for region classification.
+    """Register a panoptic file for region classification or panoptic segmentation.
 
     Args:
         name: Name of the data set.
@@ -87,17 +103,21 @@ def register_panoptic(
         png_roots: Folders that may hold the PNGs; the first that exists counts.
         metadata: Names and contiguous ids of things and stuff, as ``panoptic_metadata``.
         remedy: What the user can do about a missing file, an imperative clause.
+        evaluator_type: ``region_classification`` or ``ov_panoptic``.
+        novel_is_void: Whether segments of novel classes are left out, as in training.
 
     Returns:
         The name.
     """
+    novel = set(metadata.get("novel_classes") or ()) if novel_is_void else set()
     DatasetCatalog.register(
-        name, partial(_load, json_file, image_root, png_roots, metadata, remedy)
+        name, partial(_load, json_file, image_root, png_roots, metadata, remedy, novel)
     )
     MetadataCatalog.get(name).set(
         panoptic_json=str(json_file),
+        panoptic_root=str(_png_root(png_roots)),
         image_root=str(image_root),
-        evaluator_type="region_classification",
+        evaluator_type=evaluator_type,
         ignore_label=255,
         label_divisor=1000,
         **metadata,
@@ -111,10 +131,11 @@ def _load(
     png_roots: tuple[Path, ...],
     metadata: dict[str, Any],
     remedy: str,
+    void: set[str],
 ) -> list[Record]:
     names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
     rows = check_coco_file(json_file, names, remedy=remedy)["annotations"]
-    png_root = next((folder for folder in png_roots if folder.is_dir()), png_roots[0])
+    png_root = _png_root(png_roots)
     # Detectron2 asserts that the first pair of files exists; here all are checked, with a remedy.
     stems = [Path(row["file_name"]).stem for row in rows]
     check_images_exist((image_root / f"{stem}.jpg" for stem in stems), remedy=remedy)
@@ -122,4 +143,11 @@ def _load(
     records: list[Record] = load_coco_panoptic_json(
         str(json_file), str(image_root), str(png_root), metadata
     )
+    for record in records:
+        kept = [row for row in record["segments_info"] if names[row["category_id"]] not in void]
+        record["segments_info"] = kept
     return records
+
+
+def _png_root(folders: tuple[Path, ...]) -> Path:
+    return next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -5,6 +5,9 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), all below
 - ``emoji_ov_train``, ``emoji_ov_val``: COCO protocol; training on base annotations only.
 - ``emoji_lvis_train``, ``emoji_lvis_val``: the same scenes in the LVIS protocol; novel = "r".
 - ``emoji_panoptic_val``: things and stuff of the validation scenes, for region classification.
+- ``emoji_ov_panoptic_train``, ``emoji_ov_panoptic_val``: the same for panoptic segmentation; in
+  training, segments of novel things are void. The training split's files are written by
+  ``datasets/prepare_emoji.py --panoptic-train``.
 - ``emoji_train_images``: all training scenes without annotations, for distillation.
 """
 
@@ -44,26 +47,30 @@ def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
             ("lvis_val", "lvis_ov", "val", "lvis_val.json"),
         )
     ]
-    panoptic = register_panoptic(
-        f"{prefix}_panoptic_val",
-        json_file=files / "panoptic_val.json",
-        image_root=folder / "val",
-        png_roots=(folder / "panoptic_val",),
-        metadata={
-            **things,
-            **stuff_metadata(),
-            "json_file": str(files / "instances_val.json"),
-            "panoptic_root": str(folder / "panoptic_val"),
-        },
-        remedy=remedy,
-    )
+    panoptic = [
+        register_panoptic(
+            f"{prefix}_{suffix}",
+            json_file=files / f"panoptic_{split}.json",
+            image_root=folder / split,
+            png_roots=(folder / f"panoptic_{split}",),
+            metadata={**things, **stuff_metadata(), "json_file": str(files / instances)},
+            remedy=f"{remedy} --panoptic-train" if split == "train" else remedy,
+            evaluator_type=kind,
+            novel_is_void=split == "train",
+        )
+        for suffix, split, instances, kind in (
+            ("panoptic_val", "val", "instances_val.json", "region_classification"),
+            ("ov_panoptic_train", "train", "instances_train_base.json", "ov_panoptic"),
+            ("ov_panoptic_val", "val", "instances_val.json", "ov_panoptic"),
+        )
+    ]
     images = register_images(
         f"{prefix}_train_images",
         json_file=files / "images_train.json",
         image_root=folder / "train",
         remedy=remedy,
     )
-    return [*names, panoptic, images]
+    return [*names, *panoptic, images]
 
 
 def thing_metadata() -> dict[str, Any]:

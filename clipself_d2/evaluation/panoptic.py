@@ -1,0 +1,221 @@
+"""Panoptic quality, without panopticapi.
+
+Legend: K classes, H W pixels.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
+
+logger = logging.getLogger(__name__)
+
+# A pair of this intersection over union or less is no match.
+_MATCH = 0.5
+Segment = Mapping[str, Any]
+
+
+def count_matches(
+    predicted_ids: np.ndarray,
+    predicted: Sequence[Segment],
+    true_ids: np.ndarray,
+    true: Sequence[Segment],
+    num_classes: int,
+) -> np.ndarray:
+    """Match the segments of one picture.
+
+    Args:
+        predicted_ids: (H, W) ids; 0 is no segment.
+        predicted: Segments with ``id`` and contiguous ``category_id``.
+        true_ids: (H, W) ids of the truth; what no segment lists is void.
+        true: The same of the truth, with ``iscrowd`` where a segment is a crowd.
+        num_classes: K.
+
+    Returns:
+        (K, 4) float64: sum of the matches' intersections over unions, true positives, false
+        positives, false negatives.
+
+    Reference: Kirillov et al., arXiv 1801.00868, section 4, with the crowds of panopticapi: void is
+    taken out of a prediction's area, and a prediction that is mostly void or crowd of its class is
+    not counted.
+    """
+    counts = np.zeros((num_classes, 4))
+    pairs, sizes = np.unique(
+        np.stack([true_ids.ravel(), predicted_ids.ravel()]), axis=1, return_counts=True
+    )
+    overlap = {(int(t), int(p)): int(size) for (t, p), size in zip(pairs.T, sizes, strict=True)}
+    true_by_id = {int(row["id"]): row for row in true}
+    area_true: dict[int, int] = {}
+    area_predicted: dict[int, int] = {}
+    void: dict[int, int] = {}
+    crowd: dict[tuple[int, int], int] = {}
+    for (t, p), size in overlap.items():
+        area_true[t] = area_true.get(t, 0) + size
+        area_predicted[p] = area_predicted.get(p, 0) + size
+        if t not in true_by_id:
+            void[p] = void.get(p, 0) + size
+        elif true_by_id[t].get("iscrowd"):
+            key = (p, int(true_by_id[t]["category_id"]))
+            crowd[key] = crowd.get(key, 0) + size
+    matched_true, matched_predicted = set(), set()
+    predicted_by_id = {int(row["id"]): row for row in predicted}
+    for (t, p), size in overlap.items():
+        if t not in true_by_id or p not in predicted_by_id or true_by_id[t].get("iscrowd"):
+            continue
+        label = int(true_by_id[t]["category_id"])
+        if int(predicted_by_id[p]["category_id"]) != label:
+            continue
+        union = area_true[t] + area_predicted[p] - size - void.get(p, 0)
+        if size / union > _MATCH:
+            counts[label, :2] += size / union, 1
+            matched_true.add(t)
+            matched_predicted.add(p)
+    for t, row in true_by_id.items():
+        if t not in matched_true and not row.get("iscrowd"):
+            counts[int(row["category_id"]), 3] += 1
+    for p, row in predicted_by_id.items():
+        if p in matched_predicted or p not in area_predicted:
+            continue
+        label = int(row["category_id"])
+        ignored = void.get(p, 0) + crowd.get((p, label), 0)
+        if ignored / area_predicted[p] <= _MATCH:
+            counts[label, 2] += 1
+    return counts
+
+
+def panoptic_quality(counts: np.ndarray) -> dict[str, float]:
+    """Average over classes.
+
+    Args:
+        counts: (K, 4) of ``count_matches``, summed over pictures; classes that occur neither in
+            truth nor in predictions are left out.
+
+    Returns:
+        ``PQ``, ``SQ`` and ``RQ`` in percent; NaN where no class occurs.
+    """
+    quality, hits, false_hits, misses = counts.T
+    seen = (hits + false_hits + misses) > 0
+    if not seen.any():
+        return dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
+    half = (hits + 0.5 * false_hits + 0.5 * misses)[seen]
+    segment = quality[seen] / np.maximum(hits[seen], 1)
+    parts = {"PQ": quality[seen] / half, "SQ": segment, "RQ": hits[seen] / half}
+    return {name: 100.0 * float(values.mean()) for name, values in parts.items()}
+
+
+class PanopticQualityEvaluator(DatasetEvaluator):
+    """Score panoptic maps: all classes, things, stuff, and base and novel classes where known.
+
+    The result ``panoptic_seg`` has PQ, SQ and RQ in percent, and the same behind ``_thing``,
+    ``_stuff``, ``_base`` and ``_novel``. Only counts are kept, so that neither batches nor
+    processes change a number.
+
+    Args:
+        records: Records of the data set with ``file_name``, ``pan_seg_file_name`` and
+            ``segments_info`` of contiguous classes.
+        class_names: K names.
+        is_thing: K flags, whether the class is countable.
+        novel_mask: K flags, whether the class is novel; None knows no novel classes.
+        distributed: Whether to sum the counts of all processes.
+
+    Reference: arXiv 1801.00868, section 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: Sequence[Mapping[str, Any]],
+        class_names: Sequence[str],
+        is_thing: Sequence[bool],
+        novel_mask: Sequence[bool] | None = None,
+        distributed: bool = True,
+    ) -> None:
+        self._records = {record["file_name"]: record for record in records}
+        self._names = tuple(class_names)
+        self._is_thing = np.asarray(is_thing, bool)
+        self._novel = None if novel_mask is None else np.asarray(novel_mask, bool)
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._counts = np.zeros((len(self._names), 4))
+
+    def protocol(self) -> dict[str, object]:
+        """Say by which rules the scores are made.
+
+        Returns:
+            Names and numbers for a report; what JSON can hold.
+        """
+        return {
+            "name": "panoptic quality",
+            "classes": len(self._names),
+            "novel_classes": 0 if self._novel is None else int(self._novel.sum()),
+        }
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Match the segments of a batch.
+
+        Args:
+            inputs: One mapping a picture with ``file_name``.
+            outputs: One mapping a picture with ``panoptic_seg``: the map of ids, and segments.
+
+        Raises:
+            ValueError: If sizes differ, or the truth's picture and file do not belong together.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            record = self._records[item["file_name"]]
+            path, segments = record["pan_seg_file_name"], record["segments_info"]
+            true_ids = segment_ids(read_segment_colours(path))
+            check_segments(true_ids, segments, path)
+            predicted, found = output["panoptic_seg"]
+            predicted_ids = predicted.cpu().numpy()
+            if predicted_ids.shape != true_ids.shape:
+                raise ValueError(
+                    f"the prediction for {item['file_name']} is {predicted_ids.shape}, but "
+                    f"{path} is {true_ids.shape} (height, width)"
+                )
+            self._counts += count_matches(
+                predicted_ids, found, true_ids, segments, len(self._names)
+            )
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Average over classes.
+
+        Returns:
+            ``{"panoptic_seg": {metric: percent}}``; None in all processes but the first.
+        """
+        counts = self._counts
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(counts, dst=0)
+            if not comm.is_main_process():
+                return None
+            counts = np.sum(parts, axis=0)
+        scores: dict[str, float] = {}
+        rows = []
+        for suffix, member in self._splits():
+            quality = panoptic_quality(counts[member])
+            scores |= {f"{name}{suffix}": value for name, value in quality.items()}
+            rows.append([suffix.strip("_") or "all", int(member.sum()), *quality.values()])
+        headers = ["classes", "number", "PQ", "SQ", "RQ"]
+        logger.info(
+            "Panoptic quality:\n%s", tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+        )
+        return OrderedDict(panoptic_seg=scores)
+
+    def _splits(self) -> list[tuple[str, np.ndarray]]:
+        every = np.ones_like(self._is_thing)
+        splits = [("", every), ("_thing", self._is_thing), ("_stuff", ~self._is_thing)]
+        if self._novel is not None and self._novel.any():
+            splits += [("_base", ~self._novel), ("_novel", self._novel)]
+        return splits

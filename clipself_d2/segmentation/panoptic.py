@@ -1,0 +1,311 @@
+"""Open-vocabulary panoptic segmentation over a frozen CLIP image tower.
+
+Legend: N images, Q queries, K classes, D joint embedding, h w cells.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE
+from clipself_d2.layers.region_pool import mask_embeddings
+from clipself_d2.layers.score_fusion import ensemble_log_probs
+from clipself_d2.layers.segment_classifier import SegmentTextClassifier
+from clipself_d2.parts.text_embeddings import build_segment_classifier, training_embeddings
+from clipself_d2.segmentation.mask_decoder import MaskedAttentionDecoder
+from clipself_d2.segmentation.mask_losses import MaskLossWeights, mask_losses
+from clipself_d2.segmentation.merge import instances_of, panoptic_map, semantic_map
+from clipself_d2.segmentation.pixel_decoder import PixelDecoder
+
+POOLINGS = ("hard", "soft", "tokens")
+TASKS = ("panoptic", "semantic", "instance")
+
+
+class OpenVocabPanoptic(nn.Module):
+    """Mask2Former whose classes are words, scored by its own head and by the CLIP it stands on.
+
+    The tower is that of the backbone; frozen, its dense map still says what a mask shows, also for
+    classes that the head was never trained on. Training takes Detectron2's items with
+    ``instances`` of ``gt_classes`` (things and stuff alike) and ``gt_masks``; only base classes and
+    void enter the loss.
+
+    Args:
+        backbone: Backbone with the pixel decoder's features and ``clip``.
+        pixel_decoder: Maps for queries and masks.
+        decoder: Predicts masks and their embeddings.
+        classifier: Words of the classes.
+        clip_scale: Multiplier of CLIP's cosine.
+        alpha: Exponent of CLIP's probability for base classes, in [0, 1].
+        beta: The same for novel classes.
+        recognition: Exponent of CLIP's certainty in a mask's objectness; 0 leaves it out.
+        pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
+            weighted by the mask's probability) or "tokens" (copies of the class token that attend
+            to the mask's patches, ODISE's way, which runs the tower a second time).
+        tasks: Which of "panoptic", "semantic" and "instance" inference returns.
+        loss_weights: Weights of the losses and of the assignment.
+        num_points: Points of every mask in the loss.
+        min_score: Masks whose class scores no more are no segment.
+        min_overlap: Share of its own pixels that a mask must win to be a segment.
+        num_instances: Most instances of a picture.
+        pixel_mean: Mean of the pixels, RGB, 0 to 255.
+        pixel_std: Their deviation.
+
+    Raises:
+        ValueError: If the backbone has no map ``clip``, a task or the pooling is unknown, or the
+            widths of words and map differ.
+
+    Reference: FC-CLIP, arXiv 2308.02487, on a ViT distilled by CLIPSelf, arXiv 2310.01403, in place
+    of its ConvNeXt; pooled from the value path, which that distillation trains.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        pixel_decoder: PixelDecoder,
+        decoder: MaskedAttentionDecoder,
+        classifier: SegmentTextClassifier,
+        clip_scale: float = 100.0,
+        alpha: float = 0.4,
+        beta: float = 0.8,
+        recognition: float = 0.0,
+        pooling: str = "hard",
+        tasks: Sequence[str] = TASKS,
+        loss_weights: MaskLossWeights | None = None,
+        num_points: int = 12544,
+        min_score: float = 0.0,
+        min_overlap: float = 0.8,
+        num_instances: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(
+                f"MODEL.OV_PANOPTIC.POOLING is {pooling!r}; it is one of {', '.join(POOLINGS)}"
+            )
+        unknown = [task for task in tasks if task not in TASKS]
+        if unknown or not tasks:
+            raise ValueError(
+                f"MODEL.OV_PANOPTIC.TASKS is {list(tasks)}; name some of {', '.join(TASKS)}"
+            )
+        # Raises in words of its own where there is no such map.
+        width = backbone.output_shape()[CLIP_FEATURE].channels
+        if classifier.embed_dim != width:
+            raise ValueError(
+                f"the words' embeddings are {classifier.embed_dim}-d, but the tower's dense map is "
+                f"{width}-d; take those of the tower's own CLIP"
+            )
+        self.backbone, self.pixel_decoder, self.decoder = backbone, pixel_decoder, decoder
+        self.classifier = classifier
+        self.clip_scale, self.alpha, self.beta = clip_scale, alpha, beta
+        self.recognition = recognition
+        self.pooling, self.tasks = pooling, tuple(tasks)
+        self.loss_weights = loss_weights or MaskLossWeights()
+        self.num_points = num_points
+        self.min_score, self.min_overlap = min_score, min_overlap
+        self.num_instances = num_instances
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.OV_PANOPTIC and MODEL.OPEN_VOCAB.
+
+        Args:
+            cfg: The whole config.
+
+        Returns:
+            Arguments of the constructor.
+        """
+        options, words = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB
+        backbone = build_backbone(cfg)
+        classifier = build_segment_classifier(training_embeddings(cfg), scale=words.SCALE)
+        return {
+            "backbone": backbone,
+            "pixel_decoder": PixelDecoder(
+                input_shape=backbone.output_shape(),
+                in_features=options.IN_FEATURES,
+                channels=options.CHANNELS,
+                attention_layers=options.PIXEL_ATTENTION_LAYERS,
+            ),
+            "decoder": MaskedAttentionDecoder(
+                channels=options.CHANNELS,
+                embed_dim=classifier.embed_dim,
+                num_queries=options.NUM_QUERIES,
+                num_layers=options.NUM_LAYERS,
+                hidden=8 * options.CHANNELS,
+            ),
+            "classifier": classifier,
+            "clip_scale": words.CLIP_SCALE,
+            "alpha": words.ENSEMBLE_ALPHA,
+            "beta": words.ENSEMBLE_BETA,
+            "recognition": options.RECOGNITION,
+            "pooling": options.POOLING,
+            "tasks": options.TASKS,
+            "loss_weights": MaskLossWeights(void=words.BACKGROUND_WEIGHT),
+            "num_points": options.NUM_POINTS,
+            "min_score": options.MIN_SCORE,
+            "min_overlap": options.MIN_OVERLAP,
+            "num_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        device: torch.device = self.pixel_mean.device
+        return device
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Train on, or segment, pictures.
+
+        Args:
+            batched_inputs: Detectron2's items: ``image`` (3, H, W) RGB, and for training
+                ``instances`` with ``gt_classes`` and ``gt_masks`` (BitMasks); for inference
+                optionally ``height`` and ``width`` of the output.
+
+        Returns:
+            In training the losses by name, those of earlier layers with their number. Else one
+            dict a picture with ``panoptic_seg`` (map and ``segments_info``), ``sem_seg``
+            (K, H, W) and ``instances``, as ``tasks`` says.
+        """
+        images = self._normalise([item["image"].to(self.device) for item in batched_inputs])
+        features = self.backbone(images.tensor)
+        predictions = self.decoder(*self.pixel_decoder(features))
+        if self.training:
+            return self._losses(predictions, batched_inputs, images)
+        last = predictions[-1]
+        logits = self.classifier(last.embedding)
+        results = []
+        for number, item in enumerate(batched_inputs):
+            size = images.image_sizes[number]
+            masks = self._to_picture(last.masks[number], images.tensor.shape[-2:], size)
+            log_probs = self._score(logits[number], masks, features, images, number)
+            height, width = item.get("height", size[0]), item.get("width", size[1])
+            masks = sem_seg_postprocess(masks, size, height, width)
+            results.append(self._results(log_probs, masks))
+        return results
+
+    def _normalise(self, pictures: Sequence[Tensor]) -> ImageList:
+        return ImageList.from_tensors(
+            [(picture - self.pixel_mean) / self.pixel_std for picture in pictures],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _losses(
+        self, predictions: Sequence[Any], items: Sequence[Mapping[str, Any]], images: ImageList
+    ) -> dict[str, Tensor]:
+        """Losses of every layer on base classes and void."""
+        base_K = self.classifier.base_mask
+        columns = torch.cat([base_K, base_K.new_ones(1)])
+        number_K = base_K.cumsum(0) - 1
+        classes, truth = [], []
+        padded = images.tensor.shape[-2:]
+        for item in items:
+            instances = item["instances"].to(self.device)
+            labels = instances.gt_classes
+            masks = instances.gt_masks.tensor
+            known = base_K[labels]
+            classes.append(number_K[labels[known]])
+            height, width = masks.shape[-2:]
+            pad = (0, padded[1] - width, 0, padded[0] - height)
+            truth.append(F.pad(masks[known], pad))
+        losses = {}
+        for layer, prediction in enumerate(predictions):
+            logits = self.classifier(prediction.embedding)[..., columns]
+            terms = mask_losses(
+                logits,
+                prediction.masks,
+                classes,
+                truth,
+                weights=self.loss_weights,
+                num_points=self.num_points,
+            )
+            last = layer == len(predictions) - 1
+            losses |= {name if last else f"{name}_{layer}": term for name, term in terms.items()}
+        return losses
+
+    def _to_picture(self, masks: Tensor, padded: Sequence[int], size: Sequence[int]) -> Tensor:
+        """(Q, H, W) logits of the picture without its padding."""
+        full = F.interpolate(masks[None].float(), tuple(padded), mode="bilinear")[0]
+        return full[:, : size[0], : size[1]]
+
+    def _score(
+        self,
+        logits: Tensor,
+        masks: Tensor,
+        features: Mapping[str, Tensor],
+        images: ImageList,
+        number: int,
+    ) -> Tensor:
+        """(Q, K + 1) log-probabilities of the head and of CLIP together."""
+        stride = self.backbone.output_shape()[CLIP_FEATURE].stride
+        size = images.image_sizes[number]
+        height, width = (math.ceil(side / stride) for side in size)
+        embedding, seen = self.embed_masks(
+            features[CLIP_FEATURE][number, :, :height, :width],
+            images.tensor[number, :, : size[0], : size[1]],
+            masks,
+        )
+        clip_logits = self.clip_scale * self.classifier.cosine(embedding)[..., :-1]
+        return ensemble_log_probs(
+            logits,
+            clip_logits,
+            self.classifier.base_mask,
+            alpha=self.alpha,
+            beta=self.beta,
+            seen_Q=seen,
+            recognition=self.recognition,
+        )
+
+    def embed_masks(self, dense: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed what CLIP sees inside of masks.
+
+        Args:
+            dense: (D, h, w) dense map of the picture without its padding.
+            image: (3, H, W) normalised pixels.
+            masks: (Q, H, W) logits.
+
+        Returns:
+            (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
+        """
+        grid = (dense.shape[-2], dense.shape[-1])
+        if self.pooling == "tokens":
+            inside = F.adaptive_max_pool2d(masks, grid) > 0
+            embedding = self.backbone.bottom_up.tower.forward_regions(image[None], [inside])
+            return embedding, inside.flatten(1).any(1)
+        small = F.interpolate(masks[None], grid, mode="bilinear", align_corners=False)[0]
+        seen = (small > 0).flatten(1).any(1)
+        weights = small.sigmoid() if self.pooling == "soft" else (small > 0).float()
+        return mask_embeddings(dense[None], [weights], normalize=False), seen
+
+    def _results(self, log_probs: Tensor, masks: Tensor) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        thing_mask = self.classifier.thing_mask
+        if "panoptic" in self.tasks:
+            results["panoptic_seg"] = panoptic_map(
+                log_probs,
+                masks,
+                thing_mask,
+                min_score=self.min_score,
+                min_overlap=self.min_overlap,
+            )
+        if "semantic" in self.tasks:
+            results["sem_seg"] = semantic_map(log_probs, masks)
+        if "instance" in self.tasks:
+            results["instances"] = instances_of(
+                log_probs, masks, thing_mask, most=self.num_instances
+            )
+        return results

@@ -190,12 +190,8 @@ def _add_cris(cfg: CN) -> None:
 
 
 def _add_ov_panoptic(cfg: CN) -> None:
-    """OpenVocabPanoptic; with MODEL.OPEN_VOCAB's SCALE, CLIP_SCALE, BACKGROUND_WEIGHT, ENSEMBLE_*."""
+    """OpenVocabPanoptic, beside MODEL.SEM_SEG_HEAD and MODEL.OPEN_VOCAB."""
     cfg.MODEL.OV_PANOPTIC = CN()
-    # Features of the backbone that the pixel decoder reads, fine to coarse, four.
-    cfg.MODEL.OV_PANOPTIC.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Channels of maps and queries, a multiple of 32.
-    cfg.MODEL.OV_PANOPTIC.CHANNELS = 256
     # Layers of multi-scale deformable attention in the pixel decoder; 0 is a plain pyramid.
     cfg.MODEL.OV_PANOPTIC.PIXEL_ATTENTION_LAYERS = 0
     # Most masks of a picture.
@@ -209,10 +205,6 @@ def _add_ov_panoptic(cfg: CN) -> None:
     cfg.MODEL.OV_PANOPTIC.POOLING = "hard"
     # Exponent of CLIP's certainty in a mask's objectness, in [0, 1]; 0 leaves it out.
     cfg.MODEL.OV_PANOPTIC.RECOGNITION = 0.0
-    # Masks whose class scores no more are no segment.
-    cfg.MODEL.OV_PANOPTIC.MIN_SCORE = 0.0
-    # Share of its own pixels that a mask must win to be a segment.
-    cfg.MODEL.OV_PANOPTIC.MIN_OVERLAP = 0.8
     # What inference returns: some of panoptic, semantic (K maps of the picture's size) and
     # instance.
     cfg.MODEL.OV_PANOPTIC.TASKS = ["panoptic", "semantic", "instance"]

@@ -101,7 +101,7 @@ def cached(cfg: CfgNode) -> object:
 
 CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
 DISTILL, PRETRAIN, RPN = "MODEL.DISTILL.", "MODEL.REGIONCLIP.", "MODEL.FROZEN_RPN."
-CRIS, REGIONS = "MODEL.CRIS.", "INPUT.REGIONS."
+CRIS, REGIONS, MASKS = "MODEL.CRIS.", "INPUT.REGIONS.", "MODEL.OV_PANOPTIC."
 TRAINED = (CLIP + "TRAINABLE_BLOCKS", -1)
 # Key, value, recipe, probe, and what the recipe needs beside; {tmp} is a folder with small files.
 MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
@@ -159,6 +159,13 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (CRIS + "KERNEL_SIZE", 3, "cris", model, ()),
     (CRIS + "NORM", "GN", "cris", model, ()),
     (CRIS + "MASK_THRESHOLD", 0.5, "cris", model, ()),
+    (MASKS + "PIXEL_ATTENTION_LAYERS", 1, "ov_panoptic_untouched", model, ()),
+    (MASKS + "NUM_QUERIES", 5, "ov_panoptic_untouched", model, ()),
+    (MASKS + "NUM_LAYERS", 2, "ov_panoptic_untouched", model, ()),
+    (MASKS + "NUM_POINTS", 99, "ov_panoptic_untouched", model, ()),
+    (MASKS + "POOLING", "soft", "ov_panoptic_untouched", model, ()),
+    (MASKS + "RECOGNITION", 0.3, "ov_panoptic_untouched", model, ()),
+    (MASKS + "TASKS", ["semantic"], "ov_panoptic_untouched", model, ()),
     (REGIONS + "SOURCE", "random", "clipself_patches", batch, ()),
     (REGIONS + "PROPOSAL_FILE", "{tmp}/proposals.json", "clipself_patches", batch,
      (REGIONS + "SOURCE", "proposals", REGIONS + "PROPOSAL_FILE", "{tmp}/others.json")),

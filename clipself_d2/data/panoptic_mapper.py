@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.data.transforms import Augmentation, AugmentationList, AugInput
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import BitMasks, Instances
 
 from clipself_d2.data.items import Item, Record
@@ -76,4 +76,3 @@ class PanopticMapper:
         kept |= {"height": picture.shape[0], "width": picture.shape[1]}
         pixels = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
         return {**kept, "image": torch.from_numpy(pixels), "instances": instances}
-

@@ -4,7 +4,7 @@ Legend: K classes, H W pixels.
 """
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,48 +46,49 @@ def count_matches(
     taken out of a prediction's area, and a prediction that is mostly void or crowd of its class is
     not counted.
     """
-    counts = np.zeros((num_classes, 4))
-    pairs, sizes = np.unique(
-        np.stack([true_ids.ravel(), predicted_ids.ravel()]), axis=1, return_counts=True
-    )
-    overlap = {(int(t), int(p)): int(size) for (t, p), size in zip(pairs.T, sizes, strict=True)}
     true_by_id = {int(row["id"]): row for row in true}
-    area_true: dict[int, int] = {}
-    area_predicted: dict[int, int] = {}
-    void: dict[int, int] = {}
-    crowd: dict[tuple[int, int], int] = {}
-    for (t, p), size in overlap.items():
-        area_true[t] = area_true.get(t, 0) + size
-        area_predicted[p] = area_predicted.get(p, 0) + size
-        if t not in true_by_id:
-            void[p] = void.get(p, 0) + size
-        elif true_by_id[t].get("iscrowd"):
-            key = (p, int(true_by_id[t]["category_id"]))
-            crowd[key] = crowd.get(key, 0) + size
-    matched_true, matched_predicted = set(), set()
     predicted_by_id = {int(row["id"]): row for row in predicted}
+    crowds = {number for number, row in true_by_id.items() if row.get("iscrowd")}
+    overlap = _overlaps(true_ids, predicted_ids)
+    area_true, area_predicted = Counter[int](), Counter[int]()
+    # Pixels of a prediction that are void, or of a crowd of its own class.
+    void, ignored = Counter[int](), Counter[int]()
     for (t, p), size in overlap.items():
-        if t not in true_by_id or p not in predicted_by_id or true_by_id[t].get("iscrowd"):
+        area_true[t] += size
+        area_predicted[p] += size
+        if t not in true_by_id:
+            void[p] += size
+            ignored[p] += size
+        elif t in crowds and _same_class(true_by_id[t], predicted_by_id.get(p)):
+            ignored[p] += size
+    counts = np.zeros((num_classes, 4))
+    matched_true, matched_predicted = set(crowds), set[int]()
+    for (t, p), size in overlap.items():
+        row = true_by_id.get(t)
+        if row is None or t in crowds or not _same_class(row, predicted_by_id.get(p)):
             continue
-        label = int(true_by_id[t]["category_id"])
-        if int(predicted_by_id[p]["category_id"]) != label:
-            continue
-        union = area_true[t] + area_predicted[p] - size - void.get(p, 0)
-        if size / union > _MATCH:
-            counts[label, :2] += size / union, 1
+        iou = size / (area_true[t] + area_predicted[p] - size - void[p])
+        if iou > _MATCH:
+            counts[row["category_id"], :2] += iou, 1
             matched_true.add(t)
             matched_predicted.add(p)
-    for t, row in true_by_id.items():
-        if t not in matched_true and not row.get("iscrowd"):
-            counts[int(row["category_id"]), 3] += 1
-    for p, row in predicted_by_id.items():
-        if p in matched_predicted or p not in area_predicted:
-            continue
-        label = int(row["category_id"])
-        ignored = void.get(p, 0) + crowd.get((p, label), 0)
-        if ignored / area_predicted[p] <= _MATCH:
-            counts[label, 2] += 1
+    for t in true_by_id.keys() - matched_true:
+        counts[true_by_id[t]["category_id"], 3] += 1
+    for p in predicted_by_id.keys() - matched_predicted:
+        if area_predicted[p] and ignored[p] / area_predicted[p] <= _MATCH:
+            counts[predicted_by_id[p]["category_id"], 2] += 1
     return counts
+
+
+def _overlaps(true_ids: np.ndarray, predicted_ids: np.ndarray) -> dict[tuple[int, int], int]:
+    """Number of pixels by true and predicted id."""
+    both = np.stack([true_ids.ravel(), predicted_ids.ravel()])
+    pairs, sizes = np.unique(both, axis=1, return_counts=True)
+    return {(int(t), int(p)): int(size) for (t, p), size in zip(pairs.T, sizes, strict=True)}
+
+
+def _same_class(true: Segment, predicted: Segment | None) -> bool:
+    return predicted is not None and true["category_id"] == predicted["category_id"]
 
 
 def panoptic_quality(counts: np.ndarray) -> dict[str, float]:

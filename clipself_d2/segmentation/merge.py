@@ -3,6 +3,7 @@
 Legend: Q masks, K classes, H W pixels.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,23 @@ from torch import Tensor
 _INSIDE = 0.5
 
 
+@dataclass(frozen=True)
+class MergeRules:
+    """Which masks become segments and instances.
+
+    Attributes:
+        min_score: Masks whose class scores no more are no segment.
+        min_overlap: Share of its own pixels that a mask must win to be a segment.
+        num_instances: Most instances of a picture.
+    """
+
+    min_score: float = 0.0
+    min_overlap: float = 0.8
+    num_instances: int = 100
+
+
 def panoptic_map(
-    log_probs_QK1: Tensor,
-    masks_QHW: Tensor,
-    thing_mask: Tensor,
-    *,
-    min_score: float = 0.0,
-    min_overlap: float = 0.8,
+    log_probs_QK1: Tensor, masks_QHW: Tensor, thing_mask: Tensor, rules: MergeRules | None = None
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Give every pixel to one mask.
 
@@ -27,8 +38,7 @@ def panoptic_map(
         log_probs_QK1: Log-probabilities (or logits) of the classes, void last.
         masks_QHW: Logits of the masks at the picture's size.
         thing_mask: (K,) True for things.
-        min_score: Masks whose class scores no more are dropped.
-        min_overlap: Share of a mask's own pixels that it must win to be kept.
+        rules: Which masks are kept.
 
     Returns:
         (H, W) int32 of segment ids, 0 where there is none, and Detectron2's ``segments_info``:
@@ -37,8 +47,9 @@ def panoptic_map(
 
     Reference: MaskFormer, arXiv 2107.06278, section 3.4, as in Mask2Former and FC-CLIP.
     """
+    rules = rules or MergeRules()
     score_Q, label_Q = log_probs_QK1.softmax(-1).max(-1)
-    keep_Q = (label_Q != log_probs_QK1.shape[-1] - 1) & (score_Q > min_score)
+    keep_Q = (label_Q != log_probs_QK1.shape[-1] - 1) & (score_Q > rules.min_score)
     score_Q, label_Q, prob_QHW = score_Q[keep_Q], label_Q[keep_Q], masks_QHW[keep_Q].sigmoid()
     ids_HW = torch.zeros(masks_QHW.shape[-2:], dtype=torch.int32, device=masks_QHW.device)
     segments: list[dict[str, Any]] = []
@@ -50,7 +61,7 @@ def panoptic_map(
         won_HW, inside_HW = winner_HW == number, prob_QHW[number] >= _INSIDE
         region_HW = won_HW & inside_HW
         own = int(inside_HW.sum())
-        if not own or not region_HW.any() or int(won_HW.sum()) / own < min_overlap:
+        if not own or not region_HW.any() or int(won_HW.sum()) / own < rules.min_overlap:
             continue
         is_thing = bool(thing_mask[label])
         if not is_thing and label in stuff_ids:
@@ -60,9 +71,7 @@ def panoptic_map(
         ids_HW[region_HW] = segment
         if not is_thing:
             stuff_ids[label] = segment
-        segments.append(
-            {"id": segment, "category_id": label, "isthing": is_thing, "score": score}
-        )
+        segments.append({"id": segment, "category_id": label, "isthing": is_thing, "score": score})
     return ids_HW, segments
 
 

@@ -5,6 +5,7 @@ Legend: N images, Q queries, K classes, D joint embedding, h w cells.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +22,43 @@ from clipself_d2.layers.score_fusion import ensemble_log_probs
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.parts.text_embeddings import build_segment_classifier, training_embeddings
 from clipself_d2.segmentation.mask_decoder import MaskedAttentionDecoder
-from clipself_d2.segmentation.mask_losses import MaskLossWeights, mask_losses
-from clipself_d2.segmentation.merge import instances_of, panoptic_map, semantic_map
+from clipself_d2.segmentation.mask_losses import MaskLoss, mask_losses
+from clipself_d2.segmentation.merge import MergeRules, instances_of, panoptic_map, semantic_map
 from clipself_d2.segmentation.pixel_decoder import PixelDecoder
 
 POOLINGS = ("hard", "soft", "tokens")
 TASKS = ("panoptic", "semantic", "instance")
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """How the tower's dense map scores masks, and how much that counts.
+
+    Attributes:
+        scale: Multiplier of the cosine.
+        alpha: Exponent of CLIP's probability for base classes, in [0, 1].
+        beta: The same for novel classes.
+        recognition: Exponent of CLIP's certainty in a mask's objectness; 0 leaves it out.
+        pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
+            weighted by the mask's probability) or "tokens" (copies of the class token that attend
+            to the mask's patches, ODISE's way, which runs the tower a second time).
+
+    Raises:
+        ValueError: If the pooling is unknown.
+    """
+
+    scale: float = 100.0
+    alpha: float = 0.4
+    beta: float = 0.8
+    recognition: float = 0.0
+    pooling: str = "hard"
+
+    def __post_init__(self) -> None:
+        """Check the pooling."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"MODEL.OV_PANOPTIC.POOLING is {self.pooling!r}; it is one of {', '.join(POOLINGS)}"
+            )
 
 
 class OpenVocabPanoptic(nn.Module):
@@ -42,19 +74,10 @@ class OpenVocabPanoptic(nn.Module):
         pixel_decoder: Maps for queries and masks.
         decoder: Predicts masks and their embeddings.
         classifier: Words of the classes.
-        clip_scale: Multiplier of CLIP's cosine.
-        alpha: Exponent of CLIP's probability for base classes, in [0, 1].
-        beta: The same for novel classes.
-        recognition: Exponent of CLIP's certainty in a mask's objectness; 0 leaves it out.
-        pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
-            weighted by the mask's probability) or "tokens" (copies of the class token that attend
-            to the mask's patches, ODISE's way, which runs the tower a second time).
+        clip_scores: How CLIP's scores are made and weighed.
+        loss: Weights and points of the losses.
+        merging: How masks become segments and instances.
         tasks: Which of "panoptic", "semantic" and "instance" inference returns.
-        loss_weights: Weights of the losses and of the assignment.
-        num_points: Points of every mask in the loss.
-        min_score: Masks whose class scores no more are no segment.
-        min_overlap: Share of its own pixels that a mask must win to be a segment.
-        num_instances: Most instances of a picture.
         pixel_mean: Mean of the pixels, RGB, 0 to 255.
         pixel_std: Their deviation.
 
@@ -74,25 +97,14 @@ class OpenVocabPanoptic(nn.Module):
         pixel_decoder: PixelDecoder,
         decoder: MaskedAttentionDecoder,
         classifier: SegmentTextClassifier,
-        clip_scale: float = 100.0,
-        alpha: float = 0.4,
-        beta: float = 0.8,
-        recognition: float = 0.0,
-        pooling: str = "hard",
+        clip_scores: ClipScores | None = None,
+        loss: MaskLoss | None = None,
+        merging: MergeRules | None = None,
         tasks: Sequence[str] = TASKS,
-        loss_weights: MaskLossWeights | None = None,
-        num_points: int = 12544,
-        min_score: float = 0.0,
-        min_overlap: float = 0.8,
-        num_instances: int = 100,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(
-                f"MODEL.OV_PANOPTIC.POOLING is {pooling!r}; it is one of {', '.join(POOLINGS)}"
-            )
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             raise ValueError(
@@ -107,56 +119,53 @@ class OpenVocabPanoptic(nn.Module):
             )
         self.backbone, self.pixel_decoder, self.decoder = backbone, pixel_decoder, decoder
         self.classifier = classifier
-        self.clip_scale, self.alpha, self.beta = clip_scale, alpha, beta
-        self.recognition = recognition
-        self.pooling, self.tasks = pooling, tuple(tasks)
-        self.loss_weights = loss_weights or MaskLossWeights()
-        self.num_points = num_points
-        self.min_score, self.min_overlap = min_score, min_overlap
-        self.num_instances = num_instances
+        self.clip_scores = clip_scores or ClipScores()
+        self.loss, self.merging = loss or MaskLoss(), merging or MergeRules()
+        self.tasks = tuple(tasks)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read MODEL.OV_PANOPTIC and MODEL.OPEN_VOCAB.
+        """Read MODEL.OV_PANOPTIC, MODEL.OPEN_VOCAB and MODEL.SEM_SEG_HEAD.
 
         Args:
-            cfg: The whole config.
+            cfg: The whole config; features, channels and norm of the pixel decoder are
+                IN_FEATURES, CONVS_DIM and NORM of MODEL.SEM_SEG_HEAD.
 
         Returns:
             Arguments of the constructor.
         """
-        options, words = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB
+        options, words, head = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB, cfg.MODEL.SEM_SEG_HEAD
         backbone = build_backbone(cfg)
         classifier = build_segment_classifier(training_embeddings(cfg), scale=words.SCALE)
         return {
             "backbone": backbone,
             "pixel_decoder": PixelDecoder(
                 input_shape=backbone.output_shape(),
-                in_features=options.IN_FEATURES,
-                channels=options.CHANNELS,
+                in_features=head.IN_FEATURES,
+                channels=head.CONVS_DIM,
+                norm=head.NORM,
                 attention_layers=options.PIXEL_ATTENTION_LAYERS,
             ),
             "decoder": MaskedAttentionDecoder(
-                channels=options.CHANNELS,
+                channels=head.CONVS_DIM,
                 embed_dim=classifier.embed_dim,
                 num_queries=options.NUM_QUERIES,
                 num_layers=options.NUM_LAYERS,
-                hidden=8 * options.CHANNELS,
+                hidden=8 * head.CONVS_DIM,
             ),
             "classifier": classifier,
-            "clip_scale": words.CLIP_SCALE,
-            "alpha": words.ENSEMBLE_ALPHA,
-            "beta": words.ENSEMBLE_BETA,
-            "recognition": options.RECOGNITION,
-            "pooling": options.POOLING,
+            "clip_scores": ClipScores(
+                scale=words.CLIP_SCALE,
+                alpha=words.ENSEMBLE_ALPHA,
+                beta=words.ENSEMBLE_BETA,
+                recognition=options.RECOGNITION,
+                pooling=options.POOLING,
+            ),
+            "loss": MaskLoss(void=words.BACKGROUND_WEIGHT, num_points=options.NUM_POINTS),
+            "merging": MergeRules(num_instances=cfg.TEST.DETECTIONS_PER_IMAGE),
             "tasks": options.TASKS,
-            "loss_weights": MaskLossWeights(void=words.BACKGROUND_WEIGHT),
-            "num_points": options.NUM_POINTS,
-            "min_score": options.MIN_SCORE,
-            "min_overlap": options.MIN_OVERLAP,
-            "num_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -225,14 +234,7 @@ class OpenVocabPanoptic(nn.Module):
         losses = {}
         for layer, prediction in enumerate(predictions):
             logits = self.classifier(prediction.embedding)[..., columns]
-            terms = mask_losses(
-                logits,
-                prediction.masks,
-                classes,
-                truth,
-                weights=self.loss_weights,
-                num_points=self.num_points,
-            )
+            terms = mask_losses(logits, prediction.masks, classes, truth, self.loss)
             last = layer == len(predictions) - 1
             losses |= {name if last else f"{name}_{layer}": term for name, term in terms.items()}
         return losses
@@ -259,15 +261,16 @@ class OpenVocabPanoptic(nn.Module):
             images.tensor[number, :, : size[0], : size[1]],
             masks,
         )
-        clip_logits = self.clip_scale * self.classifier.cosine(embedding)[..., :-1]
+        rules = self.clip_scores
+        clip_logits = rules.scale * self.classifier.cosine(embedding)[..., :-1]
         return ensemble_log_probs(
             logits,
             clip_logits,
             self.classifier.base_mask,
-            alpha=self.alpha,
-            beta=self.beta,
+            alpha=rules.alpha,
+            beta=rules.beta,
             seen_Q=seen,
-            recognition=self.recognition,
+            recognition=rules.recognition,
         )
 
     def embed_masks(self, dense: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,30 +285,23 @@ class OpenVocabPanoptic(nn.Module):
             (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
         """
         grid = (dense.shape[-2], dense.shape[-1])
-        if self.pooling == "tokens":
+        if self.clip_scores.pooling == "tokens":
             inside = F.adaptive_max_pool2d(masks, grid) > 0
             embedding = self.backbone.bottom_up.tower.forward_regions(image[None], [inside])
             return embedding, inside.flatten(1).any(1)
         small = F.interpolate(masks[None], grid, mode="bilinear", align_corners=False)[0]
         seen = (small > 0).flatten(1).any(1)
-        weights = small.sigmoid() if self.pooling == "soft" else (small > 0).float()
+        weights = small.sigmoid() if self.clip_scores.pooling == "soft" else (small > 0).float()
         return mask_embeddings(dense[None], [weights], normalize=False), seen
 
     def _results(self, log_probs: Tensor, masks: Tensor) -> dict[str, Any]:
         results: dict[str, Any] = {}
         thing_mask = self.classifier.thing_mask
         if "panoptic" in self.tasks:
-            results["panoptic_seg"] = panoptic_map(
-                log_probs,
-                masks,
-                thing_mask,
-                min_score=self.min_score,
-                min_overlap=self.min_overlap,
-            )
+            results["panoptic_seg"] = panoptic_map(log_probs, masks, thing_mask, self.merging)
         if "semantic" in self.tasks:
             results["sem_seg"] = semantic_map(log_probs, masks)
         if "instance" in self.tasks:
-            results["instances"] = instances_of(
-                log_probs, masks, thing_mask, most=self.num_instances
-            )
+            most = self.merging.num_instances
+            results["instances"] = instances_of(log_probs, masks, thing_mask, most=most)
         return results

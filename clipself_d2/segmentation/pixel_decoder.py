@@ -186,7 +186,7 @@ def _conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
 
 
 def _centres(grid: Sequence[int], device: torch.device) -> Tensor:
-    """x and y of the cells' centres in [0, 1], row by row."""
+    """X and y of the cells' centres in [0, 1], row by row."""
     rows, columns = ((torch.arange(side, device=device) + 0.5) / side for side in grid)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)

@@ -56,14 +56,13 @@ class Vocabulary:
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise ValueError(f"the vocabulary repeats {repeated[:5]}; name every class once")
-        lengths = {"base_mask": len(self.base_mask)}
+        fields = ("base_mask", "frequency", "thing_mask")
+        given = {field: getattr(self, field) for field in fields}
+        lengths = {field: len(value) for field, value in given.items() if value is not None}
         if self.frequency is not None:
-            lengths["frequency"] = len(self.frequency)
             unknown = set(self.frequency) - FREQUENCIES
             if unknown:
                 raise ValueError(f"frequency is r, c or f for every class, not {sorted(unknown)}")
-        if self.thing_mask is not None:
-            lengths["thing_mask"] = len(self.thing_mask)
         if self.synonyms:
             lengths["synonyms"] = len(self.synonyms)
             if any(not synonym.strip() for group in self.synonyms for synonym in group):

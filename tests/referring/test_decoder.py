@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from clipself_d2.referring.decoder import CrisDecoder
 from clipself_d2.layers.positions import line_positions, map_positions
+from clipself_d2.referring.decoder import CrisDecoder
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 CPU = torch.device("cpu")

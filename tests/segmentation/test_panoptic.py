@@ -103,4 +103,4 @@ def test_unknown_options_are_refused(make):
     with pytest.raises(ValueError, match="TASKS"):
         make("MODEL.OV_PANOPTIC.TASKS", ["things"])
     with pytest.raises(ValueError, match="takes four"):
-        make("MODEL.OV_PANOPTIC.IN_FEATURES", ["res2", "res3"])
+        make("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3"])

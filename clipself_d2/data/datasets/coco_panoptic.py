@@ -5,6 +5,9 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set):
 - ``coco_2017_val_panoptic_regions``: validation for region classification.
 - ``coco_2017_train_ov_panoptic``, ``coco_2017_val_ov_panoptic``: for panoptic segmentation; all
   classes are base.
+- ``ade20k_ov_panoptic_val``: ADE20K's 150 classes from ``ADEChallengeData2016``, as the scripts of
+  Mask2Former lay it out: ``ade20k_panoptic_val.json``, ``ade20k_panoptic_val/`` and
+  ``images/validation/``. Its classes are read from the file.
 
 The PNGs of segment ids lie in ``coco/panoptic_<split>``, where Detectron2 looks for them, or in
 ``coco/annotations/panoptic_<split>``, where the official archive puts them.
@@ -12,6 +15,8 @@ The PNGs of segment ids lie in ``coco/panoptic_<split>``, where Detectron2 looks
 Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1.
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +69,16 @@ def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
     regions = panoptic_metadata()
     segments = {key: value for key, value in regions.items() if key != "novel_classes"}
     segments |= {"novel_classes": [], "base_classes": regions["thing_classes"]}
+    ade = Path(root) / "ADEChallengeData2016"
     return [
+        register_panoptic_file(
+            f"{prefix}ade20k_ov_panoptic_val",
+            json_file=ade / "ade20k_panoptic_val.json",
+            image_root=ade / "images" / "validation",
+            png_root=ade / "ade20k_panoptic_val",
+            remedy=f"lay ADE20K's panoptic files out in {ade}, or set DETECTRON2_DATASETS",
+        )
+    ] + [
         register_panoptic(
             f"{prefix}coco_2017_{name}",
             json_file=notes / f"panoptic_{split}.json",
@@ -110,8 +124,9 @@ def register_panoptic(
         The name.
     """
     novel = set(metadata.get("novel_classes") or ()) if novel_is_void else set()
+    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
     DatasetCatalog.register(
-        name, partial(_load, json_file, image_root, png_roots, metadata, remedy, novel)
+        name, partial(_load, json_file, image_root, png_roots, metadata, remedy, novel, names)
     )
     MetadataCatalog.get(name).set(
         panoptic_json=str(json_file),
@@ -125,6 +140,72 @@ def register_panoptic(
     return name
 
 
+def register_panoptic_file(
+    name: str, *, json_file: Path, image_root: Path, png_root: Path, remedy: str
+) -> str:
+    """Register a panoptic file whose classes are those that it lists itself.
+
+    Args:
+        name: Name of the data set.
+        json_file: COCO panoptic file; read when the data set is used.
+        image_root: Folder of the JPEGs.
+        png_root: Folder of the PNGs.
+        remedy: What the user can do about a missing file, an imperative clause.
+
+    Returns:
+        The name. Whether a class is novel is decided by the words of the training.
+    """
+
+    def load() -> list[Record]:
+        metadata = listed_metadata(check_coco_file(json_file, remedy=remedy)["categories"])
+        MetadataCatalog.get(name).set(**metadata)
+        return _load(json_file, image_root, (png_root,), metadata, remedy, set())
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(json_file),
+        panoptic_root=str(png_root),
+        image_root=str(image_root),
+        evaluator_type="ov_panoptic",
+        ignore_label=255,
+        label_divisor=1000,
+    )
+    return name
+
+
+def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe the classes that a panoptic file lists.
+
+    Args:
+        categories: Rows with ``id``, ``name`` and ``isthing``. A name may hold several words
+            between commas, as ADE20K's: the first is the name, the others its synonyms.
+
+    Returns:
+        Names of things and of stuff, contiguous ids, things first, and synonyms.
+    """
+    rows = sorted(categories, key=lambda row: (not row.get("isthing"), row["id"]))
+    words = [[word.strip() for word in row["name"].split(",") if word.strip()] for row in rows]
+    first = Counter(group[0] for group in words)
+    # Two classes of one first word, such as two kinds of screens, keep their whole names.
+    names = [
+        group[0] if first[group[0]] == 1 else row["name"]
+        for row, group in zip(rows, words, strict=True)
+    ]
+    things = sum(bool(row.get("isthing")) for row in rows)
+    number = {row["id"]: position for position, row in enumerate(rows)}
+    is_thing = {row["id"]: bool(row.get("isthing")) for row in rows}
+    return {
+        "thing_classes": names[:things],
+        "stuff_classes": names[things:],
+        "thing_dataset_id_to_contiguous_id": {i: n for i, n in number.items() if is_thing[i]},
+        "stuff_dataset_id_to_contiguous_id": {i: n for i, n in number.items() if not is_thing[i]},
+        "class_synonyms": [
+            group[1:] if name == group[0] else group
+            for name, group in zip(names, words, strict=True)
+        ],
+    }
+
+
 def _load(
     json_file: Path,
     image_root: Path,
@@ -132,9 +213,10 @@ def _load(
     metadata: dict[str, Any],
     remedy: str,
     void: set[str],
+    listed: Sequence[str] | None = None,
 ) -> list[Record]:
     names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
-    rows = check_coco_file(json_file, names, remedy=remedy)["annotations"]
+    rows = check_coco_file(json_file, listed, remedy=remedy)["annotations"]
     png_root = _png_root(png_roots)
     # Detectron2 asserts that the first pair of files exists; here all are checked, with a remedy.
     stems = [Path(row["file_name"]).stem for row in rows]

@@ -6,6 +6,8 @@
 - ``coco_json:/train.json:/folder``, ``coco_json:/train.json:/folder:/base.txt`` or
   ``coco_json:/train.json:/folder:base=dog,cat``: detection, with all classes base, or those that a
   vocabulary file names (whose synonyms serve TEST.SYNONYMS), or those named in place;
+- ``panoptic:/panoptic.json:/maps:/folder``: panoptic segmentation in COCO's format, with the
+  classes that the file lists;
 - ``captions:/captions.json:/folder`` and ``captions_webdataset:/shards-{000000..000331}.tar``:
   pictures with captions, as ``datasets/captions.py`` says.
 
@@ -23,6 +25,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.captions import caption_file_records, shard_caption_records
+from clipself_d2.data.datasets.coco_panoptic import register_panoptic_file
 from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
 from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
 from clipself_d2.data.datasets.validate import check_coco_file
@@ -138,6 +141,15 @@ def _register_coco_json(name: str, rest: str) -> None:
     )
 
 
+def _register_panoptic(name: str, rest: str) -> None:
+    json_file, png_root, image_root = _parts(name, rest, 3, 3)
+    _check_paths(name, json_file, image_root)
+    _check_paths(name, json_file, png_root)
+    register_panoptic_file(
+        name, json_file=json_file, image_root=image_root, png_root=png_root, remedy=REMEDY
+    )
+
+
 def _register_captions(name: str, rest: str) -> None:
     file, image_root = _parts(name, rest, 2, 2)
     _check_paths(name, file, image_root)
@@ -208,6 +220,7 @@ KINDS: dict[str, Callable[[str, str], None]] = {
     "coco_images": _register_coco_images,
     "webdataset": partial(_register_shards, shard_records),
     "coco_json": _register_coco_json,
+    "panoptic": _register_panoptic,
     "captions": _register_captions,
     "captions_webdataset": partial(_register_shards, shard_caption_records),
 }
@@ -216,6 +229,7 @@ FORMS = {
     "coco_images": "coco_images:FILE.json:FOLDER",
     "webdataset": "webdataset:SHARD-{000..331}.tar",
     "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt|:base=NAME,NAME]",
+    "panoptic": "panoptic:FILE.json:MAPS:FOLDER",
     "captions": "captions:FILE.json|tsv|csv:FOLDER",
     "captions_webdataset": "captions_webdataset:SHARD-{000..331}.tar",
 }

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.coco_panoptic import panoptic_metadata, register_coco_panoptic
+from clipself_d2.data.datasets.coco_panoptic import (
+    listed_metadata,
+    panoptic_metadata,
+    register_coco_panoptic,
+)
+from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.data.region_mapper import RegionMapper
 
 SAMPLE = Path(__file__).parents[2] / "golden" / "coco_panoptic_sample"
@@ -67,3 +72,32 @@ def test_a_missing_png_is_named(sample_root: Path, catalogs: None) -> None:
     register_coco_panoptic(sample_root, prefix="sample_")
     with pytest.raises(FileNotFoundError, match=r"000000142238\.png is missing; download COCO"):
         DatasetCatalog.get(NAME)
+
+
+def test_a_file_says_its_classes_itself(sample_root, catalogs):
+    coco = sample_root / "coco"
+    file, maps = coco / "annotations" / "panoptic_val2017.json", coco / "annotations"
+    name = f"panoptic:{file}:{maps / 'panoptic_val2017'}:{coco / 'val2017'}"
+    resolve_dataset_names([name])
+    records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+    classes = [*metadata.thing_classes, *metadata.stuff_classes]
+    by_id = {row["id"]: row for row in json.loads(file.read_text())["categories"]}
+    truth = json.loads(file.read_text())["annotations"]
+    for record, row in zip(records, truth, strict=True):
+        for segment, given in zip(record["segments_info"], row["segments_info"], strict=True):
+            assert classes[segment["category_id"]] == by_id[given["category_id"]]["name"]
+    assert metadata.evaluator_type == "ov_panoptic"
+
+
+def test_names_between_commas_are_a_name_and_synonyms():
+    rows = [
+        {"id": 5, "name": "screen, silver screen", "isthing": 1},
+        {"id": 2, "name": "wall", "isthing": 0},
+        {"id": 9, "name": "screen, CRT screen", "isthing": 1},
+        {"id": 7, "name": "door, double door", "isthing": 1},
+    ]
+    got = listed_metadata(rows)
+    assert got["thing_classes"] == ["screen, silver screen", "door", "screen, CRT screen"]
+    assert got["stuff_classes"] == ["wall"]
+    assert got["class_synonyms"][1] == ["double door"]
+    assert got["stuff_dataset_id_to_contiguous_id"] == {2: 3}

@@ -150,7 +150,7 @@ def protocol_of(
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
     if kind == REFERRING:
-        protocol["mask_threshold"] = cfg.MODEL.CRIS.MASK_THRESHOLD
+        protocol["mask_threshold"] = model.mask_threshold
     elif kind != REGION_CLASSIFICATION:
         protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == REGION_CLASSIFICATION or reads_text(model):

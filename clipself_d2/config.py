@@ -90,8 +90,8 @@ def _add_vocabulary(cfg: CN) -> None:
     cfg.MODEL.VOCABULARY.DATASET = ""
     # Prompt set: single, vild (its 63 prompts), imagenet80, regionclip81 or emoji.
     cfg.MODEL.VOCABULARY.TEMPLATES = "vild"
-    # Prebuilt text embeddings of the training vocabulary, used in tests of the same classes too;
-    # empty: built and cached.
+    # Prebuilt text embeddings of the training vocabulary (in RegionCLIP's pre-training the concept
+    # pool), used in tests of the same classes too; empty: built and cached.
     cfg.MODEL.VOCABULARY.EMBEDDINGS = ""
     # Folder of cached text embeddings; empty: nothing is cached.
     cfg.MODEL.VOCABULARY.CACHE_DIR = ""
@@ -134,8 +134,6 @@ def _add_distill(cfg: CN) -> None:
     # Whether the student's image is padded to a square, as published, or only to the largest
     # height and width of the batch.
     cfg.MODEL.DISTILL.PAD_TO_SQUARE = True
-    # Weight of the loss between student and teacher on the whole picture at the native size.
-    cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT = 0.0
     # Classes that a batch is scored against by RegionTextDistiller, its own included.
     cfg.MODEL.DISTILL.SAMPLED_CLASSES = 100
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
@@ -145,23 +143,18 @@ def _add_distill(cfg: CN) -> None:
 def _add_regionclip(cfg: CN) -> None:
     """RegionCLIP's pre-training."""
     cfg.MODEL.REGIONCLIP = CN()
-    # Concept pool of the pre-training: a file of noun,count lines, of tools/build_concept_pool.py.
+    # Concept pool of the pre-training, its vocabulary: a file of noun,count lines, of
+    # tools/build_concept_pool.py.
     cfg.MODEL.REGIONCLIP.CONCEPTS = ""
-    # Its text embeddings by MODEL.CLIP; empty: built and cached.
-    cfg.MODEL.REGIONCLIP.CONCEPT_EMBEDDINGS = ""
     # Name of the teacher's CLIP; empty: that of MODEL.CLIP.
     cfg.MODEL.REGIONCLIP.TEACHER_NAME = ""
     # Pretrained tag or file of the teacher's CLIP; empty: that of MODEL.CLIP, if of one name.
     cfg.MODEL.REGIONCLIP.TEACHER_PRETRAINED = ""
     # What the teacher sees of a region: roi (pooled from the picture, as published) or crop.
     cfg.MODEL.REGIONCLIP.TEACHER_REGIONS = "roi"
-    # Weight of the loss between the teacher's and the student's distribution over the concepts; 0:
-    # off.
-    cfg.MODEL.REGIONCLIP.DISTILL_WEIGHT = 1.0
-    # Weight of the contrast of regions with the concepts of the batch; 0: off.
-    cfg.MODEL.REGIONCLIP.CONTRASTIVE_WEIGHT = 1.0
-    # Weight of the contrast of pictures with captions; 0: off.
-    cfg.MODEL.REGIONCLIP.IMAGE_TEXT_WEIGHT = 1.0
+    # Weights of the losses: distillation of the teacher's distribution over the concepts, contrast
+    # of regions with the concepts of the batch, contrast of pictures with captions; 0: off.
+    cfg.MODEL.REGIONCLIP.LOSS_WEIGHTS = [1.0, 1.0, 1.0]
 
 
 def _add_cris(cfg: CN) -> None:
@@ -173,8 +166,6 @@ def _add_cris(cfg: CN) -> None:
     cfg.MODEL.CRIS.FPN_OUT = [256, 512, 1024]
     # Layers of the vision-language decoder; 0 leaves it out, the paper's ablation.
     cfg.MODEL.CRIS.NUM_LAYERS = 3
-    # Attention heads of the decoder.
-    cfg.MODEL.CRIS.NUM_HEADS = 8
     # Hidden channels of the decoder's feed-forward networks.
     cfg.MODEL.CRIS.DIM_FFN = 2048
     # Share of the decoder's channels dropped in training.
@@ -185,8 +176,6 @@ def _add_cris(cfg: CN) -> None:
     # Norm of neck and projector: SyncBN, BN (two pairs a process at least) or GN (any batch; the
     # batch norms of a ResNet tower then keep their statistics).
     cfg.MODEL.CRIS.NORM = "SyncBN"
-    # Probability above which a pixel belongs to the mask.
-    cfg.MODEL.CRIS.MASK_THRESHOLD = 0.35
 
 
 def _add_ov_panoptic(cfg: CN) -> None:
@@ -234,8 +223,6 @@ def _add_regions(cfg: CN) -> None:
     # Longest sides of the student's image, px, one of which is drawn for every iteration; region
     # features are scored at the largest.
     cfg.INPUT.REGIONS.IMAGE_SIZES = (1024,)
-    # Largest number of rows or columns of the grid.
-    cfg.INPUT.REGIONS.MAX_SPLIT = 6
     # Most regions of one image, of each source.
     cfg.INPUT.REGIONS.MAX_BOXES = 20
     # Square roots of the least and largest area of a proposal, px of the original image.

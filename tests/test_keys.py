@@ -137,28 +137,22 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (HEADS + "RPN_SCORE", "sigmoid", "fvit_untouched", model, ()),
     (HEADS + "SOFT_NMS", "linear", "fvit_untouched", model, ()),
     (DISTILL + "PAD_TO_SQUARE", True, "clipself_patches", model, ()),
-    (DISTILL + "IMAGE_LOSS_WEIGHT", 0.5, "clipself_patches", model, ()),
     (DISTILL + "SAMPLED_CLASSES", 7, "region_text", model, ()),
     (DISTILL + "STUDENT_SHARE", 0.5, "clipself_patches", saved_share, ()),
     (PRETRAIN + "CONCEPTS", "{tmp}/other.txt", "regionclip", model, ()),
-    (PRETRAIN + "CONCEPT_EMBEDDINGS", "{tmp}/table.pt", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_NAME", "ViT-S-32-alt", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_PRETRAINED", "emoji", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_REGIONS", "roi", "regionclip", model, ()),
-    (PRETRAIN + "DISTILL_WEIGHT", 0.5, "regionclip", model, ()),
-    (PRETRAIN + "CONTRASTIVE_WEIGHT", 0.5, "regionclip", model, ()),
-    (PRETRAIN + "IMAGE_TEXT_WEIGHT", 0.5, "regionclip", model, ()),
+    (PRETRAIN + "LOSS_WEIGHTS", [0.5, 1.0, 1.0], "regionclip", model, ()),
     (RPN + "CONFIG", "{tmp}/rpn.yaml", "regionclip_zeroshot_rpn", model, (RPN + "WEIGHTS", "")),
     (RPN + "WEIGHTS", "{tmp}/rpn.pth", "regionclip_zeroshot_rpn", model, (RPN + "WEIGHTS", "")),
     (CRIS + "WORD_LEN", 12, "cris", model, ()),
     (CRIS + "FPN_OUT", [32, 64, 128], "cris", model, ()),
     (CRIS + "NUM_LAYERS", 2, "cris", model, ()),
-    (CRIS + "NUM_HEADS", 2, "cris", model, ()),
     (CRIS + "DIM_FFN", 64, "cris", model, ()),
     (CRIS + "DROPOUT", 0.3, "cris", model, ()),
     (CRIS + "KERNEL_SIZE", 3, "cris", model, ()),
     (CRIS + "NORM", "GN", "cris", model, ()),
-    (CRIS + "MASK_THRESHOLD", 0.5, "cris", model, ()),
     (MASKS + "PIXEL_ATTENTION_LAYERS", 1, "ov_panoptic_untouched", model, ()),
     (MASKS + "NUM_QUERIES", 5, "ov_panoptic_untouched", model, ()),
     (MASKS + "NUM_LAYERS", 2, "ov_panoptic_untouched", model, ()),
@@ -170,7 +164,6 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (REGIONS + "PROPOSAL_FILE", "{tmp}/proposals.json", "clipself_patches", batch,
      (REGIONS + "SOURCE", "proposals", REGIONS + "PROPOSAL_FILE", "{tmp}/others.json")),
     (REGIONS + "IMAGE_SIZES", (96,), "clipself_patches", batch, ()),
-    (REGIONS + "MAX_SPLIT", 2, "clipself_patches", batch, ()),
     (REGIONS + "MAX_BOXES", 3, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "SIZE_RANGE", [60, 70], "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "CROP_ENLARGE", 2.0, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
@@ -207,7 +200,6 @@ def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
     rows_KD = nn.functional.normalize(torch.randn(words.num_classes, 128), dim=1)
     given = TextEmbeddings(words, rows_KD, rows_KD[0], "ViT-Ti-8-emoji", "", "emoji")
     given.save(tmp_path / "words.pt")
-    torch.save(rows_KD[:2], tmp_path / "table.pt")
     MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
     register_emoji_refer(emoji_data, prefix="tiny")
     return tmp_path

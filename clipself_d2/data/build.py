@@ -186,7 +186,6 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
         return DistillMapper(
             sampler=_build_region_sampler(cfg, records),
             crop_size=_crop_size(cfg),
-            whole_image=cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT > 0,
         )
     return CaptionMapper(
         sampler=None if model_proposes else _build_region_sampler(cfg, records),
@@ -216,7 +215,6 @@ def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSamp
     return RegionSampler(
         source=options.SOURCE,
         proposals=proposals,
-        max_split=options.MAX_SPLIT,
         max_boxes=options.MAX_BOXES,
         box_size_range=tuple(options.SIZE_RANGE),
         crop_enlarge=options.CROP_ENLARGE,

@@ -24,7 +24,7 @@ def grid_choices(max_split: int) -> np.ndarray:
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2 (m x n patches).
     """
     if max_split < 1:
-        raise ValueError(f"INPUT.REGIONS.MAX_SPLIT is {max_split}; it must be at least 1")
+        raise ValueError(f"max_split is {max_split}; it must be at least 1")
     return np.array(
         [
             (rows, columns)

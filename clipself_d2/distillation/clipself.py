@@ -34,10 +34,7 @@ class CLIPSelfDistiller(RegionDistiller):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics."""
-        return {
-            "towers": towers_from_config(cfg),
-            "image_loss_weight": cfg.MODEL.DISTILL.IMAGE_LOSS_WEIGHT,
-        }
+        return {"towers": towers_from_config(cfg)}
 
     def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
         """Compare the student's regions with the teacher's crops.

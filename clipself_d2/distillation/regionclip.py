@@ -53,8 +53,8 @@ class LossWeights:
         weights = (self.distill, self.contrastive, self.image_text)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                "MODEL.REGIONCLIP.DISTILL_WEIGHT, CONTRASTIVE_WEIGHT and IMAGE_TEXT_WEIGHT are "
-                f"{weights}; none may be negative, and one must be above 0"
+                f"MODEL.REGIONCLIP.LOSS_WEIGHTS is {weights}; none may be negative, and one must "
+                "be above 0"
             )
 
     @property
@@ -137,14 +137,15 @@ class RegionCLIPPretrainer(RegionDistiller):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read MODEL.CLIP, MODEL.DISTILL, MODEL.REGIONCLIP and MODEL.VOCABULARY."""
         keys = cfg.MODEL.REGIONCLIP
+        if len(keys.LOSS_WEIGHTS) != 3:
+            raise ValueError(
+                f"MODEL.REGIONCLIP.LOSS_WEIGHTS is {keys.LOSS_WEIGHTS}; it takes three weights: of "
+                "distillation, of the contrast with concepts, of that with captions"
+            )
         return {
             **regionclip_parts(cfg),
             "teacher_regions": keys.TEACHER_REGIONS,
-            "weights": LossWeights(
-                distill=keys.DISTILL_WEIGHT,
-                contrastive=keys.CONTRASTIVE_WEIGHT,
-                image_text=keys.IMAGE_TEXT_WEIGHT,
-            ),
+            "weights": LossWeights(*keys.LOSS_WEIGHTS),
         }
 
     def _register_teacher_view(self) -> None:
@@ -296,7 +297,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         if missing:
             raise ValueError(
                 f"image {missing[0]} has no caption; name a data set with captions in "
-                "DATASETS.TRAIN, or set MODEL.REGIONCLIP.IMAGE_TEXT_WEIGHT 0"
+                "DATASETS.TRAIN, or set the last of MODEL.REGIONCLIP.LOSS_WEIGHTS to 0"
             )
         return self.text.encode([str(item["caption"]) for item in items])
 

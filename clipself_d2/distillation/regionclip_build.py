@@ -1,5 +1,7 @@
 """The parts of a RegionCLIP pre-training from a config."""
 
+from pathlib import Path
+
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -8,7 +10,9 @@ from clipself_d2.distillation.build import towers_from_config
 from clipself_d2.distillation.region_proposer import RegionProposer
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 from clipself_d2.parts.image_tower import load_whole_clip
-from clipself_d2.vocabulary.concepts import load_concept_table
+from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
+from clipself_d2.vocabulary.concepts import ConceptPool
 
 
 def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
@@ -27,10 +31,12 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
         FileNotFoundError: If a file is missing.
         ValueError: If a name, a tag or a file does not fit.
     """
-    clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
+    vocabulary = _concepts(cfg)
     model = load_whole_clip(cfg)
-    concepts = _concept_table(cfg, model, clip.NAME, clip.PRETRAINED, keys.CONCEPT_EMBEDDINGS)
-    teacher, teacher_concepts = _teacher(cfg, model, concepts)
+    embeddings = read_text_embeddings(cfg, vocabulary)
+    embeddings.check(model.text.embed_dim)
+    concepts = embeddings.embeddings_KD
+    teacher, teacher_concepts = _teacher(cfg, model, vocabulary, concepts)
     return {
         "towers": towers_from_config(cfg, original=model.tower, teacher=teacher),
         "text": model.text,
@@ -51,7 +57,9 @@ def _proposer(cfg: CfgNode) -> RegionProposer:
     )
 
 
-def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTower, Tensor]:
+def _teacher(
+    cfg: CfgNode, model: ClipModel, vocabulary: Vocabulary, concepts: Tensor
+) -> tuple[VisionTower, Tensor]:
     """The teacher's tower, and its embeddings of the concepts."""
     clip, keys = cfg.MODEL.CLIP, cfg.MODEL.REGIONCLIP
     name = keys.TEACHER_NAME or clip.NAME
@@ -64,7 +72,15 @@ def _teacher(cfg: CfgNode, model: ClipModel, concepts: Tensor) -> tuple[VisionTo
             "teaches nothing; set TEACHER_PRETRAINED to a pretrained tag or a file"
         )
     other = load_clip(name, weights or None, precision=clip.PRECISION)
-    return other.tower, _concept_table(cfg, other, name, weights, "")
+    options = cfg.MODEL.VOCABULARY
+    built = TextEmbeddings.load_or_build(
+        vocabulary,
+        clip=name,
+        weights=weights or None,
+        templates=options.TEMPLATES,
+        cache_dir=options.CACHE_DIR or None,
+    )
+    return other.tower, built.embeddings_KD
 
 
 def _proposal_network(cfg: CfgNode) -> FrozenProposals:
@@ -77,21 +93,11 @@ def _proposal_network(cfg: CfgNode) -> FrozenProposals:
     return build_frozen_proposals(cfg)
 
 
-def _concept_table(
-    cfg: CfgNode, model: ClipModel, name: str, pretrained: str, embeddings: str
-) -> Tensor:
-    keys, options = cfg.MODEL.REGIONCLIP, cfg.MODEL.VOCABULARY
-    if not keys.CONCEPTS:
+def _concepts(cfg: CfgNode) -> Vocabulary:
+    file = cfg.MODEL.REGIONCLIP.CONCEPTS
+    if not file:
         raise ValueError(
             "MODEL.REGIONCLIP.CONCEPTS is empty; write a concept pool with "
             "tools/build_concept_pool.py and name it there"
         )
-    return load_concept_table(
-        keys.CONCEPTS,
-        embedding_file=embeddings,
-        clip=name,
-        weights=pretrained,
-        templates=options.TEMPLATES,
-        embed_dim=model.text.embed_dim,
-        cache_dir=options.CACHE_DIR,
-    )
+    return ConceptPool.load(Path(file).expanduser()).vocabulary

@@ -15,7 +15,11 @@ from torch import nn
 
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.metadata import SEGMENT_TYPES
-from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
+from clipself_d2.parts.text_embeddings import (
+    read_text_embeddings,
+    scored_vocabulary,
+    training_vocabulary,
+)
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -83,9 +87,7 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
     }
     stuff, kind = metadata.get("stuff_classes"), metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
-        vocabulary = Vocabulary.with_stuff(metadata)
-        if not metadata.get("novel_classes"):
-            vocabulary = vocabulary.novel_to(training_vocabulary(cfg))
+        vocabulary = scored_vocabulary(dataset_name, training_vocabulary(cfg))
     elif kind == REGION_CLASSIFICATION and stuff:
         vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
     else:
@@ -156,7 +158,7 @@ def protocol_of(
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
     if kind == REFERRING:
-        protocol["mask_threshold"] = cfg.MODEL.CRIS.MASK_THRESHOLD
+        protocol["mask_threshold"] = model.mask_threshold
     elif kind != REGION_CLASSIFICATION:
         protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == REGION_CLASSIFICATION or reads_text(model):

@@ -24,7 +24,11 @@ from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, writ
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
 from clipself_d2.engine.trainer import log_size
-from clipself_d2.parts.text_embeddings import dataset_embeddings
+from clipself_d2.parts.text_embeddings import (
+    dataset_embeddings,
+    dataset_vocabulary,
+    scored_vocabulary,
+)
 from clipself_d2.vocabulary import use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -196,6 +200,8 @@ def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     if words is not None:
         options = {str(key): words[key] for key in words if key != "_target_"}
         embeddings = dataset_embeddings(**{**options, "name": name})
+        tested = scored_vocabulary(name, dataset_vocabulary(words.name))
+        embeddings = embeddings.with_vocabulary(tested)
         switch = use_vocabulary(model, embeddings)
         protocol |= {"clip": words.clip, "prompts": embeddings.templates, "names": "own"}
     elif reads_text(model):

@@ -45,6 +45,24 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
     return Vocabulary.from_metadata(metadata)
 
 
+def scored_vocabulary(name: str, training: Vocabulary | None = None) -> Vocabulary:
+    """Read the classes of a test set, and which of them are novel.
+
+    Args:
+        name: Registered name.
+        training: Classes of the training. Where the test set is one of segments and says nothing of
+            novel classes, those without a word in common with it are novel; None: nothing is.
+
+    Returns:
+        The vocabulary.
+    """
+    vocabulary, metadata = dataset_vocabulary(name, "DATASETS.TEST"), MetadataCatalog.get(name)
+    says_nothing = not metadata.get("novel_classes")
+    if metadata.get("evaluator_type") in SEGMENT_TYPES and says_nothing and training is not None:
+        return vocabulary.novel_to(training)
+    return vocabulary
+
+
 def dataset_embeddings(
     name: str,
     *,

@@ -118,7 +118,6 @@ class CRIS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "word_length": cris.WORD_LEN,
-            "mask_threshold": cris.MASK_THRESHOLD,
         }
 
     @property
@@ -269,10 +268,12 @@ def build_decoder(cfg: CfgNode, word_dim: int) -> CrisDecoder:
         The decoder, as wide as the neck's output.
     """
     cris = cfg.MODEL.CRIS
+    dim = cris.FPN_OUT[1]
     return CrisDecoder(
         num_layers=cris.NUM_LAYERS,
-        dim=cris.FPN_OUT[1],
-        num_heads=cris.NUM_HEADS,
+        dim=dim,
+        # Eight as published, of 64 channels; a narrow decoder's keep 16.
+        num_heads=min(8, max(1, dim // 16)),
         ffn_dim=cris.DIM_FFN,
         dropout=cris.DROPOUT,
         word_dim=word_dim,

@@ -43,7 +43,7 @@ class CrisDecoder(nn.Module):
             raise ValueError(
                 f"{num_layers} layers of {dim} channels with {num_heads} heads; the decoder needs "
                 "a layer at least, and a width divisible by 4 and by the heads: change "
-                "MODEL.CRIS.NUM_LAYERS, FPN_OUT or NUM_HEADS"
+                "MODEL.CRIS.NUM_LAYERS or FPN_OUT"
             )
         self.layers = nn.ModuleList(
             CrisDecoderLayer(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout)

@@ -1,6 +1,6 @@
-"""Concept pools: the nouns of a caption corpus, with counts, and their text embeddings.
+"""Concept pools: the nouns of a caption corpus, with counts.
 
-Legend: C concepts, D joint embedding.
+Legend: C concepts.
 """
 
 import logging
@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from clipself_d2.vocabulary.embeddings import TextEmbeddings
-from clipself_d2.vocabulary.published_tables import read_published_embeddings
 from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -137,62 +133,3 @@ def _read_line(line: str) -> tuple[str, int]:
     if comma and name.strip() and count.strip().isdecimal():
         return name.strip(), int(count)
     return line.strip(), 0
-
-
-def load_concept_table(
-    concept_file: str | Path,
-    *,
-    embedding_file: str = "",
-    clip: str,
-    weights: str,
-    templates: str,
-    embed_dim: int,
-    cache_dir: str = "",
-) -> Tensor:
-    """Embed the concepts of a file.
-
-    Args:
-        concept_file: As ``ConceptPool.load``.
-        embedding_file: Their embeddings, of ``tools/build_text_embeddings.py`` or a bare (C, D)
-            table as RegionCLIP's; "" has them built.
-        clip: Name of the CLIP.
-        weights: Its pretrained tag or file; "" for random weights.
-        templates: Name of the prompt set.
-        embed_dim: Width D of the towers.
-        cache_dir: Folder of cached embeddings; "" for none.
-
-    Returns:
-        (C, D) unit-norm embeddings in the order of the file.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is empty or damaged, or the embeddings are of other concepts or of
-            another width.
-    """
-    vocabulary = ConceptPool.load(concept_file).vocabulary
-    if not embedding_file:
-        built = TextEmbeddings.load_or_build(
-            vocabulary,
-            clip=clip,
-            weights=weights or None,
-            templates=templates,
-            cache_dir=cache_dir or None,
-        )
-        return built.embeddings_KD
-    try:
-        found = TextEmbeddings.load(embedding_file)
-    except ValueError:
-        found = read_published_embeddings(embedding_file, vocabulary, clip=clip)
-    if found.vocabulary.names != vocabulary.names:
-        raise ValueError(
-            f"concept embeddings {embedding_file} have {found.vocabulary.num_classes} concepts "
-            f"that are not the {vocabulary.num_classes} of {concept_file} in their order; rebuild "
-            "them with tools/build_text_embeddings.py"
-        )
-    if found.embed_dim != embed_dim:
-        raise ValueError(
-            f"concept embeddings {embedding_file} are {found.embed_dim}-d but {clip} embeds into "
-            f"{embed_dim} dimensions; rebuild them with tools/build_text_embeddings.py, or name no "
-            "file to have them built"
-        )
-    return found.embeddings_KD

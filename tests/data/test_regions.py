@@ -88,6 +88,6 @@ def test_clipping_does_not_change_its_argument() -> None:
     assert boxes[0, 0] == -5.0
 
 
-def test_max_split_below_one_names_its_key() -> None:
-    with pytest.raises(ValueError, match="MAX_SPLIT"):
+def test_max_split_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_split is 0"):
         grid_choices(0)

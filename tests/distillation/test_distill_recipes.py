@@ -75,6 +75,6 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     schedule = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD)
     assert schedule == (iterations, iterations // 6)
     assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WARMUP_ITERS) == (1e-5, 0.1, 1000)
-    assert (solver.IMS_PER_BATCH, regions.MAX_BOXES, regions.MAX_SPLIT) == (16, 20, 6)
+    assert (solver.IMS_PER_BATCH, regions.MAX_BOXES) == (16, 20)
     assert distill.PAD_TO_SQUARE
     assert list(solver.ADAM_BETAS) == [0.9, 0.999]

@@ -300,7 +300,7 @@ def test_only_the_student_goes_into_the_checkpoint(make_regionclip) -> None:
 
 def test_a_picture_without_caption_names_the_key(make_regionclip, make_item) -> None:
     item = {**plain(make_item(0), "caption"), "file_name": "a.jpg"}
-    with pytest.raises(ValueError, match=r"a\.jpg has no caption.*IMAGE_TEXT_WEIGHT 0"):
+    with pytest.raises(ValueError, match=r"a\.jpg has no caption.*last of .*LOSS_WEIGHTS to 0"):
         make_regionclip().train()([item])
     assert len(make_regionclip(image_text=0.0).train()([item])) == 2
 

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 from clipself_d2.clip import load_tower
 from clipself_d2.distillation import RegionCLIPPretrainer, regionclip_build
 from clipself_d2.distillation.regionclip import LossWeights
+from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 
 @pytest.fixture
@@ -77,8 +79,7 @@ def test_keys_reach_the_switches(make, monkeypatch) -> None:
     monkeypatch.setattr(regionclip_build, "_proposal_network", lambda cfg: torch.nn.Identity())
     keys = "MODEL.REGIONCLIP."
     model = make(
-        *(keys + "DISTILL_WEIGHT", 2.0, keys + "CONTRASTIVE_WEIGHT", 3.0),
-        *(keys + "IMAGE_TEXT_WEIGHT", 4.0, keys + "TEACHER_REGIONS", "crop"),
+        *(keys + "LOSS_WEIGHTS", [2.0, 3.0, 4.0], keys + "TEACHER_REGIONS", "crop"),
         *("INPUT.REGIONS.SOURCE", "rpn", "INPUT.REGIONS.MAX_BOXES", 9),
         *("INPUT.REGIONS.CROP_ENLARGE", 1.25),
     )
@@ -86,6 +87,31 @@ def test_keys_reach_the_switches(make, monkeypatch) -> None:
     assert model.teacher_regions == "crop"
     proposer = model.proposer
     assert (proposer.max_regions, proposer.seed, proposer.crop_enlarge) == (9, 7, 1.25)
+
+
+def test_the_concepts_embeddings_may_be_given_as_a_file(make, tmp_path) -> None:
+    def embeddings(names: list[str], width: int = 128, clip: str = "ViT-Ti-8-emoji") -> str:
+        rows = F.normalize(torch.arange(1.0, 2 * width + 1).view(2, width), dim=1)
+        file = tmp_path / "table.pt"
+        TextEmbeddings(Vocabulary.from_names(names), rows, None, clip, "single").save(file)
+        return str(file)
+
+    key = "MODEL.VOCABULARY.EMBEDDINGS"
+    given = make(key, embeddings(["dog", "cat"]))
+    expected = TextEmbeddings.load(tmp_path / "table.pt").embeddings_KD
+    torch.testing.assert_close(given.concepts_CD, expected)
+    torch.testing.assert_close(given.teacher_concepts_CD, expected)
+    with pytest.raises(ValueError, match=r"table\.pt .*names differ \('cat' instead of 'dog'"):
+        make(key, embeddings(["cat", "dog"]))
+    with pytest.raises(ValueError, match="64-d but the tower projects to 128-d"):
+        make(key, embeddings(["dog", "cat"], width=64))
+    with pytest.raises(ValueError, match="come from ViT-S-32-alt"):
+        make(key, embeddings(["dog", "cat"], clip="ViT-S-32-alt"))
+
+
+def test_losses_have_three_weights(make) -> None:
+    with pytest.raises(ValueError, match=r"LOSS_WEIGHTS is \[1\.0, 1\.0\]; it takes three"):
+        make("MODEL.REGIONCLIP.LOSS_WEIGHTS", [1.0, 1.0])
 
 
 def test_a_missing_pool_names_the_tool(make) -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -16,6 +17,8 @@ from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.frozen_proposals import build_frozen_proposals
+from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
+from clipself_d2.vocabulary.concepts import ConceptPool
 
 FOLDER = Path(__file__).parents[2] / "configs" / "regionclip"
 LOSSES = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -72,7 +75,7 @@ def test_the_resnets_have_the_published_numbers(name: str) -> None:
     assert (regions.SOURCE, regions.MAX_BOXES) == ("rpn", 100)
     assert (regions.IMAGE_SIZES, cfg.INPUT.MIN_SIZE_TRAIN) == ((1333,), (800,))
     assert keys.TEACHER_REGIONS == "roi"
-    assert (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT) == (1, 1, 1)
+    assert keys.LOSS_WEIGHTS == [1, 1, 1]
     assert cfg.MODEL.CLIP.TRAINABLE_BLOCKS == 3
     assert cfg.MODEL.VOCABULARY.TEMPLATES == "regionclip81"
 
@@ -124,14 +127,13 @@ def test_an_rpn_at_work_gives_the_regions_of_a_run(keys, emoji_cfg, tmp_path) ->
 def test_an_ablation_changes_what_it_names(name: str) -> None:
     cfg = load_config(str(FOLDER / "ablations" / f"{name}.yaml"), [])
     keys = cfg.MODEL.REGIONCLIP
-    weights = (keys.DISTILL_WEIGHT, keys.CONTRASTIVE_WEIGHT, keys.IMAGE_TEXT_WEIGHT)
     expected = {
-        "supervision_region_text": (1, 1, 0),
-        "supervision_image_text": (0, 0, 1),
-        "losses_contrastive": (0, 1, 1),
-        "losses_distill": (1, 0, 1),
+        "supervision_region_text": [1, 1, 0],
+        "supervision_image_text": [0, 0, 1],
+        "losses_contrastive": [0, 1, 1],
+        "losses_distill": [1, 0, 1],
     }
-    assert weights == expected.get(name, (1, 1, 1))
+    assert expected.get(name, [1, 1, 1]) == keys.LOSS_WEIGHTS
     assert (cfg.INPUT.REGIONS.SOURCE == "random") == (name == "regions_random")
     assert (keys.TEACHER_NAME != "") == (name == "teacher_rn50x4_student_rn50")
     assert keys.CONCEPTS.endswith("cc3m.txt") == name.endswith("pool_cc3m")
@@ -148,8 +150,13 @@ def build_tiny(make_regionclip, monkeypatch, tmp_path):
 
     for loader in ("load_clip", "load_whole_clip"):
         monkeypatch.setattr(regionclip_build, loader, load_tiny)
-    table = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(regionclip_build, "load_concept_table", lambda *_, **__: table)
+    names = [f"concept {number}" for number in range(10)]
+    monkeypatch.setattr(ConceptPool, "load", lambda _: ConceptPool(tuple(names), (1,) * 10))
+    rows = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
+    table = TextEmbeddings(
+        Vocabulary.from_names(names), F.normalize(rows, dim=1), None, "tiny", "single"
+    )
+    monkeypatch.setattr(TextEmbeddings, "load_or_build", lambda *_, **__: table)
 
     def build(recipe: str) -> RegionCLIPPretrainer:
         cfg = load_config(str(FOLDER / f"{recipe}.yaml"), ["MODEL.DEVICE", "cpu"])

@@ -30,7 +30,7 @@ def read_config(folder: Path) -> CfgNode:
     overrides += ["MODEL.CLIP.PRECISION", "fp32", "MODEL.CRIS.NORM", "GN"]
     overrides += ["MODEL.CRIS.FPN_OUT", [8, 16, 32], "MODEL.CRIS.NUM_LAYERS", 1]
     overrides += ["MODEL.CRIS.DROPOUT", 0.0, "INPUT.REFER_SIZE", 32]
-    overrides += ["MODEL.CRIS.MASK_THRESHOLD", 0.5, "DATALOADER.NUM_WORKERS", 0]
+    overrides += ["DATALOADER.NUM_WORKERS", 0]
     overrides += ["OUTPUT_DIR", str(folder / "out")]
     return load_config(str(ROOT / "configs" / "emoji" / "cris.yaml"), overrides)
 
@@ -44,6 +44,7 @@ def make_items(cfg: CfgNode) -> list[dict[str, Any]]:
 def make_model(cfg: CfgNode) -> nn.Module:
     torch.manual_seed(7)
     model: nn.Module = build_model(cfg)
+    model.mask_threshold = 0.5
     return model
 
 

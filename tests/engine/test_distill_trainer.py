@@ -2,12 +2,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipself_d2.clip import load_tower
+from clipself_d2.data import build as data_build
+from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.engine.distill_trainer import DistillTrainer, StudentCheckpointer
 
 
@@ -116,7 +119,7 @@ def test_a_mixture_with_a_teacher_of_another_clip_is_refused_before_training(
 
 
 def test_the_loss_falls(emoji_cfg) -> None:
-    small = ("INPUT.REGIONS.IMAGE_SIZES", (64,), "INPUT.REGIONS.MAX_SPLIT", 2)
+    small = ("INPUT.REGIONS.IMAGE_SIZES", (64,))
     cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 40, "SOLVER.WARMUP_ITERS", 4, *small)
     run(cfg)
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
@@ -169,15 +172,17 @@ def test_one_size_is_drawn_for_all_images_of_an_iteration(emoji_cfg) -> None:
     assert set.union(*batches) == {64, 96, 128}
 
 
-def test_every_addition_together_takes_a_step(emoji_cfg) -> None:
+def test_every_addition_together_takes_a_step(emoji_cfg, monkeypatch) -> None:
+    monkeypatch.setattr(data_build, "DistillMapper", partial(DistillMapper, whole_image=True))
     cfg = emoji_cfg(
         "clipself_patches",
-        "MODEL.DISTILL.IMAGE_LOSS_WEIGHT", 0.5,
         "MODEL.DISTILL.PAD_TO_SQUARE", True, "MODEL.CLIP.WINDOW_SIZE", 4,
         "MODEL.CLIP.ACTIVATION_CHECKPOINTING", True, "MODEL.CLIP.PRECISION", "bf16",
         "SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.MAX_ITER", 2,
     )  # fmt: skip
-    run(cfg)
+    trainer = DistillTrainer(cfg)
+    trainer.checkpointer._distiller.image_loss_weight = 0.5
+    trainer.train()
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
     assert rows[-1]["loss_image"] >= 0
     assert 0 < rows[-1]["loss_cosine"] < 2

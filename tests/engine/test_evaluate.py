@@ -216,8 +216,9 @@ def test_transfer_to_other_names_and_ids_finds_the_same_things(
 
 
 def test_a_referring_model_records_its_threshold_and_a_detector_its_limit(emoji_cfg) -> None:
-    cfg = emoji_cfg("cris", "MODEL.CRIS.MASK_THRESHOLD", 0.25)
+    cfg = emoji_cfg("cris")
     model = torch.nn.Linear(1, 1)
+    model.mask_threshold = 0.25
     protocol = protocol_of(cfg, model, "emoji_refer_val", None)
     assert protocol == {"evaluator": "refer", "mask_threshold": 0.25}
     protocol = protocol_of(cfg, model, "emoji_ov_val", None)

@@ -1,7 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 
 from clipself_d2.clip import VisionTower
+from clipself_d2.data import build as data_build
+from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.trainer import Trainer
@@ -52,16 +56,19 @@ def test_rows_without_gradient_stay_as_they_are_in_a_detector(emoji_cfg) -> None
     check(tower, before)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("CLIP.LAST_BLOCK", "attention"), ("DISTILL.IMAGE_LOSS_WEIGHT", 1.0)]
-)
-def test_rows_with_gradient_move(emoji_cfg, key: str, value: object) -> None:
+@pytest.mark.parametrize("last_block", ["attention", "value"])
+def test_rows_with_gradient_move(emoji_cfg, monkeypatch, last_block: str) -> None:
     """The whole picture of the image loss passes the last block as it was trained."""
     cfg = emoji_cfg(
         "clipself_patches",
-        *(f"MODEL.{key}", value, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WARMUP_ITERS", 0),
+        *("MODEL.CLIP.LAST_BLOCK", last_block),
+        *("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WARMUP_ITERS", 0),
     )
-    tower, before = steps(DistillTrainer(cfg))
+    if last_block == "value":
+        monkeypatch.setattr(data_build, "DistillMapper", partial(DistillMapper, whole_image=True))
+    trainer = DistillTrainer(cfg)
+    trainer.model.image_loss_weight = float(last_block == "value")
+    tower, before = steps(trainer)
     after = tower.state_dict()
     for name, rows in query_and_key(tower).items():
         assert not torch.equal(after[name][:rows], before[name][:rows]), name

@@ -86,7 +86,9 @@ def test_loss_is_that_of_the_scores(make):
 
 @torch.no_grad()
 def test_masks_have_the_size_of_the_original_and_follow_the_threshold(make):
-    model = make("MODEL.CRIS.MASK_THRESHOLD", 0.5).eval()
+    model = make().eval()
+    assert model.mask_threshold == 0.35
+    model.mask_threshold = 0.5
     item = pair(1, "the dog", height=30, width=50)
     (output,) = model([item])
     logits = model.score(model.preprocess_images([item["image"]]), ["the dog"])

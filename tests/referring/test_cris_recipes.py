@@ -6,6 +6,7 @@ import torch
 from clipself_d2.data.datasets.refcoco import FAMILIES
 from clipself_d2.engine.cli import load_config
 from clipself_d2.referring import CrisDecoder, CrisNeck, CrisProjector
+from clipself_d2.referring.cris import build_decoder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "cris"
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("Base"))
@@ -32,6 +33,13 @@ def test_there_is_a_recipe_for_every_published_row():
     for depth in (50, 101):
         for data in ("refcoco", "refcocoplus", "refcocog"):
             assert f"cris_r{depth}_{data}" in names
+
+
+@pytest.mark.parametrize(("recipe", "heads"), [("cris/cris_r50_refcoco", 8), ("emoji/cris", 4)])
+def test_a_decoder_has_the_heads_of_its_width(recipe, heads):
+    cfg = load_config(str(FOLDER.parent / f"{recipe}.yaml"), [])
+    layer = build_decoder(cfg, word_dim=512).layers[0]
+    assert layer.self_attn.num_heads == layer.multihead_attn.num_heads == heads
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,7 @@ class AblationRow:
 
 
 def _weights(distill: float, contrastive: float, image_text: float) -> tuple[str, ...]:
-    names = ("DISTILL_WEIGHT", "CONTRASTIVE_WEIGHT", "IMAGE_TEXT_WEIGHT")
-    values = (distill, contrastive, image_text)
-    return tuple(t for n, v in zip(names, values, strict=True) for t in (_KEYS + n, str(v)))
+    return _KEYS + "LOSS_WEIGHTS", str([distill, contrastive, image_text])
 
 
 _CONCEPTS = _KEYS + "CONCEPTS"

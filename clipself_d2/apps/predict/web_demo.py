@@ -58,19 +58,20 @@ def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
 
     Args:
         cfg: The whole config; MODEL.WEIGHTS is the model.
-        threshold: Least score of a box at first, in [0, 1]; a CRIS starts at MASK_THRESHOLD.
+        threshold: Least score of a box at first, in [0, 1]; a CRIS starts at its own.
 
     Returns:
         Expressions for META_ARCHITECTURE CRIS, classes for a detector.
     """
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
+        predictor = ReferringPredictor(cfg)
         return PageTask(
             title="Segment what a sentence refers to",
             label="Expression",
             placeholder="the dog on the left",
             threshold_label="Least probability of a pixel",
-            threshold=cfg.MODEL.CRIS.MASK_THRESHOLD,
-            answer=segment_answer(ReferringPredictor(cfg)),
+            threshold=predictor.model.mask_threshold,
+            answer=segment_answer(predictor),
         )
     return PageTask(
         title="Detect the classes you name",

@@ -152,7 +152,7 @@ def test_a_cris_is_asked_expressions(emoji_cfg, tmp_path):
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     task = choose_task(cfg)
     assert task.label == "Expression"
-    assert task.threshold == cfg.MODEL.CRIS.MASK_THRESHOLD
+    assert task.threshold == 0.35
     drawing, text = task.answer(np.asarray(PICTURE), "the dog", -1.0)
     assert text == "600 pixels, 100.0% of the picture"
     with pytest.raises(ValueError, match="the expression is blank"):

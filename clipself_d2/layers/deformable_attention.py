@@ -58,7 +58,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, query_NQC: Tensor, places_Q2: Tensor, tokens_NTC: Tensor, grids: Sequence[Sequence]
+        self,
+        query_NQC: Tensor,
+        places_Q2: Tensor,
+        tokens_NTC: Tensor,
+        grids: Sequence[tuple[int, int]],
     ) -> Tensor:
         """Attend.
 
@@ -87,9 +91,9 @@ class DeformableAttention(nn.Module):
             places = places_Q2[None, :, None, None] + offsets[:, :, :, level] / scale
             places = places.permute(0, 2, 1, 3, 4).flatten(0, 1)
             sampled = F.grid_sample(
-                value.unflatten(2, (height, width)), 2 * places - 1, align_corners=False
+                value.reshape(*value.shape[:2], height, width), 2 * places - 1, align_corners=False
             )
             sums = sums + (sampled * weights[level][:, None]).sum(-1)
-        merged = sums.unflatten(0, (count, heads)).flatten(1, 2).transpose(1, 2)
+        merged = sums.reshape(count, channels, num_queries).transpose(1, 2)
         output: Tensor = self.output(merged)
         return output

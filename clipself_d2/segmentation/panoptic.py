@@ -89,6 +89,9 @@ class OpenVocabPanoptic(nn.Module):
     of its ConvNeXt; pooled from the value path, which that distillation trains.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -173,8 +176,7 @@ class OpenVocabPanoptic(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        device: torch.device = self.pixel_mean.device
-        return device
+        return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Train on, or segment, pictures.
@@ -231,7 +233,7 @@ class OpenVocabPanoptic(nn.Module):
             height, width = masks.shape[-2:]
             pad = (0, padded[1] - width, 0, padded[0] - height)
             truth.append(F.pad(masks[known], pad))
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for layer, prediction in enumerate(predictions):
             logits = self.classifier(prediction.embedding)[..., columns]
             terms = mask_losses(logits, prediction.masks, classes, truth, self.loss)

@@ -134,7 +134,7 @@ class DeformableEncoder(nn.Module):
         Returns:
             Maps of the same shapes.
         """
-        grids = [tuple(level.shape[-2:]) for level in maps]
+        grids = [(level.shape[-2], level.shape[-1]) for level in maps]
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         device, channels = tokens.device, tokens.shape[-1]
         positions = torch.cat(
@@ -164,7 +164,7 @@ class _EncoderLayer(nn.Module):
         )
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, places: Tensor, grids: Sequence[Sequence]
+        self, tokens: Tensor, positions: Tensor, places: Tensor, grids: Sequence[tuple[int, int]]
     ) -> Tensor:
         attended = self.attention(tokens + positions, places, tokens, grids)
         tokens = self.norm1(tokens + attended)

@@ -95,15 +95,20 @@ class Vocabulary:
 
         Returns:
             The vocabulary; a class is base where one of its words is, but for case and white space,
-            a word of a base class of the training.
+            a word of a base class of the training. Where it does not say which classes are stuff,
+            those are that have a word in common with stuff of the training.
 
         Reference: the overlap of the geometric ensemble of ODISE, arXiv 2303.04803, and FC-CLIP,
         arXiv 2308.02487.
         """
-        pairs = zip(training.words, training.base_mask, strict=True)
-        seen = {word.strip().lower() for group, base in pairs if base for word in group}
-        base_mask = (any(word.strip().lower() in seen for word in group) for group in self.words)
-        return replace(self, base_mask=tuple(base_mask))
+        kinds = training.thing_mask or (True,) * training.num_classes
+        words = [{word.strip().lower() for word in group} for group in training.words]
+        seen = set().union(*(g for g, base in zip(words, training.base_mask, strict=True) if base))
+        stuff = set().union(*(g for g, thing in zip(words, kinds, strict=True) if not thing))
+        own = [{word.strip().lower() for word in group} for group in self.words]
+        thing_mask = self.thing_mask or tuple(not group & stuff for group in own)
+        base_mask = tuple(bool(group & seen) for group in own)
+        return replace(self, base_mask=base_mask, thing_mask=thing_mask)
 
     def swap_synonyms(self) -> "Vocabulary":
         """Name every class by a synonym, to see how much a detector hangs on the very names.

@@ -338,3 +338,19 @@ def test_other_width_is_refused_before_anything_changes() -> None:
     with pytest.raises(ValueError, match="wide are 7-d"), use_vocabulary(model, other):
         pytest.fail("the block ran")
     assert model.num_classes == 3
+
+
+def test_words_are_kept_by_themselves_beside_the_mean(tmp_path) -> None:
+    vocabulary = Vocabulary(("dog", "cat"), (True, True), synonyms=(("hound",), ()))
+    built = TextEmbeddings.build(StubEncoder(), vocabulary, clip="c", templates="single")
+    built.save(tmp_path / "words.pt")
+    words, owner = TextEmbeddings.load(tmp_path / "words.pt").by_word()
+    assert owner.tolist() == [0, 0, 1]
+    torch.testing.assert_close(words[2], built.embeddings_KD[1])
+    mean = torch.nn.functional.normalize(words[:2].mean(0), dim=0)
+    torch.testing.assert_close(mean, built.embeddings_KD[0])
+    plain = TextEmbeddings.build(
+        StubEncoder(), Vocabulary.from_names(["dog", "cat"]), clip="c", templates="single"
+    )
+    assert plain.words_WD is None
+    assert plain.by_word()[1].tolist() == [0, 1]

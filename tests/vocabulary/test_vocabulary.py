@@ -171,3 +171,29 @@ def test_a_concept_pool_is_a_vocabulary_without_its_counts(tmp_path: Path) -> No
     file = tmp_path / "concepts.txt"
     file.write_text("fire engine,812\nalligator, big\n")
     assert Vocabulary.from_file(file).names == ("fire engine", "alligator, big")
+
+
+def test_novel_is_what_shares_no_word_with_a_base_class_of_the_training() -> None:
+    training = Vocabulary(
+        ("dog", "cat", "grass"),
+        (True, False, True),
+        synonyms=(("hound",), (), ("lawn",)),
+        thing_mask=(True, True, False),
+    )
+    words = Vocabulary.from_names(["Hound ", "cat", "lawn", "sea"]).novel_to(training)
+    assert words.base_mask == (True, False, True, False)
+    assert words.thing_mask == (True, True, False, True)
+
+
+def test_things_come_before_stuff() -> None:
+    metadata = SimpleNamespace(
+        thing_classes=["dog", "cat"],
+        stuff_classes=["grass"],
+        novel_classes=["cat"],
+        class_synonyms=[["hound"]],
+    )
+    words = Vocabulary.with_stuff(metadata)
+    assert words.names == ("dog", "cat", "grass")
+    assert words.base_mask == (True, False, True)
+    assert words.thing_mask == (True, True, False)
+    assert words.words == (("dog", "hound"), ("cat",), ("grass",))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
@@ -26,6 +27,7 @@ from clipself_d2.apps.predict.media import (
     write_film,
 )
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
 
@@ -125,7 +127,8 @@ def run_demo(
             ``train.init_checkpoint``.
         inputs: Pictures, videos, folders and patterns, as ``find_inputs`` reads them.
         output_dir: Folder for the results: a png for every picture and an mp4 for every video,
-            named as they are, and ``detections.json`` of COCO's form.
+            named as they are, and ``detections.json`` of COCO's form; of a model that segments,
+            ``panoptic.json`` and the maps in ``panoptic/``.
         vocabulary: The classes.
         min_score: Least score kept, in [0, 1].
         webcam: Number of a camera that is read after the inputs, until ``max_frames`` or a keyboard
@@ -157,6 +160,8 @@ def run_demo(
         for film in films:
             session.add_film(film, max_frames)
     finally:
+        if session.segments.images:
+            logger.info("%s: segments", session.segments.save())
         path = output_dir / DETECTIONS_FILE
         session.file.save(path)
         logger.info(
@@ -183,16 +188,18 @@ class _Session:
         self.min_score = min_score
         self.output_dir = output_dir
         self.file = DetectionFile(predictor.names)
+        self.segments = PanopticFile(output_dir, predictor.names, predictor.thing_mask)
         self.written: list[Path] = []
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
-        for path, image, found in zip(paths, images, self._find(images), strict=True):
+        outputs = self.predictor.detect_all(images)
+        for path, image, output in zip(paths, images, outputs, strict=True):
             target = self._target(path.stem, ".png")
-            Image.fromarray(draw(image, found, self.names)).save(target)
-            self.file.add(str(path), found)
-            labels = [self.names[number] for number in found.pred_classes]
-            logger.info("%s: %s", target, ", ".join(labels) if labels else "nothing found")
+            drawn, labels = self._take(image, output, str(path), target.stem)
+            Image.fromarray(drawn).save(target)
+            shown = ", ".join(self.names[number] for number in labels)
+            logger.info("%s: %s", target, shown or "nothing found")
             self.written.append(target)
 
     def add_film(self, source: Path | int, max_frames: int) -> None:
@@ -208,7 +215,9 @@ class _Session:
             contextlib.suppress(*stop),
         ):
             for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
-                for frame, found in zip(frames, self._find(frames), strict=True):
+                outputs = self.predictor.detect_all(frames)
+                for frame, output in zip(frames, outputs, strict=True):
+                    found = self._instances(output)
                     add(draw(frame, found, self.names))
                     self.file.add(name, found, frame=number)
                     counts.update(self.names[label] for label in found.pred_classes)
@@ -219,17 +228,29 @@ class _Session:
         logger.info("%s: %d frames, %s", target, number, shown or "nothing found")
         self.written.append(target)
 
-    def _find(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        found = []
-        for output in self.predictor.detect_all(images):
-            if "instances" not in output:
-                raise ValueError(
-                    f"{type(self.predictor.model).__name__} gives {', '.join(output)} and no "
-                    "instances; the demo needs a detector"
-                )
-            instances = output["instances"]
-            found.append(instances[instances.scores >= self.min_score])
-        return found
+    def _take(
+        self, image: np.ndarray, output: dict[str, Any], source: str, name: str
+    ) -> tuple[np.ndarray, list[int]]:
+        """Draw and keep what a model says of a picture: its segments, or else its instances."""
+        segmented = segments_of(output)
+        if segmented is None:
+            found = self._instances(output)
+            self.file.add(source, found)
+            return draw(image, found, self.names), found.pred_classes.tolist()
+        ids, rows = segmented
+        rows = [row for row in rows if row.get("score", 1.0) >= self.min_score]
+        ids[~np.isin(ids, [row["id"] for row in rows])] = 0
+        self.segments.add(source, name, ids, rows)
+        return draw_segments(image, ids, rows, self.names), [row["category_id"] for row in rows]
+
+    def _instances(self, output: dict[str, Any]) -> Instances:
+        if "instances" not in output:
+            raise ValueError(
+                f"{type(self.predictor.model).__name__} gives {', '.join(output)} and no "
+                "instances; videos need a detector"
+            )
+        instances: Instances = output["instances"]
+        return instances[instances.scores >= self.min_score]
 
     def _target(self, stem: str, suffix: str) -> Path:
         taken = {path.stem for path in self.written if path.suffix == suffix}

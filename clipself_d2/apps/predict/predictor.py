@@ -15,6 +15,7 @@ from clipself_d2.apps.predict.detector_source import Config, build_detector
 from clipself_d2.clip import TextEncoder, load_clip
 from clipself_d2.clip.registry import project_models
 from clipself_d2.data.pictures import read_picture
+from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
@@ -127,6 +128,9 @@ class OpenVocabPredictor:
             for part in parts:
                 if hasattr(part, "test_score_thresh"):
                     part.test_score_thresh = min_score
+        self._segments = any(
+            isinstance(part, SegmentTextClassifier) for part in source.model.modules()
+        )
         self._embeddings: TextEmbeddings | None = None
         # Of the embedded CLIP, the only one that knows which words it never read.
         self._text: TextEncoder | None = None
@@ -138,13 +142,21 @@ class OpenVocabPredictor:
             return training_vocabulary(self.cfg).names
         return self._embeddings.vocabulary.names
 
+    @property
+    def thing_mask(self) -> tuple[bool, ...] | None:
+        """Which of the classes are things; None where all are."""
+        if self._embeddings is None:
+            return training_vocabulary(self.cfg).thing_mask
+        return self._embeddings.vocabulary.thing_mask
+
     def set_classes(self, classes: Sequence[str] | Vocabulary) -> None:
         """Choose what is detected from now on.
 
         Args:
             classes: Names, each with synonyms behind semicolons as ``parse_classes`` reads them; or
                 a vocabulary, whose base and novel classes are fused with CLIP differently. Words
-                count as base classes.
+                count as base classes; those of a panoptic model are base where the training has
+                the word, and stuff where they are stuff there.
 
         Raises:
             ValueError: If there is no class, or the detector knows the classes of its training
@@ -165,6 +177,8 @@ class OpenVocabPredictor:
             self._text = self._text or load_clip(clip.NAME, clip.PRETRAINED or None).text
             words = [*vocabulary.names, *(w for group in vocabulary.synonyms for w in group)]
             warn_unseen_words(self._text, clip.NAME, words)
+        if not given and self._segments:
+            vocabulary = vocabulary.novel_to(training_vocabulary(self.cfg))
         self._embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
 
     def __call__(

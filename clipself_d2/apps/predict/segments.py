@@ -1,0 +1,180 @@
+"""Panoptic and semantic results: drawn with a legend, and written in COCO's panoptic format.
+
+Legend: H W pixels.
+"""
+
+import colorsys
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Hues of neighbouring classes lie this far apart, as a share of the circle.
+_HUE_STEP = 0.381966
+_OPACITY = 0.55
+_LINE, _SWATCH = 18, 12
+PANOPTIC_FILE, MAPS_FOLDER = "panoptic.json", "panoptic"
+
+
+def class_colour(number: int) -> tuple[int, int, int]:
+    """Colour of a class.
+
+    Args:
+        number: Its number.
+
+    Returns:
+        RGB, 0 to 255.
+    """
+    red, green, blue = colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+    """Read the segments of a model's output.
+
+    Args:
+        output: With ``panoptic_seg``, or with ``sem_seg`` (K, H, W), whose classes become a segment
+            each.
+
+    Returns:
+        (H, W) int32 of ids and rows of ``id``, ``category_id`` and ``isthing``; None where there is
+        neither.
+    """
+    if "panoptic_seg" in output:
+        ids, rows = output["panoptic_seg"]
+        return ids.cpu().numpy().astype(np.int32), [dict(row) for row in rows]
+    if "sem_seg" not in output:
+        return None
+    labels = output["sem_seg"].argmax(dim=0).cpu().numpy().astype(np.int32)
+    found = np.unique(labels).tolist()
+    return labels + 1, [{"id": n + 1, "category_id": n, "isthing": False} for n in found]
+
+
+def draw_segments(
+    image: np.ndarray, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> np.ndarray:
+    """Lay every segment's colour over a picture, with a border between segments and a legend.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        ids: (H, W) ids.
+        segments: Rows of ``id`` and ``category_id``.
+        names: Class names.
+
+    Returns:
+        (H', W, 3) uint8 RGB, the legend of the classes below the picture.
+    """
+    drawn = image.astype(np.float32)
+    for row in segments:
+        inside = ids == row["id"]
+        colour = np.asarray(class_colour(row["category_id"]), np.float32)
+        drawn[inside] = (1 - _OPACITY) * drawn[inside] + _OPACITY * colour
+    edge = np.zeros(ids.shape, bool)
+    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    edge[1:] |= ids[1:] != ids[:-1]
+    drawn[edge] = 255
+    counts: dict[int, int] = {}
+    for row in segments:
+        counts[row["category_id"]] = counts.get(row["category_id"], 0) + 1
+    legend = _draw_legend(counts, names, image.shape[1])
+    return np.concatenate([drawn.round().astype(np.uint8), legend])
+
+
+def _draw_legend(counts: Mapping[int, int], names: Sequence[str], width: int) -> np.ndarray:
+    font = ImageFont.load_default(size=_SWATCH)
+    entries = []
+    x, line = 4, 0
+    for number, count in sorted(counts.items()):
+        text = names[number] if count == 1 else f"{names[number]} x{count}"
+        length = _SWATCH + 8 + round(font.getlength(text)) + 10
+        if x > 4 and x + length > width:
+            x, line = 4, line + 1
+        entries.append((x, line, number, text))
+        x += length
+    canvas = Image.new("RGB", (width, (line + 1) * _LINE + 4 if entries else 0), (24, 24, 24))
+    draw = ImageDraw.Draw(canvas)
+    for left, row, number, text in entries:
+        top = row * _LINE + 4
+        draw.rectangle((left, top, left + _SWATCH, top + _SWATCH), fill=class_colour(number))
+        draw.text((left + _SWATCH + 5, top - 2), text, fill=(255, 255, 255), font=font)
+    return np.asarray(canvas).reshape(-1, width, 3)
+
+
+class PanopticFile:
+    """Segments of many pictures, in COCO's panoptic format.
+
+    Args:
+        folder: Folder of the file and of the folder of maps.
+        names: Class names; the id of a category is its number, from 0.
+        thing_mask: Which classes are things; None: all.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], thing_mask: Sequence[bool] | None = None
+    ) -> None:
+        self.folder = folder
+        flags = [True] * len(names) if thing_mask is None else list(thing_mask)
+        self.categories = [
+            {"id": number, "name": name, "isthing": int(flag)}
+            for number, (name, flag) in enumerate(zip(names, flags, strict=True))
+        ]
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(
+        self, file_name: str, name: str, ids: np.ndarray, segments: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write the map of a picture and keep its segments.
+
+        Args:
+            file_name: The picture, as the file shall name it.
+            name: Name of the map without suffix.
+            ids: (H, W) ids, below 2 to the 24.
+            segments: Rows of ``id``, ``category_id``, optionally ``score``.
+        """
+        maps = self.folder / MAPS_FOLDER
+        maps.mkdir(parents=True, exist_ok=True)
+        colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2)
+        Image.fromarray(colours.astype(np.uint8)).save(maps / f"{name}.png")
+        image_id, (height, width) = len(self.images) + 1, ids.shape
+        row = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        self.images.append(row)
+        infos = []
+        for segment in segments:
+            inside = ids == segment["id"]
+            rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+            box = [0, 0, 0, 0]
+            if len(rows):
+                left, top = int(columns[0]), int(rows[0])
+                box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+            info = {
+                "id": int(segment["id"]),
+                "category_id": int(segment["category_id"]),
+                "area": int(inside.sum()),
+                "bbox": box,
+                "iscrowd": 0,
+            }
+            if "score" in segment:
+                info["score"] = float(segment["score"])
+            infos.append(info)
+        self.annotations.append(
+            {"image_id": image_id, "file_name": f"{name}.png", "segments_info": infos}
+        )
+
+    def save(self) -> Path:
+        """Write the file.
+
+        Returns:
+            Its path.
+        """
+        path = self.folder / PANOPTIC_FILE
+        content = {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.categories,
+        }
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path

@@ -117,10 +117,16 @@ def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
 
 
-def _panoptic_evaluator(
-    dataset_name: str, output_dir: str | None, backend: str
-) -> DatasetEvaluators:
-    """Panoptic quality, the semantic map, and masks of things where their file is known."""
+def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
+    """Make the evaluators of panoptic quality and of the semantic map.
+
+    Args:
+        dataset_name: Registered name of the type ``ov_panoptic``.
+        output_dir: Folder of the table of classes; None writes none.
+
+    Returns:
+        Both, for outputs with ``panoptic_seg`` and ``sem_seg``.
+    """
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
     novel = set(metadata.get("novel_classes") or ())
@@ -130,16 +136,21 @@ def _panoptic_evaluator(
         "is_thing": [True] * len(things) + [False] * len(stuff),
         "novel_mask": [name in novel for name in (*things, *stuff)] if novel else None,
     }
-    evaluators: list[DatasetEvaluator] = [
-        PanopticQualityEvaluator(**tables),
-        SemanticEvaluator(
-            read_truth=panoptic_labels,
-            ignore_label=metadata.ignore_label,
-            output_dir=output_dir,
-            **tables,
-        ),
-    ]
-    if Path(metadata.get("json_file") or "").is_file():
+    semantic = SemanticEvaluator(
+        read_truth=panoptic_labels,
+        ignore_label=metadata.ignore_label,
+        output_dir=output_dir,
+        **tables,
+    )
+    return [PanopticQualityEvaluator(**tables), semantic]
+
+
+def _panoptic_evaluator(
+    dataset_name: str, output_dir: str | None, backend: str
+) -> DatasetEvaluators:
+    """Panoptic quality, the semantic map, and masks of things where their file is known."""
+    evaluators = panoptic_evaluators(dataset_name, output_dir)
+    if Path(MetadataCatalog.get(dataset_name).get("json_file") or "").is_file():
         scorer = "pycocotools" if backend == "reference" else backend
         evaluators.append(
             CocoOVEvaluator(dataset_name, ("segm",), output_dir=output_dir, backend=scorer)

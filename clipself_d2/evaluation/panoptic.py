@@ -82,9 +82,12 @@ def count_matches(
 
 def _overlaps(true_ids: np.ndarray, predicted_ids: np.ndarray) -> dict[tuple[int, int], int]:
     """Number of pixels by true and predicted id."""
-    both = np.stack([true_ids.ravel(), predicted_ids.ravel()])
-    pairs, sizes = np.unique(both, axis=1, return_counts=True)
-    return {(int(t), int(p)): int(size) for (t, p), size in zip(pairs.T, sizes, strict=True)}
+    # Ids are below 2 to the 24, so that a pair fits into one number.
+    pairs, sizes = np.unique((true_ids.astype(np.int64) << 32) | predicted_ids, return_counts=True)
+    return {
+        (int(pair) >> 32, int(pair) & 0xFFFFFFFF): int(size)
+        for pair, size in zip(pairs, sizes, strict=True)
+    }
 
 
 def _same_class(true: Segment, predicted: Segment | None) -> bool:

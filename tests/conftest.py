@@ -30,6 +30,8 @@ EMOJI_NAMES = (
     "emoji_panoptic_val",
     "emoji_ov_panoptic_train",
     "emoji_ov_panoptic_val",
+    "emoji_ov_sem_seg_train",
+    "emoji_ov_sem_seg_val",
     "emoji_train_images",
 )
 

@@ -1,28 +1,24 @@
 """The evaluator that fits a data set."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
 )
-from PIL import Image
 from torch import Tensor
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
-from clipself_d2.evaluation.panoptic import PanopticQualityEvaluator
 from clipself_d2.evaluation.referring import ReferringEvaluator
 from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
-from clipself_d2.evaluation.semantic import SemanticEvaluator
-from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
+from clipself_d2.evaluation.segments import build_segment_evaluator
+from clipself_d2.parts.label_maps import read_label_map
+from clipself_d2.parts.metadata import SEGMENT_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +31,7 @@ EVALUATOR_TYPES = (
     "coco",
     "sem_seg",
     "coco_panoptic_seg",
-    "ov_panoptic",
+    *SEGMENT_TYPES,
 )
 
 
@@ -70,6 +66,8 @@ def build_evaluator(
         ValueError: If the type is unknown, or options and metadata do not fit it.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind in SEGMENT_TYPES:
+        return build_segment_evaluator(dataset_name, output_dir, backend=backend)
     if kind == "coco_ov":
         scorer = "pycocotools" if backend == "reference" else backend
         return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
@@ -91,91 +89,15 @@ def build_evaluator(
         if kind == "coco":
             return boxes
         return DatasetEvaluators([_semantic_evaluator(dataset_name, output_dir), boxes])
-    if kind == "ov_panoptic":
-        return _panoptic_evaluator(dataset_name, output_dir, backend)
     raise ValueError(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
     )
 
 
-def read_label_map(path: str, dtype: type = int) -> np.ndarray:
-    """Read a picture of labels; Detectron2's own reader asks NumPy 2 for what that refuses.
-
-    Args:
-        path: A picture of one channel.
-        dtype: Number type of the result.
-
-    Returns:
-        (H, W) labels, a copy that may be changed.
-    """
-    with Image.open(path) as picture:
-        return np.array(picture, dtype=dtype)
-
-
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:
+    # Detectron2's own reader asks NumPy 2 for what that refuses.
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
-
-
-def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
-    """Make the evaluators of panoptic quality and of the semantic map.
-
-    Args:
-        dataset_name: Registered name of the type ``ov_panoptic``.
-        output_dir: Folder of the table of classes; None writes none.
-
-    Returns:
-        Both, for outputs with ``panoptic_seg`` and ``sem_seg``.
-    """
-    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
-    novel = set(metadata.get("novel_classes") or ())
-    tables: dict[str, Any] = {
-        "records": records,
-        "class_names": [*things, *stuff],
-        "is_thing": [True] * len(things) + [False] * len(stuff),
-        "novel_mask": [name in novel for name in (*things, *stuff)] if novel else None,
-    }
-    semantic = SemanticEvaluator(
-        read_truth=panoptic_labels,
-        ignore_label=metadata.ignore_label,
-        output_dir=output_dir,
-        **tables,
-    )
-    return [PanopticQualityEvaluator(**tables), semantic]
-
-
-def _panoptic_evaluator(
-    dataset_name: str, output_dir: str | None, backend: str
-) -> DatasetEvaluators:
-    """Panoptic quality, the semantic map, and masks of things where their file is known."""
-    evaluators = panoptic_evaluators(dataset_name, output_dir)
-    if Path(MetadataCatalog.get(dataset_name).get("json_file") or "").is_file():
-        scorer = "pycocotools" if backend == "reference" else backend
-        evaluators.append(
-            CocoOVEvaluator(dataset_name, ("segm",), output_dir=output_dir, backend=scorer)
-        )
-    return DatasetEvaluators(evaluators)
-
-
-def panoptic_labels(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
-    """Class labels of a picture's panoptic truth.
-
-    Args:
-        record: Record with ``pan_seg_file_name`` and ``segments_info`` of contiguous classes.
-        ignore_label: Label of void and of crowds.
-
-    Returns:
-        (H, W) int64.
-    """
-    path, segments = record["pan_seg_file_name"], record["segments_info"]
-    ids = segment_ids(read_segment_colours(path))
-    check_segments(ids, segments, path)
-    labels = np.full(ids.shape, ignore_label, np.int64)
-    for segment in segments:
-        if not segment.get("iscrowd"):
-            labels[ids == segment["id"]] = segment["category_id"]
-    return labels
 
 
 def _build_region_classification(

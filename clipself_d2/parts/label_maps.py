@@ -13,14 +13,15 @@ from PIL import Image, UnidentifiedImageError
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_label_map(path: str) -> np.ndarray:
+def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
     """Read a picture of class labels, of 8 or more bits: png, tif and what else Pillow reads.
 
     Args:
         path: File.
+        dtype: Number type of the result.
 
     Returns:
-        (H, W) int64.
+        (H, W) labels, a copy that may be changed.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -32,7 +33,7 @@ def read_label_map(path: str) -> np.ndarray:
                 f"label map {path} has the mode {picture.mode}, expected one number a pixel; "
                 "convert it from colours to class labels"
             )
-        return np.asarray(picture).astype(np.int64)
+        return np.array(picture, dtype=dtype)
 
 
 def read_segment_colours(path: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from clipself_d2.data.datasets.emoji import register_emoji
 from clipself_d2.data.datasets.emoji_semantic import register_emoji_semantic
 from clipself_d2.data.datasets.lvis_ov import register_lvis_ov
 from clipself_d2.data.datasets.refcoco import register_emoji_refer, register_refcoco
+from clipself_d2.data.datasets.semantic import register_semantic_sets
 from clipself_d2.data.datasets.transfer import register_transfer
 from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
 
@@ -25,6 +26,7 @@ __all__ = [
     "register_emoji_semantic",
     "register_lvis_ov",
     "register_refcoco",
+    "register_semantic_sets",
     "register_transfer",
     "resolve_dataset_names",
 ]
@@ -39,5 +41,6 @@ for _register in (
     register_emoji_refer,
     register_emoji_semantic,
     register_captions,
+    register_semantic_sets,
 ):
     _register(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

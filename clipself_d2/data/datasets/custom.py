@@ -8,6 +8,8 @@
   vocabulary file names (whose synonyms serve TEST.SYNONYMS), or those named in place;
 - ``panoptic:/panoptic.json:/maps:/folder``: panoptic segmentation in COCO's format, with the
   classes that the file lists;
+- ``sem_seg:/images:/labels:/classes.json``: semantic segmentation, as ``datasets/semantic.py``
+  says;
 - ``captions:/captions.json:/folder`` and ``captions_webdataset:/shards-{000000..000331}.tar``:
   pictures with captions, as ``datasets/captions.py`` says.
 
@@ -28,6 +30,7 @@ from clipself_d2.data.datasets.captions import caption_file_records, shard_capti
 from clipself_d2.data.datasets.coco_panoptic import register_panoptic_file
 from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
 from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
+from clipself_d2.data.datasets.semantic import register_semantic
 from clipself_d2.data.datasets.validate import check_coco_file
 from clipself_d2.data.items import Record
 from clipself_d2.data.tar_shards import expand_shards
@@ -150,6 +153,13 @@ def _register_panoptic(name: str, rest: str) -> None:
     )
 
 
+def _register_sem_seg(name: str, rest: str) -> None:
+    image_root, label_root, classes = _parts(name, rest, 3, 3)
+    register_semantic(
+        name, image_root=image_root, label_root=label_root, classes_file=classes, remedy=REMEDY
+    )
+
+
 def _register_captions(name: str, rest: str) -> None:
     file, image_root = _parts(name, rest, 2, 2)
     _check_paths(name, file, image_root)
@@ -221,6 +231,7 @@ KINDS: dict[str, Callable[[str, str], None]] = {
     "webdataset": partial(_register_shards, shard_records),
     "coco_json": _register_coco_json,
     "panoptic": _register_panoptic,
+    "sem_seg": _register_sem_seg,
     "captions": _register_captions,
     "captions_webdataset": partial(_register_shards, shard_caption_records),
 }
@@ -230,6 +241,7 @@ FORMS = {
     "webdataset": "webdataset:SHARD-{000..331}.tar",
     "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt|:base=NAME,NAME]",
     "panoptic": "panoptic:FILE.json:MAPS:FOLDER",
+    "sem_seg": "sem_seg:IMAGES:LABELS:CLASSES.json",
     "captions": "captions:FILE.json|tsv|csv:FOLDER",
     "captions_webdataset": "captions_webdataset:SHARD-{000..331}.tar",
 }

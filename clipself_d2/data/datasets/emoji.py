@@ -8,6 +8,7 @@ Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), all below
 - ``emoji_ov_panoptic_train``, ``emoji_ov_panoptic_val``: the same for panoptic segmentation; in
   training, segments of novel things are void. The training split's files are written by
   ``datasets/prepare_emoji.py --panoptic-train``.
+- ``emoji_ov_sem_seg_train``, ``emoji_ov_sem_seg_val``: label maps, see ``emoji_labels.py``.
 - ``emoji_train_images``: all training scenes without annotations, for distillation.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipself_d2.data.datasets.coco_panoptic import register_panoptic
+from clipself_d2.data.datasets.emoji_labels import register_emoji_labels
 from clipself_d2.data.datasets.emoji_world import emoji_remedy, load_world
 from clipself_d2.data.datasets.instances import register_images, register_instances
 
@@ -70,7 +72,8 @@ def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
         image_root=folder / "train",
         remedy=remedy,
     )
-    return [*names, *panoptic, images]
+    labels = register_emoji_labels(root, prefix, {**things, **stuff_metadata()}, remedy)
+    return [*names, *panoptic, images, *labels]
 
 
 def thing_metadata() -> dict[str, Any]:

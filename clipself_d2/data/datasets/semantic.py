@@ -1,0 +1,203 @@
+"""Open-vocabulary semantic segmentation: label maps beside pictures.
+
+Registered under ``$DETECTRON2_DATASETS`` (``datasets`` when not set), as
+``datasets/prepare_semseg.py`` writes them, in ``semantic/<set>/<split>/``:
+
+- ``coco_stuff_sem_seg_train``, ``coco_stuff_sem_seg_val``: COCO-Stuff's 171 classes;
+- ``ade20k_150_sem_seg_val``, ``ade20k_847_sem_seg_val``: ADE20K, the latter 16-bit maps;
+- ``context_59_sem_seg_val``, ``context_459_sem_seg_val``: Pascal Context;
+- ``voc_20_sem_seg_val`` (no background), ``voc_20b_sem_seg_val`` (20 classes and Pascal Context's
+  others, whose predictions all count as background), ``voc_21_sem_seg_val`` (background is a word).
+
+Class names lie beside the maps in ``classes.json``. Any other data set is named in place by
+``sem_seg:IMAGES:LABELS:CLASSES.json``. All have the ``evaluator_type`` ov_sem_seg.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clipself_d2.data.items import Record
+
+CLASSES_FILE = "classes.json"
+SEGMENT_CLASSES = Path(__file__).parent / "segment_classes.json"
+IGNORE_8, IGNORE_16 = 255, 65535
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_MAPS = (".png", ".tif", ".tiff")
+# Set, splits, and the number of labels in its maps.
+SETS: dict[str, tuple[tuple[str, ...], int]] = {
+    "coco_stuff": (("train", "val"), 171),
+    "ade20k_150": (("val",), 150),
+    "ade20k_847": (("val",), 847),
+    "context_59": (("val",), 59),
+    "context_459": (("val",), 459),
+    "voc_20": (("val",), 20),
+    "voc_20b": (("val",), 21),
+    "voc_21": (("val",), 21),
+}
+
+
+def register_semantic_sets(root: str | Path, prefix: str = "") -> list[str]:
+    """Register the published benchmarks; their files are read when a data set is used.
+
+    Args:
+        root: Folder that holds ``semantic/``.
+        prefix: Beginning of the registered names.
+
+    Returns:
+        The registered names.
+    """
+    names = []
+    for name, (splits, count) in SETS.items():
+        folder = Path(root) / "semantic" / name
+        for split in splits:
+            registered = f"{prefix}{name}_sem_seg_{split}"
+            register_semantic(
+                registered,
+                image_root=folder / split / "images",
+                label_root=folder / split / "labels",
+                classes_file=folder / CLASSES_FILE,
+                ignore_label=IGNORE_16 if count > IGNORE_8 else IGNORE_8,
+                fold_from=20 if name == "voc_20b" else None,
+                remedy=f"prepare it with datasets/prepare_semseg.py {name}",
+            )
+            names.append(registered)
+    return names
+
+
+def register_semantic(
+    name: str,
+    *,
+    image_root: Path,
+    label_root: Path,
+    classes_file: Path,
+    ignore_label: int | None = None,
+    fold_from: int | None = None,
+    remedy: str,
+) -> str:
+    """Register pictures and label maps.
+
+    Args:
+        name: Name of the data set.
+        image_root: Folder of the pictures.
+        label_root: Folder of the maps, png or tif of 8 or 16 bit, named as the pictures are.
+        classes_file: json list of class names in the order of the labels; an entry may hold
+            synonyms behind commas, or be a list of them.
+        ignore_label: Label of pixels that do not count; None is 65535 for more than 255 classes,
+            else 255.
+        fold_from: Predictions of this class and all behind it count as this class.
+        remedy: What the user can do about a missing file, an imperative clause.
+
+    Returns:
+        The name.
+    """
+
+    def load() -> list[Record]:
+        metadata = read_classes(classes_file, remedy)
+        count = len(metadata["stuff_classes"])
+        chosen = ignore_label
+        if chosen is None:
+            chosen = IGNORE_16 if count > IGNORE_8 else IGNORE_8
+        MetadataCatalog.get(name).set(ignore_label=chosen, **metadata)
+        return pair_files(image_root, label_root, remedy)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        evaluator_type="ov_sem_seg",
+        image_root=str(image_root),
+        sem_seg_root=str(label_root),
+        fold_from=fold_from,
+    )
+    return name
+
+
+def read_classes(file: Path, remedy: str) -> dict[str, Any]:
+    """Read a list of classes.
+
+    Args:
+        file: json list of names; synonyms of a name behind commas, or a list of words.
+        remedy: What the user can do, an imperative clause.
+
+    Returns:
+        ``thing_classes`` (none), ``stuff_classes`` and ``class_synonyms`` for the metadata.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is no list of names, is empty, or names a class twice.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"list of classes {file} does not exist; {remedy}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"list of classes {file} is no json ({error}); {remedy}") from error
+    entries = content if isinstance(content, list) else []
+    groups = [entry.split(",") if isinstance(entry, str) else entry for entry in entries]
+    if not groups or not all(_are_words(group) for group in groups):
+        raise ValueError(
+            f"list of classes {file} is not a json list of names such as "
+            '["wall", "road, street"]; ' + remedy
+        )
+    words = [[word.strip() for word in group if word.strip()] for group in groups]
+    first = [group[0] for group in words]
+    # Two classes of one first word keep all of their words in the name.
+    names = [g[0] if first.count(g[0]) == 1 else ", ".join(g) for g in words]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"list of classes {file} names {repeated[0]!r} twice; {remedy}")
+    synonyms = [g[1:] if n == g[0] else [] for n, g in zip(names, words, strict=True)]
+    return {"thing_classes": [], "stuff_classes": names, "class_synonyms": synonyms}
+
+
+def pair_files(image_root: Path, label_root: Path, remedy: str) -> list[Record]:
+    """Find the pictures of label maps.
+
+    Args:
+        image_root: Folder of the pictures.
+        label_root: Folder of the maps; those decide which pictures count.
+        remedy: What the user can do, an imperative clause.
+
+    Returns:
+        Records with ``file_name``, ``sem_seg_file_name`` and ``image_id``.
+
+    Raises:
+        FileNotFoundError: If a folder or a map's picture is missing, or there is no map.
+    """
+    for folder in (image_root, label_root):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"folder {folder} does not exist; {remedy}")
+    pictures = {path.stem: path for path in _files(image_root, _PICTURES)}
+    maps = _files(label_root, _MAPS)
+    if not maps:
+        raise FileNotFoundError(f"there is no label map in {label_root}; {remedy}")
+    alone = [path for path in maps if path.stem not in pictures]
+    if alone:
+        raise FileNotFoundError(
+            f"{len(alone)} of {len(maps)} label maps have no picture in {image_root}, the first "
+            f"is {alone[0].name}; {remedy}"
+        )
+    return [
+        {
+            "file_name": str(pictures[path.stem]),
+            "sem_seg_file_name": str(path),
+            "image_id": path.stem,
+        }
+        for path in maps
+    ]
+
+
+def _are_words(group: object) -> bool:
+    return (
+        isinstance(group, list)
+        and any(isinstance(word, str) and word.strip() for word in group)
+        and all(isinstance(word, str) for word in group)
+    )
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    # macOS lays ._ files beside the others.
+    return sorted(path for path in found if not path.name.startswith("._"))

@@ -1,0 +1,54 @@
+"""Write the label maps of COCO-Stuff, ADE20K, Pascal Context and VOC in one layout."""
+
+import argparse
+import sys
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.apps.prepare.semseg import SourceFolders, prepare_semseg
+from clipself_d2.data.datasets.semantic import SETS
+from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+
+EXAMPLE = (
+    "python datasets/prepare_semseg.py coco_stuff --split val --images coco/val2017 "
+    "--labels coco/stuffthingmaps/val2017 --root datasets"
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """List the flags.
+
+    Returns:
+        The parser.
+    """
+    parser = tool_parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("name", choices=list(SETS), help="the benchmark")
+    add("--split", default="val", help="train or val")
+    add("--images", required=True, type=user_path, help="folder of the pictures, jpg")
+    add("--labels", required=True, type=user_path, help="folder of the published maps")
+    add("--names", type=user_path, help="labels.txt of Pascal Context; json list for ADE20K-847")
+    add("--list", type=user_path, help="stems of the pictures to take, a line each; default: all")
+    add_data_root(parser, "--root", "folder of data sets")
+    add("--limit", type=int, default=0, help="first N pictures; default: all")
+    return parser
+
+
+def main() -> int:
+    """Parse the flags and write the maps.
+
+    Returns:
+        Exit code.
+    """
+    args = make_parser().parse_args()
+
+    def action() -> None:
+        start_logging()
+        source = SourceFolders(args.images, args.labels, args.names, args.list)
+        print(prepare_semseg(args.name, args.split, source, args.root, args.limit))
+
+    return run_tool(action, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,8 @@
 """Label maps of all classes of the emoji scenes, things first, for open-vocabulary segmentation.
 
-``emoji_ov_sem_seg_train`` and ``emoji_ov_sem_seg_val``. The maps are made of the panoptic files when
-a data set is first read, into ``emoji/ov_semantic_<split>``; in training, novel things do not count.
+``emoji_ov_sem_seg_train`` and ``emoji_ov_sem_seg_val``. The maps are made of the panoptic files
+when a data set is first read, into ``emoji/ov_semantic_<split>``; in training, novel things do not
+count.
 The training split's panoptic files are written by ``datasets/prepare_emoji.py --panoptic-train``.
 """
 

@@ -88,8 +88,8 @@ def prepare_semseg(
             raise FileNotFoundError(f"folder {folder} does not exist")
     names, decode = _plan(name, source)
     target = root / "semantic" / name / split
-    for folder in ("images", "labels"):
-        (target / folder).mkdir(parents=True, exist_ok=True)
+    for kind in ("images", "labels"):
+        (target / kind).mkdir(parents=True, exist_ok=True)
     ignore = IGNORE_16 if count > IGNORE_8 else IGNORE_8
     histogram = np.zeros(count, np.int64)
     pictures = {path.stem: path for path in source.images.iterdir() if path.suffix == ".jpg"}

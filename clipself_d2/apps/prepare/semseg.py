@@ -103,9 +103,9 @@ def prepare_semseg(
         if picture is None:
             raise FileNotFoundError(f"{path} has no picture {path.stem}.jpg in {source.images}")
         histogram += np.bincount(labels[labels != ignore].ravel(), minlength=count)
-        kind = np.uint16 if ignore == IGNORE_16 else np.uint8
+        dtype = np.uint16 if ignore == IGNORE_16 else np.uint8
         suffix = ".tif" if ignore == IGNORE_16 else ".png"
-        Image.fromarray(labels.astype(kind)).save(target / "labels" / f"{path.stem}{suffix}")
+        Image.fromarray(labels.astype(dtype)).save(target / "labels" / f"{path.stem}{suffix}")
         _link(picture, target / "images" / picture.name)
         written += 1
     if not written:

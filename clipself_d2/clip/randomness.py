@@ -26,7 +26,8 @@ def own_randomness(*seed: int) -> Iterator[None]:
     words = np.random.SeedSequence(seed or [torch.initial_seed()]).generate_state(3, np.uint64)
     for_torch, for_numpy, for_python = (int(word) for word in words)
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpus = [torch.cuda.current_device()] if has_gpu else []
     with torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed: it would seed all GPUs, also those that are used later.
         torch.default_generator.manual_seed(for_torch)

@@ -1,10 +1,10 @@
 """Loaders for distillation, for region classification and for the training of detectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import build as detectron2_build
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from clipself_d2.clip.catalog import describe
 from clipself_d2.clip.randomness import own_randomness
@@ -13,7 +13,7 @@ from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
-from clipself_d2.data.items import Record, check_named, read_records
+from clipself_d2.data.items import Item, Record, check_named, read_records
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
@@ -105,25 +105,52 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         ValueError: If DATASETS.TRAIN is empty.
     """
     check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    mapper, seed = build_train_mapper(cfg), max(cfg.SEED, 0)
     # Detectron2 chooses the records and their order, by a seed that it draws from numpy.
-    with own_randomness(seed):
-        parts = detectron2_build._train_loader_from_config(cfg, mapper=mapper)
+    with own_randomness(max(cfg.SEED, 0)):
+        parts = detectron2_build._train_loader_from_config(cfg, mapper=build_train_mapper(cfg))
     if not isinstance(parts["dataset"], list):
         return detectron2_build.build_detection_train_loader(**parts)
+    return build_detection_train_loader(**parts, seed=max(cfg.SEED, 0))
+
+
+def build_detection_train_loader(
+    *,
+    dataset: list[Record],
+    mapper: Callable[[Record], Item],
+    total_batch_size: int,
+    sampler: Sampler[int] | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataLoader:
+    """Build a loader as Detectron2's function of this name, but by seed and iteration alone.
+
+    Args:
+        dataset: Records.
+        mapper: From a record to an item, such as Detectron2's ``DatasetMapper``.
+        total_batch_size: Images of one iteration over all processes.
+        sampler: One of Detectron2's training samplers; None goes through the records in shuffled
+            epochs.
+        aspect_ratio_grouping: Whether upright and broad pictures are kept apart.
+        num_workers: Worker processes.
+        seed: Seed of order and augmentation; -1 is taken as 0.
+
+    Returns:
+        An endless loader of lists of this process's items.
+    """
     groups = []
-    if parts["aspect_ratio_grouping"]:
-        # A record without a size is taken for upright; it is in the right batch or padded.
-        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in parts["dataset"]]
+    if aspect_ratio_grouping:
+        # A record without a size is taken for upright; its batch may be padded the more.
+        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in dataset]
     return build_counted_loader(
-        records=parts["dataset"],
+        records=dataset,
         mapper=SeededMapper(mapper),
-        total_batch=parts["total_batch_size"],
-        seed=seed,
-        # The order of all processes, of which iterating the sampler gives that of one.
-        order=parts["sampler"]._infinite_indices,
+        total_batch=total_batch_size,
+        seed=max(seed, 0),
+        # The order of all processes; iterating the sampler gives that of one.
+        order=getattr(sampler, "_infinite_indices", None),
         groups=groups,
-        num_workers=parts["num_workers"],
+        num_workers=num_workers,
     )
 
 

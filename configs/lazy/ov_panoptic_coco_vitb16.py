@@ -11,7 +11,6 @@ from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.layers import ShapeSpec
@@ -22,6 +21,7 @@ from omegaconf import OmegaConf
 
 from clipself_d2.backbones import ClipViT, ClipViTStages
 from clipself_d2.clip.model import load_tower
+from clipself_d2.data.build import build_detection_train_loader
 from clipself_d2.data.detection_mapper import lsj_augmentations
 from clipself_d2.data.panoptic_mapper import PanopticMapper
 from clipself_d2.engine.solver import ClippedAdamW

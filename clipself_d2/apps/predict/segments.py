@@ -14,7 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Hues of neighbouring classes lie this far apart, as a share of the circle.
 _HUE_STEP = 0.381966
-_OPACITY = 0.55
+# Pictures are drawn at least this wide, px.
+DRAWN_WIDTH = 480
+_OPACITY = 0.5
 _LINE, _SWATCH = 18, 12
 PANOPTIC_FILE, MAPS_FOLDER = "panoptic.json", "panoptic"
 
@@ -65,8 +67,14 @@ def draw_segments(
         names: Class names.
 
     Returns:
-        (H', W, 3) uint8 RGB, the legend of the classes below the picture.
+        (H', W', 3) uint8 RGB, the legend of the classes below the picture; small pictures are
+        enlarged so that the legend can be read.
     """
+    factor = -(-DRAWN_WIDTH // image.shape[1])
+    if factor > 1:
+        size = (image.shape[1] * factor, image.shape[0] * factor)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        ids = ids.repeat(factor, axis=0).repeat(factor, axis=1)
     drawn = image.astype(np.float32)
     for row in segments:
         inside = ids == row["id"]

@@ -24,13 +24,13 @@ ROWS = [{"id": 1, "category_id": 0, "score": 0.5}, {"id": 2, "category_id": 1}]
 
 def test_colours_legend_and_border() -> None:
     drawn = draw_segments(np.zeros((10, 40, 3), np.uint8), IDS, ROWS, ["dog", "grass"])
-    assert drawn.shape[0] > 10
-    assert drawn.shape[1] == 40
-    for column, label in ((5, 0), (35, 1)):
-        wanted = 0.55 * np.asarray(class_colour(label))
-        assert np.abs(drawn[5, column] - wanted).max() <= 1
-    assert (drawn[5, 20] == 255).all()
-    assert (drawn[10:] != 24).any()
+    assert drawn.shape[0] > 120
+    assert drawn.shape[1] == 480
+    for column, label in ((60, 0), (420, 1)):
+        wanted = 0.5 * np.asarray(class_colour(label))
+        assert np.abs(drawn[60, column] - wanted).max() <= 1
+    assert (drawn[60, 240] == 255).all()
+    assert (drawn[120:] != 24).any()
 
 
 def test_semantic_maps_are_a_segment_a_class() -> None:

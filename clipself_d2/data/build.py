@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clipself_d2.clip.catalog import describe
 from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
-from clipself_d2.data.detection_mapper import build_train_mapper
+from clipself_d2.data.detection_mapper import PictureMapper, build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, check_named, read_records
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
@@ -237,6 +237,23 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     """
     check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+
+
+def build_detection_test_loader_from_cfg(
+    cfg: CfgNode, dataset_name: str, *, batch_size: int = 1
+) -> DataLoader:
+    """Build a detector's loader of a test set.
+
+    Args:
+        cfg: The whole config.
+        dataset_name: Registered name.
+        batch_size: Images at a time, in each process.
+
+    Returns:
+        A loader of lists of items, each image once over all processes.
+    """
+    mapper = PictureMapper(cfg, is_train=False)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

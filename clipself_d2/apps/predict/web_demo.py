@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipself_d2.apps.predict.demo import draw, make_labels
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
 from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
+from clipself_d2.data.pictures import upright_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ def build_page(gradio: Any, task: PageTask) -> Any:
     ) -> tuple[np.ndarray, str]:
         if picture is None:
             raise gradio.Error("there is no picture; upload one")
-        image = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         try:
+            image = np.asarray(upright_rgb(picture))
             with lock:
                 return task.answer(image, text or "", threshold)
         except ValueError as error:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from clipself_d2.data.tar_shards import is_member, read_member
 
-
 # Modes of numbers without a largest one: what is white in them, a file does not say.
 _UNBOUNDED = ("I", "F")
 

@@ -25,7 +25,7 @@ from clipself_d2.apps.predict.media import (
     read_frames,
     write_film,
 )
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
 
@@ -55,12 +55,11 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         FileNotFoundError: If ``kind`` looks like a file that is missing.
     """
     if kind == "custom":
-        entries = custom.split(",")
-        if not any(entry.strip(" ;") for entry in entries):
+        if not custom.strip(" ,;"):
             raise ValueError(
                 '--custom-vocabulary is empty; give names between commas, such as "police car,dog"'
             )
-        return parse_classes(entries)
+        return parse_typed_classes(custom)
     if custom.strip():
         raise ValueError(
             f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from clipself_d2.apps.predict.demo import draw, make_labels
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
 from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
 from clipself_d2.data.pictures import upright_rgb
 
@@ -99,7 +99,7 @@ def detect_answer(predictor: OpenVocabPredictor) -> Answer:
     """Answer lists of classes: draw the boxes and list them."""
 
     def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
-        predictor.set_classes(parse_classes(text.split(",")))
+        predictor.set_classes(parse_typed_classes(text))
         output: Any = predictor(image)
         found = output["instances"].to("cpu")
         found = found[found.scores >= threshold]

@@ -76,9 +76,7 @@ class _TreeUnpickler(pickle._Unpickler):
         most_bytes: Most bytes of all tensors together.
     """
 
-    def __init__(
-        self, tree: bytes, read_record: Callable[[str], bytes], most_bytes: int
-    ) -> None:
+    def __init__(self, tree: bytes, read_record: Callable[[str], bytes], most_bytes: int) -> None:
         super().__init__(BytesIO(tree))
         self._read_record = read_record
         self._bytes_left = most_bytes

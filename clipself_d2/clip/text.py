@@ -206,7 +206,7 @@ class TextEncoder(nn.Module):
     def _warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
         """Warn of texts whose end the tower does not read."""
         length = tokens.shape[1]
-        padding = self.tokenize([""])[0, -1]
+        padding = 0 if self.reads_end_token else int(self.tokenize([""])[0, -1])
         full = (tokens[:, -1] != padding).nonzero()[:, 0].tolist()
         # What fills the context may just fit: one more token then finds nothing to hold.
         longer = self.tokenize([texts[number] for number in full], length + 1)

@@ -72,9 +72,13 @@ class PictureMapper(DatasetMapper):
         except (OSError, SyntaxError, ValueError) as error:
             reason = str(error).replace(_PREFIX, "")
             if name not in reason:
+                width, height = (dataset_dict.get(side, "?") for side in ("width", "height"))
                 labels = dataset_dict.get("sem_seg_file_name")
-                pair = f" and its labels {labels}" if labels else ""
-                reason = f"image {name}{pair} cannot be prepared ({reason}); replace the file"
+                pair = f" with its labels {labels}" if labels else ""
+                reason = (
+                    f"image {name}{pair} of {width} x {height} px cannot be prepared ({reason}); "
+                    "replace the file"
+                )
             raise ValueError(reason) from error
         item["file_name"] = dataset_dict["file_name"]
         return item

@@ -142,3 +142,16 @@ def test_precision_is_checked_when_building(new_open_clip):
 def test_captioners_are_refused():
     with pytest.raises(ValueError, match="coca_ViT-B-32 is a CoCa"):
         load_clip("coca_ViT-B-32")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_a_text_tower_of_a_library_that_is_missing_names_the_extra(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"text tower of {name} needs .*\[transformers\]"):
+        load_clip(name)
+
+
+def test_the_image_tower_of_such_a_model_is_built_where_it_can_be(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"roberta-ViT-B-32 needs .*\[transformers\]"):
+        load_tower("roberta-ViT-B-32")

@@ -186,7 +186,7 @@ class _Session:
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
-        for path, image, found in zip(paths, images, self._find(images), strict=True):
+        for path, image, found in zip(paths, images, self._find(images, paths), strict=True):
             target = self._target(path.stem, ".png")
             Image.fromarray(draw(image, found, self.names)).save(target)
             self.file.add(str(path), found)
@@ -218,9 +218,9 @@ class _Session:
         logger.info("%s: %d frames, %s", target, number, shown or "nothing found")
         self.written.append(target)
 
-    def _find(self, images: Sequence[np.ndarray]) -> list[Instances]:
+    def _find(self, images: Sequence[np.ndarray], paths: Sequence[Path] = ()) -> list[Instances]:
         found = []
-        for output in self.predictor.detect_all(images):
+        for output in self.predictor.detect_all(images, [str(path) for path in paths]):
             if "instances" not in output:
                 raise ValueError(
                     f"{type(self.predictor.model).__name__} gives {', '.join(output)} and no "

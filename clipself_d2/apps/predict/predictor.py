@@ -210,16 +210,20 @@ class OpenVocabPredictor:
         single: Any = pictures
         return self.detect_all([single])[0]
 
-    def detect_all(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    def detect_all(
+        self, pictures: Sequence[Picture], names: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Detect in several pictures.
 
         Args:
             pictures: As of a call.
+            names: What an error calls each; () names files, and of other pictures the type.
 
         Returns:
             The model's output for each.
         """
         images = [self._read(picture) for picture in pictures]
+        names = names or [_name(picture) for picture in pictures]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for number, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(number)
@@ -228,7 +232,7 @@ class OpenVocabPredictor:
             for numbers in by_size.values():
                 for start in range(0, len(numbers), self.batch_size):
                     batch = numbers[start : start + self.batch_size]
-                    items = [self._prepare(images[number], pictures[number]) for number in batch]
+                    items = [self._prepare(images[number], names[number]) for number in batch]
                     outputs.update(zip(batch, self.model(items), strict=True))
         return [outputs[number] for number in range(len(images))]
 
@@ -255,7 +259,7 @@ class OpenVocabPredictor:
             return nullcontext()
         return use_vocabulary(self.model, self._embeddings)
 
-    def _prepare(self, image: np.ndarray, picture: Picture) -> dict[str, Any]:
+    def _prepare(self, image: np.ndarray, name: str) -> dict[str, Any]:
         pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
         inputs = T.AugInput(pixels)
         height, width = image.shape[:2]
@@ -263,7 +267,7 @@ class OpenVocabPredictor:
             self._resize(inputs)
         except ValueError as error:
             raise ValueError(
-                f"image {_name(picture)} of {width} x {height} px cannot be scaled to the size of "
+                f"image {name} of {width} x {height} px cannot be scaled to the size of "
                 f"test images ({error}); cut it to a shape less extreme"
             ) from error
         tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))).float()

@@ -188,7 +188,7 @@ class TextEncoder(nn.Module):
         embedded = torch.zeros((len(texts), self.embed_dim), device=device)
         if not len(texts):
             return embedded
-        self._warn_of_cut(texts, tokens)
+        self.warn_of_cut(texts, tokens)
         lengths = torch.full((len(tokens),), tokens.shape[1])
         if self.reads_end_token:
             lengths = tokens.argmax(dim=1) + 1
@@ -203,8 +203,13 @@ class TextEncoder(nn.Module):
                 on_batch(len(rows))
         return embedded
 
-    def _warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
-        """Warn of texts whose end the tower does not read."""
+    def warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
+        """Warn of texts whose end the tower does not read.
+
+        Args:
+            texts: N texts.
+            tokens: (N, T), what ``tokenize`` made of them.
+        """
         length = tokens.shape[1]
         padding = 0 if self.reads_end_token else int(self.tokenize([""])[0, -1])
         full = (tokens[:, -1] != padding).nonzero()[:, 0].tolist()

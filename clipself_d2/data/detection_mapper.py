@@ -77,7 +77,7 @@ class PictureMapper(DatasetMapper):
                 pair = f" with its labels {labels}" if labels else ""
                 reason = (
                     f"image {name}{pair} of {width} x {height} px cannot be prepared ({reason}); "
-                    "replace the file"
+                    "check the file and its annotations"
                 )
             raise ValueError(reason) from error
         item["file_name"] = dataset_dict["file_name"]

@@ -58,7 +58,7 @@ class Vocabulary:
         """Check the fields against one another."""
         if not self.names:
             raise ValueError("the vocabulary is empty; give at least one class name")
-        if any(not name.strip() for name in self.names):
+        if any(_is_blank(name) for name in self.names):
             raise ValueError(f"the vocabulary has an empty name among {list(self.names)[:10]}")
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
@@ -71,7 +71,7 @@ class Vocabulary:
                 raise ValueError(f"frequency is r, c or f for every class, not {sorted(unknown)}")
         if self.synonyms:
             lengths["synonyms"] = len(self.synonyms)
-            if any(not synonym.strip() for group in self.synonyms for synonym in group):
+            if any(_is_blank(synonym) for group in self.synonyms for synonym in group):
                 raise ValueError("the vocabulary has an empty synonym; drop it")
         for field, length in lengths.items():
             if length != len(self.names):
@@ -236,6 +236,11 @@ def _check_synonyms(synonyms: object, names: Sequence[str]) -> dict[str, list[st
     if unknown:
         raise ValueError(f"synonyms are given for {unknown[:5]}, which are no class names")
     return synonyms
+
+
+def _is_blank(name: str) -> bool:
+    """Tell names of which nothing is left to read, such as "_" or a space of no width."""
+    return not any(sign.isprintable() and not sign.isspace() for sign in clean_name(name))
 
 
 def _strip(name: object) -> str:

@@ -27,6 +27,9 @@ def test_custom_names_are_all_base() -> None:
     [
         ([], [], "is empty"),
         (["cat", " "], [], "empty name"),
+        (["cat", "_"], [], "empty name"),
+        (["cat", "."], [], "empty name"),
+        (["cat", "\u200b"], [], "empty name"),
         (["cat", "dog", "cat "], [], r"repeats \['cat'\]"),
         (["cat"], ["dog"], r"\['dog'\] are not among"),
         ("cat", [], "a list of texts"),

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Picture = np.ndarray | Image.Image | str | Path
 
+# Of unseen words, a warning shows so many, and of each so many characters.
+_MOST_WORDS, _SHOWN = 10, 40
+
 
 def parse_classes(entries: Sequence[str]) -> Vocabulary:
     """Turn words into classes.
@@ -38,7 +41,7 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
         ValueError: If there is no class, or an entry is blank, comes twice or is no text.
     """
     if isinstance(entries, str) or not isinstance(entries, Sequence):
-        raise ValueError(f"classes are a list of texts, got {entries!r}; write [...] around them")
+        raise ValueError(f"classes are a list of texts, got {entries!r:.80}; write [...] around it")
     groups = [_parse_class(entry) for entry in entries]
     if not any(groups):
         raise ValueError('there is no class; give names such as "police car;squad car"')
@@ -86,8 +89,10 @@ def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> Non
     """
     unseen = text.unseen_words(list(dict.fromkeys(words)))
     if unseen:
+        shown = ", ".join(word[:_SHOWN] for word in unseen[:_MOST_WORDS])
+        more = len(unseen) - _MOST_WORDS
         message = "%s never read the words %s in training; expect noise for them"
-        logger.warning(message, name, ", ".join(unseen))
+        logger.warning(message, name, f"{shown} and {more} more" if more > 0 else shown)
 
 
 class OpenVocabPredictor:

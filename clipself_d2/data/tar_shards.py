@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 logger = logging.getLogger(__name__)
 
 SEPARATOR = ".tar::"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 INDEX_SUFFIX = ".index.json"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PLACE = re.compile(r"@(\d+)\+(\d+)$")

@@ -72,7 +72,7 @@ def _box_tensors(
     return [_box_tensor(part, device) for part in boxes]
 
 
-def _box_tensor(part: Tensor | np.ndarray, device: torch.device) -> Tensor:
+def _box_tensor(part: Tensor | np.ndarray, device: torch.device | None = None) -> Tensor:
     try:
         rows = torch.as_tensor(part, dtype=torch.float32, device=device)
         rows = rows.reshape(0, 4) if rows.shape == (0,) else rows
@@ -84,7 +84,7 @@ def _box_tensor(part: Tensor | np.ndarray, device: torch.device) -> Tensor:
     return rows
 
 
-def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
+def box_masks(boxes_R4: Tensor | np.ndarray, stride: float, grid: tuple[int, int]) -> Tensor:
     """Patches of boxes, for ``masked_attention``.
 
     Args:
@@ -98,7 +98,7 @@ def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
 
     Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403.
     """
-    cells = torch.floor(boxes_R4.float() / stride)
+    cells = torch.floor(_box_tensor(boxes_R4) / stride)
     left, top, right, bottom = cells[:, :, None].unbind(1)
     rows = torch.arange(grid[0], device=cells.device)
     columns = torch.arange(grid[1], device=cells.device)
@@ -141,12 +141,14 @@ def masked_attention(
     return F.normalize(embedding, dim=1) if normalize else embedding
 
 
-def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True) -> Tensor:
+def mask_embeddings(
+    dense_NDhw: Tensor, masks: Sequence[Tensor | np.ndarray], normalize: bool = True
+) -> Tensor:
     """Average a dense map over masks.
 
     Args:
         dense_NDhw: Dense maps.
-        masks: One (Ki, h, w) tensor of weights in [0, 1] for each image; Ki may be 0.
+        masks: For each image (Ki, h, w) weights in [0, 1], a tensor or an array; Ki may be 0.
         normalize: Whether results have unit norm; an empty mask gives zeros in any case.
 
     Returns:
@@ -158,7 +160,8 @@ def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool
     if len(masks) != len(dense_NDhw):
         raise ValueError(f"got masks for {len(masks)} images but maps of {len(dense_NDhw)}")
     pooled = [dense_NDhw.new_zeros((0, dense_NDhw.shape[1]), dtype=torch.float32)]
-    for dense, mask in zip(dense_NDhw.float(), masks, strict=True):
+    for dense, given in zip(dense_NDhw.float(), masks, strict=True):
+        mask = torch.as_tensor(given)
         if mask.shape[1:] != dense.shape[1:]:
             raise ValueError(
                 f"mask grid {tuple(mask.shape[1:])} is not the map's {tuple(dense.shape[1:])}"

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +182,11 @@ def test_other_boxes_are_told_how_to_be(dense, given, complaint):
 def test_a_map_without_a_batch_is_refused(dense):
     with pytest.raises(ValueError, match=r"dense maps are \(N, D, h, w\), got \(8, 6, 10\)"):
         roi_embeddings(dense[0], [boxes()], 16)
+
+
+def test_masks_may_be_arrays(dense):
+    masks = [torch.rand(2, 6, 10) for _ in range(2)]
+    arrays = [mask.numpy() for mask in masks]
+    assert torch.equal(mask_embeddings(dense, arrays), mask_embeddings(dense, masks))
+    found = box_masks(np.array([[0, 0, 32, 16]]), 16, (2, 3))
+    assert found.tolist() == [[[True, True, False], [False] * 3]]

@@ -10,9 +10,8 @@ import numpy as np
 
 from clipself_d2.apps.paths import user_path
 from clipself_d2.data.pictures import check_picture
-from clipself_d2.data.tar_shards import is_hidden, is_member
+from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, is_hidden, is_member
 
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.
 DEFAULT_FPS = 25.0
@@ -51,7 +50,7 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
             found.append(path)
             continue
         if path.is_dir():
-            known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+            known = VIDEO_SUFFIXES.union(IMAGE_SUFFIXES)
             files = [file for file in path.iterdir() if file.suffix.lower() in known]
         else:
             files = [Path(name) for name in glob.glob(str(path), recursive=True)]

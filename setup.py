@@ -43,6 +43,8 @@ EXTRAS = {
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
     "track": ["wandb>=0.16"],
     "slurm": ["submitit>=1.5"],
+    # Words of all SigLIPs and other models with a tokenizer of Hugging Face.
+    "transformers": ["transformers[sentencepiece]>=4.40"],
     "concepts": ["spacy>=3.7"],
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
 }

@@ -8,7 +8,7 @@ import torch
 from open_clip.model import _build_vision_tower
 
 from clipself_d2.clip.model import build_tower
-from clipself_d2.clip.registry import project_models
+from clipself_d2.clip.registry import needs_transformers, project_models
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TowerEntry:
         patch_size: Pixels per cell; 0 where unsupported.
         embed_dim: Width of the joint embedding.
         image_size: Side of the native input, px.
+        needs_transformers: Whether the text tower needs that library.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TowerEntry:
     patch_size: int
     embed_dim: int
     image_size: int
+    needs_transformers: bool = False
 
 
 def known_models() -> tuple[str, ...]:
@@ -60,18 +62,19 @@ def describe(name: str) -> TowerEntry:
     if config is None:
         raise ValueError(f"{name!r} is no model of open_clip")
     embed_dim, vision = int(config["embed_dim"]), config["vision_cfg"]
-    size = vision.get("image_size", 224)
+    size, words = vision.get("image_size", 224), needs_transformers(name)
     if "multimodal_cfg" in config:
         note = "CoCa with a captioning decoder"
-        return TowerEntry(name, False, note, 0, embed_dim, size)
+        return TowerEntry(name, False, note, 0, embed_dim, size, words)
     with torch.device("meta"):
         visual = _build_vision_tower(embed_dim, vision, bool(config.get("quick_gelu", False)))
     blank = (0.0, 0.0, 0.0)
     try:
         tower = build_tower(visual, name=name, pixel_mean=blank, pixel_std=blank)
     except ValueError as error:
-        return TowerEntry(name, False, _reason(name, error), 0, embed_dim, size)
-    return TowerEntry(name, True, tower.path, tower.patch_size, tower.embed_dim, tower.image_size)
+        return TowerEntry(name, False, _reason(name, error), 0, embed_dim, size, words)
+    sizes = tower.patch_size, tower.embed_dim, tower.image_size
+    return TowerEntry(name, True, tower.path, *sizes, words)
 
 
 def _reason(name: str, error: ValueError) -> str:

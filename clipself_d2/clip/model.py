@@ -19,6 +19,7 @@ from clipself_d2.clip.precision import check_precision
 from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.clip.registry import (
     check_name,
+    check_transformers,
     fetch_weights,
     find_weights,
     project_models,
@@ -129,8 +130,11 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
         The model; its parameters are trainable until frozen.
 
     Raises:
-        ValueError: If the name or the tag is unknown, or the file does not fit.
+        ValueError: If the name or the tag is unknown, the file does not fit, or the text tower
+            needs a library that is not installed.
     """
+    check_name(name)
+    check_transformers(name)
     clip, tower, path = _build(name, weights, precision)
     model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
     if path is not None:
@@ -181,6 +185,7 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
         raise ValueError(f"{name} is a CoCa with a captioning decoder; choose a CLIP")
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     if "hf_model_name" in config["text_cfg"]:
+        check_transformers(name)
         kind = CustomTextCLIP
         config["text_cfg"]["hf_model_pretrained"] = False
     clip = kind(**config)

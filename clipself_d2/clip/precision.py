@@ -1,4 +1,4 @@
-"""Number type of a tower's arithmetic."""
+"""Number types: of a tower's pictures and of its arithmetic."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -41,6 +42,29 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of {PRECISIONS}")
+
+
+def check_images(images: Tensor, name: str) -> None:
+    """Raise unless pictures are what a tower embeds.
+
+    Args:
+        images: What the caller gave.
+        name: Name of the tower's model.
+
+    Raises:
+        ValueError: If it is no (N, 3, H, W) tensor in floating point; N may be 0.
+    """
+    if not isinstance(images, Tensor):
+        got, hint = f"a {type(images).__name__}", "torch.stack makes one of a list"
+    elif images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        got, hint = f"{tuple(images.shape)}", "images[None] makes a batch of one picture"
+    elif not images.is_floating_point():
+        got, hint = f"{images.dtype}", "normalise by the tower's pixel_mean and pixel_std first"
+    else:
+        return
+    raise ValueError(
+        f"{name} takes pictures as a tensor (N, 3, H, W) of normalised pixels, got {got}; {hint}"
+    )
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """Names and tags of the models this project adds to open_clip's."""
 
 import difflib
+import importlib.util
 import json
 import re
 import tempfile
@@ -63,6 +64,35 @@ def check_name(name: str) -> None:
     elif open_clip.get_model_config(name) is None:
         near = _near(name, open_clip.list_models())
         raise ValueError(f"{name!r} is no model of open_clip; near: {near}")
+
+
+def needs_transformers(name: str) -> bool:
+    """Tell whether a model reads words by Hugging Face's transformers.
+
+    Args:
+        name: Known model name, as of ``check_name``.
+
+    Returns:
+        True where its tokenizer, or all of its text tower, is of that library.
+    """
+    text = open_clip.get_model_config(name)["text_cfg"]
+    return "hf_tokenizer_name" in text or "hf_model_name" in text
+
+
+def check_transformers(name: str) -> None:
+    """Raise where a model's text tower asks for a library that is not installed.
+
+    Args:
+        name: Known model name, as of ``check_name``.
+
+    Raises:
+        ValueError: If transformers is needed and absent.
+    """
+    if needs_transformers(name) and importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            f"the text tower of {name} needs Hugging Face's transformers; run "
+            'pip install -e ".[transformers]"'
+        )
 
 
 def embed_dim(name: str) -> int:

@@ -3,6 +3,7 @@
 Legend: N texts, T tokens, D joint embedding.
 """
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,11 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# Characters of a text that a message shows.
+_SHOWN = 60
 
 
 class TextEncoder(nn.Module):
@@ -104,7 +110,13 @@ class TextEncoder(nn.Module):
 
         Returns:
             (N, T) int64 on the CPU, zero behind the end token.
+
+        Raises:
+            ValueError: If the texts are one text, or anything but texts.
         """
+        # A text is a sequence too: its letters would be embedded.
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts are a list of strings, got {str(texts)[:_SHOWN]!r}")
         length = self.context_length if context_length is None else context_length
         if not texts:
             return torch.zeros((0, length), dtype=torch.long)
@@ -167,12 +179,16 @@ class TextEncoder(nn.Module):
 
         Returns:
             (N, D) unit-norm float32 on the device of the weights.
+
+        Raises:
+            ValueError: As ``tokenize``.
         """
         device = self.clip.logit_scale.device
+        tokens = self.tokenize(texts)
         embedded = torch.zeros((len(texts), self.embed_dim), device=device)
         if not len(texts):
             return embedded
-        tokens = self.tokenize(texts)
+        self.warn_of_cut(texts, tokens)
         lengths = torch.full((len(tokens),), tokens.shape[1])
         if self.reads_end_token:
             lengths = tokens.argmax(dim=1) + 1
@@ -186,6 +202,32 @@ class TextEncoder(nn.Module):
             if on_batch is not None:
                 on_batch(len(rows))
         return embedded
+
+    def warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
+        """Warn of texts whose end the tower does not read.
+
+        Args:
+            texts: N texts.
+            tokens: (N, T), what ``tokenize`` made of them.
+        """
+        length = tokens.shape[1]
+        padding = 0 if self.reads_end_token else int(self.tokenize([""])[0, -1])
+        full = (tokens[:, -1] != padding).nonzero()[:, 0].tolist()
+        # What fills the context may just fit: one more token then finds nothing to hold.
+        longer = self.tokenize([texts[number] for number in full], length + 1)
+        changed = (longer[:, :-1] != tokens[full]).any(1) | (longer[:, -1] != padding)
+        cut = [
+            texts[number] for number, is_cut in zip(full, changed.tolist(), strict=True) if is_cut
+        ]
+        if cut:
+            logger.warning(
+                "%d of %d texts are longer than the %d tokens that the text tower reads, and cut: "
+                "%r and others",
+                len(cut),
+                len(texts),
+                length,
+                f"{cut[0][:_SHOWN]}...",
+            )
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List words that the model cannot know.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import build as detectron2_build
+from detectron2.data import build_detection_test_loader
 from torch.utils.data import DataLoader, Sampler
 
 from clipself_d2.clip.catalog import describe
@@ -11,7 +12,7 @@ from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.counted import SeededMapper, build_counted_loader
-from clipself_d2.data.detection_mapper import build_train_mapper
+from clipself_d2.data.detection_mapper import PictureMapper, build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, check_named, read_records
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
@@ -150,6 +151,23 @@ def build_detection_train_loader(
         groups=groups,
         num_workers=num_workers,
     )
+
+
+def build_detection_test_loader_from_cfg(
+    cfg: CfgNode, dataset_name: str, *, batch_size: int = 1
+) -> DataLoader:
+    """Build a detector's loader of a test set.
+
+    Args:
+        cfg: The whole config.
+        dataset_name: Registered name.
+        batch_size: Images at a time, in each process.
+
+    Returns:
+        A loader of lists of items, each image once over all processes.
+    """
+    mapper = PictureMapper(cfg, is_train=False)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -1,20 +1,89 @@
-"""What a detector's training images go through."""
+"""What a detector's images go through."""
 
+import io
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import Augmentation, RandomFlip, ResizeScale
+from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import CropTransform, Transform
+from iopath.common.file_io import PathHandler
 
+from clipself_d2.data.items import Item, Record
 from clipself_d2.data.panoptic_mapper import PanopticMapper
+from clipself_d2.data.pictures import read_picture
+from clipself_d2.data.tar_shards import is_member
 
 logger = logging.getLogger(__name__)
 
 FLIPS = ("horizontal", "vertical", "none")
+# Before the name of a file that Detectron2 is to read by ``read_picture``.
+_PREFIX = "clipself-picture://"
+
+
+class _PictureHandler(PathHandler):
+    """Opens a picture as ``read_picture`` decodes it, as a stream that costs Pillow a copy."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [_PREFIX]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
+        place = path.removeprefix(_PREFIX)
+        stream = io.BytesIO()
+        # Data sets may name files by prefixes of their own.
+        local = place if is_member(place) else PathManager.get_local_path(place)
+        read_picture(local).save(stream, "PPM")
+        stream.seek(0)
+        return stream
+
+
+PathManager.register_handler(_PictureHandler())
+
+
+class PictureMapper(DatasetMapper):
+    """Detectron2's mapper with the reader of pictures that everything else here has.
+
+    Arguments are those of ``DatasetMapper``, which takes no reader but asks ``PathManager`` for
+    its files.
+    """
+
+    def __call__(self, dataset_dict: Record) -> Item:
+        """Read and prepare a picture.
+
+        Args:
+            dataset_dict: Detectron2's record.
+
+        Returns:
+            As of ``DatasetMapper``.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the picture is damaged, or cannot be prepared as the record and the
+                augmentations say; it names the file.
+        """
+        name = str(dataset_dict["file_name"])
+        try:
+            item: Item = super().__call__({**dataset_dict, "file_name": _PREFIX + name})
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:
+            reason = str(error).replace(_PREFIX, "")
+            if name not in reason:
+                width, height = (dataset_dict.get(side, "?") for side in ("width", "height"))
+                labels = dataset_dict.get("sem_seg_file_name")
+                pair = f" with its labels {labels}" if labels else ""
+                reason = (
+                    f"image {name}{pair} of {width} x {height} px cannot be prepared ({reason}); "
+                    "check the file and its annotations"
+                )
+            raise ValueError(reason) from error
+        item["file_name"] = dataset_dict["file_name"]
+        return item
 
 
 class ShiftPolygonsCrop(CropTransform):
@@ -104,14 +173,14 @@ def lsj_augmentations(
     return augmentations
 
 
-def build_train_mapper(cfg: CfgNode) -> DatasetMapper | PanopticMapper:
-    """Build Detectron2's mapper, with large-scale jitter where INPUT.LSJ_SIZE is set.
+def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
+    """Build the mapper of training images, with large-scale jitter where INPUT.LSJ_SIZE is set.
 
     Args:
         cfg: The whole config.
 
     Returns:
-        The mapper of training images; for sets of the type ``ov_panoptic`` that of masks.
+        The mapper; for sets of the type ``ov_panoptic`` that of masks.
     """
     size = cfg.INPUT.LSJ_SIZE
     kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}
@@ -123,8 +192,8 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper | PanopticMapper:
         )
         return PanopticMapper(augmentations=augmentations)
     if not size:
-        return DatasetMapper(cfg, is_train=True)
+        return PictureMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:
         logger.warning("INPUT.CROP is ignored: INPUT.LSJ_SIZE %d crops by itself", size)
     augmentations = lsj_augmentations(size, flip=cfg.INPUT.RANDOM_FLIP)
-    return DatasetMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=False)
+    return PictureMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=False)

@@ -1,14 +1,19 @@
-"""Reading, scaling and cutting pictures for distillation and region classification."""
+"""The one reader of pictures, and what distillation scales and cuts of them."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from clipself_d2.data.tar_shards import is_member, read_member
+
+# Modes of numbers without a largest one: what is white in them, a file does not say.
+_UNBOUNDED = ("I", "F")
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -18,22 +23,85 @@ def read_picture(path: str | Path) -> Image.Image:
         path: File, or address of a picture in a tar shard.
 
     Returns:
-        The decoded picture.
+        The decoded picture, as of ``upright_rgb``.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is truncated or no picture.
+        ValueError: If it is damaged, no picture, too large for Pillow's ``MAX_IMAGE_PIXELS``, or
+            has pixels of unknown range.
     """
     source = io.BytesIO(read_member(str(path))) if is_member(path) else path
     if source is path and not Path(path).is_file():
         raise FileNotFoundError(
             f"image {path} does not exist; check DETECTRON2_DATASETS and the annotation file"
         )
+    with naming_picture(path), Image.open(source) as image:
+        return upright_rgb(image)
+
+
+def check_picture(path: str | Path) -> None:
+    """Look at the beginning of a file.
+
+    Args:
+        path: File.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is no picture, or too large for Pillow's ``MAX_IMAGE_PIXELS``.
+    """
+    with naming_picture(path), Image.open(path):
+        pass
+
+
+@contextmanager
+def naming_picture(path: str | Path) -> Iterator[None]:
+    """Name the file, whatever Pillow raises in a with block.
+
+    Args:
+        path: File that is opened or decoded there.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        FileNotFoundError: If the block finds no file.
+        ValueError: If the block raises anything else.
+    """
     try:
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"image {path} cannot be decoded ({error}); replace the file") from error
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # A damaged file leads decoders to errors of any type, and not all of them speak.
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"image {path} cannot be decoded ({reason}); replace the file") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn a picture by its EXIF data, and its pixels into RGB.
+
+    Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept.
+
+    Args:
+        image: Picture of any mode with 16 bits a channel at most.
+
+    Returns:
+        RGB of 8 bits a channel.
+
+    Raises:
+        ValueError: If it has no pixel, or pixels of 32 bits or floats.
+    """
+    if 0 in image.size:
+        raise ValueError(f"the picture is empty: {image.width} x {image.height} px")
+    if image.mode in _UNBOUNDED:
+        raise ValueError(
+            f"pixels of mode {image.mode} have no range from black to white; save the picture with "
+            "8 bits a channel"
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

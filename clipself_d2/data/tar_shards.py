@@ -11,12 +11,12 @@ import logging
 import os
 import re
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 logger = logging.getLogger(__name__)
 
 SEPARATOR = ".tar::"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 INDEX_SUFFIX = ".index.json"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PLACE = re.compile(r"@(\d+)\+(\d+)$")
@@ -35,6 +35,18 @@ def is_member(path: str | Path) -> bool:
         True for an address.
     """
     return SEPARATOR in str(path)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell files that no picture viewer shows, such as the ``._photo.jpg`` of macOS.
+
+    Args:
+        name: Name of a file, or its path inside a folder or an archive.
+
+    Returns:
+        Whether it, or a folder that it lies in, begins with a dot.
+    """
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(name).parts)
 
 
 def member_address(shard: Path, member: Member) -> str:
@@ -62,7 +74,7 @@ def read_member(address: str) -> bytes:
 
     Raises:
         FileNotFoundError: If the shard or the member is missing.
-        ValueError: If the shard is no tar file.
+        ValueError: If the shard is no tar file, or ends before the member does.
     """
     stem, _, name = address.partition(SEPARATOR)
     shard = Path(stem + ".tar")
@@ -75,6 +87,11 @@ def read_member(address: str) -> bytes:
     else:
         offset, size = int(place[1]), int(place[2])
     with shard.open("rb") as stream:
+        if offset + size > os.fstat(stream.fileno()).st_size:
+            raise ValueError(
+                f"shard {shard} ends before the picture {address!r} does; replace the shard, and "
+                f"remove {shard.name}{INDEX_SUFFIX}"
+            )
         stream.seek(offset)
         return stream.read(size)
 
@@ -150,7 +167,7 @@ def _scan(shard: Path) -> list[Member]:
             return [
                 (entry.name, entry.offset_data, entry.size)
                 for entry in archive
-                if entry.isreg() and entry.name.lower().endswith(IMAGE_SUFFIXES)
+                if entry.isreg() and not entry.issparse() and _is_picture(entry.name)
             ]
     except tarfile.TarError as error:
         raise ValueError(
@@ -158,14 +175,23 @@ def _scan(shard: Path) -> list[Member]:
         ) from error
 
 
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+
+
 def _read_index(cache: Path, stamp: list[int]) -> list[Member] | None:
     try:
+        # A row is shorter than the header of its member.
+        if cache.stat().st_size > stamp[0]:
+            return None
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["stamp"] != stamp:
             return None
-        return [(str(name), int(offset), int(size)) for name, offset, size in content["members"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = [(str(name), int(offset), int(size)) for name, offset, size in content["members"]]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    inside = all(offset >= 0 <= size <= stamp[0] - offset for _, offset, size in rows)
+    return rows if inside and all(_is_picture(name) for name, _, _ in rows) else None
 
 
 def _write_index(cache: Path, stamp: list[int], members: list[Member]) -> None:

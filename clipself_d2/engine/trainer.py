@@ -18,7 +18,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from clipself_d2.backbones.compatibility import check_model
-from clipself_d2.data.build import build_detection_train_loader_from_cfg
+from clipself_d2.data.build import (
+    build_detection_test_loader_from_cfg,
+    build_detection_train_loader_from_cfg,
+)
 from clipself_d2.data.datasets.custom import folder_name
 from clipself_d2.data.referring_loader import (
     build_referring_test_loader_from_cfg,
@@ -125,7 +128,7 @@ class Trainer(DefaultTrainer):
         """
         if has_references([dataset_name]):
             return build_referring_test_loader_from_cfg(cfg, dataset_name)
-        return super().build_test_loader(cfg, dataset_name)
+        return build_detection_test_loader_from_cfg(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,13 +29,16 @@ class RegionTokenTower(Protocol):
 
 
 def roi_embeddings(
-    dense_NDhw: Tensor, boxes: Sequence[Tensor], stride: float, normalize: bool = True
+    dense_NDhw: Tensor,
+    boxes: Sequence[Tensor | np.ndarray],
+    stride: float,
+    normalize: bool = True,
 ) -> Tensor:
     """Average a dense map over boxes by RoIAlign to one cell.
 
     Args:
-        dense_NDhw: Dense maps.
-        boxes: One (Ki, 4) XYXY tensor in input pixels for each image; Ki may be 0.
+        dense_NDhw: Dense maps of any floating type.
+        boxes: For each image (Ki, 4) XYXY in input pixels, a tensor, an array or rows; Ki may be 0.
         stride: Input pixels per cell of the map.
         normalize: Whether results have unit norm.
 
@@ -42,20 +46,45 @@ def roi_embeddings(
         (R, D) float32, images in order.
 
     Raises:
-        ValueError: If the number of box tensors is not N.
+        ValueError: If the maps are no batch, the number of boxes' parts is not N, or one is not
+            (Ki, 4).
 
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2; adaptive sampling, aligned corners.
     """
-    if len(boxes) != len(dense_NDhw):
-        raise ValueError(f"got boxes for {len(boxes)} images but maps of {len(dense_NDhw)}")
+    if dense_NDhw.ndim != 4:
+        raise ValueError(f"dense maps are (N, D, h, w), got {tuple(dense_NDhw.shape)}")
     dense = dense_NDhw.float()
-    rois = [box.to(dense) for box in boxes]
+    rois = _box_tensors(boxes, len(dense), f"maps of {len(dense)}", dense.device)
     pooled = roi_align(dense, rois, 1, spatial_scale=1.0 / stride, sampling_ratio=-1, aligned=True)
     pooled = pooled[..., 0, 0]
     return F.normalize(pooled, dim=1) if normalize else pooled
 
 
-def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
+def _box_tensors(
+    boxes: Sequence[Tensor | np.ndarray], num_images: int, owners: str, device: torch.device
+) -> list[Tensor]:
+    """One (Ki, 4) float32 tensor for each image, on a device."""
+    if len(boxes) != num_images:
+        raise ValueError(
+            f"got boxes for {len(boxes)} images but {owners}; give a list with one (K, 4) part for "
+            "each image"
+        )
+    return [_box_tensor(part, device) for part in boxes]
+
+
+def _box_tensor(part: Tensor | np.ndarray, device: torch.device | None = None) -> Tensor:
+    try:
+        rows = torch.as_tensor(part, dtype=torch.float32, device=device)
+        rows = rows.reshape(0, 4) if rows.shape == (0,) else rows
+        got = str(tuple(rows.shape))
+    except (TypeError, ValueError, RuntimeError):
+        rows, got = torch.zeros(0), f"a {type(part).__name__}"
+    if rows.ndim != 2 or rows.shape[1] != 4:
+        raise ValueError(f"boxes of an image are (K, 4) numbers, XYXY in pixels, got {got}")
+    return rows
+
+
+def box_masks(boxes_R4: Tensor | np.ndarray, stride: float, grid: tuple[int, int]) -> Tensor:
     """Patches of boxes, for ``masked_attention``.
 
     Args:
@@ -69,7 +98,7 @@ def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
 
     Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403.
     """
-    cells = torch.floor(boxes_R4.float() / stride)
+    cells = torch.floor(_box_tensor(boxes_R4) / stride)
     left, top, right, bottom = cells[:, :, None].unbind(1)
     rows = torch.arange(grid[0], device=cells.device)
     columns = torch.arange(grid[1], device=cells.device)
@@ -79,14 +108,17 @@ def box_masks(boxes_R4: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
 
 
 def masked_attention(
-    tower: RegionTokenTower, images_N3HW: Tensor, boxes: Sequence[Tensor], normalize: bool = True
+    tower: RegionTokenTower,
+    images_N3HW: Tensor,
+    boxes: Sequence[Tensor | np.ndarray],
+    normalize: bool = True,
 ) -> Tensor:
     """Embed boxes by copies of the class token that attend to the patches of their box alone.
 
     Args:
         tower: A tower whose picture embedding is its class token's; others refuse.
         images_N3HW: Normalised pixels of any size.
-        boxes: One (Ki, 4) XYXY tensor in input pixels for each image; Ki may be 0.
+        boxes: As of ``roi_embeddings``.
         normalize: Whether results have unit norm.
 
     Returns:
@@ -94,27 +126,29 @@ def masked_attention(
         whose sides are multiples of the patch gives the image's embedding.
 
     Raises:
-        ValueError: If the number of box tensors is not N, or the tower has no class token to copy.
+        ValueError: If the boxes do not fit the images, or the tower has no class token to copy.
 
     Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403, there for
     OpenAI's ViT only; its results are not normalised.
     """
-    if len(boxes) != len(images_N3HW):
-        raise ValueError(f"got boxes for {len(boxes)} images but {len(images_N3HW)} images")
+    count = len(images_N3HW)
+    parts = _box_tensors(boxes, count, f"{count} images", images_N3HW.device)
     stride = tower.patch_size
     height, width = images_N3HW.shape[-2:]
     grid = (math.ceil(height / stride), math.ceil(width / stride))
-    masks = [box_masks(each, stride, grid).to(images_N3HW.device) for each in boxes]
+    masks = [box_masks(each, stride, grid) for each in parts]
     embedding = tower.forward_regions(images_N3HW, masks)
     return F.normalize(embedding, dim=1) if normalize else embedding
 
 
-def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool = True) -> Tensor:
+def mask_embeddings(
+    dense_NDhw: Tensor, masks: Sequence[Tensor | np.ndarray], normalize: bool = True
+) -> Tensor:
     """Average a dense map over masks.
 
     Args:
         dense_NDhw: Dense maps.
-        masks: One (Ki, h, w) tensor of weights in [0, 1] for each image; Ki may be 0.
+        masks: For each image (Ki, h, w) weights in [0, 1], a tensor or an array; Ki may be 0.
         normalize: Whether results have unit norm; an empty mask gives zeros in any case.
 
     Returns:
@@ -126,7 +160,8 @@ def mask_embeddings(dense_NDhw: Tensor, masks: Sequence[Tensor], normalize: bool
     if len(masks) != len(dense_NDhw):
         raise ValueError(f"got masks for {len(masks)} images but maps of {len(dense_NDhw)}")
     pooled = [dense_NDhw.new_zeros((0, dense_NDhw.shape[1]), dtype=torch.float32)]
-    for dense, mask in zip(dense_NDhw.float(), masks, strict=True):
+    for dense, given in zip(dense_NDhw.float(), masks, strict=True):
+        mask = torch.as_tensor(given)
         if mask.shape[1:] != dense.shape[1:]:
             raise ValueError(
                 f"mask grid {tuple(mask.shape[1:])} is not the map's {tuple(dense.shape[1:])}"

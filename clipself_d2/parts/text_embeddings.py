@@ -11,11 +11,14 @@ from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
 from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
-from clipself_d2.vocabulary.templates import template_name
+from clipself_d2.vocabulary.embeddings import BACKGROUND
+from clipself_d2.vocabulary.templates import clean_name, template_name
 
 logger = logging.getLogger(__name__)
 
 _DETECTRON2_NUM_CLASSES = 80
+# Groups of names that a warning shows.
+_MOST_GROUPS = 5
 _REMEDY = "rebuild the file, or empty MODEL.VOCABULARY.EMBEDDINGS to have them built"
 
 
@@ -83,8 +86,10 @@ def dataset_embeddings(
     Returns:
         The embeddings.
     """
+    vocabulary = dataset_vocabulary(name)
+    warn_of_doubtful_names(vocabulary)
     return TextEmbeddings.load_or_build(
-        dataset_vocabulary(name),
+        vocabulary,
         clip=clip,
         weights=weights,
         templates=templates,
@@ -159,6 +164,7 @@ def read_text_embeddings(
         FileNotFoundError: If the file is missing.
     """
     options, clip = cfg.MODEL.VOCABULARY, cfg.MODEL.CLIP
+    warn_of_doubtful_names(vocabulary)
     if options.EMBEDDINGS:
         given = _given_embeddings(cfg, Path(options.EMBEDDINGS).expanduser())
         if given.vocabulary.names == vocabulary.names:
@@ -182,6 +188,28 @@ def read_text_embeddings(
         templates=_template_name(options.TEMPLATES),
         cache_dir=options.CACHE_DIR or None,
     )
+
+
+def warn_of_doubtful_names(vocabulary: Vocabulary) -> None:
+    """Warn of classes that text cannot tell from one another or from the background.
+
+    Args:
+        vocabulary: The classes.
+    """
+    alike = vocabulary.look_alikes
+    if alike:
+        logger.warning(
+            "%d groups of classes read alike, so that only the first of a group is ever found: %s",
+            len(alike),
+            "; ".join(" = ".join(map(repr, group)) for group in alike[:_MOST_GROUPS]),
+        )
+    empty = [name for name in vocabulary.names if clean_name(name) == BACKGROUND]
+    if empty:
+        logger.warning(
+            "the class %r reads as the background that detectors tell from all classes; leave it "
+            "out of the classes",
+            empty[0],
+        )
 
 
 def build_text_classifier(

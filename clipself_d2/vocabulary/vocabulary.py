@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,11 +13,19 @@ from typing import Any, Protocol
 
 from clipself_d2.vocabulary.templates import clean_name
 
+logger = logging.getLogger(__name__)
+
 FREQUENCIES = frozenset("rcf")
 # Between a name and its synonyms in a text file; names of data sets have commas, but not this.
 _SEPARATOR = ";"
 # The count behind a name in a concept pool.
 _COUNT = re.compile(r",\s*\d+\s*$")
+# Formats that are neither one class a line nor json, by the end of the file's name or by a line:
+# items, keys, tables and markup.
+_FOREIGN_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv", ".toml", ".xml", ".html")
+_FOREIGN_LINE = re.compile(r"\s*(- |---|[\[{<]|\d+\s*[:,]\s*\D)|.*(\t|:\s*$)")
+# Characters of a value that a message shows.
+_SHOWN = 80
 
 
 class ClassMetadata(Protocol):
@@ -51,7 +60,7 @@ class Vocabulary:
         """Check the fields against one another."""
         if not self.names:
             raise ValueError("the vocabulary is empty; give at least one class name")
-        if any(not name.strip() for name in self.names):
+        if any(_is_blank(name) for name in self.names):
             raise ValueError(f"the vocabulary has an empty name among {list(self.names)[:10]}")
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
@@ -65,7 +74,7 @@ class Vocabulary:
                 raise ValueError(f"frequency is r, c or f for every class, not {sorted(unknown)}")
         if self.synonyms:
             lengths["synonyms"] = len(self.synonyms)
-            if any(not synonym.strip() for group in self.synonyms for synonym in group):
+            if any(_is_blank(synonym) for group in self.synonyms for synonym in group):
                 raise ValueError("the vocabulary has an empty synonym; drop it")
         for field, length in lengths.items():
             if length != len(self.names):
@@ -86,6 +95,14 @@ class Vocabulary:
         """Name and synonyms of every class, the name first."""
         groups = self.synonyms or ((),) * self.num_classes
         return tuple((name, *more) for name, more in zip(self.names, groups, strict=True))
+
+    @property
+    def look_alikes(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of names that a text tower reads as one, such as "Dog" and "dog"."""
+        groups: dict[str, list[str]] = {}
+        for name in self.names:
+            groups.setdefault(" ".join(clean_name(name).split()), []).append(name)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def novel_to(self, training: "Vocabulary") -> "Vocabulary":
         """Call novel what a training vocabulary has no word for.
@@ -144,10 +161,14 @@ class Vocabulary:
             The vocabulary.
 
         Raises:
-            ValueError: If ``novel`` has a name that ``names`` lacks, or as the class does.
+            ValueError: If one is no list of texts, ``novel`` has a name that ``names`` lacks, or as
+                the class does.
         """
-        if isinstance(names, str):
-            raise ValueError(f"class names are a list of texts, got the text {names!r}")
+        # Sets have no order to count classes by, and a text is a sequence of letters.
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ValueError(f"class names are a list of texts, got {repr(names)[:_SHOWN]}")
+        if isinstance(novel, str):
+            raise ValueError(f"novel names are a list of texts, got the text {novel!r}")
         stripped = tuple(_strip(name) for name in names)
         novel_set = {_strip(name) for name in novel}
         unknown = sorted(novel_set - set(stripped))
@@ -168,7 +189,7 @@ class Vocabulary:
         """
         novel = getattr(metadata, "novel_classes", None)
         frequency = getattr(metadata, "class_frequency", None)
-        plain = cls.from_names(list(metadata.thing_classes), novel or ())
+        plain = cls.from_names(metadata.thing_classes, novel or ())
         return plain if frequency is None else replace(plain, frequency=tuple(frequency))
 
     @classmethod
@@ -218,6 +239,11 @@ class Vocabulary:
             raise FileNotFoundError(f"vocabulary file {path} does not exist")
         try:
             # Some editors of Windows begin a file with a byte order mark.
+            if path.suffix.lower() in _FOREIGN_SUFFIXES:
+                raise ValueError(
+                    f"{path.suffix} is not read; write one class a line in a .txt file, or a json "
+                    "list"
+                )
             text = path.read_text(encoding="utf-8-sig")
             content: Any = json.loads(text) if path.suffix == ".json" else _read_lines(text)
             if isinstance(content, list):
@@ -230,14 +256,25 @@ class Vocabulary:
                 return plain
             groups = [tuple(_strip(word) for word in synonyms.get(n, ())) for n in plain.names]
             return replace(plain, synonyms=tuple(groups))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"vocabulary file {path}: {error}") from error
 
 
 def _read_lines(text: str) -> dict[str, object]:
     """Turn lines of ``name; synonym; synonym`` into what a json object would say."""
-    lines = (_COUNT.sub("", line) for line in text.splitlines())
-    rows = [line.split(_SEPARATOR) for line in lines if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for number, line in numbered:
+        if _FOREIGN_LINE.match(line):
+            raise ValueError(
+                f"line {number} is {line[:_SHOWN]!r}, which looks like another format; write one "
+                "class a line, or a json list in a .json file"
+            )
+    counted = [_COUNT.search(line) is not None for _, line in numbered]
+    if len(counted) > 1 and all(counted[1:]) and not counted[0] and "," in numbered[0][1]:
+        raise ValueError(f"the first line {numbered[0][1]!r} looks like a header; remove it")
+    if numbered and numbered[-1][0] - numbered[0][0] >= len(numbered):
+        logger.warning("blank lines of a list of classes are passed over and not counted")
+    rows = [_COUNT.sub("", line).split(_SEPARATOR) for _, line in numbered]
     synonyms = {row[0].strip(): [word for word in row[1:] if word.strip()] for row in rows}
     return {
         "names": [row[0] for row in rows],
@@ -252,6 +289,11 @@ def _check_synonyms(synonyms: object, names: Sequence[str]) -> dict[str, list[st
     if unknown:
         raise ValueError(f"synonyms are given for {unknown[:5]}, which are no class names")
     return synonyms
+
+
+def _is_blank(name: str) -> bool:
+    """Tell names of which nothing is left to read, such as "_" or a space of no width."""
+    return not any(sign.isprintable() and not sign.isspace() for sign in clean_name(name))
 
 
 def _strip(name: object) -> str:

@@ -10,7 +10,6 @@ import detectron2.data.transforms as T
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -28,7 +27,7 @@ from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
 from clipself_d2.data.build import build_detection_train_loader
-from clipself_d2.data.detection_mapper import lsj_augmentations
+from clipself_d2.data.detection_mapper import PictureMapper, lsj_augmentations
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers, OpenVocabROIHeads
 from clipself_d2.detection.rpn import NormRPNHead
 from clipself_d2.engine.solver import ClippedAdamW
@@ -127,7 +126,7 @@ model = L(GeneralizedRCNN)(
 dataloader = OmegaConf.create()
 dataloader.train = L(build_detection_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_ov_train"),
-    mapper=L(DatasetMapper)(
+    mapper=L(PictureMapper)(
         is_train=True,
         augmentations=L(lsj_augmentations)(size="${shared.size}", scale_range=(0.1, 2.0)),
         image_format="${model.input_format}",
@@ -137,7 +136,7 @@ dataloader.train = L(build_detection_train_loader)(
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_ov_val", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(PictureMapper)(
         is_train=False,
         augmentations=[
             L(T.ResizeShortestEdge)(short_edge_length="${shared.size}", max_size="${shared.size}")

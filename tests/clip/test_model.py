@@ -163,3 +163,16 @@ def test_random_weights_follow_the_seed_of_the_run_and_not_what_it_drew() -> Non
         built.append(next(load_tower(NAME).parameters()))
     assert torch.equal(built[0], built[1])
     assert not torch.equal(built[0], built[2])
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_a_text_tower_of_a_library_that_is_missing_names_the_extra(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"text tower of {name} needs .*\[transformers\]"):
+        load_clip(name)
+
+
+def test_the_image_tower_of_such_a_model_is_built_where_it_can_be(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"roberta-ViT-B-32 needs .*\[transformers\]"):
+        load_tower("roberta-ViT-B-32")

@@ -164,3 +164,17 @@ def test_the_native_size_is_known_without_a_tower(name, size):
     assert registry.native_image_size(name) == size
     with pytest.raises(ValueError, match="no model of open_clip"):
         registry.native_image_size("ViT-B16")
+
+
+def test_models_with_a_tokenizer_of_hugging_face_are_known():
+    asking = [name for name in open_clip.list_models() if registry.needs_transformers(name)]
+    assert len(asking) == 49
+    assert {name for name in open_clip.list_models() if "SigLIP" in name} <= set(asking)
+    assert "ViT-B-16-quickgelu" not in asking
+
+
+def test_a_missing_transformers_names_the_extra(monkeypatch):
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"ViT-B-16-SigLIP needs .*\[transformers\]"):
+        registry.check_transformers("ViT-B-16-SigLIP")
+    registry.check_transformers("ViT-B-32")

@@ -131,3 +131,22 @@ def test_tower_that_sees_its_padding_reads_all_of_it(new_clip, monkeypatch):
         text.tokenizer = lambda texts, context_length, tokens=tokens: tokens
         expected = torch.nn.functional.normalize(text(tokens), dim=1)
         torch.testing.assert_close(text.encode(["a dog"]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("texts", ["dog", ["dog", None], [1]])
+def test_what_is_no_list_of_texts_is_refused(text, texts):
+    for read in (text.encode, text.tokenize):
+        with pytest.raises(ValueError, match="texts are a list of strings"):
+            read(texts)
+
+
+def test_texts_longer_than_the_context_are_warned_of(text, caplog):
+    # Start and end take two of the tokens.
+    fits = "dog " * (text.context_length - 2)
+    text.encode([fits, "dog"])
+    assert not caplog.records
+    text.encode(["a cat", fits + "dog"])
+    (record,) = caplog.records
+    assert "1 of 2 texts are longer than the 24 tokens" in record.getMessage()
+    assert "'dog dog dog" in record.getMessage()
+    assert len(record.getMessage()) < 200

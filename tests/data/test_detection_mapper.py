@@ -1,6 +1,7 @@
 """Large-scale jitter: sizes, places, boxes and masks, and how the keys reach it."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.detection_mapper import (
+    PictureMapper,
     RandomSquareCrop,
     build_train_mapper,
     lsj_augmentations,
@@ -209,3 +211,73 @@ def test_wrong_keys_are_named(cfg: CfgNode, key: str, value: object, complaint: 
 def test_a_wrong_range_is_refused(scale_range: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scale_range is"):
         lsj_augmentations(50, scale_range)
+
+
+def test_pixels_are_those_of_detectron2(cfg: CfgNode, record, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (WIDTH, HEIGHT, 3), dtype=np.uint8)
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    for name in ("picture.png", "turned.jpg"):
+        record["file_name"] = str(tmp_path / name)
+        for order in ("RGB", "BGR"):
+            cfg.INPUT.FORMAT = order
+            ours, theirs = PictureMapper(cfg, is_train=False), DatasetMapper(cfg, is_train=False)
+            item = ours(record)
+            assert torch.equal(item["image"], theirs(record)["image"])
+            assert item["file_name"] == record["file_name"]
+
+
+def damage(file: Path, kind: str) -> None:
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_damaged_picture_is_named(
+    cfg: CfgNode, record, tmp_path: Path, kind: str, is_train: bool
+) -> None:
+    damage(tmp_path / "picture.png", kind)
+    with pytest.raises(ValueError, match=r"^image /.*picture\.png cannot be decoded .*replace"):
+        PictureMapper(cfg, is_train=is_train)(record)
+
+
+def test_damaged_labels_are_named(cfg: CfgNode, record, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.png"
+    Image.new("L", (WIDTH, HEIGHT)).save(labels)
+    record["sem_seg_file_name"] = str(labels)
+    assert PictureMapper(cfg, is_train=True)(record)["sem_seg"].ndim == 2
+    damage(labels, "cut")
+    with pytest.raises(ValueError, match=r"picture\.png with its labels /.*labels\.png"):
+        PictureMapper(cfg, is_train=True)(record)
+
+
+def test_a_missing_picture_is_one_sentence(cfg: CfgNode, record) -> None:
+    record["file_name"] = "/nowhere/gone.png"
+    with pytest.raises(FileNotFoundError, match=r"^image /nowhere/gone\.png does not exist"):
+        PictureMapper(cfg, is_train=True)(record)
+
+
+def test_a_picture_of_another_size_is_named_as_the_data_set_names_it(cfg: CfgNode, record) -> None:
+    record["width"] = 7
+    with pytest.raises(ValueError, match=r"for image /\S*picture\.png, got") as caught:
+        PictureMapper(cfg, is_train=True)(record)
+    assert "clipself" not in str(caught.value).replace(record["file_name"], "")
+
+
+def test_a_shape_that_leaves_no_pixel_is_named(cfg: CfgNode, record, tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 1)).save(tmp_path / "line.png")
+    record = {"file_name": str(tmp_path / "line.png"), "width": 5000, "height": 1, "image_id": 1}
+    with pytest.raises(ValueError, match=r"line\.png of 5000 x 1 px cannot be prepared"):
+        PictureMapper(cfg, is_train=False)(record)
+
+
+def test_pictures_of_shards_are_read(
+    cfg: CfgNode, tmp_path: Path, write_shard: Callable[..., Path], jpeg: Callable[[int], bytes]
+) -> None:
+    shard = write_shard(tmp_path / "0.tar", {"a.jpg": jpeg(200)})
+    record = {"file_name": f"{shard}::a.jpg", "width": 20, "height": 10, "image_id": 1}
+    image = PictureMapper(cfg, is_train=False)(record)["image"]
+    assert abs(int(image[0].float().mean()) - 200) < 3

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture, to_tensor
+from clipself_d2.data.pictures import (
+    check_picture,
+    cut_crops,
+    fit_longest,
+    read_picture,
+    to_tensor,
+    upright_rgb,
+)
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "preprocess.npz")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
@@ -75,3 +84,67 @@ def test_a_turned_picture_is_read_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_picture(tmp_path / "turned.jpg").size == (20, 30)
+
+
+GREY = np.tile(np.arange(200, dtype=np.uint8), (10, 1))
+
+
+def write_bomb(path: Path, side: int = 60_000) -> Path:
+    """A PNG of side x side px in a few hundred bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("read", [read_picture, check_picture])
+def test_a_picture_that_would_fill_the_memory_is_named(read, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bomb\.png cannot be decoded .*3600000000 pixels"):
+        read(write_bomb(tmp_path / "bomb.png"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_are_read_as_8(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"deep{suffix}"
+    Image.fromarray(GREY.astype(np.uint16) * 256 + 77).save(file)
+    assert np.array_equal(np.asarray(read_picture(file)), np.stack([GREY] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_without_a_white_are_refused_by_name(kind, tmp_path: Path) -> None:
+    file = tmp_path / "depth.tif"
+    Image.fromarray(GREY.astype(kind)).save(file)
+    with pytest.raises(ValueError, match=r"depth\.tif .*pixels of mode [IF] .*8 bits a channel"):
+        read_picture(file)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
+def test_pictures_of_every_mode_are_read_in_rgb(mode: str, tmp_path: Path) -> None:
+    colours = np.repeat(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8), 8, axis=1)
+    file = tmp_path / "picture.tif"
+    Image.fromarray(colours).convert(mode).save(file)
+    picture = read_picture(file)
+    assert picture.mode == "RGB"
+    assert np.array_equal(np.asarray(picture), colours)
+
+
+def test_transparency_is_dropped() -> None:
+    pixels = np.full((2, 2, 4), (10, 20, 30, 0), np.uint8)
+    assert np.asarray(upright_rgb(Image.fromarray(pixels)))[0, 0].tolist() == [10, 20, 30]
+
+
+def test_a_picture_without_a_pixel_is_refused() -> None:
+    with pytest.raises(ValueError, match="is empty: 0 x 5 px"):
+        upright_rgb(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (1, 1)])
+def test_extreme_shapes_keep_a_pixel(size: tuple[int, int]) -> None:
+    scaled = fit_longest(Image.new("RGB", size), 64)
+    assert (max(scaled.size), min(scaled.size)) == (64, 64 if size == (1, 1) else 1)
+    assert cut_crops(scaled, np.array([[0, 0, *scaled.size]]), 8).shape == (1, 3, 8, 8)

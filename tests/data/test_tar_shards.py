@@ -1,3 +1,4 @@
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from clipself_d2.data import tar_shards
 from clipself_d2.data.tar_shards import (
+    INDEX_SUFFIX,
     expand_shards,
     index_shard,
     is_member,
@@ -85,3 +87,40 @@ def test_ranges_and_wildcards(tmp_path: Path) -> None:
 def test_a_vanished_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
         read_member(f"{tmp_path}/gone.tar::1.jpg@512+10")
+
+
+def test_hidden_members_are_passed_over(
+    tmp_path: Path, write_shard: Callable[..., Path], jpeg: Callable[[int], bytes]
+) -> None:
+    names = ("./a.jpg", "._a.jpg", "./._a.jpg", "folder/b.jpg", "folder/._b.jpg", ".trash/c.jpg")
+    shard = write_shard(tmp_path / "0.tar", {name: jpeg(9) for name in names})
+    assert [member[0] for member in index_shard(shard)] == ["./a.jpg", "folder/b.jpg"]
+
+
+FORGED = {
+    "behind the end": ["a.jpg", 0, 10**15],
+    "before the beginning": ["a.jpg", -512, 20],
+    "no number": ["a.jpg", 1e999, 20],
+    "another kind of file": ["._a.jpg", 512, 20],
+}
+
+
+@pytest.mark.parametrize("row", FORGED.values(), ids=FORGED.keys())
+def test_a_forged_index_is_made_again(shard: Path, row: list) -> None:
+    expected = index_shard(shard)
+    index = shard.with_name(shard.name + INDEX_SUFFIX)
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "members": [row]}))
+    assert index_shard(shard) == expected
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"members": ' + " " * 200_000 + "[]}"])
+def test_an_index_that_would_take_long_is_made_again(shard: Path, text: str) -> None:
+    expected = index_shard(shard)
+    shard.with_name(shard.name + INDEX_SUFFIX).write_text(text)
+    assert index_shard(shard) == expected
+
+
+def test_an_address_behind_the_end_is_refused(shard: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends before the picture .*a\.jpg@512\+999999999999999"):
+        read_member(f"{shard}::a.jpg@512+999999999999999")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,3 +152,41 @@ def test_masked_attention_shows_a_box_its_patches_alone():
     torch.testing.assert_close(unit, F.normalize(got, dim=1))
     with pytest.raises(ValueError, match="boxes for 1 images but 2 images"):
         masked_attention(CountingTower(), images, pair[:1])
+
+
+def test_boxes_may_be_arrays_and_rows_of_any_number_type(dense):
+    pair = [boxes((0, 0, 40, 40), (16, 0, 90, 60)), boxes()]
+    expected = roi_embeddings(dense, pair, 16)
+    doubles = [part.double().numpy() for part in pair]
+    rows = [[[0, 0, 40, 40], (16, 0, 90, 60)], []]
+    whole = (part.long() for part in pair)
+    for given in (doubles, rows, tuple(whole)):
+        assert torch.equal(roi_embeddings(dense, given, 16), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (boxes((0, 0, 1, 1), (0, 0, 2, 2)), r"\(K, 4\) numbers, XYXY in pixels, got \(4,\)"),
+        ([torch.zeros(1, 5)] * 2, r"got \(1, 5\)"),
+        ([["a"]] * 2, "got a list"),
+        ([None] * 2, "got a NoneType"),
+        (boxes((0, 0, 1, 1)), r"one \(K, 4\) part for each image"),
+    ],
+)
+def test_other_boxes_are_told_how_to_be(dense, given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        roi_embeddings(dense, given, 16)
+
+
+def test_a_map_without_a_batch_is_refused(dense):
+    with pytest.raises(ValueError, match=r"dense maps are \(N, D, h, w\), got \(8, 6, 10\)"):
+        roi_embeddings(dense[0], [boxes()], 16)
+
+
+def test_masks_may_be_arrays(dense):
+    masks = [torch.rand(2, 6, 10) for _ in range(2)]
+    arrays = [mask.numpy() for mask in masks]
+    assert torch.equal(mask_embeddings(dense, arrays), mask_embeddings(dense, masks))
+    found = box_masks(np.array([[0, 0, 32, 16]]), 16, (2, 3))
+    assert found.tolist() == [[[True, True, False], [False] * 3]]

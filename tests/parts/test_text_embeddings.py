@@ -20,6 +20,7 @@ from clipself_d2.parts.text_embeddings import (
     read_text_embeddings,
     training_embeddings,
     training_vocabulary,
+    warn_of_doubtful_names,
 )
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, embeddings
 
@@ -265,3 +266,21 @@ def test_embeddings_of_a_data_set_are_those_of_the_config(cfg: CfgNode) -> None:
 def test_embeddings_of_an_unknown_data_set_name_it(cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match=r"data set 'nowhere' is not registered"):
         dataset_embeddings("nowhere", clip="ViT-Ti-8-emoji")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["Dog", "rabbit", "dog"], "'Dog' = 'dog'"),
+        (["police_car", "police car"], "'police_car' = 'police car'"),
+        (["dog", "__Background__"], "'__Background__' reads as the background"),
+    ],
+)
+def test_names_that_text_cannot_tell_apart_are_warned_of(cfg, names, words, caplog) -> None:
+    read_text_embeddings(cfg, Vocabulary.from_names(names))
+    assert words in caplog.text
+
+
+def test_ordinary_names_are_not_warned_of(cfg: CfgNode, caplog) -> None:
+    warn_of_doubtful_names(Vocabulary.from_names(["dog", "hot dog", "backgrounds"]))
+    assert not caplog.records

@@ -27,6 +27,9 @@ def test_custom_names_are_all_base() -> None:
     [
         ([], [], "is empty"),
         (["cat", " "], [], "empty name"),
+        (["cat", "_"], [], "empty name"),
+        (["cat", "."], [], "empty name"),
+        (["cat", "\u200b"], [], "empty name"),
         (["cat", "dog", "cat "], [], r"repeats \['cat'\]"),
         (["cat"], ["dog"], r"\['dog'\] are not among"),
         ("cat", [], "a list of texts"),
@@ -197,3 +200,59 @@ def test_things_come_before_stuff() -> None:
     assert words.base_mask == (True, False, True)
     assert words.thing_mask == (True, True, False)
     assert words.words == (("dog", "hound"), ("cat",), ("grass",))
+
+
+@pytest.mark.parametrize("names", [{"cat", "dog"}, {1: "cat"}, None, 3, b"cat"])
+def test_what_is_no_list_is_refused(names) -> None:
+    with pytest.raises(ValueError, match=r"class names are (a list of )?texts"):
+        Vocabulary.from_names(names)
+
+
+def test_a_text_for_the_novel_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="novel names are a list of texts, got the text 'dog'"):
+        Vocabulary.from_names(["dog", "d", "o", "g"], novel="dog")
+
+
+def test_a_text_for_the_classes_of_a_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="class names are a list of texts, got 'dog'"):
+        Vocabulary.from_metadata(SimpleNamespace(thing_classes="dog"))
+
+
+def test_names_that_text_cannot_tell_apart_are_grouped() -> None:
+    names = ["Dog", "cat", "dog", "police_car", "police  car", "Police car.", "owl"]
+    alike = Vocabulary.from_names(names).look_alikes
+    assert alike == (("Dog", "dog"), ("police_car", "police  car", "Police car."))
+    assert Vocabulary.from_names(["cat", "dog"]).look_alikes == ()
+
+
+FOREIGN = {
+    "names.yaml": "- cat\n- dog\n",
+    "names.csv": "cat,1\n",
+    "list.txt": "- cat\n- dog\n",
+    "keys.txt": "names:\n  0: cat\n",
+    "numbers.txt": "0: cat\n1: dog\n",
+    "table.txt": "1,cat\n2,dog\n",
+    "tabs.txt": "1\tcat\n",
+    "json.txt": '["cat", "dog"]\n',
+    "object.txt": '{\n"names": ["cat"]}',
+    "page.txt": "<html>\n",
+    "header.txt": "name,count\ncat,3\ndog,2\n",
+    "deep.json": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_formats_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(FOREIGN[name])
+    with pytest.raises(ValueError, match=f"vocabulary file .*{name}: "):
+        Vocabulary.from_file(tmp_path / name)
+
+
+def test_blank_lines_between_names_are_said(tmp_path: Path, caplog) -> None:
+    file = tmp_path / "pets.txt"
+    file.write_text("\ncat\ndog\n\n")
+    Vocabulary.from_file(file)
+    assert not caplog.records
+    file.write_text("cat\n\ndog\n")
+    assert Vocabulary.from_file(file).names == ("cat", "dog")
+    assert "blank lines" in caplog.text

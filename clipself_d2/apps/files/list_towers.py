@@ -42,8 +42,13 @@ are those of the whole grid. `GLOBAL_BLOCKS []` leaves the last block of every q
 and CRIS read the stages of a ResNet, which are its blocks. Whether weights can be downloaded is
 open_clip's business: `open_clip.list_pretrained_tags_by_model(NAME)`.
 
-| model | dense | how, or why not | patch, px | embedding | native size, px |
-|---|---|---|---|---|---|
+Where the last column says transformers, words are read by that library of Hugging Face, which
+`pip install -e ".[transformers]"` adds: `load_clip` needs it, and text embeddings do. `load_tower`
+does without, but for models named after a text tower (roberta, xlm-roberta, mt5, nllb), all of
+which is of that library.
+
+| model | dense | how, or why not | patch, px | embedding | native size, px | words |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -74,6 +79,7 @@ def render(names: Sequence[str]) -> str:
     for entry in map(describe, names):
         cells = [f"`{entry.name}`", "yes" if entry.supported else "no", entry.note]
         cells += [str(entry.patch_size or ""), str(entry.embed_dim), str(entry.image_size)]
+        cells.append("transformers" if entry.needs_transformers else "")
         rows.append(f"| {' | '.join(cells)} |\n")
     version = ".".join(metadata.version("open_clip_torch").split(".")[:2])
     return _HEADER.format(version=version) + "".join(rows)

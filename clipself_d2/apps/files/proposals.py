@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.structures import Instances
 from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from torchvision.ops import box_convert
+
+from clipself_d2.data.build import build_detection_test_loader_from_cfg
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def write_proposals(
     Raises:
         ValueError: If the model gives no proposals.
     """
-    loader = build_detection_test_loader(cfg, dataset_name, batch_size=BATCH_SIZE)
+    loader = build_detection_test_loader_from_cfg(cfg, dataset_name, batch_size=BATCH_SIZE)
     images: list[dict] = []
     annotations: list[dict] = []
     model.eval()

@@ -18,7 +18,7 @@ from clipself_d2.apps.paths import user_path
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.registry import embed_dim, find_weights, pretrained_tags
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata
-from clipself_d2.parts.text_embeddings import dataset_vocabulary
+from clipself_d2.parts.text_embeddings import dataset_vocabulary, warn_of_doubtful_names
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, get_templates
 from clipself_d2.vocabulary.embeddings import SentenceEncoder
 from clipself_d2.vocabulary.published_tables import read_published_embeddings
@@ -116,6 +116,7 @@ def build_embedding_file(
             ``output`` exists and is of something else.
     """
     begin = time.perf_counter()
+    warn_of_doubtful_names(vocabulary)
     output, templates = Path(output), template_name(templates)
     place = choose_device(device)
     embed_dim(clip)

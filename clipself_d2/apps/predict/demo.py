@@ -26,7 +26,7 @@ from clipself_d2.apps.predict.media import (
     read_frames,
     write_film,
 )
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
 from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
@@ -57,12 +57,11 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         FileNotFoundError: If ``kind`` looks like a file that is missing.
     """
     if kind == "custom":
-        entries = custom.split(",")
-        if not any(entry.strip(" ;") for entry in entries):
+        if not custom.strip(" ,;"):
             raise ValueError(
                 '--custom-vocabulary is empty; give names between commas, such as "police car,dog"'
             )
-        return parse_classes(entries)
+        return parse_typed_classes(custom)
     if custom.strip():
         raise ValueError(
             f"--custom-vocabulary {custom!r} goes with --vocabulary custom, not {kind}; drop one"
@@ -193,7 +192,7 @@ class _Session:
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
-        outputs = self.predictor.detect_all(images)
+        outputs = self.predictor.detect_all(images, [str(path) for path in paths])
         for path, image, output in zip(paths, images, outputs, strict=True):
             target = self._target(path.stem, ".png")
             drawn, labels = self._take(image, output, str(path), target.stem)

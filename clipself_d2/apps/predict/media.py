@@ -7,12 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from clipself_d2.apps.paths import user_path
-from clipself_d2.data.tar_shards import is_member
+from clipself_d2.data.pictures import check_picture
+from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, is_hidden, is_member
 
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.
 DEFAULT_FPS = 25.0
@@ -35,7 +34,8 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
 
     Args:
         inputs: Files; folders, whose pictures and videos are taken in order of their names, without
-            sub-folders; and patterns such as ``scenes/*.jpg`` or ``scenes/**/*.png``.
+            sub-folders; and patterns such as ``scenes/*.jpg`` or ``scenes/**/*.png``. Of folders
+            and patterns, names that begin with a dot are passed over.
 
     Returns:
         Files, each once.
@@ -50,11 +50,11 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
             found.append(path)
             continue
         if path.is_dir():
-            known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+            known = VIDEO_SUFFIXES.union(IMAGE_SUFFIXES)
             files = [file for file in path.iterdir() if file.suffix.lower() in known]
         else:
             files = [Path(name) for name in glob.glob(str(path), recursive=True)]
-            files = [file for file in files if file.is_file()]
+        files = [file for file in files if file.is_file() and not is_hidden(file.name)]
         if not files:
             raise FileNotFoundError(f"--input {entry} gives no picture or video")
         found += sorted(files)
@@ -76,13 +76,7 @@ def check_readable(sources: Sequence[Path | int]) -> None:
             with open_film(source):
                 continue
         if not is_member(str(source)):
-            try:
-                with Image.open(str(source)):
-                    continue
-            except UnidentifiedImageError as error:
-                raise ValueError(
-                    f"image {source} cannot be decoded ({error}); replace the file"
-                ) from error
+            check_picture(str(source))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipself_d2.apps.predict.detector_source import Config, build_detector
 from clipself_d2.clip import TextEncoder, load_clip
 from clipself_d2.clip.registry import project_models
-from clipself_d2.data.pictures import read_picture
+from clipself_d2.data.pictures import naming_picture, read_picture, upright_rgb
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
@@ -24,36 +24,60 @@ logger = logging.getLogger(__name__)
 
 Picture = np.ndarray | Image.Image | str | Path
 
+# Of unseen words, a warning shows so many, and of each so many characters.
+_MOST_WORDS, _SHOWN = 10, 40
+
 
 def parse_classes(entries: Sequence[str]) -> Vocabulary:
     """Turn words into classes.
 
     Args:
         entries: A class each; behind semicolons its synonyms, whose embeddings are averaged with
-            that of the name: "police car;squad car". Blank entries are left out, and a class that
-            comes twice is one with the synonyms of both.
+            that of the name: "police car;squad car".
 
     Returns:
-        The vocabulary, in order of appearance.
+        The vocabulary; its classes have the places of the entries.
 
     Raises:
-        ValueError: If there is no class.
+        ValueError: If there is no class, or an entry is blank, comes twice or is no text.
     """
-    if isinstance(entries, str):
-        raise ValueError(f"classes are a list of texts; write [{entries!r}]")
-    groups: dict[str, list[str]] = {}
-    for entry in entries:
-        words = [word.strip() for word in entry.split(";") if word.strip()]
-        if words:
-            groups.setdefault(words[0], []).extend(words[1:])
-    if not groups:
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        raise ValueError(f"classes are a list of texts, got {entries!r:.80}; write [...] around it")
+    groups = [_parse_class(entry) for entry in entries]
+    if not any(groups):
         raise ValueError('there is no class; give names such as "police car;squad car"')
+    if not all(groups):
+        raise ValueError(
+            f"entry {groups.index([])} of the classes is blank; detections are numbered by the "
+            "places of the classes, so name it or drop it"
+        )
     synonyms = tuple(
-        tuple(word for word in dict.fromkeys(words) if word != name)
-        for name, words in groups.items()
+        tuple(word for word in dict.fromkeys(words) if word != name) for name, *words in groups
     )
-    base = (True,) * len(groups)
-    return Vocabulary(tuple(groups), base, synonyms=synonyms if any(synonyms) else ())
+    names = tuple(words[0] for words in groups)
+    return Vocabulary(names, (True,) * len(names), synonyms=synonyms if any(synonyms) else ())
+
+
+def parse_typed_classes(text: str) -> Vocabulary:
+    """Turn a line of text into classes.
+
+    Args:
+        text: Classes between commas, each as an entry of ``parse_classes``; a comma may end it.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: As ``parse_classes``.
+    """
+    return parse_classes(text.strip().removesuffix(",").split(","))
+
+
+def _parse_class(entry: object) -> list[str]:
+    """Name and synonyms of an entry, nothing of a blank one."""
+    if not isinstance(entry, str):
+        raise ValueError(f"classes are texts, got {entry!r}")
+    return [word.strip() for word in entry.split(";") if word.strip()]
 
 
 def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> None:
@@ -66,8 +90,10 @@ def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> Non
     """
     unseen = text.unseen_words(list(dict.fromkeys(words)))
     if unseen:
+        shown = ", ".join(word[:_SHOWN] for word in unseen[:_MOST_WORDS])
+        more = len(unseen) - _MOST_WORDS
         message = "%s never read the words %s in training; expect noise for them"
-        logger.warning(message, name, ", ".join(unseen))
+        logger.warning(message, name, f"{shown} and {more} more" if more > 0 else shown)
 
 
 class OpenVocabPredictor:
@@ -203,16 +229,20 @@ class OpenVocabPredictor:
         single: Any = pictures
         return self.detect_all([single])[0]
 
-    def detect_all(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    def detect_all(
+        self, pictures: Sequence[Picture], names: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Detect in several pictures.
 
         Args:
             pictures: As of a call.
+            names: What an error calls each; () names files, and of other pictures the type.
 
         Returns:
             The model's output for each.
         """
         images = [self._read(picture) for picture in pictures]
+        names = names or [_name(picture) for picture in pictures]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for number, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(number)
@@ -221,7 +251,7 @@ class OpenVocabPredictor:
             for numbers in by_size.values():
                 for start in range(0, len(numbers), self.batch_size):
                     batch = numbers[start : start + self.batch_size]
-                    items = [self._prepare(images[number]) for number in batch]
+                    items = [self._prepare(images[number], names[number]) for number in batch]
                     outputs.update(zip(batch, self.model(items), strict=True))
         return [outputs[number] for number in range(len(images))]
 
@@ -230,13 +260,16 @@ class OpenVocabPredictor:
         if isinstance(picture, str | Path):
             return np.asarray(read_picture(picture))
         if isinstance(picture, Image.Image):
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            # Pillow decodes a file when its pixels are asked for.
+            with naming_picture(_name(picture)):
+                return np.asarray(upright_rgb(picture))
         if not isinstance(picture, np.ndarray):
             raise ValueError(f"a picture is a file, a PIL image or an array, got {type(picture)}")
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        shape = picture.shape
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or picture.dtype != np.uint8:
             raise ValueError(
                 f"a picture given as an array is (H, W, 3) uint8 in {self.array_format}, got "
-                f"{picture.shape} {picture.dtype}"
+                f"{shape} {picture.dtype}"
             )
         return picture if self.array_format == "RGB" else picture[:, :, ::-1]
 
@@ -245,9 +278,23 @@ class OpenVocabPredictor:
             return nullcontext()
         return use_vocabulary(self.model, self._embeddings)
 
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+    def _prepare(self, image: np.ndarray, name: str) -> dict[str, Any]:
         pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
         inputs = T.AugInput(pixels)
-        self._resize(inputs)
+        height, width = image.shape[:2]
+        try:
+            self._resize(inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"image {name} of {width} x {height} px cannot be scaled to the size of "
+                f"test images ({error}); cut it to a shape less extreme"
+            ) from error
         tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))).float()
-        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        return {"image": tensor, "height": height, "width": width}
+
+
+def _name(picture: Picture) -> str:
+    """The file of a picture, or what it is."""
+    if isinstance(picture, str | Path):
+        return str(picture)
+    return str(getattr(picture, "filename", "") or f"given as {type(picture).__name__}")

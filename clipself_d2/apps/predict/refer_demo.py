@@ -54,13 +54,15 @@ class ReferringPredictor:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            expressions: Sentences; words that the embedded CLIP never read are warned of
-                where its text tower was not trained.
+            expressions: Sentences; of those that are longer than the text tower reads it is warned,
+                and of words that the embedded CLIP never read where its text tower was not trained.
 
         Returns:
             As of ``segment``.
         """
         check_expressions(expressions)
+        tokens = self.model.text.tokenize(expressions, self.model.word_length)
+        self.model.text.warn_of_cut(expressions, tokens)
         if self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == 0:
             warn_unseen_words(self.model.text, self.cfg.MODEL.CLIP.NAME, expressions)
         return segment(self.cfg, self.model, image, expressions)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipself_d2.apps.predict.demo import draw, make_labels
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
 from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
+from clipself_d2.data.pictures import upright_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def detect_answer(predictor: OpenVocabPredictor) -> Answer:
     """Answer lists of classes: draw the boxes and list them."""
 
     def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
-        predictor.set_classes(parse_classes(text.split(",")))
+        predictor.set_classes(parse_typed_classes(text))
         output: Any = predictor(image)
         found = output["instances"].to("cpu")
         found = found[found.scores >= threshold]
@@ -128,8 +129,8 @@ def build_page(gradio: Any, task: PageTask) -> Any:
     ) -> tuple[np.ndarray, str]:
         if picture is None:
             raise gradio.Error("there is no picture; upload one")
-        image = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         try:
+            image = np.asarray(upright_rgb(picture))
             with lock:
                 return task.answer(image, text or "", threshold)
         except ValueError as error:

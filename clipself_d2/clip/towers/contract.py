@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipself_d2.clip.precision import check_images
+
 LAST_BLOCKS = ("value", "attention")
 # Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
 _BEHIND_BLOCKS = (
@@ -144,10 +146,14 @@ class VisionTower(nn.Module, ABC):
         """Embed whole pictures.
 
         Args:
-            images: (N, 3, H, W) normalised pixels of any size; positions are resized.
+            images: (N, 3, H, W) normalised pixels of any size and floating type; positions are
+                resized.
 
         Returns:
             (N, D) float32, not normalised.
+
+        Raises:
+            ValueError: If the images are anything else.
         """
 
     @abstractmethod
@@ -157,8 +163,8 @@ class VisionTower(nn.Module, ABC):
         """Embed every cell.
 
         Args:
-            images: (N, 3, H, W) normalised pixels of any size. Sides that are no multiple of the
-                patch are padded with zeros at the right and the bottom.
+            images: (N, 3, H, W) normalised pixels of any size and floating type. Sides that are no
+                multiple of the patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
             last_block: "value": identity attention in the last block, with its residuals and
                 MLP; "attention": the block as it was trained; None: the tower's ``last_block``.
@@ -167,7 +173,8 @@ class VisionTower(nn.Module, ABC):
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
 
         Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range.
+            ValueError: If ``last_block`` or a number in ``blocks`` is out of range, or the images
+                are anything else.
         """
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
@@ -343,8 +350,17 @@ class VisionTower(nn.Module, ABC):
             raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
         return form
 
+    def take(self, images: Tensor) -> Tensor:
+        """Give pictures the tower's number type; a ValueError refuses what are none."""
+        check_images(images, self.name)
+        return self.cast(images)
+
+    def cast(self, features: Tensor) -> Tensor:
+        """Give pixels or features the number type of the tower's parameters."""
+        return features.to(next(self.parameters()).dtype)
+
     def pad(self, images: Tensor) -> Tensor:
-        """Pad pictures with zeros at the right and the bottom to whole cells.
+        """Check pictures, and pad them with zeros at the right and the bottom to whole cells.
 
         Args:
             images: (N, 3, H, W).
@@ -352,6 +368,7 @@ class VisionTower(nn.Module, ABC):
         Returns:
             The same where both sides are multiples of the patch.
         """
+        images = self.take(images)
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         return F.pad(images, (0, right, 0, bottom)) if bottom or right else images

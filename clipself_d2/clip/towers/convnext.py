@@ -65,8 +65,9 @@ class ConvNeXtTower(VisionTower):
             (N, D) float32, not normalised.
         """
         trunk = self.visual.trunk
+        images = self.pad(images)
         with compute_context(images.device, self.precision):
-            features = trunk.forward_features(self.pad(images))
+            features = trunk.forward_features(images)
             embedding: Tensor = self.visual.head(trunk.forward_head(features))
         return embedding.float()
 
@@ -82,9 +83,10 @@ class ConvNeXtTower(VisionTower):
         """
         self.check_dense(blocks, last_block)
         trunk = self.visual.trunk
+        images = self.pad(images)
         outputs: dict[int, Tensor] = {}
         with compute_context(images.device, self.precision):
-            features = trunk.stem(self.pad(images))
+            features = trunk.stem(images)
             for stage in trunk.stages:
                 features = self._run(stage.downsample, features)
                 for number, block in enumerate(stage.blocks):

@@ -108,7 +108,7 @@ class ResNetTower(VisionTower):
         """Embed whole pictures.
 
         Args:
-            images: (N, 3, H, W) normalised pixels of any size of at least 32 px.
+            images: (N, 3, H, W) normalised pixels of any size and floating type.
 
         Returns:
             (N, D) float32, not normalised.
@@ -175,7 +175,8 @@ class ResNetTower(VisionTower):
         """Run the stem and the stages up to one.
 
         Args:
-            images: (N, 3, H, W) normalised pixels, H and W best multiples of the last stride.
+            images: (N, 3, H, W) normalised pixels, H and W best multiples of the last stride; a
+                picture with a side below it is padded.
             last: Name of the last stage.
 
         Returns:
@@ -187,6 +188,9 @@ class ResNetTower(VisionTower):
         if last not in STAGES:
             raise ValueError(f"{self.name} has the stages {', '.join(STAGES)}, not {last!r}")
         outputs = {}
+        images = self.take(images)
+        if min(images.shape[2:]) < self.patch_size:
+            images = self.pad(images)
         with compute_context(images.device, self.precision):
             features = self.visual.stem(images)
             for number, stage in enumerate(STAGES, start=1):
@@ -206,7 +210,7 @@ class ResNetTower(VisionTower):
             (N, C5, h / 2, w / 2) float32.
         """
         with compute_context(features.device, self.precision):
-            output: Tensor = self.visual.layer4(features)
+            output: Tensor = self.visual.layer4(self.cast(features))
         return output.float()
 
     def pool(self, features: Tensor) -> Tensor:
@@ -219,7 +223,7 @@ class ResNetTower(VisionTower):
             (N, D) float32, not normalised.
         """
         with compute_context(features.device, self.precision):
-            return attend_mean(features, self.visual.attnpool).float()
+            return attend_mean(self.cast(features), self.visual.attnpool).float()
 
     def pool_dense(self, features: Tensor) -> Tensor:
         """Attend from every cell to all cells.
@@ -231,7 +235,7 @@ class ResNetTower(VisionTower):
             (N, D, h, w) float32, not normalised.
         """
         with compute_context(features.device, self.precision):
-            return attend_cells(features, self.visual.attnpool).float()
+            return attend_cells(self.cast(features), self.visual.attnpool).float()
 
     def set_norm(self, norm: str) -> None:
         """Choose what the batch norms do in training.

@@ -250,7 +250,7 @@ class TokenTower(VisionTower):
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
 
 
 def _seen_tokens(masks: Sequence[Tensor], grid: Grid, num_images: int) -> Tensor:

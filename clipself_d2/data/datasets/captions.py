@@ -30,7 +30,7 @@ from clipself_d2.data.datasets.validate import (
     read_annotation_file,
 )
 from clipself_d2.data.items import Record
-from clipself_d2.data.tar_shards import expand_shards, index_shard, member_address
+from clipself_d2.data.tar_shards import expand_shards, index_shard, is_hidden, member_address
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +272,8 @@ def _shard_captions(shard: Path) -> dict[str, str]:
         with tarfile.open(shard, "r:") as archive:
             for entry in archive:
                 suffix = Path(entry.name).suffix.lower()
+                if is_hidden(entry.name):
+                    continue
                 stream = archive.extractfile(entry) if suffix in _TEXT_SUFFIXES else None
                 if stream is None:
                     continue

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from clipself_d2.data.datasets.validate import check_images_exist
 from clipself_d2.data.items import Record
-from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, expand_shards, index_shard, member_address
+from clipself_d2.data.tar_shards import (
+    IMAGE_SUFFIXES,
+    expand_shards,
+    index_shard,
+    is_hidden,
+    member_address,
+)
 
 
 def folder_records(folder: Path) -> list[Record]:
@@ -15,17 +21,19 @@ def folder_records(folder: Path) -> list[Record]:
         folder: The folder.
 
     Returns:
-        Records with ``file_name`` and ``image_id``, the path inside the folder; sorted.
+        Records with ``file_name`` and ``image_id``, the path inside the folder; sorted. Names that
+        begin with a dot are passed over.
 
     Raises:
         ValueError: If it holds no image.
     """
     inside = []
-    for place, _, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inside += [
             (Path(place) / file).relative_to(folder).as_posix()
             for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES)
+            if file.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(file)
         ]
     if not inside:
         raise ValueError(f"folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")

@@ -5,7 +5,6 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf
 from clipself_d2.backbones import ClipViT, ClipViTPyramid, ClipViTSimplePyramid
 from clipself_d2.clip.model import load_tower
 from clipself_d2.data.build import build_detection_train_loader
+from clipself_d2.data.detection_mapper import PictureMapper
 from clipself_d2.engine.solver import decayed_optimizer_params
 from clipself_d2.evaluation.build import build_evaluator
 
@@ -53,7 +53,7 @@ one_stage_pyramid = L(ClipViTPyramid)(
 dataloader = OmegaConf.create()
 dataloader.train = L(build_detection_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="emoji_ov_train"),
-    mapper=L(DatasetMapper)(
+    mapper=L(PictureMapper)(
         is_train=True,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=144, max_size=192)],
         image_format="RGB",
@@ -65,7 +65,7 @@ dataloader.train = L(build_detection_train_loader)(
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="emoji_ov_val", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(PictureMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=144, max_size=192)],
         image_format="RGB",

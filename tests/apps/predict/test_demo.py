@@ -14,9 +14,14 @@ from clipself_d2.apps.predict.demo import choose_vocabulary, draw, run_demo
 from clipself_d2.engine.trainer import Trainer
 
 
-def test_custom_names_are_split_stripped_and_unique() -> None:
-    names = choose_vocabulary("custom", " police car, teddy bear ,police car,").names
+def test_custom_names_are_split_and_stripped() -> None:
+    names = choose_vocabulary("custom", " police car, teddy bear ,").names
     assert names == ("police car", "teddy bear")
+
+
+def test_a_custom_name_that_comes_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"repeats \['police car'\]"):
+        choose_vocabulary("custom", "police car,teddy bear,police car")
 
 
 @pytest.mark.parametrize("text", ["", " , ,"])

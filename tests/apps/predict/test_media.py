@@ -138,3 +138,11 @@ def test_films_are_told_by_their_suffix() -> None:
     assert is_video(Path("a.MP4"))
     assert not is_video(Path("a.jpg"))
     assert is_video(0)
+
+
+def test_names_that_begin_with_a_dot_are_passed_over(folder: Path) -> None:
+    (folder / "._b.png").write_bytes(b"\x00\x05\x16\x07")
+    (folder / "folder.png").mkdir()
+    assert names(find_inputs([folder])) == ["a.JPG", "b.png", "film.mp4"]
+    with pytest.raises(FileNotFoundError, match="gives no picture"):
+        find_inputs([f"{folder}/._*"])

@@ -11,17 +11,21 @@ from detectron2.structures import Instances
 from PIL import Image
 
 import clipself_d2
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_classes
+from clipself_d2.apps.predict.predictor import (
+    OpenVocabPredictor,
+    parse_classes,
+    parse_typed_classes,
+)
 from clipself_d2.clip import model as clip_model
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.vocabulary import Vocabulary
 
 
 def test_semicolons_part_synonyms() -> None:
-    vocabulary = parse_classes([" police car ; squad car;", "dog", " ", "dog;puppy;dog"])
-    assert vocabulary.names == ("police car", "dog")
-    assert vocabulary.synonyms == (("squad car",), ("puppy",))
-    assert vocabulary.base_mask == (True, True)
+    vocabulary = parse_classes([" police car ; squad car;", "owl", "dog;puppy;dog"])
+    assert vocabulary.names == ("police car", "owl", "dog")
+    assert vocabulary.synonyms == (("squad car",), (), ("puppy",))
+    assert vocabulary.base_mask == (True, True, True)
     assert parse_classes(["cat", "dog"]).synonyms == ()
 
 
@@ -31,9 +35,31 @@ def test_no_class_is_refused(entries: list[str]) -> None:
         parse_classes(entries)
 
 
-def test_a_text_for_a_list_is_refused() -> None:
+@pytest.mark.parametrize("entries", ["dog", {"dog", "owl"}, {"dog": 1}, None])
+def test_what_is_no_list_is_refused(entries: object) -> None:
     with pytest.raises(ValueError, match="a list of texts"):
-        parse_classes("dog")
+        parse_classes(entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        (["dog", "", "owl"], "entry 1 of the classes is blank"),
+        (["dog", "owl", " ; "], "entry 2 of the classes is blank"),
+        (["dog", "owl", "dog;puppy"], r"repeats \['dog'\]"),
+        (["dog", 1], "classes are texts, got 1"),
+        ([None], "classes are texts, got None"),
+    ],
+)
+def test_no_class_changes_its_place(entries: list, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_classes(entries)
+
+
+def test_typed_classes_stand_between_commas() -> None:
+    assert parse_typed_classes(" police car, dog;puppy, ").names == ("police car", "dog")
+    with pytest.raises(ValueError, match="entry 1 of the classes is blank"):
+        parse_typed_classes("dog,,owl")
 
 
 @pytest.fixture
@@ -164,6 +190,9 @@ def test_a_detector_without_text_keeps_its_classes(
     [
         (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 in RGB, got \(4, 4\) uint8"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
+        (Image.new("F", (4, 4)), "image given as Image .*pixels of mode F"),
+        (Image.new("RGB", (5000, 1)), "image given as Image of 5000 x 1 px cannot be scaled"),
         (7, "a picture is a file"),
     ],
 )
@@ -172,6 +201,16 @@ def test_other_pictures_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         OpenVocabPredictor(detector_cfg(), weights)(picture)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_damaged_picture_is_named(
+    opened: bool, detector_cfg, weights: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "cut.jpg"
+    file.write_bytes(pictures[0].read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.jpg cannot be decoded"):
+        OpenVocabPredictor(detector_cfg(), weights)(Image.open(file) if opened else file)
 
 
 def test_faulty_options_are_refused(emoji_cfg, tmp_path: Path) -> None:

@@ -126,3 +126,12 @@ def test_faults_are_named(cfg, emoji_cfg, tmp_path):
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         run_refer_demo(cfg, [picture], tmp_path, ["a"])
+
+
+def test_expressions_longer_than_the_text_tower_reads_are_warned_of(cfg, caplog):
+    predictor = ReferringPredictor(cfg)
+    picture = np.zeros((20, 20, 3), np.uint8)
+    predictor(picture, ["the dog on the left"])
+    assert "longer than" not in caplog.text
+    predictor(picture, ["the dog on the left " * 10])
+    assert f"longer than the {predictor.model.word_length} tokens" in caplog.text

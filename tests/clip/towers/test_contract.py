@@ -325,3 +325,59 @@ def test_depth_of_timm_trunks(new_clip):
         )
         for name in last
     )
+
+
+TYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", TYPES)
+def test_pictures_of_every_floating_type_are_taken(tower, images, dtype):
+    got, exact = images.to(dtype), images.to(dtype).float()
+    assert torch.equal(tower.forward_image(got), tower.forward_image(exact))
+    assert torch.equal(tower.forward_dense(got).embedding, tower.forward_dense(exact).embedding)
+    if tower.reads_class_token:
+        masks = [torch.ones(1, 4, 4, dtype=torch.bool)] * 2
+        regions = tower.forward_regions(exact, masks)
+        assert torch.equal(tower.forward_regions(got, masks), regions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", TYPES)
+def test_towers_of_every_floating_type_take_float32(tower, images, dtype):
+    expected = tower.forward_dense(images, blocks=[0]).embedding
+    moved = tower.to(dtype)
+    dense = moved.forward_dense(images, blocks=[0])
+    assert {dense.embedding.dtype, dense.blocks[0].dtype} == {torch.float32}
+    assert moved.forward_image(images).dtype == torch.float32
+    assert F.cosine_similarity(dense.embedding, expected).min() > 0.99
+
+
+def test_what_is_no_batch_of_normalised_pictures_is_told_how_to_be_one(tower, images):
+    wrong = [
+        (images[0], r"got \(3, 64, 64\); images\[None\] makes a batch"),
+        (images[:, :1], r"got \(2, 1, 64, 64\)"),
+        (images[..., :0], r"got \(2, 3, 64, 0\)"),
+        (images.byte(), r"got torch.uint8; normalise by"),
+        (list(images), r"got a list; torch.stack"),
+        (images.numpy(), r"got a ndarray"),
+    ]
+    for given, complaint in wrong:
+        for embed in (tower.forward_image, tower.forward_dense, tower.region_map):
+            with pytest.raises(ValueError, match=complaint):
+                embed(given)
+
+
+def test_no_picture_gives_no_row(tower, images):
+    assert tower.forward_image(images[:0]).shape == (0, 32)
+    dense = tower.forward_dense(images[:0], blocks=[0])
+    assert dense.embedding.shape == (0, 32, 4, 4)
+    assert dense.blocks[0].shape == (0, 96, 4, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (1, 1)])
+def test_pictures_of_extreme_shape_have_their_cells(tower, size):
+    cells = tower.forward_dense(torch.zeros(1, 3, *size)).embedding
+    assert cells.shape[2:] == (-(-size[0] // 16), -(-size[1] // 16))
+    assert cells.isfinite().all()

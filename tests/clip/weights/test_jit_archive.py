@@ -1,5 +1,6 @@
 """TorchScript archives read without running them."""
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clipself_d2.clip.weights import jit_archive
 from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archive
 
 
@@ -121,3 +123,77 @@ def test_archive_without_its_tree_is_refused(archive: Path, tmp_path: Path) -> N
                     target.writestr(name, source.read(name))
         with pytest.raises(ValueError, match=r"part_missing\.pt cannot be read"):
             read_jit_archive(path)
+
+
+def test_compressed_archives_are_refused(archive: Path, tmp_path: Path) -> None:
+    for blown_up in ("/data.pkl", "/data/0"):
+        with (
+            zipfile.ZipFile(archive) as source,
+            zipfile.ZipFile(tmp_path / "bomb.pt", "w") as target,
+        ):
+            for name in source.namelist():
+                small = zipfile.ZIP_DEFLATED if name.endswith(blown_up) else zipfile.ZIP_STORED
+                target.writestr(name, source.read(name), small)
+        with pytest.raises(ValueError, match=r"bomb\.pt .*is compressed"):
+            read_jit_archive(tmp_path / "bomb.pt")
+
+
+class Storage:
+    """Pickles as a reference to a storage of the archive."""
+
+
+class Forger(pickle.Pickler):
+    def persistent_id(self, value: object) -> tuple | None:
+        if isinstance(value, Storage):
+            return ("storage", torch.FloatStorage, "0", "cpu", 1)
+        return None
+
+
+def forge_tensors(path: Path, tensors: list[object]) -> Path:
+    """An archive with tensors that all lie over one storage of one float."""
+    stream = io.BytesIO()
+    Forger(stream, protocol=2).dump(tensors)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("part/data.pkl", stream.getvalue())
+        archive.writestr("part/constants.pkl", b"")
+        archive.writestr("part/data/0", bytes(4))
+    return path
+
+
+def tensor(*size: int) -> object:
+    """A tensor of any size over one number."""
+    return Call(torch._utils._rebuild_tensor_v2, Storage(), 0, size, (0,) * len(size), False, {})
+
+
+@pytest.mark.parametrize("size", [(1_000, 1_000), (2**40, 2**40), (2**62, 4)])
+def test_one_number_is_not_blown_up(size: tuple[int, ...], tmp_path: Path) -> None:
+    path = forge_tensors(tmp_path / "bomb.pt", [tensor(*size)])
+    with pytest.raises(ValueError, match=r"bomb\.pt .*larger than the file by far"):
+        read_jit_archive(path)
+
+
+def test_one_tensor_is_not_copied_over_and_over(tmp_path: Path) -> None:
+    path = forge_tensors(tmp_path / "bomb.pt", [tensor(100) for _ in range(1_000)])
+    with pytest.raises(ValueError, match="larger than the file by far"):
+        read_jit_archive(path)
+
+
+def test_a_large_number_makes_no_large_table(tmp_path: Path) -> None:
+    """The compiled reader of pickles would ask for 64 GB here."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("part/data.pkl", b"\x80\x02Nr\xff\xff\xff\xff.")
+        archive.writestr("part/constants.pkl", b"")
+    assert read_jit_archive(path) == {}
+
+
+def test_modules_shared_over_and_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit_archive, "_MOST_NODES", 1000)
+    module = jit_archive._ScriptModule()
+    module.attributes = {}
+    for _ in range(40):
+        above = jit_archive._ScriptModule()
+        above.attributes = {"a": module, "b": module}
+        module = above
+    with pytest.raises(ValueError, match="shared over and over"):
+        jit_archive._flatten(module)

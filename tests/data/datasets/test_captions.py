@@ -140,3 +140,9 @@ def test_data_sets_are_named_by_where_they_lie(
         assert [record["captions"] for record in DatasetCatalog.get(name)] == [["a dog"]]
     with pytest.raises(FileNotFoundError, match=r"annotation file .*none\.json does not exist"):
         resolve_dataset_names([f"captions:none.json:{folder}"])
+
+
+def test_hidden_members_of_a_shard_are_passed_over(tmp_path, write_shard, jpeg) -> None:
+    members = {"1.jpg": jpeg(9), "1.txt": b"a dog", "._1.jpg": b"\x00", "._1.json": b"\x00\x05"}
+    records = shard_caption_records(str(write_shard(tmp_path / "0.tar", members)))
+    assert [record["captions"] for record in records] == [["a dog"]]

@@ -78,3 +78,11 @@ def test_shards_without_a_picture_are_an_error(tmp_path: Path, write_shard: Writ
     write_shard(tmp_path / "s.tar", {"a.txt": b"words"})
     with pytest.raises(ValueError, match="hold no image"):
         shard_records(f"{tmp_path}/s.tar")
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path, write_picture: Write) -> None:
+    for name in ("a.png", "deep/b.png", ".trash/c.png"):
+        write_picture(tmp_path / name)
+    for name in ("._a.png", "deep/._b.png"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [row["image_id"] for row in folder_records(tmp_path)] == ["a.png", "deep/b.png"]

@@ -16,6 +16,7 @@ from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, check_named, read_records
+from clipself_d2.data.proposal_files import check_proposal_files
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
@@ -233,9 +234,11 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         An endless loader of lists of this process's items, as Detectron2's models take them.
 
     Raises:
-        ValueError: If DATASETS.TRAIN is empty.
+        FileNotFoundError: If a file of proposals is missing.
+        ValueError: If DATASETS.TRAIN is empty, or a file of proposals holds more than arrays.
     """
     check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    check_proposal_files(cfg, "TRAIN")
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.data.datasets.custom import folder_name
+from clipself_d2.data.proposal_files import check_proposal_files
 from clipself_d2.data.referring_loader import (
     build_referring_test_loader_from_cfg,
     build_referring_train_loader_from_cfg,
@@ -124,6 +125,7 @@ class Trainer(DefaultTrainer):
         """
         if has_references([dataset_name]):
             return build_referring_test_loader_from_cfg(cfg, dataset_name)
+        check_proposal_files(cfg, "TEST")
         return super().build_test_loader(cfg, dataset_name)
 
     @classmethod

@@ -14,6 +14,8 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from torchvision.ops import box_convert
 
+from clipself_d2.data.proposal_files import check_proposal_files
+
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 8
@@ -44,6 +46,7 @@ def write_proposals(
     Raises:
         ValueError: If the model gives no proposals.
     """
+    check_proposal_files(cfg, "TEST")
     loader = build_detection_test_loader(cfg, dataset_name, batch_size=BATCH_SIZE)
     images: list[dict] = []
     annotations: list[dict] = []

@@ -1,8 +1,8 @@
 """Detectron2's own training loop around this project's backbones: the line marked + is new.
 
-Evaluators are this project's, for its data sets, and so is what reads files, which Detectron2 lets
-run code. It trains and scores any yaml config, among them
-those that need the keys of PointRend and DeepLab.
+Evaluators are this project's, for its data sets, and so are the readers of files, since those of
+Detectron2 run code that a file holds. It trains and scores any yaml config, among them those that
+need the keys of PointRend and DeepLab.
 """
 
 import sys

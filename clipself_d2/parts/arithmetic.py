@@ -1,4 +1,4 @@
-"""Arithmetic written as text, as the configs of Detectron2's model zoo hold it, without ``eval``."""
+"""Arithmetic written as text, as configs of Detectron2's model zoo hold it, without ``eval``."""
 
 import ast
 import operator
@@ -38,8 +38,8 @@ def evaluate(text: str) -> Any:
     """Work out an expression of numbers, lists and tuples.
 
     Args:
-        text: Numbers, + - * / // % **, brackets, ``int``, ``float``, ``round``, ``min``, ``max``, and
-            lists of the form ``[f(x) for x in values]``.
+        text: Numbers, + - * / // % **, brackets, ``int``, ``float``, ``round``, ``min``, ``max``,
+            and lists of the form ``[f(x) for x in values]``.
 
     Returns:
         A number, or a list or tuple of such.

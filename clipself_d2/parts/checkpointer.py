@@ -11,8 +11,8 @@ from clipself_d2.clip.weights.reading import read_weights_file
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer whose files cannot run code.
 
-    Detectron2 unpickles files ending in .pkl as they are. Here those of its model zoo, of Caffe2 and
-    of pycls keep their meaning; safetensors files and TorchScript archives load as well.
+    Detectron2 unpickles files ending in .pkl as they are. Here those of its model zoo, of Caffe2
+    and of pycls keep their meaning; safetensors files and TorchScript archives load as well.
     """
 
     def _load_file(self, filename: str) -> dict[str, Any]:

@@ -65,24 +65,28 @@ def read_published_embeddings(
 def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"embedding file {path} does not exist")
+    content: object
     try:
         if path.suffix == ".npy":
-            content: object = np.load(path, allow_pickle=False)
+            content = torch.as_tensor(np.load(path, allow_pickle=False))
         else:
             content = read_weights_file(path)
-    except (EOFError, ValueError) as error:
+    except (EOFError, OSError, TypeError, ValueError) as error:
+        # What numpy says goes on with advice to run the file's code.
+        reason = "it is cut short or holds objects" if path.suffix == ".npy" else str(error)
         raise ValueError(
-            f"embedding file {path} cannot be read as tensors alone: {error}"
+            f"embedding file {path} cannot be read as tensors alone: {reason}"
         ) from error
     if isinstance(content, np.ndarray):
-        content = torch.from_numpy(content)
+        content = torch.as_tensor(content)
     if isinstance(content, Tensor) and content.ndim == 2 and content.numel():
         return content.float()
     if isinstance(content, Mapping):
-        tables = {
-            k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in content.items()
+        vectors = {
+            str(key): torch.as_tensor(value).float().flatten()
+            for key, value in content.items()
+            if isinstance(value, Tensor | np.ndarray)
         }
-        vectors = {str(k): v.float().flatten() for k, v in tables.items() if torch.is_tensor(v)}
         widths = {len(vector) for vector in vectors.values()}
         if len(vectors) == len(content) and len(widths) == 1:
             return vectors

@@ -78,7 +78,7 @@ def _fault(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = "" if mark is None else f" in line {mark.line + 1}"
     problem = getattr(error, "problem", None) or str(error) or type(error).__name__
-    return f"{problem}{place}"
+    return f"{' '.join(problem.split())}{place}"
 
 
 def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 import warnings
 
@@ -14,10 +15,8 @@ INERT = {"dotted name.pkl", "attributes set.pkl"}
 def marker_after(read, file, marker):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with contextlib.suppress(Exception):
             read(file)
-        except Exception:
-            pass
     return marker.exists()
 
 
@@ -50,7 +49,7 @@ def test_planted_yaml_does_run_under_a_careless_reader(tmp_path, kind):
     if kind in {"eval of a large power", "eval of a long list"}:
         return
     ran = marker_after(lambda content: yaml.unsafe_load(content), text, marker)
-    assert ran is (kind not in inert | {"a call by keywords"})
+    assert ran is (kind not in inert)
 
 
 def test_other_planted_files_do_run_under_a_careless_reader(tmp_path):

@@ -85,9 +85,7 @@ class Planted:
 def test_call_is_refused_by_name_and_not_made(tmp_path, protocol):
     file = tmp_path / "a.pkl"
     file.write_bytes(pickle.dumps([Planted(os.mkdir, (str(tmp_path / "ran"),))], protocol))
-    with pytest.raises(
-        ValueError, match=r"a\.pkl cannot be read as plain data \(it asks for posix"
-    ):
+    with pytest.raises(ValueError, match=r"a\.pkl cannot be read.*it asks for posix\.mkdir"):
         read_plain_pickle(file)
     assert not (tmp_path / "ran").exists()
 

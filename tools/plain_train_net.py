@@ -8,6 +8,7 @@ need the keys of PointRend and DeepLab.
 import sys
 from argparse import Namespace
 from collections import OrderedDict
+from functools import partial
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
@@ -18,6 +19,7 @@ from detectron2.utils import comm
 
 import clipself_d2  # noqa: F401  # +
 from clipself_d2.data.proposal_files import check_proposal_files
+from clipself_d2.engine.cli import run_tool
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.config_files import merge_config_file
@@ -89,5 +91,4 @@ def main(args: Namespace) -> OrderedDict | None:
 if __name__ == "__main__":
     args = default_argument_parser(epilog=f"Example:\n\n    {EXAMPLE}\n").parse_args()
     machines = (args.num_machines, args.machine_rank, args.dist_url)
-    launch(main, args.num_gpus, *machines, args=(args,))
-    sys.exit(0)
+    sys.exit(run_tool(partial(launch, main, args.num_gpus, *machines, args=(args,))))

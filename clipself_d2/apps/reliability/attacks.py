@@ -17,7 +17,6 @@ from typing import NamedTuple
 from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
-import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.reliability import planted_files as files
 from clipself_d2.clip import load_clip

@@ -69,3 +69,34 @@ def test_model_of_another_loader_says_which_tool_it_needs(emoji_data, tmp_path, 
     overrides += ["MODEL.CLIP.WEIGHTS", ""]
     with pytest.raises(ValueError, match=f"{complaint}.*own loaders do not add them: run it by"):
         train(name, tmp_path / "out", *overrides)
+
+
+def plug_in_detector() -> torch.nn.Module:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / "plug_in" / "faster_rcnn_fpn.yaml"))
+    model: torch.nn.Module = build_model(cfg).eval()
+    return model
+
+
+@pytest.mark.slow
+def test_trace_gives_the_same_boxes_for_pictures_of_other_sizes():
+    def detect(model: torch.nn.Module, inputs: list[dict]) -> list[dict]:
+        return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+    model, generator = plug_in_detector(), torch.Generator().manual_seed(0)
+    pictures = [255 * torch.rand(3, *size, generator=generator) for size in ((144, 160), (96, 192))]
+    with torch.no_grad():
+        adapter = TracingAdapter(model, [{"image": pictures[0]}], detect)
+        traced = torch.jit.trace(adapter, (pictures[0],))
+        for picture in pictures:
+            expected = model.inference([{"image": picture}], do_postprocess=False)[0]
+            assert len(expected) > 0
+            torch.testing.assert_close(traced(picture)[0], expected.pred_boxes.tensor)
+
+
+@pytest.mark.slow
+def test_scripting_is_refused_by_torch_in_its_own_words():
+    fields = {"proposal_boxes": Boxes, "objectness_logits": Tensor}
+    fields |= {"pred_boxes": Boxes, "scores": Tensor, "pred_classes": Tensor}
+    with pytest.raises(ValueError, match="Unknown type annotation"):
+        scripting_with_instances(plug_in_detector(), fields)

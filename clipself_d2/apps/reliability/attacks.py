@@ -229,7 +229,7 @@ def _read_frozen_config(path: Path) -> object:
 
 
 def _predict(path: Path) -> object:
-    return OpenVocabPredictor(path, ["dog"])
+    return OpenVocabPredictor(path, None)
 
 
 def _read_lazy(path: Path) -> object:

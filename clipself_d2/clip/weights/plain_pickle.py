@@ -12,7 +12,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeAlias
+from typing import IO, Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -91,7 +91,8 @@ def _array(kind: object, shape: object, raw: object) -> np.ndarray:
     # Arrays of no elements are refused by frombuffer; a copy can be written to, and torch takes no
     # bytes in the order of other machines.
     flat = np.frombuffer(content, kind.dtype) if content else np.empty(0, kind.dtype)
-    return flat.reshape(shape).astype(kind.dtype.newbyteorder("="))
+    made: np.ndarray = flat.reshape(shape).astype(kind.dtype.newbyteorder("="))
+    return made
 
 
 def _reconstruct(kind: object, *_: object) -> np.ndarray:
@@ -140,7 +141,11 @@ class _PlainUnpickler(pickle._Unpickler):
     in the file says: a few bytes could take all memory.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    # Of the base class while it loads.
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def __init__(self, stream: IO[bytes], names: Names) -> None:
         # The published files were written by Python 2.
@@ -164,7 +169,8 @@ class _PlainUnpickler(pickle._Unpickler):
             _, shape, kind, is_fortran, raw = state
             made = _from_buffer(raw, kind, shape, "F" if is_fortran else "C")
             # In place: other parts of the file may refer to the array already.
-            target.__setstate__((1, made.shape, made.dtype, bool(is_fortran), made.tobytes("A")))
+            whole = (1, made.shape, made.dtype, bool(is_fortran), made.tobytes("A"))
+            target.__setstate__(whole)  # type: ignore[arg-type]
         elif not isinstance(target, OrderedDict):
             raise pickle.UnpicklingError(f"it sets attributes of a {type(target).__name__}")
 

@@ -104,7 +104,8 @@ def _reconstruct(kind: object, *_: object) -> np.ndarray:
 def _from_buffer(raw: object, kind: object, shape: object, order: object) -> np.ndarray:
     if order != "F" or not isinstance(shape, tuple):
         return _array(kind, shape, raw)
-    return _array(kind, shape[::-1], raw).transpose()
+    turned: np.ndarray = _array(kind, shape[::-1], raw).transpose()
+    return turned
 
 
 def _encode(text: object, encoding: object) -> bytes:

@@ -1,7 +1,12 @@
 """Every yaml key this plugin adds to Detectron2's defaults."""
 
+import logging
+
 from detectron2.config import CfgNode as CN
 from detectron2.config import defaults
+from detectron2.solver.build import GradientClipType
+
+logger = logging.getLogger(__name__)
 
 
 def add_clipself_config(cfg: CN) -> None:
@@ -32,9 +37,23 @@ def extend_defaults() -> None:
     """Let ``detectron2.config.get_cfg()`` return the plugin's keys beside Detectron2's.
 
     Detectron2's own tools make their config with it and leave no room for ``add_clipself_config``.
-    Values of Detectron2 are not touched.
+    Values of Detectron2 are not touched. Its loop learns the name of our clipping, which it would
+    else refuse.
     """
     add_clipself_config(defaults._C)
+    setattr(GradientClipType, "_missing_", classmethod(_clip_type))  # noqa: B010
+
+
+def _clip_type(kind: type[GradientClipType], name: object) -> GradientClipType | None:
+    """Stand for CLIP_TYPE full_model in Detectron2's own loop, which clips no norm of a model."""
+    if name != "full_model":
+        return None
+    logger.warning(
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model is that of this project's tools/train_net.py; "
+        "Detectron2's own loop clips the norm of each parameter by itself instead, and trains "
+        "otherwise"
+    )
+    return kind.NORM
 
 
 def _add_clip(cfg: CN) -> None:

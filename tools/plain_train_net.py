@@ -1,14 +1,15 @@
 """Detectron2's own training loop around this project's backbones: the line marked + is new.
 
-Evaluators are this project's, for its data sets. It trains and scores any yaml config, among them
-those that need the keys of PointRend and DeepLab.
+Evaluators are this project's, for its data sets, and so are the readers of files, since those of
+Detectron2 run code that a file holds. It trains and scores any yaml config, among them those that
+need the keys of PointRend and DeepLab.
 """
 
 import sys
 from argparse import Namespace
 from collections import OrderedDict
+from functools import partial
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -17,7 +18,11 @@ from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 
 import clipself_d2  # noqa: F401  # +
+from clipself_d2.data.proposal_files import check_proposal_files
+from clipself_d2.engine.cli import run_tool
 from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.parts.checkpointer import SafeCheckpointer
+from clipself_d2.parts.config_files import merge_config_file
 
 EXAMPLE = "python tools/plain_train_net.py --config-file configs/plug_in/retinanet.yaml"
 
@@ -51,9 +56,11 @@ def set_up(args: Namespace) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     add_deeplab_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    merge_config_file(cfg, args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
+    for split in ("TRAIN", "TEST"):
+        check_proposal_files(cfg, split)
     default_setup(cfg, args)
     return cfg
 
@@ -70,12 +77,13 @@ def main(args: Namespace) -> OrderedDict | None:
     cfg = set_up(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, args.resume)
+        SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
+    trainer.checkpointer = SafeCheckpointer(trainer.model, cfg.OUTPUT_DIR, trainer=trainer)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
@@ -83,5 +91,4 @@ def main(args: Namespace) -> OrderedDict | None:
 if __name__ == "__main__":
     args = default_argument_parser(epilog=f"Example:\n\n    {EXAMPLE}\n").parse_args()
     machines = (args.num_machines, args.machine_rank, args.dist_url)
-    launch(main, args.num_gpus, *machines, args=(args,))
-    sys.exit(0)
+    sys.exit(run_tool(partial(launch, main, args.num_gpus, *machines, args=(args,))))

@@ -15,6 +15,7 @@ from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.detection_mapper import PictureMapper, build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, check_named, read_records
+from clipself_d2.data.proposal_files import check_proposal_files
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
@@ -101,9 +102,11 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         An endless loader of lists of this process's items, as Detectron2's models take them.
 
     Raises:
-        ValueError: If DATASETS.TRAIN is empty.
+        FileNotFoundError: If a file of proposals is missing.
+        ValueError: If DATASETS.TRAIN is empty, or a file of proposals holds more than arrays.
     """
     check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    check_proposal_files(cfg, "TRAIN")
     # Detectron2 chooses the records and their order, by a seed that it draws from numpy.
     with own_randomness(max(cfg.SEED, 0)):
         parts = detectron2_build._train_loader_from_config(cfg, mapper=build_train_mapper(cfg))
@@ -166,6 +169,7 @@ def build_detection_test_loader_from_cfg(
     Returns:
         A loader of lists of items, each image once over all processes.
     """
+    check_proposal_files(cfg, "TEST")
     mapper = PictureMapper(cfg, is_train=False)
     return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
 

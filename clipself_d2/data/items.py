@@ -51,6 +51,26 @@ def read_records(names: Sequence[str], key: str) -> list[Record]:
     return records
 
 
+def check_items(items: Sequence[Item], needed: Sequence[str], model: object, tool: str) -> None:
+    """Raise where a model is given the items of another loader, such as Detectron2's own.
+
+    Args:
+        items: The batch.
+        needed: Keys that every item has.
+        model: The model, for the message.
+        tool: Command whose loaders give such items.
+
+    Raises:
+        ValueError: If an item lacks a key.
+    """
+    missing = [key for key in needed if any(key not in item for item in items)]
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} is given pictures without {', '.join(missing)}; Detectron2's "
+            f"own loaders do not add them: run it by {tool}"
+        )
+
+
 def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:
     """Begin an item with what all mappers of regions give.
 

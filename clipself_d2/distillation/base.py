@@ -15,10 +15,13 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from clipself_d2.clip import VisionTower
+from clipself_d2.data.items import check_items
 from clipself_d2.layers import mask_embeddings, resize_crops, roi_embeddings
 
 Item = dict[str, object]
 Losses = dict[str, Tensor]
+# Command whose loaders draw the regions.
+TOOL = "tools/distill_train_net.py"
 # Crops that the teacher embeds at once.
 TEACHER_BATCH = 256
 
@@ -102,7 +105,11 @@ class RegionDistiller(nn.Module, ABC):
             In training the losses. Otherwise a dict for each image: ``roi`` and ``mask`` (Ri, D),
             unit-norm, of the student's dense map, and ``crop`` (Ri, D) of the teacher, where it is
             of the student's CLIP: the class embeddings that both are scored against are its.
+
+        Raises:
+            ValueError: If the items are those of another loader.
         """
+        check_items(batched_inputs, ("boxes",), self, TOOL)
         images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
         dense = self.student.forward_dense(images).embedding

@@ -13,7 +13,8 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
 from clipself_d2.clip import TextEncoder
-from clipself_d2.distillation.base import Item, Losses, RegionDistiller, Towers
+from clipself_d2.data.items import check_items
+from clipself_d2.distillation.base import TOOL, Item, Losses, RegionDistiller, Towers
 from clipself_d2.distillation.gather import gather_rows
 from clipself_d2.distillation.region_features import RegionFeatures, whole_frame
 from clipself_d2.distillation.region_proposer import RegionProposer
@@ -187,8 +188,13 @@ class RegionCLIPPretrainer(RegionDistiller):
 
         Returns:
             In training the losses, otherwise as ``RegionDistiller``.
+
+        Raises:
+            ValueError: If the items are those of another loader.
         """
         items = batched_inputs
+        if not self.training or (self.weights.regions and self.proposer is None):
+            check_items(items, ("boxes",), self, TOOL)
         share: BatchShare | None = items[0].get("share")  # type: ignore[assignment]
         pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
         images = self.preprocess_images(pictures, share.size if share else (0, 0))

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from fvcore.common.checkpoint import _IncompatibleKeys
 
+from clipself_d2.parts.checkpointer import SafeCheckpointer
 
-class StrictCheckpointer(DetectionCheckpointer):
+
+class StrictCheckpointer(SafeCheckpointer):
     """Detectron2's checkpointer that refuses weights of another model.
 
     Detectron2 skips parameters whose shape differs and trains or evaluates what is left.

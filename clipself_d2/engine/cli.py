@@ -16,6 +16,7 @@ from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.launch import run_processes
 from clipself_d2.engine.projects import add_project_keys
+from clipself_d2.parts.config_files import merge_config_file
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -48,7 +49,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
                     "evaluate it with tools/lazyconfig_train_net.py, show it with tools/demo.py"
                 )
             add_project_keys(cfg, config_file)
-            cfg.merge_from_file(config_file)
+            merge_config_file(cfg, config_file)
         source = "the command line"
         cfg.merge_from_list(overrides)
     except (KeyError, AssertionError) as error:

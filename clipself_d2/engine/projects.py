@@ -4,6 +4,8 @@ from detectron2.config import CfgNode
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 
+from clipself_d2.parts.config_files import read_config_file
+
 # Heads by the function that adds their keys; importing the projects has registered them.
 _HEADS = {
     add_pointrend_config: {
@@ -27,7 +29,7 @@ def add_project_keys(cfg: CfgNode, config_file: str) -> list[str]:
     Returns:
         Names of the heads found.
     """
-    model = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True).get("MODEL") or {}
+    model = read_config_file(config_file).get("MODEL") or {}
     named = {str((model.get(part) or {}).get("NAME")) for part in _PARTS}
     found: list[str] = []
     for add_keys, heads in _HEADS.items():

@@ -211,11 +211,29 @@ class Trainer(DefaultTrainer):
             with vocabulary_of(cfg, model, name):
                 if evaluators is None:
                     evaluator = cls.build_evaluator(cfg, name)
-                only = changed(cfg, "DATASETS.TEST", (name,))
+                only = only_set(cfg, name)
                 results[name] = super().test(only, model, [evaluator])
                 protocols[name] = protocol_of(cfg, model, name, evaluator)
         write_results(cfg.OUTPUT_DIR, results, protocols)
         return results if len(results) != 1 else results[names[0]]
+
+
+def only_set(cfg: CfgNode, name: str) -> CfgNode:
+    """Narrow a config to one of its test sets, with the proposals of that set.
+
+    Args:
+        cfg: The whole config.
+        name: One of DATASETS.TEST.
+
+    Returns:
+        A copy; the given one is not changed.
+    """
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST
+    only = changed(cfg, "DATASETS.TEST", (name,))
+    if len(files) == len(cfg.DATASETS.TEST):
+        own = files[list(cfg.DATASETS.TEST).index(name)]
+        only = changed(only, "DATASETS.PROPOSAL_FILES_TEST", (own,))
+    return only
 
 
 def log_size(model: nn.Module) -> None:

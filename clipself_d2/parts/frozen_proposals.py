@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_proposal_generator
 from detectron2.structures import ImageList, Instances
@@ -15,6 +14,8 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from clipself_d2.clip.randomness import own_randomness
+from clipself_d2.parts.checkpointer import SafeCheckpointer
+from clipself_d2.parts.config_files import merge_config_file
 
 # What a detector's checkpoint has beside its proposal network.
 _BESIDE = ("roi_heads.", "pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
@@ -127,7 +128,7 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     return network
 
 
-class _StrictLoader(DetectionCheckpointer):
+class _StrictLoader(SafeCheckpointer):
     """Refuses a checkpoint that leaves a part of the network random, or has parts unknown to it."""
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
@@ -164,7 +165,7 @@ def _read_config(cfg: CfgNode) -> CfgNode:
         own.MODEL[part] = cfg.MODEL[part].clone()
         own.MODEL[part].defrost()
     try:
-        own.merge_from_file(path)
+        merge_config_file(own, path)
     except (KeyError, AssertionError) as error:
         reason = error.args[0] if error.args else error
         raise ValueError(f"{reason} in MODEL.FROZEN_RPN.CONFIG {path}") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.towers.resnet import ResNetTower
+from clipself_d2.data.items import check_items
 from clipself_d2.layers.letterbox import restore_map
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
 from clipself_d2.referring.decoder import CrisDecoder
@@ -139,8 +140,9 @@ class CRIS(nn.Module):
             ``ref_mask_prob`` (H, W) float32 and ``ref_mask`` (H, W) bool, on the CPU.
 
         Raises:
-            ValueError: If images are of different or unfit sizes.
+            ValueError: If images are of different or unfit sizes, or without sentences.
         """
+        check_items(batched_inputs, ("sentence",), self, "tools/train_net.py of this project")
         sentences = [str(item["sentence"]) for item in batched_inputs]
         if self.training:
             pixels = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import logging
 import os
-import pickle
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.registry import find_weights
+from clipself_d2.clip.weights.reading import read_weights_file
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.templates import fill_templates, get_templates, template_name
@@ -27,7 +27,7 @@ from clipself_d2.vocabulary.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
-# What torch.load and reading its answer raise for damaged and foreign files.
+# What reading damaged and foreign files raises.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -36,7 +36,6 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     ValueError,
-    pickle.UnpicklingError,
 )
 # What a file name should not have; ids of the Hugging Face hub hold some of it.
 _UNFIT = re.compile(r"[^\w.-]+")
@@ -253,7 +252,7 @@ class TextEmbeddings:
         if not Path(path).is_file():
             raise FileNotFoundError(f"text embeddings {path} do not exist")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_weights_file(path)
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}")
             frequency, background = content["frequency"], content["background"]

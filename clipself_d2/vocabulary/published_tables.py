@@ -1,7 +1,6 @@
 """Text embeddings in the files of other projects."""
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipself_d2.clip.weights.reading import read_weights_file
 from clipself_d2.vocabulary.embeddings import BACKGROUND, TextEmbeddings
 from clipself_d2.vocabulary.templates import clean_name
 from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError)
 _SHOWN_NAMES = 5
 
 
@@ -69,20 +68,25 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
     content: object
     try:
         if path.suffix == ".npy":
-            content = torch.from_numpy(np.load(path, allow_pickle=False))
+            content = torch.as_tensor(np.load(path, allow_pickle=False))
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, pickle.UnpicklingError) as error:
+            content = read_weights_file(path)
+    except (EOFError, OSError, TypeError, ValueError) as error:
+        # What numpy says goes on with advice to run the file's code.
+        reason = "it is cut short or holds objects" if path.suffix == ".npy" else str(error)
         raise ValueError(
-            f"embedding file {path} cannot be read as tensors alone ({type(error).__name__}); it "
-            "may be cut short, or hold more: if you trust it, write its vectors anew with "
-            f"torch.save({{k: torch.as_tensor(v) for k, v in torch.load({str(path)!r}, "
-            "weights_only=False).items()}, 'other.pt')"
+            f"embedding file {path} cannot be read as tensors alone: {reason}"
         ) from error
+    if isinstance(content, np.ndarray):
+        content = torch.as_tensor(content)
     if isinstance(content, Tensor) and content.ndim == 2 and content.numel():
         return content.float()
     if isinstance(content, Mapping):
-        vectors = {str(k): v.float().flatten() for k, v in content.items() if torch.is_tensor(v)}
+        vectors = {
+            str(key): torch.as_tensor(value).float().flatten()
+            for key, value in content.items()
+            if isinstance(value, Tensor | np.ndarray)
+        }
         widths = {len(vector) for vector in vectors.values()}
         if len(vectors) == len(content) and len(widths) == 1:
             return vectors

@@ -8,11 +8,7 @@ As configs/panoptic/ov_panoptic_untouched_eva02_b16.yaml. A distilled tower:
 import detectron2.data.transforms as T
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
@@ -22,7 +18,7 @@ from omegaconf import OmegaConf
 from clipself_d2.backbones import ClipViT, ClipViTStages
 from clipself_d2.clip.model import load_tower
 from clipself_d2.data.build import build_detection_train_loader
-from clipself_d2.data.detection_mapper import lsj_augmentations
+from clipself_d2.data.detection_mapper import PictureMapper, lsj_augmentations
 from clipself_d2.data.panoptic_mapper import PanopticMapper
 from clipself_d2.engine.solver import ClippedAdamW
 from clipself_d2.evaluation.build import build_evaluator
@@ -96,7 +92,7 @@ dataloader.train = L(build_detection_train_loader)(
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_val_ov_panoptic", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(PictureMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="RGB",

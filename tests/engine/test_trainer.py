@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
-from clipself_d2.engine.trainer import Trainer
+from clipself_d2.engine.trainer import Trainer, only_set
 
 
 def test_the_optimizer_follows_its_key(emoji_cfg) -> None:
@@ -166,7 +166,7 @@ import clipself_d2
 from detectron2.engine import launch
 from detectron2.utils import comm
 from clipself_d2.engine.cli import load_config
-from clipself_d2.engine.trainer import Trainer
+from clipself_d2.engine.trainer import Trainer, only_set
 
 ROOT, OUT = sys.argv[1:]
 
@@ -190,3 +190,12 @@ def work():
 if __name__ == "__main__":
     launch(work, 2, dist_url="auto")
 """
+
+
+def test_a_test_set_keeps_its_own_proposals(emoji_cfg) -> None:
+    cfg = emoji_cfg(
+        "fvit_untouched", "DATASETS.TEST", ("a", "b"), "DATASETS.PROPOSAL_FILES_TEST", ("1", "2")
+    )
+    only = only_set(cfg, "b")
+    assert (only.DATASETS.TEST, only.DATASETS.PROPOSAL_FILES_TEST) == (("b",), ("2",))
+    assert cfg.DATASETS.TEST == ("a", "b")

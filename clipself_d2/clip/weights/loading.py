@@ -1,38 +1,21 @@
 """Reading CLIP weights in every published layout, strictly."""
 
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archive
 from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_open_clip
+from clipself_d2.clip.weights.reading import read_weights_file
 
 if TYPE_CHECKING:
     from clipself_d2.clip.model import ClipModel
     from clipself_d2.clip.towers.contract import VisionTower
 
-# What torch.load and load_file raise for damaged files; damaged pickles give nearly anything.
-_UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    UnicodeDecodeError,
-)
-# What torch says of a pickle that names more than tensors.
-_NEEDS_CODE = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")
 _SHOWN_KEYS = 4
 
 
@@ -58,9 +41,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without running code that it may hold.
 
     Args:
-        path: A safetensors file, one of ``torch.save``, or a TorchScript archive such as OpenAI's;
-            in the second the weights may lie under "model" (Detectron2) or "state_dict"
-            (open_clip's, CLIPSelf's and mmdetection's training).
+        path: A file of any kind that ``read_weights_file`` knows; the weights may lie under "model"
+            (Detectron2) or "state_dict" (open_clip's, CLIPSelf's and mmdetection's training).
 
     Returns:
         Tensors on the CPU by name, without a leading "module.".
@@ -69,52 +51,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, could run code, or holds anything but tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    content = _read(path)
+    content = read_weights_file(path)
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds {type(content).__name__}, expected named tensors")
-    odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    named = {str(key).removeprefix("module."): _tensor(value) for key, value in content.items()}
+    odd = [key for key, value in named.items() if value is None]
     if odd:
         raise ValueError(f"{path} holds other things than tensors: {_some(odd)}")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return {key: value for key, value in named.items() if value is not None}
 
 
-def _read(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path, device="cpu")
-        if is_jit_archive(path):
-            return read_jit_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        needs_code = _NEEDS_CODE.search(str(error))
-        if needs_code is not None:
-            raise ValueError(_refusal(path, needs_code.group(1))) from error
-        raise ValueError(
-            f"{path} cannot be read as safetensors, as a TorchScript archive or as weights saved "
-            f"by torch.save; it may be cut short: {_first_line(error)}"
-        ) from error
-
-
-def _refusal(path: Path, asked_for: str) -> str:
-    """What a user may do about a file that only unpickling of any code can read."""
-    line = (
-        f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        "c = c if isinstance(c, dict) else c.state_dict(); "
-        "c = c.get('state_dict', c.get('model', c)); "
-        "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, "
-        f"{str(path.with_suffix('.weights.pt'))!r})"
-    )
-    return (
-        f"{path} cannot be read as weights alone: it asks for {asked_for}, and unpickling that "
-        "could run code of whoever made the file; if you trust it, convert it once with\n"
-        f'  python -c "{line}"'
-    )
+def _tensor(value: object) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value)
+    return value if isinstance(value, Tensor) else None
 
 
 def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
@@ -203,7 +156,3 @@ def _fill(
 def _some(keys: list[str]) -> str:
     more = "" if len(keys) <= _SHOWN_KEYS else f" and {len(keys) - _SHOWN_KEYS} more"
     return ", ".join(keys[:_SHOWN_KEYS]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -6,15 +6,13 @@ strings and numbers; ``refs(<splitBy>).json`` with the same content is read as w
 ``NO_TARGET`` for none.
 """
 
-import io
 import json
 import logging
-import pickle
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from clipself_d2.clip.weights.plain_pickle import DAMAGE, load_plain_pickle
 from clipself_d2.data.datasets.validate import (
     DEFAULT_REMEDY,
     check_images_exist,
@@ -25,36 +23,9 @@ from clipself_d2.data.items import Record
 logger = logging.getLogger(__name__)
 
 REF_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
-# What reading a damaged file can raise; some bytes ask for more memory than there is.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    EOFError,
-    struct.error,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-)
 # Number of an annotation that stands for none, where a sentence refers to nothing.
 NO_TARGET = -1
 TRAIN_SPLIT = "train"
-
-
-class _PlainUnpickler(pickle._Unpickler):
-    """Reads containers, strings and numbers; anything that could run code is refused.
-
-    The reader written in Python, since the compiled one makes a table as long as the largest number
-    in the file says: a few bytes could take all memory.
-    """
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to something outside the file")
 
 
 def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]:
@@ -82,9 +53,9 @@ def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]
         if found.suffix == ".json":
             rows = json.loads(found.read_text(encoding="utf-8"))
         else:
-            # The published files were written by Python 2.
-            rows = _PlainUnpickler(io.BytesIO(found.read_bytes()), encoding="latin1").load()
-    except _DAMAGE as error:
+            with found.open("rb") as stream:
+                rows = load_plain_pickle(stream, names={})
+    except DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{found} cannot be read as plain data ({reason}); {remedy}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

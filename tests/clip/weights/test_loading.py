@@ -1,4 +1,3 @@
-import shlex
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -248,18 +247,16 @@ def test_name_that_no_layout_knows_is_refused(new_clip, tmp_path):
             load_tower_weights(model.tower, save(state, tmp_path / "tower.pt"))
 
 
-def test_conversion_that_a_refusal_tells_works(new_clip, tmp_path):
-    """A training state with numpy numbers and a class of its own, as some trainers write it."""
+def test_training_state_with_a_class_of_its_own_is_refused_by_name(new_clip, tmp_path):
+    """Numbers of numpy, as some trainers write them, are plain data; other classes are not."""
     model = new_clip("vit")
-    state = {"state_dict": model.open_clip_state_dict(), "best": np.float64(1), "why": Fraction(1)}
+    state = {"state_dict": model.open_clip_state_dict(), "best": np.float64(1)}
     torch.save(state, tmp_path / "training.pth")
-    with pytest.raises(ValueError, match="could run code") as caught:
+    assert_same(read_checkpoint(tmp_path / "training.pth"), model.open_clip_state_dict())
+    torch.save({**state, "why": Fraction(1)}, tmp_path / "training.pth")
+    with pytest.raises(ValueError, match=r"asks for fractions\.Fraction, which could") as caught:
         read_checkpoint(tmp_path / "training.pth")
-    (command,) = [line for line in str(caught.value).splitlines() if "python -c" in line]
-    python, flag, code = shlex.split(command)
-    assert (python, flag) == ("python", "-c")
-    exec(code, {})
-    assert_same(read_checkpoint(tmp_path / "training.weights.pt"), model.open_clip_state_dict())
+    assert "weights_only" not in str(caught.value)
 
 
 def test_code_in_a_file_does_not_run(tmp_path):

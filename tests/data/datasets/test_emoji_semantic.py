@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
 from PIL import Image
 
 from clipself_d2.data.datasets.emoji_semantic import (
     draw_map,
+    draw_segments,
     register_emoji_semantic,
     write_maps,
 )
@@ -64,6 +66,49 @@ def test_panoptic_sets_are_scored_for_boxes_too(names):
     metadata = MetadataCatalog.get("again_panoptic_fpn_train")
     assert metadata.stuff_classes == ["things", "background"]
     assert metadata.evaluator_type == "coco_panoptic_seg"
+
+
+def test_segments_are_numbered_from_the_background_on():
+    square = {"segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
+    other = {"segmentation": [[1, 1, 2, 1, 2, 2, 1, 2]]}
+    assert draw_segments([square, other], (3, 4)).tolist() == [
+        [2, 2, 1, 1],
+        [2, 3, 3, 1],
+        [1, 3, 3, 1],
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_detectron2s_panoptic_evaluator_finds_its_metadata_and_truth(names, tmp_path, split):
+    name = f"again_panoptic_fpn_{split}"
+    evaluator = COCOPanopticEvaluator(name, str(tmp_path))
+    records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+    truth = json.loads(Path(metadata.panoptic_json).read_text())
+    categories = {row["id"]: row for row in truth["categories"]}
+    rows = {row["image_id"]: row for row in truth["annotations"]}
+    assert len(categories) == len(truth["categories"])
+    for record in records:
+        row = rows[record["image_id"]]
+        red, green, blue = np.moveaxis(
+            np.asarray(Image.open(Path(metadata.panoptic_root) / row["file_name"]), np.int64), 2, 0
+        )
+        drawn = red + 256 * green + 65536 * blue
+        numbers, areas = np.unique(drawn, return_counts=True)
+        assert [s["id"] for s in row["segments_info"]] == numbers.tolist()
+        assert [s["area"] for s in row["segments_info"]] == areas.tolist()
+        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+        for segment in row["segments_info"]:
+            is_thing = categories[segment["category_id"]]["isthing"]
+            assert (labels[drawn == segment["id"]] == (0 if is_thing else 1)).all()
+    # What it makes of the model's classes: thing 0, and label 1 of the map.
+    found = [
+        evaluator._convert_category_id({"category_id": number, "isthing": is_thing})["category_id"]
+        for number, is_thing in ((0, True), (1, False))
+    ]
+    assert [categories[number]["name"] for number in found] == [
+        metadata.thing_classes[0],
+        "background",
+    ]
 
 
 def test_maps_are_drawn_once(emoji_root, tmp_path):

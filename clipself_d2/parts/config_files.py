@@ -1,0 +1,119 @@
+"""yaml configs read as data: no tag of theirs runs code.
+
+Detectron2 reads a config whose tags plain yaml does not know with ``yaml.unsafe_load``, which calls
+whatever the file names. The tags that its model zoo and this project's recipes hold are known here:
+arithmetic, tuples, and the place of a config of the model zoo.
+"""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.model_zoo import get_config_file
+
+from clipself_d2.parts.arithmetic import evaluate
+
+_PYTHON = "tag:yaml.org,2002:python/"
+
+
+class _DataLoader(yaml.SafeLoader):
+    """Knows the tags of configs that hold data alone."""
+
+
+def _argument(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    """The one text that a tag of a function is given."""
+    given = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    if len(given) != 1 or not isinstance(given[0], str):
+        raise yaml.constructor.ConstructorError(
+            None, None, "expected one text in a list behind the tag", node.start_mark
+        )
+    return given[0]
+
+
+def _arithmetic(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    text = _argument(loader, node)
+    try:
+        return evaluate(text)
+    except ValueError as error:
+        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+def _zoo_file(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    try:
+        return str(get_config_file(_argument(loader, node)))
+    except RuntimeError as error:
+        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+def _tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
+
+
+_DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
+_DataLoader.add_constructor(
+    f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _zoo_file
+)
+_DataLoader.add_constructor(f"{_PYTHON}tuple", _tuple)
+
+
+class _DataNode(CfgNode):
+    """Detectron2's config node, which is given every file without tags."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> StringIO:
+        with super()._open_cfg(filename) as stream:
+            try:
+                content = yaml.load(stream, Loader=_DataLoader)
+            except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+                raise ValueError(f"{filename} is no yaml of plain data: {_fault(error)}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{filename} holds {type(content).__name__}, expected keys and values")
+        return StringIO(yaml.safe_dump(content, sort_keys=False))
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f" in line {mark.line + 1}"
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return f"{' '.join(problem.split())}{place}"
+
+
+def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
+    """Merge a yaml file and what its ``_BASE_`` names, as Detectron2 does, without running code.
+
+    Args:
+        cfg: The config; changed in place.
+        config_file: Path or address of the file.
+
+    Raises:
+        AssertionError: If there is no such file.
+        KeyError: If a key is unknown.
+        ValueError: If the file is no yaml, holds a tag that could run code, or a value has another
+            type.
+    """
+    merged = _DataNode(cfg)
+    merged.merge_from_file(str(config_file), allow_unsafe=False)
+    # Nodes go back to the type that others merge with.
+    plain = CfgNode(merged)
+    cfg.clear()
+    cfg.update(plain)
+
+
+def read_config_file(config_file: str | Path) -> dict[str, Any]:
+    """Read a yaml file and what its ``_BASE_`` names, without defaults.
+
+    Args:
+        config_file: Path or address of the file.
+
+    Returns:
+        Its keys, nested.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If the file is no yaml or holds a tag that could run code.
+    """
+    content: dict[str, Any] = _DataNode.load_yaml_with_base(str(config_file))
+    return content

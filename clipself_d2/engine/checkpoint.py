@@ -1,11 +1,14 @@
 """Checkpoints that fit the model, and configs whose checkpoint brings the tower."""
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from fvcore.common.checkpoint import _IncompatibleKeys
 
+from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.parts.checkpointer import SafeCheckpointer
+from clipself_d2.parts.dense_form import check_forms, forms_of
 
 
 class StrictCheckpointer(SafeCheckpointer):
@@ -13,6 +16,19 @@ class StrictCheckpointer(SafeCheckpointer):
 
     Detectron2 skips parameters whose shape differs and trains or evaluates what is left.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<name>.pth`` with the form in which its image towers are trained.
+
+        Args:
+            name: File name without the ending.
+            kwargs: Further entries of the file.
+        """
+        super().save(name, **{FORM_KEY: forms_of(self.model)}, **kwargs)
+
+    def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        check_forms(self.model, checkpoint.get(FORM_KEY), "MODEL.WEIGHTS")
+        return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if incompatible.incorrect_shapes:

@@ -13,6 +13,8 @@ from detectron2.config import CfgNode
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
+from clipself_d2.clip.weights.form import read_form
+from clipself_d2.parts.dense_form import check_form, form_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,10 @@ def build_image_tower(
             tower = load_tower(options.NAME, weights, precision=options.PRECISION)
     else:
         tower = copy.deepcopy(original)
+    form = form_from_config(cfg)
+    if options.WEIGHTS:
+        check_form(form, read_form(options.WEIGHTS), "MODEL.CLIP.WEIGHTS")
+    tower.form = form  # type: ignore[assignment]
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
     with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, LAST_BLOCK, TRAINABLE_BLOCKS and DROP_PATH"):

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,8 @@ _UNREADABLE = (
 )
 # What a file name should not have; ids of the Hugging Face hub hold some of it.
 _UNFIT = re.compile(r"[^\w.-]+")
+# Read at a time to hash a file.
+_HASHED_BYTES = 2**24
 # Embeddings stored in float16 have norms this close to 1.
 _UNIT_TOLERANCE = 1e-2
 
@@ -341,12 +344,22 @@ def _read_cache(path: Path) -> TextEmbeddings | None:
 
 
 def _weights_stamp(clip: str, weights: str) -> str:
-    """A tag as it is; a file with its size and time, so that a new file is not an old cache."""
+    """A tag as it is; a file by its content, which neither a copy nor a touched time changes."""
     tag, path = find_weights(clip, weights)
     if path is None or not path.is_file():
         return tag or weights
     stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return _content_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _content_digest(path: Path, size: int, time_ns: int) -> str:
+    """Hash a file; size and time tell within a process whether that was done already."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASHED_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -90,6 +90,8 @@ def test_evaluators_may_be_passed_as_to_detectron2(emoji_cfg) -> None:
 
 def test_evaluation_resumes_from_the_last_checkpoint(emoji_cfg, tmp_path) -> None:
     cfg = emoji_cfg("fvit_untouched", "DATASETS.TEST", ("emoji_ov_val",), "SOLVER.MAX_ITER", 2)
+    # The text tower is in no checkpoint, and a random one follows the seed.
+    cfg.MODEL.CLIP.PRETRAINED = "emoji"
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(7)
     Trainer(cfg).train()

@@ -223,6 +223,22 @@ def test_cache_tells_vocabularies_clips_weights_and_prompts_apart(
     assert encoder.calls == len(others) + 1
 
 
+def test_cache_follows_the_content_of_a_weights_file(tmp_path: Path, encoder: StubEncoder) -> None:
+    file, copy = tmp_path / "clip.bin", tmp_path / "copy.bin"
+    file.write_bytes(b"1")
+    copy.write_bytes(b"1")
+    os.utime(copy, ns=(5, 5))
+    load_or_build(tmp_path / "cache", weights=str(file))
+    load_or_build(tmp_path / "cache", weights=str(copy))
+    assert encoder.calls == 1
+    # In another process, as size and time are remembered in one.
+    copy.write_bytes(b"2")
+    os.utime(copy, ns=(5, 5))
+    embeddings._content_digest.cache_clear()
+    load_or_build(tmp_path / "cache", weights=str(copy))
+    assert encoder.calls == 2
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other classes"])
 def test_damaged_cache_is_built_again_with_a_warning(
     damage: str, tmp_path: Path, encoder: StubEncoder, caplog

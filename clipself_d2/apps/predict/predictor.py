@@ -1,6 +1,7 @@
 """Detection with classes given as words, in three lines of Python."""
 
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -107,7 +108,7 @@ class OpenVocabPredictor:
 
     Pictures of one size go through the model together. Those of different sizes do not: they would
     be padded, and a tower's positions follow the padded size, so that the scores of a picture
-    would depend on its neighbours.
+    would depend on its neighbours. Threads may share a predictor; they take turns.
 
     Args:
         config: yaml file or a config with the keys of ``add_clipself_config``; or a LazyConfig or
@@ -158,6 +159,8 @@ class OpenVocabPredictor:
             isinstance(part, SegmentTextClassifier) for part in source.model.modules()
         )
         self._embeddings: TextEmbeddings | None = None
+        # The model holds one vocabulary at a time.
+        self._turn = threading.Lock()
         # Of the embedded CLIP, the only one that knows which words it never read.
         self._text: TextEncoder | None = None
 
@@ -247,7 +250,7 @@ class OpenVocabPredictor:
         for number, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(number)
         outputs: dict[int, dict[str, Any]] = {}
-        with torch.no_grad(), self._vocabulary():
+        with torch.no_grad(), self._turn, self._vocabulary():
             for numbers in by_size.values():
                 for start in range(0, len(numbers), self.batch_size):
                     batch = numbers[start : start + self.batch_size]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.towers.eva import EvaTower
+from clipself_d2.clip.weights.form import FORM_KEY, Form, read_form
 from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_clipself, to_open_clip
 from clipself_d2.clip.weights.loading import load_clip_weights, load_tower_weights, read_checkpoint
 
@@ -76,7 +77,7 @@ def convert_checkpoint(
     _check_names(named.tensors, source)
     state, head_dim = _fit_model(named.tensors, source, model)
     written = to_clipself(state, head_dim=head_dim) if to == "clipself" else state
-    _write(written, output, to)
+    _write(written, output, to, read_form(source))
     return ConversionReport(
         source=source,
         source_layout=named.layout,
@@ -136,7 +137,7 @@ def _fit_model(
     return state, None if table is None else table.shape[1] // 2
 
 
-def _write(state: dict[str, Tensor], output: Path, to: str) -> None:
+def _write(state: dict[str, Tensor], output: Path, to: str, form: Form | None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -145,7 +146,9 @@ def _write(state: dict[str, Tensor], output: Path, to: str) -> None:
             save_file({k: v.contiguous().clone() for k, v in state.items()}, partial)
         else:
             wrapper = {"clipself": "state_dict", "d2": "model"}.get(to)
-            torch.save(state if wrapper is None else {wrapper: state}, partial)
+            # Plain tensors have no place for the form.
+            beside = {FORM_KEY: {"": form}} if form else {}
+            torch.save(state if wrapper is None else {wrapper: state, **beside}, partial)
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)

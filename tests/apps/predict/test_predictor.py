@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from clipself_d2.apps.predict.predictor import (
 )
 from clipself_d2.clip import model as clip_model
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.layers import TextClassifier
 from clipself_d2.vocabulary import Vocabulary
 
 
@@ -95,6 +97,25 @@ def same(one: Instances, other: Instances) -> bool:
         and torch.equal(one.pred_classes, other.pred_classes)
         and torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
     )
+
+
+def test_threads_share_a_predictor(detector_cfg, weights: Path, pictures: list[Path]) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    predictor.set_classes(["dog", "police car"])
+    alone = {picture: predictor(picture)["instances"] for picture in pictures[:2]}
+
+    def ask(number: int) -> bool:
+        picture = pictures[number % 2]
+        return same(predictor(picture)["instances"], alone[picture])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(8)))
+    assert classes_of(predictor.model) == 80
+
+
+def classes_of(model: torch.nn.Module) -> int:
+    (classifier,) = (part for part in model.modules() if isinstance(part, TextClassifier))
+    return len(classifier.get_embeddings()[0])
 
 
 @pytest.mark.parametrize("name", ["fvit_untouched", "cascade", "retinanet", "fcos"])

@@ -70,6 +70,9 @@ def newest_of_run(folder: str | Path) -> Found | None:
 def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
     """Find the newest checkpoint of a folder that can be read to its last byte.
 
+    The result of a training that was done, ``model_final.pth``, counts where ``last_checkpoint``
+    names it or nothing else is whole: a training that goes on has numbered ones after it.
+
     Args:
         folder: The folder of a run.
 
@@ -78,7 +81,7 @@ def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
         its name and what is wrong with it.
     """
     folder = Path(folder)
-    paths, passed = set(folder.glob(CHECKPOINTS)), []
+    paths, passed, named = set(folder.glob(CHECKPOINTS)), [], ""
     with suppress(OSError):
         named = (folder / LAST_CHECKPOINT).read_text(encoding="utf-8", errors="replace").strip()
         if not named:
@@ -92,7 +95,8 @@ def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
         try:
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             run = str(content.get("run", {}).get("id", ""))
-            found.append((int(content["iteration"]), path.stat().st_mtime, path, run))
+            is_next = path.name == named or path.stem[-1].isdigit()
+            found.append((is_next, int(content["iteration"]), path, run))
         except Exception as error:
             reason = "no state of a training" if isinstance(error, KeyError) else "cut or damaged"
             passed.append(f"{path.name} ({reason})")

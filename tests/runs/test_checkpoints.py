@@ -49,6 +49,16 @@ def test_the_newest_is_told_by_what_is_in_it(write, tmp_path) -> None:
     assert passed == []
 
 
+def test_the_result_of_a_training_counts_where_it_is_named_or_alone(write, tmp_path) -> None:
+    numbered = write(1)
+    final = write(3, "model_final.pth")
+    assert newest_of_run(tmp_path).path == final
+    (tmp_path / "last_checkpoint").write_text("")
+    assert newest_of_run(tmp_path).path == numbered
+    os.truncate(numbered, 10)
+    assert newest_of_run(tmp_path).path == final
+
+
 @pytest.mark.parametrize("size", [0, 100, 150_000])
 def test_a_cut_checkpoint_is_passed_over_with_a_warning(write, tmp_path, size, caplog) -> None:
     whole = write(1)

@@ -1,0 +1,1 @@
+"""Campaigns that show what is promised about faults."""

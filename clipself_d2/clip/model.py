@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import check_precision
+from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.clip.registry import (
     check_name,
     fetch_weights,
@@ -120,7 +121,8 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
 
     Args:
         name: Model name as open_clip knows it, or one of this project's.
-        weights: A pretrained tag, a file with the whole CLIP, or None for random weights.
+        weights: A pretrained tag, a file with the whole CLIP, or None for random weights, which
+            depend on the seed of torch's generator alone and draw nothing from it.
         precision: Number type of the image tower: fp32, bf16 or auto.
 
     Returns:
@@ -143,7 +145,7 @@ def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32"
     Args:
         name: Model name as open_clip knows it, or one of this project's.
         weights: A pretrained tag, a file with a whole CLIP or an image tower, or None for random
-            weights.
+            weights, as of ``load_clip``.
         precision: Number type: fp32, bf16 or auto.
 
     Returns:
@@ -169,6 +171,7 @@ def _build(
     return clip, _take_tower(clip, name, precision, settings), path
 
 
+@own_randomness()
 def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str, Any]]:
     """Build open_clip's model, and tell the pixel statistics of its weights."""
     # Not open_clip.create_model: without a tag it warns of random weights on the root logger, also

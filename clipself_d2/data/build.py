@@ -1,18 +1,16 @@
 """Loaders for distillation, for region classification and for the training of detectors."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.data.common import DatasetFromList
-from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from detectron2.data import build as detectron2_build
+from torch.utils.data import DataLoader, Sampler
 
 from clipself_d2.clip.catalog import describe
+from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
+from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, check_named, read_records
@@ -20,139 +18,11 @@ from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 
 
-class CountedDataset(Dataset[Item]):
-    """An endless data set over a running count of samples.
-
-    Sample k is record ``permutation(epoch)[k % n]`` with a generator seeded by (seed, k), and its
-    size is drawn for iteration ``k // total_batch``: it does not depend on workers, processes or
-    interruptions.
-
-    Args:
-        records: Records of the data set.
-        mapper: Called with a record, the generator and the size of the student's image.
-        seed: Seed of order and augmentation.
-        sizes: Longest sides of the student's image, px, one of which all samples of an iteration
-            have.
-        total_batch: Samples of one iteration over all processes.
-    """
-
-    def __init__(
-        self,
-        *,
-        records: Sequence[Record],
-        mapper: DistillMapper | CaptionMapper,
-        seed: int,
-        sizes: Sequence[int],
-        total_batch: int = 1,
-    ) -> None:
-        self._records = records
-        self._mapper = mapper
-        self._seed = seed
-        self._total_batch, self._sizes = total_batch, tuple(sizes)
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def __getitem__(self, count: int) -> Item:
-        """Make the sample of a count.
-
-        Args:
-            count: Number of the sample over all epochs and processes.
-
-        Returns:
-            The mapper's item.
-        """
-        epoch, position = divmod(count, len(self._records))
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, epoch, 1])
-            self._epoch, self._order = epoch, rng.permutation(len(self._records))
-        record = self._records[int(self._order[position])]
-        rng = np.random.default_rng([self._seed, count])
-        return self._mapper(record, rng, self._size(count // self._total_batch))
-
-    def _size(self, iteration: int) -> int:
-        if len(self._sizes) == 1:
-            return self._sizes[0]
-        rng = np.random.default_rng([self._seed, iteration, 2])
-        return self._sizes[int(rng.integers(len(self._sizes)))]
-
-
-class CountSampler(Sampler[int]):
-    """Endless counts of one process, from a given iteration on.
-
-    Args:
-        total_batch: Samples of one iteration over all processes.
-        start_iter: First iteration.
-        rank: Number of this process.
-        world_size: Number of processes.
-
-    Raises:
-        ValueError: If the batch cannot be shared evenly.
-    """
-
-    def __init__(
-        self, *, total_batch: int, start_iter: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if total_batch < 1 or total_batch % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch}, which {world_size} processes cannot "
-                "share evenly"
-            )
-        self._first = start_iter * total_batch + rank
-        self._step = world_size
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield every ``world_size``-th count."""
-        return itertools.count(self._first, self._step)
-
-
-def build_distill_train_loader(
-    *,
-    records: Sequence[Record],
-    mapper: DistillMapper | CaptionMapper,
-    total_batch: int,
-    seed: int,
-    sizes: Sequence[int],
-    start_iter: int = 0,
-    num_workers: int = 0,
-) -> DataLoader:
-    """Build the endless training loader of this process.
-
-    Args:
-        records: Records of the training set.
-        mapper: From a record to an item.
-        total_batch: Images of one iteration over all processes.
-        seed: Seed of order and regions.
-        sizes: Longest sides of the student's image to draw from, px.
-        start_iter: First iteration, for resume.
-        num_workers: Worker processes.
-
-    Returns:
-        A loader of lists of items.
-    """
-    world_size = comm.get_world_size()
-    sampler = CountSampler(
-        total_batch=total_batch,
-        start_iter=start_iter,
-        rank=comm.get_rank(),
-        world_size=world_size,
-    )
-    return DataLoader(
-        CountedDataset(
-            records=records, mapper=mapper, seed=seed, total_batch=total_batch, sizes=sizes
-        ),
-        batch_size=total_batch // world_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=list,
-        drop_last=True,
-    )
-
-
-def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
+def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     """Build the training loader of DATASETS.TRAIN.
 
     Args:
         cfg: The whole config.
-        start_iter: First iteration.
 
     Returns:
         An endless loader.
@@ -161,13 +31,12 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode, *, start_iter: int = 0) ->
         ValueError: If there is no image or the proposals fit none.
     """
     records = read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    return build_distill_train_loader(
-        records=DatasetFromList(records, copy=False),
+    return build_counted_loader(
+        records=records,
         mapper=_build_distill_mapper(cfg, records),
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         sizes=_image_sizes(cfg),
-        start_iter=start_iter,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -236,7 +105,53 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         ValueError: If DATASETS.TRAIN is empty.
     """
     check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    # Detectron2 chooses the records and their order, by a seed that it draws from numpy.
+    with own_randomness(max(cfg.SEED, 0)):
+        parts = detectron2_build._train_loader_from_config(cfg, mapper=build_train_mapper(cfg))
+    if not isinstance(parts["dataset"], list):
+        return detectron2_build.build_detection_train_loader(**parts)
+    return build_detection_train_loader(**parts, seed=max(cfg.SEED, 0))
+
+
+def build_detection_train_loader(
+    *,
+    dataset: list[Record],
+    mapper: Callable[[Record], Item],
+    total_batch_size: int,
+    sampler: Sampler[int] | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataLoader:
+    """Build a loader as Detectron2's function of this name, but by seed and iteration alone.
+
+    Args:
+        dataset: Records.
+        mapper: From a record to an item, such as Detectron2's ``DatasetMapper``.
+        total_batch_size: Images of one iteration over all processes.
+        sampler: One of Detectron2's training samplers; None goes through the records in shuffled
+            epochs.
+        aspect_ratio_grouping: Whether upright and broad pictures are kept apart.
+        num_workers: Worker processes.
+        seed: Seed of order and augmentation; -1 is taken as 0.
+
+    Returns:
+        An endless loader of lists of this process's items.
+    """
+    groups = []
+    if aspect_ratio_grouping:
+        # A record without a size is taken for upright; its batch may be padded the more.
+        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in dataset]
+    return build_counted_loader(
+        records=dataset,
+        mapper=SeededMapper(mapper),
+        total_batch=total_batch_size,
+        seed=max(seed, 0),
+        # The order of all processes; iterating the sampler gives that of one.
+        order=getattr(sampler, "_infinite_indices", None),
+        groups=groups,
+        num_workers=num_workers,
+    )
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

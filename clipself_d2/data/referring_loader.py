@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import MetadataCatalog
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.datasets.refcoco import EVALUATOR_TYPE
 from clipself_d2.data.items import read_records
 from clipself_d2.data.referring_mapper import ReferringMapper
@@ -83,11 +84,11 @@ def build_referring_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     Raises:
         ValueError: If DATASETS.TRAIN is empty.
     """
-    return build_detection_train_loader(
-        dataset=read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"),
-        mapper=ReferringMapper(cfg, is_train=True),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,
+    return build_counted_loader(
+        records=read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"),
+        mapper=SeededMapper(ReferringMapper(cfg, is_train=True)),
+        total_batch=cfg.SOLVER.IMS_PER_BATCH,
+        seed=max(cfg.SEED, 0),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 

@@ -269,19 +269,19 @@ class RegionDistiller(nn.Module, ABC):
         return rows
 
 
-def iteration_generator(seed: int) -> torch.Generator:
-    """Make randomness that a resumed run draws again: of seed, iteration and process.
+def iteration_generator(seed: int, *numbers: int) -> torch.Generator:
+    """Make randomness of seed and iteration, which another number of processes draws again.
 
     Args:
         seed: At least 0.
+        numbers: What else it depends on, such as the number of a sample; at least 0.
 
     Returns:
         A generator on the CPU.
     """
     iteration = int(get_event_storage().iter) if has_event_storage() else 0
-    count = iteration * comm.get_world_size() + comm.get_rank()
     # torch's generator takes no more than 32 bits of a seed.
-    state = np.random.SeedSequence([seed, count]).generate_state(1)
+    state = np.random.SeedSequence([seed, iteration, *numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
 

@@ -14,7 +14,8 @@ class RegionProposer(nn.Module):
         network: Frozen; from pictures to Detectron2's Instances with ``proposal_boxes``.
         max_regions: Most regions of a picture.
         crop_enlarge: Factor by which the teacher's crop of a region exceeds it; None cuts no crops.
-        seed: Seed of the draw, which also depends on the iteration and the process.
+        seed: Seed of the draw, which also depends on the iteration and the picture's ``count`` in
+            the run, as a loader of ``data.counted`` gives it, and on nothing else.
     """
 
     def __init__(
@@ -29,16 +30,11 @@ class RegionProposer(nn.Module):
         self.network = network
         self.max_regions, self.crop_enlarge, self.seed = max_regions, crop_enlarge, seed
 
-    def generator(self) -> torch.Generator:
-        """Make the randomness of this iteration's batch."""
-        return iteration_generator(self.seed)
-
-    def forward(self, items: list[Item], generator: torch.Generator) -> list[Item]:
+    def forward(self, items: list[Item]) -> list[Item]:
         """Add regions.
 
         Args:
             items: Items with ``image`` (3, H, W).
-            generator: Randomness; the parts of one batch share it.
 
         Returns:
             Copies with ``boxes`` (Ri, 4) XYXY px, the whole picture where nothing is found, and
@@ -46,12 +42,14 @@ class RegionProposer(nn.Module):
         """
         found = self.network([item["image"] for item in items])
         return [
-            self._draw(item, instances.proposal_boxes.tensor, generator)
+            self._draw(item, instances.proposal_boxes.tensor)
             for item, instances in zip(items, found, strict=True)
         ]
 
-    def _draw(self, item: Item, boxes: Tensor, generator: torch.Generator) -> Item:
+    def _draw(self, item: Item, boxes: Tensor) -> Item:
         image: Tensor = item["image"]  # type: ignore[assignment]
+        count: int = item.get("count", 0)  # type: ignore[assignment]
+        generator = iteration_generator(self.seed, count)
         drawn = torch.randperm(len(boxes), generator=generator)[: self.max_regions]
         kept = boxes[drawn.to(boxes.device)]
         if not len(boxes):

@@ -4,7 +4,9 @@ Legend: R regions of the batch, K classes, D joint embedding.
 """
 
 import torch
+import torch.distributed
 from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
 from torch import Tensor
 
 from clipself_d2.distillation.base import (
@@ -26,7 +28,7 @@ class RegionTextDistiller(RegionDistiller):
         text_KD: Class embeddings; normalised here.
         scale: Multiplier of the cosine, CLIP's exp(logit_scale).
         num_sampled: Classes that a batch is scored against.
-        seed: Seed of their draw, which also depends on the iteration and the process.
+        seed: Seed of their draw, which also depends on the iteration.
 
     Raises:
         ValueError: If the class embeddings are of another width than the towers.
@@ -97,7 +99,18 @@ class RegionTextDistiller(RegionDistiller):
                 "embeddings; check MODEL.VOCABULARY against DATASETS.TRAIN"
             )
         sampled_S = sample_classes(
-            label_R, len(self.text_KD), self.num_sampled, iteration_generator(self.seed)
+            self._classes_of_all(label_R),
+            len(self.text_KD),
+            self.num_sampled,
+            iteration_generator(self.seed),
         )
         losses = federated_bce(student_RD, self.text_KD, label_R, sampled_S, self.scale)
         return {"loss_region_text": losses.sum() / self.mean_count(len(losses))}
+
+    def _classes_of_all(self, label_R: Tensor) -> Tensor:
+        """The classes that the batch has in any process."""
+        present_K = torch.zeros(len(self.text_KD), device=self.device)
+        present_K[label_R] = 1.0
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(present_K, torch.distributed.ReduceOp.MAX)
+        return present_K.nonzero()[:, 0]

@@ -227,13 +227,12 @@ class RegionCLIPPretrainer(RegionDistiller):
         """
         shapes = [item["image"].shape for part in parts for item in part]  # type: ignore[attr-defined]
         size = (max(shape[1] for shape in shapes), max(shape[2] for shape in shapes))
-        generator = None if self.proposer is None else self.proposer.generator()
         made, rows = [], []
         for part in parts:
             items = list(part)
             pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
             images = self.preprocess_images(pictures, size)
-            made.append(self._complete(items, images, generator) if self.weights.regions else items)
+            made.append(self._complete(items, images) if self.weights.regions else items)
             if self.weights.image_text > 0:
                 features = RegionFeatures.extract(self.student, images)
                 rows.append((self._embed_frames(pictures, features), self._embed_captions(items)))
@@ -305,12 +304,10 @@ class RegionCLIPPretrainer(RegionDistiller):
         return F.normalize(features.pool([whole_frame(image) for image in pictures]), dim=1)
 
     @torch.no_grad()
-    def _complete(
-        self, items: list[Item], images: Tensor, generator: torch.Generator | None = None
-    ) -> list[Item]:
+    def _complete(self, items: list[Item], images: Tensor) -> list[Item]:
         """Add boxes where the proposer is to give them, and the teacher's features of regions."""
         if self.proposer is not None:
-            items = self.proposer(items, generator or self.proposer.generator())
+            items = self.proposer(items)
         boxes = [item["boxes"].to(self.device) for item in items]  # type: ignore[attr-defined]
         if self.teacher_regions == "crop":
             teacher = self.embed_crops(items)

@@ -95,8 +95,7 @@ def saved_weights(distiller: RegionDistiller, alpha: float) -> Iterator[None]:
 class DistillTrainer(Trainer):
     """Trainer of META_ARCHITECTUREs of distillation/.
 
-    Differs from ``Trainer``: the sample of every iteration is a function of the seed and the
-    iteration, so that a resumed run equals an uninterrupted one; region features are scored.
+    Differs from ``Trainer``: checkpoints are the student's weights; region features are scored.
 
     Args:
         cfg: The whole config.
@@ -119,21 +118,9 @@ class DistillTrainer(Trainer):
             config=self.cfg,
         )
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint of OUTPUT_DIR or MODEL.WEIGHTS, and place the data loader.
-
-        Args:
-            resume: Whether to go on from the last checkpoint.
-        """
-        super().resume_or_load(resume)
-        if self.start_iter > 0:
-            self._trainer.reset_data_loader(
-                lambda: build_distill_train_loader_from_cfg(self.cfg, start_iter=self.start_iter)
-            )
-
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Build the loader of regions and crops from the first iteration.
+        """Build the loader of regions and crops.
 
         Args:
             cfg: The whole config.
@@ -141,7 +128,7 @@ class DistillTrainer(Trainer):
         Returns:
             An endless loader.
         """
-        return build_distill_train_loader_from_cfg(cfg, start_iter=0)
+        return build_distill_train_loader_from_cfg(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

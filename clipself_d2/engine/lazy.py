@@ -21,6 +21,7 @@ from torch import nn
 from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
+from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
 from clipself_d2.engine.trainer import log_size
@@ -167,7 +168,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
         return results
 
     scheduler = instantiate(cfg.lr_multiplier)
-    made = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
+    seed = max(int(cfg.train.get("seed", 0)), 0)
+    made = [ExactSteps(seed), hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
     if comm.is_main_process():
         made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
     made.append(StopOnSignal(checkpointer, parallel))

@@ -35,6 +35,7 @@ from clipself_d2.engine.evaluate import (
     warn_of_limit,
     write_results,
 )
+from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
@@ -48,9 +49,10 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trainer of detectors; a subclass overrides what it would of ``DefaultTrainer``.
 
-    Differs from ``DefaultTrainer``: the optimiser follows SOLVER.OPTIMIZER, several processes may
-    train on CPUs, checkpoints of another model are refused, and test data sets are scored with
-    their own vocabularies.
+    Differs from ``DefaultTrainer``: what an iteration draws is a function of the seed and the
+    iteration, so that a resumed run equals an uninterrupted one; the optimiser follows
+    SOLVER.OPTIMIZER, several processes may train on CPUs, checkpoints of another model are refused,
+    and test data sets are scored with their own vocabularies.
 
     Args:
         cfg: The whole config.
@@ -71,7 +73,7 @@ class Trainer(DefaultTrainer):
         """
         # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
         self.checkpointer = self.build_checkpointer(unwrap(self.model))
-        hooks: list = super().build_hooks()
+        hooks: list = [ExactSteps(max(self.cfg.SEED, 0)), *super().build_hooks()]
         # Before the evaluation, whose hours a signal need not wait for.
         place = next((i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)), len(hooks))
         hooks.insert(place, StopOnSignal(self.checkpointer, self._trainer.model))

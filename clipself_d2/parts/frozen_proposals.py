@@ -14,6 +14,8 @@ from detectron2.structures import ImageList, Instances
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from clipself_d2.clip.randomness import own_randomness
+
 # What a detector's checkpoint has beside its proposal network.
 _BESIDE = ("roi_heads.", "pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
 _SHOWN = 3
@@ -87,6 +89,7 @@ class FrozenProposals(nn.Module):
         return list(found)
 
 
+@own_randomness()
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     """Build the network of MODEL.FROZEN_RPN.CONFIG, filled from WEIGHTS where given.
 

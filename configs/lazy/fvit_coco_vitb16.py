@@ -12,7 +12,6 @@ from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.layers import ShapeSpec
@@ -28,6 +27,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
+from clipself_d2.data.build import build_detection_train_loader
 from clipself_d2.data.detection_mapper import lsj_augmentations
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers, OpenVocabROIHeads
 from clipself_d2.detection.rpn import NormRPNHead

@@ -142,3 +142,24 @@ def test_precision_is_checked_when_building(new_open_clip):
 def test_captioners_are_refused():
     with pytest.raises(ValueError, match="coca_ViT-B-32 is a CoCa"):
         load_clip("coca_ViT-B-32")
+
+
+@pytest.mark.parametrize("build", [load_clip, load_tower])
+@pytest.mark.parametrize("with_file", [True, False])
+def test_building_leaves_the_randomness_of_the_run_alone(build, with_file, weights) -> None:
+    file = str(weights) if with_file else None
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build(NAME, file)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_random_weights_follow_the_seed_of_the_run_and_not_what_it_drew() -> None:
+    built = []
+    for seed, drawn in ((5, 0), (5, 7), (6, 0)):
+        torch.manual_seed(seed)
+        torch.rand(drawn)
+        built.append(next(load_tower(NAME).parameters()))
+    assert torch.equal(built[0], built[1])
+    assert not torch.equal(built[0], built[2])

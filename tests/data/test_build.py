@@ -1,80 +1,23 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
+import torch
+from detectron2.utils import comm
+from PIL import Image
 
 from clipself_d2.data.build import (
-    CountedDataset,
-    CountSampler,
     build_detection_train_loader_from_cfg,
-    build_distill_train_loader,
     build_distill_train_loader_from_cfg,
     build_region_test_loader_from_cfg,
 )
 from clipself_d2.data.datasets.custom import resolve_dataset_names
-
-RECORDS = [{"image_id": number} for number in range(5)]
-
-
-def mapper(
-    record: dict[str, object], rng: np.random.Generator, image_size: int
-) -> dict[str, object]:
-    return {**record, "draw": int(rng.integers(1_000_000)), "size": image_size}
+from clipself_d2.engine.cli import load_config
 
 
 def take(loader: object, batches: int) -> list[list[dict[str, object]]]:
     return list(itertools.islice(iter(loader), batches))
-
-
-def test_every_epoch_visits_every_record_once() -> None:
-    data = CountedDataset(records=RECORDS, mapper=mapper, seed=3, sizes=(64,))
-    for epoch in range(3):
-        seen = {data[epoch * 5 + position]["image_id"] for position in range(5)}
-        assert seen == set(range(5))
-
-
-def test_epochs_differ_in_order_and_draws() -> None:
-    data = CountedDataset(records=RECORDS, mapper=mapper, seed=3, sizes=(64,))
-    first, second = ([data[epoch * 5 + k] for k in range(5)] for epoch in range(2))
-    assert [row["image_id"] for row in first] != [row["image_id"] for row in second]
-    assert {row["draw"] for row in first}.isdisjoint({row["draw"] for row in second})
-
-
-def test_a_sample_does_not_depend_on_what_came_before() -> None:
-    one, other = (
-        CountedDataset(records=RECORDS, mapper=mapper, seed=3, sizes=(64,)) for _ in range(2)
-    )
-    ahead = [one[count] for count in range(12)]
-    assert other[11] == ahead[11]
-    assert other[2] == ahead[2]
-
-
-def test_two_processes_share_the_batch_of_one() -> None:
-    whole = itertools.islice(iter(CountSampler(total_batch=4)), 8)
-    parts = [
-        list(itertools.islice(iter(CountSampler(total_batch=4, rank=rank, world_size=2)), 4))
-        for rank in (0, 1)
-    ]
-    assert sorted(parts[0][:2] + parts[1][:2]) == [0, 1, 2, 3]
-    assert sorted(parts[0] + parts[1]) == sorted(whole)
-
-
-def test_a_resumed_loader_goes_on_where_the_first_stopped() -> None:
-    options = {"records": RECORDS, "mapper": mapper, "total_batch": 2, "seed": 9, "sizes": (64, 96)}
-    whole = take(build_distill_train_loader(**options), 5)
-    late = take(build_distill_train_loader(**options, start_iter=3), 2)
-    assert late == whole[3:]
-
-
-def test_workers_do_not_change_the_samples() -> None:
-    options = {"records": RECORDS, "mapper": mapper, "total_batch": 2, "seed": 9, "sizes": (64, 96)}
-    plain = take(build_distill_train_loader(**options), 4)
-    assert take(build_distill_train_loader(**options, num_workers=1), 4) == plain
-
-
-def test_an_odd_batch_for_two_processes_names_its_key() -> None:
-    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH"):
-        CountSampler(total_batch=3, world_size=2)
 
 
 def test_the_config_builds_the_loader_of_the_training_images(emoji_cfg) -> None:
@@ -91,23 +34,6 @@ def test_crops_are_left_as_they_are_cut_for_another_device(emoji_cfg) -> None:
     crops = next(iter(build_distill_train_loader_from_cfg(cfg)))[0]["crops"]
     assert isinstance(crops, list)
     assert len({crop.shape for crop in crops}) > 1
-
-
-def test_a_size_alone_is_not_drawn(monkeypatch) -> None:
-    drawn = []
-    make = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or make(seed))
-    data = CountedDataset(records=RECORDS, mapper=mapper, seed=3, sizes=(64,))
-    assert data[2]["size"] == 64
-    assert drawn == [[3, 0, 1], [3, 2]]
-
-
-def test_an_iteration_has_one_size() -> None:
-    options = {"records": RECORDS, "mapper": mapper, "seed": 3, "total_batch": 4}
-    data = CountedDataset(**options, sizes=(64, 96, 128))
-    sizes = [{data[4 * step + k]["size"] for k in range(4)} for step in range(20)]
-    assert all(len(found) == 1 for found in sizes)
-    assert set.union(*sizes) == {64, 96, 128}
 
 
 def test_no_size_names_the_key(emoji_cfg) -> None:
@@ -167,3 +93,62 @@ def test_detectors_are_trained_on_jittered_pictures(emoji_cfg) -> None:
 def test_a_detector_without_training_data_names_the_key(emoji_cfg) -> None:
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
         build_detection_train_loader_from_cfg(emoji_cfg("rpn", "DATASETS.TRAIN", ()))
+
+
+def at(loader, start_iter: int):
+    loader.batch_sampler.start_iter = start_iter
+    return loader
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_a_detectors_samples_depend_on_seed_and_iteration_alone(emoji_cfg, sampler) -> None:
+    keys = ("INPUT.LSJ_SIZE", 64, "DATALOADER.SAMPLER_TRAIN", sampler)
+    cfg = emoji_cfg("fvit_untouched", *keys)
+    whole = take(build_detection_train_loader_from_cfg(cfg), 12)
+    np.random.seed(5)
+    late = take(at(build_detection_train_loader_from_cfg(cfg), 9), 3)
+    cfg.DATALOADER.NUM_WORKERS = 1
+    worked = take(build_detection_train_loader_from_cfg(cfg), 12)
+    assert len({item["image"].sum().item() for batch in whole for item in batch}) > 20
+    pairs = zip(itertools.chain(*whole[9:], *whole), itertools.chain(*late, *worked), strict=True)
+    for ours, theirs in pairs:
+        assert ours["file_name"] == theirs["file_name"]
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+    cfg.SEED = 8
+    other = take(build_detection_train_loader_from_cfg(cfg), 12)
+    names = [[item["file_name"] for batch in run for item in batch] for run in (whole, other)]
+    assert names[0] != names[1]
+
+
+def test_two_processes_train_on_the_pictures_of_one(emoji_cfg, monkeypatch) -> None:
+    cfg = emoji_cfg("fvit_untouched", "INPUT.LSJ_SIZE", 64, "SOLVER.IMS_PER_BATCH", 4)
+    (whole,) = take(build_detection_train_loader_from_cfg(cfg), 1)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: np.random.randint(2**31))
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        shares += take(build_detection_train_loader_from_cfg(cfg), 1)
+    assert [len(share) for share in shares] == [2, 2]
+    for share, own in zip(shares, (whole[0::2], whole[1::2]), strict=True):
+        for ours, theirs in zip(own, share, strict=True):
+            assert torch.equal(ours["image"], theirs["image"])
+
+
+def test_upright_and_broad_pictures_are_not_trained_together(coco_root, catalogs) -> None:
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for row in content["images"][::2]:
+        row["width"], row["height"] = 30, 40
+        Image.new("RGB", (30, 40)).save(coco_root / "coco" / "train2017" / row["file_name"])
+    file.write_text(json.dumps(content))
+    name = f"coco_json:{file}:{coco_root}/coco/train2017"
+    resolve_dataset_names([name])
+    cfg = load_config("", ["DATASETS.TRAIN", (name,), "SOLVER.IMS_PER_BATCH", 2])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "SEED", 1])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    batches = take(build_detection_train_loader_from_cfg(cfg), 12)
+    shapes = [{item["width"] > item["height"] for item in batch} for batch in batches]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert len(set(map(frozenset, shapes))) == 2

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,3 +61,16 @@ def test_a_class_beyond_the_vocabulary_is_refused(make_region_text, make_item) -
 def test_embeddings_of_another_width_are_refused(make_region_text) -> None:
     with pytest.raises(ValueError, match="64-d.*128-d"):
         make_region_text(text_KD=torch.randn(10, 64))
+
+
+@pytest.mark.multi_process
+def test_two_processes_learn_what_one_learns(tmp_path) -> None:
+    script = Path(__file__).with_name("region_text_two_processes.py")
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, *two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", 0, 1))
+    torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"])
+    for name, gradient in one["grads"].items():
+        torch.testing.assert_close(two[0]["grads"][name], gradient, rtol=1e-3, atol=1e-5, msg=name)

@@ -93,6 +93,21 @@ def test_training_gives_weights_and_scores_and_goes_on(emoji_data, tmp_path):
     assert again["iteration"] == 1
 
 
+def test_a_resumed_run_equals_an_uninterrupted_one(words_cfg, tmp_path) -> None:
+    words_cfg.train.max_iter, words_cfg.train.checkpointer.period = 3, 2
+    del words_cfg.dataloader["evaluator"]
+    torch.manual_seed(0)
+    train_lazy(words_cfg)
+    whole = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    torch.manual_seed(1)
+    train_lazy(words_cfg, resume=True)
+    resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    half = torch.load(tmp_path / "model_0000001.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert any(not torch.equal(value, half[key]) for key, value in whole.items())
+
+
 @pytest.fixture
 def words_cfg(emoji_data, tmp_path):
     """FCOS with text classes, made small."""

@@ -138,6 +138,18 @@ def test_accumulation_wraps_the_model_of_the_loop_alone(emoji_cfg) -> None:
     assert trainer.iter == 4
 
 
+def test_a_cache_of_text_embeddings_does_not_change_the_heads(emoji_cfg, tmp_path) -> None:
+    cfg = emoji_cfg("fvit_untouched", "MODEL.CLIP.PRETRAINED", "emoji")
+    built = []
+    for folder in ("", str(tmp_path), str(tmp_path)):
+        cfg.MODEL.VOCABULARY.CACHE_DIR = folder
+        torch.manual_seed(cfg.SEED)
+        built.append(Trainer.build_model(cfg).state_dict())
+    assert len(list(tmp_path.glob("text_*"))) == 1
+    for other in built[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in built[0].items())
+
+
 @pytest.mark.multi_process
 def test_two_processes_train_one_detector(emoji_root, tmp_path) -> None:
     script = tmp_path / "run.py"

@@ -140,3 +140,11 @@ def test_the_plugins_keys_come_from_the_run_but_for_the_towers_weights(cfg) -> N
     assert (own.MODEL.CLIP.NAME, own.MODEL.CLIP.WEIGHTS) == ("RN50-quickgelu", "")
     assert cfg.MODEL.CLIP.WEIGHTS == "student.pth"
     assert list(own.MODEL.PIXEL_MEAN) == [10.0, 60.0, 200.0]
+
+
+def test_building_leaves_the_randomness_of_the_run_alone(cfg) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_frozen_proposals(cfg)
+    assert torch.equal(torch.rand(3), expected)

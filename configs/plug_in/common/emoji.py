@@ -7,7 +7,6 @@ from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf
 
 from clipself_d2.backbones import ClipViT, ClipViTPyramid, ClipViTSimplePyramid
 from clipself_d2.clip.model import load_tower
+from clipself_d2.data.build import build_detection_train_loader
 from clipself_d2.engine.solver import decayed_optimizer_params
 from clipself_d2.evaluation.build import build_evaluator
 
@@ -61,6 +61,7 @@ dataloader.train = L(build_detection_train_loader)(
     ),
     total_batch_size=2,
     num_workers=1,
+    seed="${train.seed}",
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="emoji_ov_val", filter_empty=False),

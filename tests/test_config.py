@@ -104,3 +104,12 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_config("nowhere.yaml", [])
+
+
+@pytest.mark.parametrize("folder", ["emoji", "plug_in"])
+def test_short_recipes_keep_checkpoints_on_their_way(folder: str) -> None:
+    files = [p for p in sorted((ROOT / "configs" / folder).glob("*.yaml")) if p.stem[0] != "B"]
+    assert len(files) > 9
+    for file in files:
+        solver = load_config(str(file), []).SOLVER
+        assert 2 * solver.CHECKPOINT_PERIOD <= solver.MAX_ITER, file.name

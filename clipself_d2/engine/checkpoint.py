@@ -1,30 +1,135 @@
-"""Checkpoints that fit the model, and configs whose checkpoint brings the tower."""
+"""Checkpoints that fit the model, are whole, and go on with the run that wrote them."""
 
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import nn
 
 from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.dense_form import check_forms, forms_of
+from clipself_d2.runs.checkpoints import (
+    check_finite,
+    flat_keys,
+    newest_of_run,
+    warn_of_changes,
+)
+from clipself_d2.runs.folder import (
+    WholeFiles,
+    begin_run,
+    checkpoints_of,
+    claim_folder,
+    name_run,
+    read_run,
+    shown,
+)
+
+# Endings of parameters that a model may be scored without: they say nothing about what it learned.
+MAY_BE_MISSING = ("num_batches_tracked", "pixel_mean", "pixel_std")
 
 
 class StrictCheckpointer(SafeCheckpointer):
-    """Detectron2's checkpointer that refuses weights of another model.
+    """Detectron2's checkpointer that keeps, and takes, nothing but whole checkpoints of one run.
 
-    Detectron2 skips parameters whose shape differs and trains or evaluates what is left.
+    Detectron2 writes in place, skips parameters whose shape differs, and trains or evaluates what
+    is left. Here files appear under their names when they are whole, weights of another model,
+    weights that are not finite and, unless a training begins with them, half a model are refused.
+
+    Args:
+        model: The model, not wrapped.
+        save_dir: Folder of the checkpoints.
+        config: Config of the run, of yacs or omegaconf, which goes into the checkpoints.
+        options: As for Detectron2's; with ``trainer`` the checkpointer is one of a training.
     """
 
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, config: Any = None, **options: Any
+    ) -> None:
+        super().__init__(model, save_dir, **options)
+        self.path_manager = WholeFiles(self.path_manager)
+        self._config = dict(flat_keys({} if config is None else config))
+        self._run, self._source, self._may_be_partial = "", "", False
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` with the form in which its image towers are trained.
+        """Write ``<name>.pth`` and tag it as the last.
+
+        With the weights go the run's id and config, and the form in which image towers are trained.
 
         Args:
             name: File name without the ending.
             kwargs: Further entries of the file.
+
+        Raises:
+            ValueError: If weights are not finite; nothing is written then.
+            OSError: If the file cannot be written.
         """
+        if self.save_dir and self.save_to_disk:
+            check_finite(
+                self.model,
+                f"{name} is not saved: the training has diverged; lower the learning rate or clip "
+                "gradients, and go on from the last whole checkpoint with --resume",
+            )
+            self._run = self._run or read_run(self.save_dir) or name_run(self.save_dir)
+            kwargs["run"] = {"id": self._run, "config": self._config}
         super().save(name, **{FORM_KEY: forms_of(self.model)}, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the newest whole checkpoint of the folder, or begin with a file's weights.
+
+        Args:
+            path: Weights to begin with where there is no checkpoint, or ``resume`` is off; "" keeps
+                those that the model has.
+            resume: Whether to go on.
+
+        Returns:
+            What the file holds beside weights and states.
+
+        Raises:
+            ValueError: If no checkpoint of the folder is whole, or the newest is of another run.
+        """
+        trains = "trainer" in self.checkpointables and self.save_to_disk
+        if trains and self.save_dir:
+            claim_folder(self.save_dir)
+        found = newest_of_run(self.save_dir) if resume and comm.is_main_process() else None
+        if trains and found is not None:
+            self._run = name_run(self.save_dir, found.run)
+            self.tag_last_checkpoint(found.path.name)
+        last = comm.all_gather("" if found is None else str(found.path))[0]
+        if not last:
+            content = self.load(path, checkpointables=[])
+            if trains and self.save_dir:
+                self._run = begin_run(self.save_dir)
+            return content
+        content = self.load(last)
+        warn_of_changes(content.get("run", {}).get("config", {}), self._config)
+        return content
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file of this model's.
+
+        Args:
+            path: File or address; "" loads nothing.
+            checkpointables: Names of states to load; None loads all.
+
+        Returns:
+            What the file holds beside weights and states.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is of another model, or of half a model that does not begin a
+                training, or not finite.
+        """
+        if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
+            raise FileNotFoundError(f"the weights {path} are not there; check MODEL.WEIGHTS")
+        self._source = path
+        self._may_be_partial = "trainer" in self.checkpointables and checkpointables == []
+        content: dict[str, Any] = super().load(path, checkpointables)
+        if path:
+            check_finite(self.model, f"{path} is of a training that has diverged; take another")
+        return content
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         check_forms(self.model, checkpoint.get(FORM_KEY), "MODEL.WEIGHTS")
@@ -44,6 +149,13 @@ class StrictCheckpointer(SafeCheckpointer):
                 "the checkpoint has no parameter of this model; check MODEL.WEIGHTS (a distilled "
                 "image tower goes to MODEL.CLIP.WEIGHTS)"
             )
+        lacking = [key for key in incompatible.missing_keys if not key.endswith(MAY_BE_MISSING)]
+        if lacking and not self._may_be_partial:
+            raise ValueError(
+                f"{self._source} is half a model: it lacks {len(lacking)} parameters "
+                f"({shown(lacking, 3)}), which would stay random; give the checkpoint of the whole "
+                "model, and a distilled image tower to MODEL.CLIP.WEIGHTS"
+            )
         super()._log_incompatible_keys(incompatible)
 
 
@@ -57,8 +169,7 @@ def self_contained(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     Returns:
         A config for a model that is then filled from the checkpoint.
     """
-    # The name is fvcore's, which tells by this file whether there is something to resume.
-    resumes = resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
+    resumes = resume and bool(checkpoints_of(cfg.OUTPUT_DIR))
     if not cfg.MODEL.WEIGHTS and not resumes:
         return cfg
     return changed(cfg, "MODEL.CLIP.WEIGHTS", "")

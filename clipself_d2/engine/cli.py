@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +18,15 @@ from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.launch import run_processes
 from clipself_d2.engine.projects import add_project_keys
 from clipself_d2.parts.config_files import merge_config_file
+from clipself_d2.runs.folder import claim_folder
+from clipself_d2.runs.interrupts import raising_sigterm
 
-USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+USER_ERRORS = (ValueError, OSError)
+_RESUME = (
+    "go on from the newest whole checkpoint of the output folder, with --eval-only score it; "
+    "without a checkpoint begin at iteration 0, but not where there are damaged ones. Left out: "
+    "begin at iteration 0, and set checkpoints in the folder aside, in before_<run>"
+)
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -88,6 +96,8 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, cfg.MODEL.VOCABULARY.DATASET]
     resolve_dataset_names(names)
     cfg.freeze()
+    if comm.is_main_process():
+        claim_folder(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not getattr(args, "debug", False):
@@ -114,6 +124,8 @@ def train_parser(example: str) -> argparse.ArgumentParser:
         The parser.
     """
     parser = default_argument_parser(epilog=_shown(example))
+    resume = next(action for action in parser._actions if action.dest == "resume")
+    resume.help = _RESUME
     _add_debug(parser)
     return parser
 
@@ -168,9 +180,20 @@ def launch_tool(function: Callable[..., object], arguments: tuple, args: argpars
         args: Flags of ``train_parser``.
 
     Returns:
-        Exit code: 0, or 1 after a user's error.
+        Exit code: 0, 1 after a user's error, 128 + the number of a signal that ended the run.
     """
-    return run_tool(partial(run_processes, function, arguments, args), debug=args.debug)
+    work = (function, arguments, args.debug)
+    try:
+        return run_tool(partial(run_processes, _run_and_exit, work, args), debug=args.debug)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _run_and_exit(function: Callable[..., object], arguments: tuple, debug: bool) -> None:
+    """Be one process of a run: it reports its errors itself, and its exit code tells the rest."""
+    code = run_tool(partial(function, *arguments), debug=debug)
+    if code:
+        sys.exit(code)
 
 
 def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) -> object:
@@ -190,15 +213,20 @@ def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
         debug: Whether to raise the error with its traceback instead.
 
     Returns:
-        Exit code: 0, or 1 after a user's error.
+        Exit code: 0, 1 after a user's error, 128 + the number of a signal that ended the command.
     """
     try:
-        action()
+        with raising_sigterm():
+            action()
     except USER_ERRORS as error:
         if debug:
             raise
         sys.stderr.write(f"error: {_sentence(error)}\n")
         return 1
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        sys.stderr.write(f"stopped by {signal.Signals(signum).name} {stop}\n")
+        return 128 + signum
     return 0
 
 

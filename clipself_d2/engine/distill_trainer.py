@@ -38,16 +38,23 @@ class StudentCheckpointer(StrictCheckpointer):
         save_dir: Folder of the checkpoints.
         alpha: Share of the student in the saved weights.
         trainer: The trainer, for its state.
+        config: Config of the run.
 
     Raises:
         ValueError: If the student cannot be mixed with its teacher.
     """
 
     def __init__(
-        self, *, distiller: RegionDistiller, save_dir: str, alpha: float, trainer: object
+        self,
+        *,
+        distiller: RegionDistiller,
+        save_dir: str,
+        alpha: float,
+        trainer: object,
+        config: CfgNode | None = None,
     ) -> None:
         distiller.check_share(alpha)
-        super().__init__(distiller.student, save_dir, trainer=trainer)
+        super().__init__(distiller.student, save_dir, config=config, trainer=trainer)
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
             self.add_checkpointable("raw_student", distiller.student)
@@ -108,6 +115,7 @@ class DistillTrainer(Trainer):
             save_dir=self.cfg.OUTPUT_DIR,
             alpha=self.cfg.MODEL.DISTILL.STUDENT_SHARE,
             trainer=weakref.proxy(self),
+            config=self.cfg,
         )
 
     @classmethod

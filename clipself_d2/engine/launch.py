@@ -1,7 +1,10 @@
 """Starting the processes of a run: by Detectron2, by torchrun, or by Slurm."""
 
 import argparse
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
@@ -9,6 +12,7 @@ import torch
 import torch.distributed
 from detectron2.engine import launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 TIMEOUT = timedelta(minutes=30)
 # What torchrun sets; tools/slurm_train.sh sets the same from Slurm's variables.
@@ -46,11 +50,23 @@ def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Na
         action: What each process does, an importable function.
         args: Its arguments.
         flags: Detectron2's, of processes and machines, where no runner has started them.
+
+    Raises:
+        SystemExit: With the exit code of a process that failed and has said why.
     """
     place = find_runner(os.environ)
     if place is None:
         machines = (flags.num_machines, flags.machine_rank, flags.dist_url)
-        launch(action, flags.num_gpus, *machines, args=args)
+        try:
+            launch(action, flags.num_gpus, *machines, args=args)
+        except ProcessExitedException as end:
+            # It has said why; a process that a signal killed has a negative code.
+            sys.exit(end.exit_code if end.exit_code > 0 else 128 - end.exit_code)
+        except KeyboardInterrupt as stop:
+            # A shell tells every process, but others may know the number of this one alone.
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, getattr(stop, "signum", signal.SIGINT))
+            raise
         return
     local_rank, local_world_size = place
     has_gpu = torch.cuda.is_available()

@@ -30,6 +30,9 @@ from clipself_d2.parts.text_embeddings import (
     dataset_vocabulary,
     scored_vocabulary,
 )
+from clipself_d2.runs.checkpoints import check_finite
+from clipself_d2.runs.folder import claim_folder
+from clipself_d2.runs.interrupts import StopOnSignal
 from clipself_d2.vocabulary import use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -127,6 +130,8 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
         Results of the evaluation.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
+    if comm.is_main_process():
+        claim_folder(cfg.train.output_dir, "train.output_dir")
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not args.eval_only:
@@ -156,7 +161,9 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     has_amp = amp_runs(str(cfg.train.device), cfg.train.amp.enabled)
     trainer = (AMPTrainer if has_amp else SimpleTrainer)(parallel, loader, optimizer)
     adapt_loop(trainer)
-    checkpointer = StrictCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = StrictCheckpointer(
+        model, cfg.train.output_dir, config=OmegaConf.to_container(cfg), trainer=trainer
+    )
     results: OrderedDict = OrderedDict()
 
     def evaluate() -> OrderedDict:
@@ -169,6 +176,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     made = [ExactSteps(seed), hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
     if comm.is_main_process():
         made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    made.append(StopOnSignal(checkpointer, parallel))
     made.append(hooks.EvalHook(cfg.train.eval_period, evaluate))
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
@@ -193,6 +201,7 @@ def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
+    check_finite(model, "the model is not scored")
     name = _test_set(cfg)
     evaluator: Any = instantiate(cfg.dataloader.evaluator)
     protocol: Protocol = {"evaluator": MetadataCatalog.get(name).get("evaluator_type")}

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -42,6 +43,8 @@ from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.runs.checkpoints import check_finite
+from clipself_d2.runs.interrupts import StopOnSignal
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,11 @@ class Trainer(DefaultTrainer):
         """
         # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
         self.checkpointer = self.build_checkpointer(unwrap(self.model))
-        return [ExactSteps(max(self.cfg.SEED, 0)), *super().build_hooks()]
+        hooks: list = [ExactSteps(max(self.cfg.SEED, 0)), *super().build_hooks()]
+        # Before the evaluation, whose hours a signal need not wait for.
+        place = next((i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)), len(hooks))
+        hooks.insert(place, StopOnSignal(self.checkpointer, self._trainer.model))
+        return hooks
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the whole detector.
@@ -84,7 +91,9 @@ class Trainer(DefaultTrainer):
         Returns:
             A checkpointer that also keeps the trainer's state.
         """
-        return StrictCheckpointer(model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return StrictCheckpointer(
+            model, self.cfg.OUTPUT_DIR, config=self.cfg, trainer=weakref.proxy(self)
+        )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -200,6 +209,7 @@ class Trainer(DefaultTrainer):
             Results by data set, by task, by metric; of a single data set as Detectron2 does,
             without its name. The file in OUTPUT_DIR adds the protocol of every data set.
         """
+        check_finite(model, "the model is not scored")
         names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

@@ -1,4 +1,6 @@
 import logging
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from clipself_d2.engine.cli import (
     _ShortUserErrors,
     load_config,
     run_tool,
+    set_up,
     start_logging,
     tool_parser,
     train_parser,
@@ -21,6 +24,35 @@ def test_a_users_error_becomes_one_sentence_and_exit_code_1(
 
     assert run_tool(fail) == 1
     assert capsys.readouterr().err == "error: MODEL.X is 3, use 4\n"
+
+
+def test_a_full_disk_is_a_users_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError("a.pth cannot be written: No space left on device")
+
+    assert run_tool(fail) == 1
+    assert "error: a.pth cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "SIGINT", 130)]
+)
+def test_a_signal_has_an_exit_code_of_its_own(capsys, number, name, code) -> None:
+    assert run_tool(partial(signal.raise_signal, number)) == code
+    assert capsys.readouterr().err.startswith(f"stopped by {name} ")
+
+
+def test_the_help_tells_how_to_begin_anew() -> None:
+    text = " ".join(train_parser("x").format_help().split())
+    assert "go on from the newest whole checkpoint" in text
+    assert "set checkpoints in the folder aside" in text
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_logged(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    args = train_parser("x").parse_args(["OUTPUT_DIR", str(tmp_path / "file" / "out")])
+    with pytest.raises(OSError, match="OUTPUT_DIR .* cannot be written to: Not a directory"):
+        set_up(args)
 
 
 def test_debug_shows_the_error_itself() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import hooks
 
 from clipself_d2.clip import load_tower
 from clipself_d2.data import build as data_build
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.engine.distill_trainer import DistillTrainer, StudentCheckpointer
+from clipself_d2.runs.interrupts import Interrupted
 
 
 def run(cfg, resume: bool = False) -> DistillTrainer:
@@ -43,6 +46,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(emoji_cfg, tmp_path, alpha: f
     theirs, ours = whole.model.student.state_dict(), resumed.model.student.state_dict()
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     assert set(model_file(straight)["model"]) == set(model_file(broken)["model"])
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits_and_says_so(emoji_cfg, tmp_path) -> None:
+    whole = run(emoji_cfg("clipself_patches", "OUTPUT_DIR", str(tmp_path / "a")))
+    cfg = emoji_cfg("clipself_patches", "OUTPUT_DIR", str(tmp_path / "b"))
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+
+    def stop(loop) -> None:
+        if loop.iter == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer.register_hooks([hooks.CallbackHook(before_step=stop)])
+    with pytest.raises(Interrupted, match=r"after iteration 1 of 4.*--resume"):
+        trainer.train()
+    resumed = run(emoji_cfg("clipself_patches", "OUTPUT_DIR", str(tmp_path / "b")), resume=True)
+    assert resumed.start_iter == 2
+    theirs, ours = whole.model.student.state_dict(), resumed.model.student.state_dict()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+
+
+def test_a_students_other_share_is_listed_on_resume(emoji_cfg, caplog) -> None:
+    run(emoji_cfg("clipself_patches"))
+    cfg = emoji_cfg("clipself_patches", "MODEL.DISTILL.STUDENT_SHARE", 0.5, "SEED", 8)
+    with caplog.at_level("WARNING"):
+        DistillTrainer(cfg).resume_or_load(resume=True)
+    assert "SEED 7 -> 8" in caplog.text
+    assert "MODEL.DISTILL.STUDENT_SHARE 1.0 -> 0.5" in caplog.text
 
 
 def test_the_checkpoint_is_the_student_and_loads_as_clip_weights(emoji_cfg) -> None:

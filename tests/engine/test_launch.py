@@ -1,9 +1,12 @@
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from clipself_d2.engine.launch import find_runner
 
@@ -46,6 +49,56 @@ def test_two_processes_of_torchrun_distil_together(emoji_root: Path, tmp_path: P
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "model_final.pth").is_file()
     assert "Rank of current process: 1. World size: 2" in (tmp_path / "log.txt.rank1").read_text()
+
+
+FAILING = """
+import sys
+from clipself_d2.engine.cli import launch_tool, train_parser
+from detectron2.utils import comm
+
+def work():
+    if comm.get_rank() == 1:
+        raise ValueError("MODEL.X is 3, use 4")
+    comm.synchronize()
+
+if __name__ == "__main__":
+    args = train_parser("x").parse_args(["--num-gpus", "2", "--dist-url", "auto"])
+    sys.exit(launch_tool(work, (), args))
+"""
+
+
+@pytest.mark.multi_process
+def test_an_error_in_one_of_two_processes_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "fail.py").write_text(FAILING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "fail.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: MODEL.X is 3, use 4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.multi_process
+def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(emoji_root, tmp_path) -> None:
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "500"]
+    keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    config = ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
+    command = [sys.executable, str(ROOT / "tools" / "distill_train_net.py"), *config]
+    command += ["--num-gpus", "2", "--dist-url", "auto", "INPUT.REGIONS.IMAGE_SIZES", "(64,)"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command + keys, env=environment, stdout=said, stderr=said)
+        while process.poll() is None and " iter: " not in (tmp_path / "said.txt").read_text():
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(120) == 143
+    text = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in text
+    iteration = int(re.search(r"after iteration (\d+) of 500, which is saved", text).group(1))
+    name = f"model_{iteration:07d}.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == name
+    assert torch.load(tmp_path / name, weights_only=True)["iteration"] == iteration > 0
 
 
 def test_the_slurm_script_starts_torchrun_on_every_machine(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Lazy recipes: overrides that do not fit are refused, and a run gives weights and scores."""
 
 import json
+import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall
 from detectron2.data import MetadataCatalog
+from detectron2.engine import SimpleTrainer
 
 from clipself_d2.engine import lazy
 from clipself_d2.engine.lazy import (
@@ -165,6 +167,27 @@ def test_evaluation_resumes_from_the_last_checkpoint(words_cfg, tmp_path, monkey
     torch.manual_seed(9)
     lazy.run_lazy(args)
     assert json.loads(file.read_text()) == trained
+
+
+def test_a_stopped_training_is_saved_and_goes_on(words_cfg, tmp_path, monkeypatch):
+    words_cfg.train.max_iter = 3
+    words_cfg.dataloader.pop("evaluator")
+    step = SimpleTrainer.run_step
+
+    def stopped(loop):
+        if loop.iter == 1 and not (tmp_path / "last_checkpoint").exists():
+            signal.raise_signal(signal.SIGINT)
+        step(loop)
+
+    monkeypatch.setattr(SimpleTrainer, "run_step", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"after iteration 0 of 3.*--resume"):
+        train_lazy(words_cfg)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    words_cfg.train.seed = 3
+    train_lazy(words_cfg, resume=True)
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert content["iteration"] == 2
+    assert content["run"]["config"]["train.seed"] == "3"
 
 
 def test_without_an_evaluator_there_is_nothing_to_score():

@@ -103,6 +103,15 @@ def test_evaluation_resumes_from_the_last_checkpoint(emoji_cfg, tmp_path) -> Non
     assert again == pytest.approx(trained, abs=0, nan_ok=True)
 
 
+def test_a_model_that_is_not_finite_is_not_scored(emoji_cfg) -> None:
+    cfg = emoji_cfg("rpn", "DATASETS.TEST", ("emoji_ov_val",))
+    model = Trainer.build_model(cfg)
+    torch.nn.init.constant_(next(p for p in model.parameters() if p.requires_grad), float("nan"))
+    with pytest.raises(ValueError, match="not finite .*the model is not scored"):
+        Trainer.test(cfg, model)
+    assert not (Path(cfg.OUTPUT_DIR) / "results.json").exists()
+
+
 @pytest.mark.parametrize(("expected", "passes"), [(4.0, True), (3.0, False)])
 @pytest.mark.parametrize("trains", [True, False])
 def test_expected_results_are_verified(emoji_cfg, expected, passes, trains) -> None:

@@ -1,1 +1,1 @@
-"""What the product does with hostile files."""
+"""Campaigns that show what is promised about faults, bad input and hostile files."""

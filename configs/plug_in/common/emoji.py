@@ -92,5 +92,6 @@ lr_multiplier = L(WarmupParamScheduler)(
 train = model_zoo.get_config("common/train.py").train
 train.device = "cpu"
 train.max_iter = 20
+train.checkpointer.period = 5
 train.eval_period = 1000
 train.seed = 0

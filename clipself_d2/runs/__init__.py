@@ -1,0 +1,1 @@
+"""What happens to a run from outside: its folder, its checkpoints, signals."""

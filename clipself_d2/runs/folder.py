@@ -1,0 +1,231 @@
+"""The folder of a run: who works in it, whose its checkpoints are, and files whole or not there."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE, LOCK_FILE = "run.json", ".lock"
+# The names are fvcore's.
+LAST_CHECKPOINT, CHECKPOINTS = "last_checkpoint", "model_*.pth"
+_BESIDE = ".part"
+_held: dict[Path, IO[str]] = {}
+
+
+@contextmanager
+def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write a file beside its place and put it there when it is whole and on the disk.
+
+    Args:
+        path: The file; what it held stays until the new content is whole.
+        mode: "w" for UTF-8 text, or "wb".
+
+    Yields:
+        The open file. If the block raises, nothing is left.
+
+    Raises:
+        OSError: If the disk is full, the folder is gone or may not be written to.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_BESIDE}")
+    try:
+        with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink()
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        raise OSError(
+            f"{path} cannot be written: {reason.strerror or reason}; free or name another folder, "
+            "nothing is left half-written"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    """Put the names of a folder on the disk, where its file system lets folders be opened."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the system said; torch's writer wraps it in an error of its own."""
+    while isinstance(error, Exception) and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
+
+
+class WholeFiles:
+    """A path manager of iopath whose local files are written by ``whole_file``.
+
+    Args:
+        manager: The path manager that does everything else.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def open(self, path: str, mode: str = "r", **options: Any) -> Any:
+        """Open a file in a with block.
+
+        Args:
+            path: Local path, or an address that the path manager knows.
+            mode: As for Python's ``open``.
+            options: Further arguments of the path manager.
+
+        Returns:
+            A context manager that gives the file.
+        """
+        if "w" in mode and "://" not in path:
+            return whole_file(path, mode)
+        return self._manager.open(path, mode, **options)
+
+
+def claim_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
+    """Make a folder this process's until it ends, and clear what killed runs left half-written.
+
+    A process that is killed leaves no claim behind, nor do its children keep it.
+
+    Args:
+        folder: The folder; made where it is missing.
+        key: Key that names it, for the messages.
+
+    Raises:
+        ValueError: If another process has it.
+        OSError: If it cannot be written to.
+    """
+    path = Path(folder).resolve()
+    if path in _held and os.fstat(_held[path].fileno()).st_nlink:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK_FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            f"{key} {folder} cannot be written to: {error.strerror}; name another folder"
+        ) from error
+    try:
+        # A lock of fcntl's is the process's own: workers of a loader, which may outlive a killed
+        # run by seconds, do not inherit it as they would one of flock.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        raise ValueError(
+            f"{key} {folder} is in use by {owner}; wait for it, or name another folder"
+        ) from error
+    except OSError as error:
+        logger.warning("%s %s cannot be locked (%s); start one run in it", key, folder, error)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    _held[path] = lock
+    for leftover in path.glob(f".*{_BESIDE}"):
+        leftover.unlink(missing_ok=True)
+        logger.info("Removed %s, which a killed run left half-written", leftover)
+
+
+def read_run(folder: str | Path) -> str:
+    """Tell whose the checkpoints of a folder are.
+
+    Args:
+        folder: The folder of a run.
+
+    Returns:
+        The run's id; "" where the folder has none.
+    """
+    try:
+        return str(json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def name_run(folder: str | Path, name: str = "") -> str:
+    """Write the id of a run into its folder.
+
+    Args:
+        folder: The folder, which is there.
+        name: The id; a fresh one where it is empty.
+
+    Returns:
+        The id.
+    """
+    name = name or uuid.uuid4().hex[:12]
+    with whole_file(Path(folder) / RUN_FILE) as file:
+        json.dump({"id": name}, file)
+    return name
+
+
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """List what a run goes on from, whole or not.
+
+    Args:
+        folder: The folder of a run.
+
+    Returns:
+        Its checkpoints, and the file that names the last.
+    """
+    return [*Path(folder).glob(CHECKPOINTS), *Path(folder).glob(LAST_CHECKPOINT)]
+
+
+def begin_run(folder: str | Path) -> str:
+    """Begin at iteration 0: checkpoints that the folder has are set aside, not overwritten.
+
+    Args:
+        folder: The folder; made where it is missing.
+
+    Returns:
+        The id of the run.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = checkpoints_of(folder)
+    # The id comes first: killed after it, the folder's checkpoints are seen to be of another run.
+    name = name_run(folder)
+    if earlier:
+        aside = folder / f"before_{name}"
+        aside.mkdir()
+        for path in earlier:
+            os.replace(path, aside / path.name)
+        logger.warning(
+            "A new run (%s) begins in %s, which has checkpoints of an earlier one: they are moved "
+            "to %s (%s); log.txt and metrics.json are continued, other files are overwritten. "
+            "--resume would have gone on with the earlier run",
+            name, folder, aside, shown([path.name for path in earlier]),
+        )  # fmt: skip
+    return name
+
+
+def shown(names: list[str], count: int = 5) -> str:
+    """Join the first of many names.
+
+    Args:
+        names: Any number of words.
+        count: How many are spelled out.
+
+    Returns:
+        Such as "a, b and 3 more".
+    """
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest

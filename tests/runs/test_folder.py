@@ -1,0 +1,150 @@
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipself_d2.runs.folder import (
+    begin_run,
+    claim_folder,
+    name_run,
+    read_run,
+    shown,
+    whole_file,
+)
+
+HOLDER = """
+import os, sys, time
+from clipself_d2.runs.folder import claim_folder
+claim_folder(sys.argv[1])
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with whole_file(path) as file:
+        file.write("one")
+
+    def fail() -> None:
+        with whole_file(path) as file:
+            file.write("two")
+            file.flush()
+            assert path.read_text() == "one"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pth"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        # torch's writer reports an error of its own, without the file and the system's reason.
+        said = r"model_final\.pth cannot be written: File too large"
+        with pytest.raises(OSError, match=said), whole_file(path, "wb") as file:
+            torch.save(torch.zeros(100_000), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    said = r"gone/a cannot be written: No such file"
+    with pytest.raises(OSError, match=said), whole_file(tmp_path / "gone" / "a"):
+        pass
+
+
+def test_an_error_of_the_content_is_not_one_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="own"), whole_file(tmp_path / "a"):
+        raise RuntimeError("own")
+
+
+def test_a_folder_has_one_run_and_a_killed_one_leaves_no_claim(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on "):
+            claim_folder(str(tmp_path))
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        # Its child, as a worker of a loader would, lives on.
+        os.kill(child, 0)
+        claim_folder(str(tmp_path))
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_a_claim_clears_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
+    (tmp_path / ".model_0000001.pth.123.part").write_text("half")
+    (tmp_path / ".model_0000001.pth").write_text("somebody's")
+    claim_folder(str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", ".model_0000001.pth"}
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"train\.output_dir .*file/out cannot be written to"):
+        claim_folder(str(tmp_path / "file" / "out"), "train.output_dir")
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch, caplog) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with caplog.at_level("WARNING"):
+        claim_folder(str(tmp_path / "new"))
+    assert "cannot be locked" in caplog.text
+
+
+def test_a_new_run_in_a_used_folder_sets_its_checkpoints_aside(tmp_path: Path, caplog) -> None:
+    first = begin_run(tmp_path)
+    assert read_run(tmp_path) == first
+    for name in ("model_0000001.pth", "model_final.pth", "last_checkpoint", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    with caplog.at_level("WARNING"):
+        second = begin_run(tmp_path)
+    assert second != first
+    assert read_run(tmp_path) == second
+    aside = tmp_path / f"before_{second}"
+    assert {p.name for p in aside.iterdir()} == {
+        "model_0000001.pth",
+        "model_final.pth",
+        "last_checkpoint",
+    }
+    assert (tmp_path / "notes.txt").is_file()
+    assert "moved" in caplog.text
+    assert str(aside) in caplog.text
+
+
+def test_an_empty_folder_gets_an_id_without_a_word(tmp_path: Path, caplog) -> None:
+    with caplog.at_level("WARNING"):
+        assert read_run(tmp_path) == ""
+        assert name_run(tmp_path, "abc") == read_run(tmp_path) == "abc"
+        begin_run(tmp_path / "new")
+    assert caplog.text == ""
+
+
+def test_long_lists_are_cut() -> None:
+    assert shown(["a", "b"], 2) == "a, b"
+    assert shown(["a", "b", "c", "d"], 2) == "a, b and 2 more"

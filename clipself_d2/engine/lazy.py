@@ -14,9 +14,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer, default_setup, default_
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from clipself_d2.backbones.compatibility import check_model
@@ -83,7 +81,7 @@ def load_lazy_config(
             )
     try:
         cfg = LazyConfig.apply_overrides(cfg, [text.lstrip("+") for text in overrides])
-    except (OmegaConfBaseException, AssertionError, HydraException) as error:
+    except Exception as error:  # All that is read here is the user's.
         raise ValueError(f"overrides {overrides} do not fit {config_file}: {error}") from error
     check_fields(cfg)
     device = OmegaConf.select(cfg, "train.device", default=None)

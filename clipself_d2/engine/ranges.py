@@ -19,6 +19,7 @@ from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.clip.towers.contract import LAST_BLOCKS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
+from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
 from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS
 from clipself_d2.parts.words import did_you_mean, shortened
 from clipself_d2.referring.norms import NORMS
@@ -106,8 +107,8 @@ RULES = {key: rule for rule, keys in _RULES.items() for key in keys.split()}
 _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.CLIP.PRECISION": PRECISIONS,
     "MODEL.CLIP.LAST_BLOCK": LAST_BLOCKS,
     "MODEL.CRIS.NORM": NORMS,
@@ -123,6 +124,8 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "TEST.BACKEND": ("hotcoco", "reference"),
 }
+# Proposals that come from elsewhere, of which no registry knows.
+_UNREGISTERED = {"PrecomputedProposals", FROZEN_RPN, ANNOTATED_BOXES}
 # What keys are called in a LazyConfig, where it has the same.
 FIELDS = {
     "SOLVER.MAX_ITER": "train.max_iter",
@@ -206,7 +209,8 @@ def check_registered(names: Iterable[str], key: str) -> None:
         if name not in known:
             raise ValueError(
                 f"{key} names {name!r}, which is no registered data set"
-                f"{did_you_mean(str(name), known) or '; docs/datasets.md lists them'}"
+                f"{did_you_mean(str(name), known)}; register it, or write KIND:PATH as "
+                "docs/words.md says"
             )
 
 
@@ -243,13 +247,14 @@ def name_fields(text: str) -> str:
 
 def _check(key: str, name: str, value: Any) -> None:
     rule, words = RULES.get(key), _WORDS.get(key)
-    if isinstance(value, float) and not math.isfinite(value):
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ValueError(f"{name} is {value}, no finite number")
     if rule is not None and value is not None and not _holds(rule, value):
         raise ValueError(f"{name} is {value!r}; {rule[1]}")
     if words is not None and value != "":
         known = sorted(word for word, _ in words) if isinstance(words, Registry) else list(words)
-        if value not in known and not _is_precomputed(value):
+        if value not in known and value not in _UNREGISTERED:
             hint = did_you_mean(str(value), known) or f"; it is one of {shortened(known, 20)}"
             raise ValueError(f"{name} is {value!r}, which there is not{hint}")
 
@@ -259,11 +264,6 @@ def _holds(rule: Rule, value: Any) -> bool:
         return bool(rule[0](value))
     except TypeError:
         return False
-
-
-def _is_precomputed(value: str) -> bool:
-    """Detectron2's name for proposals from a file, which is in no registry."""
-    return value == "PrecomputedProposals"
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

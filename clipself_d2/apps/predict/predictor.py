@@ -17,6 +17,7 @@ from clipself_d2.clip.registry import project_models
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
+from clipself_d2.parts.words import shortened
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> Non
     unseen = text.unseen_words(list(dict.fromkeys(words)))
     if unseen:
         message = "%s never read the words %s in training; expect noise for them"
-        logger.warning(message, name, ", ".join(unseen))
+        logger.warning(message, name, shortened(unseen))
 
 
 class OpenVocabPredictor:

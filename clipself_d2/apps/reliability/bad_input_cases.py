@@ -287,7 +287,8 @@ def _other_cases() -> Iterator[BadInput]:
         word="SOLVER.ACCUMULATION_STEPS",
     )
     yield BadInput(
-        "device", "cuda by the file alone", "train", ("--config-file", "{case}/a.yaml", *_SMALL.split()),
+        "device", "cuda by the file alone", "train",
+        ("--config-file", "{case}/a.yaml", *_SMALL.split()),
         {"a.yaml": "_BASE_: {root}/configs/emoji/fvit_untouched.yaml\nMODEL:\n  DEVICE: cuda\n"},
         taken="the device follows the machine, with a line that says so", word="cpu is used",
     )  # fmt: skip

@@ -61,7 +61,7 @@ def load_lazy_config(
         )
     try:
         cfg = LazyConfig.load(config_file)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, KeyError) as error:
+    except Exception as error:  # The file is code of the user's.
         raise ValueError(
             f"{config_file} cannot be run as a lazy config: {type(error).__name__}: {error}"
         ) from error

@@ -23,6 +23,7 @@ from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
 from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS
 from clipself_d2.parts.words import did_you_mean, shortened
 from clipself_d2.referring.norms import NORMS
+from clipself_d2.vocabulary.templates import TEMPLATE_NAMES
 
 # Whether a value is right, and what is.
 Rule = tuple[Callable[[Any], bool], str]
@@ -53,6 +54,7 @@ _COUNT, _NATURAL, _SHARE = _between(1), _between(0), _between(0, 1)
 _SIDE, _BELOW_ONE = _between(1, _LARGEST_SIDE), _between(0, 0.999999)
 _RULES: dict[Rule, str] = {
     _COUNT: """
+        MODEL.RETINANET.NUM_CLASSES
         SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.ACCUMULATION_STEPS
         INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.REGIONS.MAX_SPLIT INPUT.REGIONS.MAX_BOXES
         MODEL.DISTILL.SAMPLED_CLASSES MODEL.CRIS.NUM_HEADS MODEL.CRIS.DIM_FFN
@@ -98,12 +100,18 @@ _RULES: dict[Rule, str] = {
         "it is at least 1, or -1 for all",
     ): "TEST.DETECTIONS_PER_IMAGE",
     (
+        lambda names: all(isinstance(name, str) for name in names),
+        'it holds names, as in ("emoji_ov_train",)',
+    ): "DATASETS.TRAIN DATASETS.TEST",
+    (
         lambda pair: len(pair) == 2 and 0 <= pair[0] <= pair[1],
         "it is the least and the largest side, px",
     ): "INPUT.REGIONS.SIZE_RANGE",
 }
 RULES = {key: rule for rule, keys in _RULES.items() for key in keys.split()}
 
+# Those of Detectron2's ``get_norm``.
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -112,9 +120,13 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.CLIP.PRECISION": PRECISIONS,
     "MODEL.CLIP.LAST_BLOCK": LAST_BLOCKS,
     "MODEL.CRIS.NORM": NORMS,
+    "MODEL.FPN.NORM": _NORMS,
+    "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
+    "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.OPEN_VOCAB.BACKGROUND": ("text", "learned", "zero"),
     "MODEL.OPEN_VOCAB.RPN_SCORE": ("", "sigmoid", "raw_logit"),
     "MODEL.OPEN_VOCAB.SOFT_NMS": ("", *SOFT_NMS_METHODS),
+    "MODEL.VOCABULARY.TEMPLATES": TEMPLATE_NAMES,
     "MODEL.REGIONCLIP.TEACHER_REGIONS": ("roi", "crop"),
     "INPUT.FORMAT": ("RGB", "BGR", "L", "YUV-BT.601"),
     "INPUT.RANDOM_FLIP": FLIPS,
@@ -143,6 +155,8 @@ FIELDS = {
     "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
     "DATASETS.TEST": "dataloader.test.dataset.names",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
     "MODEL.DEVICE": "train.device",
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "MODEL.CLIP.NAME": "the tower's name in model.backbone",

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -23,13 +25,13 @@ def fail() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (raised(lambda: open("/none/a.txt")), "/none/a.txt: No such file"),
+        (raised(lambda: Path("/none/a.txt").read_text()), "/none/a.txt: No such file"),
         (FloatingPointError("Loss became infinite"), "SOLVER.BASE_LR"),
         (yaml.YAMLError("a\n  b"), "a b"),
         (RecursionError("too deep"), "contains itself"),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "IMS_PER_BATCH"),
         (raised(lambda: META_ARCH_REGISTRY.get("Nope")), "No object named 'Nope'"),
-        (raised(lambda: get_detection_dataset_dicts(names=())), "empty"),
+        (raised(lambda: get_detection_dataset_dicts("no_such_set")), "is not registered"),
         (
             ValueError("Caught ValueError in DataLoader worker process 0.\nx\nValueError: m: n"),
             "m: n",

@@ -95,8 +95,7 @@ _NUMBERS = {
         MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 0;MODEL.RPN.POST_NMS_TOPK_TRAIN 0
         MODEL.ROI_HEADS.SCORE_THRESH_TEST 2.0;MODEL.ROI_HEADS.POSITIVE_FRACTION -0.1
         MODEL.FPN.OUT_CHANNELS 0;MODEL.CLIP_FPN.STRIDES [3,8];MODEL.CLIP_FPN.STRIDES []
-        MODEL.CLIP.TAP_BLOCKS [2,99];MODEL.ROI_HEADS.IN_FEATURES ["p9"]
-        MODEL.ANCHOR_GENERATOR.SIZES [];MODEL.RPN.IN_FEATURES ["p3"]""",
+        MODEL.ROI_HEADS.IN_FEATURES ["p9"];MODEL.RPN.NMS_THRESH -1.0""",
 }
 _WORDS = {
     "distill": """
@@ -111,6 +110,7 @@ _WORDS = {
         MODEL.ROI_HEADS.NAME OpenVocabROIHead;MODEL.PROPOSAL_GENERATOR.NAME RPM
         MODEL.RPN.HEAD_NAME StandardRPNHeed;MODEL.OPEN_VOCAB.BACKGROUND txt
         MODEL.OPEN_VOCAB.SOFT_NMS gausian;MODEL.OPEN_VOCAB.RPN_SCORE sigmoids
+        MODEL.CLIP.TAP_BLOCKS [2,99];MODEL.ANCHOR_GENERATOR.SIZES [];MODEL.RPN.IN_FEATURES ["p3"]
         MODEL.FPN.NORM GroupNorm;MODEL.ROI_BOX_HEAD.NAME FastRCNNHead""",
 }
 _KEYS = """
@@ -219,7 +219,13 @@ def cases() -> Iterator[BadInput]:
     """
     for command, rows in _NUMBERS.items():
         for row in _split(rows):
-            yield BadInput("config value", row, command, tuple(row.split()), word=row.split()[0])
+            yield BadInput(
+                "config value",
+                row,
+                command,
+                tuple(row.split()),
+                word=row.split()[0].rpartition(".")[2],
+            )
     for command, rows in _WORDS.items():
         for row in _split(rows):
             yield BadInput("config word", row, command, tuple(row.split()))
@@ -279,6 +285,8 @@ def _other_cases() -> Iterator[BadInput]:
         tuple(sampling.split()),
         word="INPUT.MIN_SIZE_TRAIN",
     )
+    for row in ('DATASETS.TEST ("emoji_ov_vla",)', "MODEL.WEIGHTS none.pth"):
+        yield BadInput("evaluation", row, "score", tuple(row.split()), word=row.split()[0])
     yield BadInput(
         "training",
         "more parts than pictures",

@@ -243,6 +243,7 @@ def cases() -> Iterator[BadInput]:
 
 
 def _file_cases() -> Iterator[BadInput]:
+    arguments: tuple[str, ...]
     for name, text in _BAD_YAML.items():
         arguments = ("--config-file", "{case}/a.yaml", "OUTPUT_DIR", "{case}/out")
         yield BadInput("yaml file", name, "train", arguments, {"a.yaml": text})
@@ -253,10 +254,10 @@ def _file_cases() -> Iterator[BadInput]:
         arguments = ("DATASETS.TRAIN", '("coco_json:{case}/a.json:{case}",)')
         yield BadInput("annotation file", name, "detector", arguments, {"a.json": content})
     for command, key, file, kind in _FILE_KEYS:
-        source = ("INPUT.REGIONS.SOURCE", "proposals") if kind == "proposals" else ()
+        more = ("INPUT.REGIONS.SOURCE", "proposals") if kind == "proposals" else ()
         for name, given in _CONTENTS.items():
             files = {} if given is None else {file: given}
-            arguments = (key, f"{{case}}/{file}", *source)
+            arguments = (key, f"{{case}}/{file}", *more)
             yield BadInput(kind, f"{key} {name}", command, arguments, files)
     for name, given in _CONTENTS.items():
         files = {} if given is None else {"a.jpg": given}

@@ -8,6 +8,7 @@ import sys
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.apps.paths import add_data_root
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import count, positive
 
 
 def main() -> int:
@@ -21,9 +22,9 @@ def main() -> int:
         __doc__, "python datasets/prepare_emoji.py --root datasets --train 2000 --val 300"
     )
     add_data_root(parser, "--root", "folder of data sets")
-    parser.add_argument("--train", type=int, default=defaults.train, help="training images")
-    parser.add_argument("--val", type=int, default=defaults.val, help="validation images")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of all images")
+    parser.add_argument("--train", type=positive, default=defaults.train, help="training images")
+    parser.add_argument("--val", type=positive, default=defaults.val, help="validation images")
+    parser.add_argument("--seed", type=count, default=defaults.seed, help="seed of all images")
     parser.add_argument(
         "--panoptic-train", action="store_true", help="write panoptic files of train/ too"
     )

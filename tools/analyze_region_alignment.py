@@ -10,7 +10,9 @@ from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps,
 from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.apps.paths import user_path
+from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2.engine.flags import count, device, positive
 
 TOOL = "python tools/analyze_region_alignment.py"
 EXAMPLE = (
@@ -39,21 +41,21 @@ def parse_arguments() -> argparse.Namespace:
     heat.add_argument("--tower", required=True, metavar="T", help=SPEC_FORM)
     heat.add_argument("--words", required=True, help='between commas, such as "dog,police car"')
     score.add_argument("--dataset", required=True, help="registered panoptic data set")
-    score.add_argument("--sizes", required=True, nargs="+", type=int, help="longest sides, px")
-    score.add_argument("--limit", type=int, default=0, help="first N images; default: all")
-    score.add_argument("--batch-size", type=int, default=1, help="images at a time")
+    score.add_argument("--sizes", required=True, nargs="+", type=positive, help="longest sides, px")
+    score.add_argument("--limit", type=count, default=0, help="first N images; default: all")
+    score.add_argument("--batch-size", type=positive, default=1, help="images at a time")
     score.add_argument("--keep-shape", action="store_true", help="do not pad images to squares")
-    score.add_argument("--precision", default="fp32", help="fp32, bf16 or auto")
-    score.add_argument("--num-workers", type=int, default=0, help="processes that read images")
+    score.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    score.add_argument("--num-workers", type=count, default=0, help="processes that read images")
     for command in (heat, parts):
         command.add_argument("--image", required=True, type=user_path, help="a picture")
-        command.add_argument("--size", type=int, default=0, help="longest side, px; 0: its own")
+        command.add_argument("--size", type=count, default=0, help="longest side, px; 0: its own")
         command.add_argument("--last-block", nargs="+", choices=STRATEGIES, default=["value"])
     for command in (score, heat):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
     for command in (score, heat, parts):
         command.add_argument("--output", required=True, type=user_path, help="folder or picture")
-        command.add_argument("--device", default="", help="default: the GPU, if there is one")
+        command.add_argument("--device", type=device, default="", help="default: a GPU")
         command.add_argument("--debug", action="store_true", help="show an error's traceback")
     return parser.parse_args()
 

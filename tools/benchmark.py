@@ -10,6 +10,7 @@ from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, table
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import device, positive, real
 
 EXAMPLE = "python tools/benchmark.py distill --size 384 256 --output output/benchmark.json"
 
@@ -22,20 +23,22 @@ def main() -> int:
     """
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument("--device", type=device, choices=DEFAULTS, help="default: a GPU")
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="CLIP, with random weights")
     parser.add_argument(
         "--size",
-        type=int,
+        type=positive,
         nargs="+",
         help="sides of the image in px; default: 1024 512 on a GPU, 384 256 on a CPU",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our variants")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of which the median is taken")
+    parser.add_argument("--repeats", type=positive, default=5, help="runs; their median is taken")
     parser.add_argument(
-        "--classes", type=int, help="text: classes to embed; default: 1203 on a GPU, 2 on a CPU"
+        "--classes",
+        type=positive,
+        help="text: classes; default: 1203 on a GPU, 2 on a CPU",
     )
-    parser.add_argument("--scale", type=float, default=0.1, help="evaluation: share of LVIS val")
+    parser.add_argument("--scale", type=real(1e-6, 1), default=0.1, help="share of LVIS val")
     parser.add_argument(
         "--reference", action="store_true", help="evaluation: run the reference scorer too (slow)"
     )
@@ -44,7 +47,7 @@ def main() -> int:
 
     def action() -> None:
         start_logging()
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         given = {
             "sizes": args.size and tuple(args.size),
             "text_classes": args.classes,
@@ -52,7 +55,7 @@ def main() -> int:
             **{name: vars(args)[name] for name in ("scale", "reference")},
         }
         chosen = {name: value for name, value in given.items() if value is not None}
-        options = BenchmarkOptions(device=device, **{**DEFAULTS[device], **chosen})
+        options = BenchmarkOptions(device=place, **{**DEFAULTS[place], **chosen})
         report = run_benchmark(list(PARTS) if args.part == "all" else [args.part], options)
         print(tables(report))
         if args.output is not None:

@@ -7,6 +7,7 @@ import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.apps.paths import user_path
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import count
 from clipself_d2.vocabulary.noun_chunks import PARSERS
 
 EXAMPLE = (
@@ -32,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--output", required=True, type=user_path, help="file of noun,count lines")
     parser.add_argument("--parser", choices=PARSERS, default="rules", help="how nouns are found")
-    parser.add_argument("--min-count", type=int, default=100, help="least occurrences kept")
+    parser.add_argument("--min-count", type=count, default=100, help="least occurrences kept")
     args = parser.parse_args()
 
     def action() -> None:

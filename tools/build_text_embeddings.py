@@ -13,6 +13,7 @@ from clipself_d2.apps.files.text_embeddings import (
 )
 from clipself_d2.apps.paths import user_path
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import device, positive
 
 EXAMPLE = (
     "python tools/build_text_embeddings.py --clip ViT-Ti-8-emoji --vocabulary coco "
@@ -35,8 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output", required=True, type=user_path, help="file for MODEL.VOCABULARY.EMBEDDINGS")
     add("--from", dest="source", type=user_path, help="another project's file, taken over as it is")
     add("--cache-dir", default="", help="folder of cached embeddings, as of training")
-    add("--device", default="cpu", help="where the text tower runs, such as cuda")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="prompts at a time")
+    add("--device", type=device, default="cpu", help="where the text tower runs, such as cuda")
+    add("--batch-size", type=positive, default=BATCH_SIZE, help="prompts at a time")
     add("--force", action="store_true", help="overwrite the output")
     return parser
 

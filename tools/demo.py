@@ -10,6 +10,7 @@ from clipself_d2.apps.predict.detector_source import read_detector_config
 from clipself_d2.apps.predict.media import find_inputs
 from clipself_d2.apps.predict.refer_demo import run_refer_demo
 from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import count, positive, share
 
 EXAMPLE = (
     "python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml "
@@ -29,8 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", required=True, help="yaml or .py file of the detector")
     add("--input", nargs="+", default=[], help="pictures, folders, quoted patterns, videos")
-    add("--webcam", nargs="?", type=int, const=0, help="read camera number N, 0 if left out")
-    add("--max-frames", type=int, default=0, help="most frames of a video or camera; 0 for all")
+    add("--webcam", nargs="?", type=count, const=0, help="read camera number N, 0 if left out")
+    add("--max-frames", type=count, default=0, help="most frames of a video or camera; 0 for all")
     add("--output", type=user_path, required=True, help="folder of results and detections.json")
     add("--vocabulary", default="custom", help="custom, a registered data set, or a file of names")
     add(
@@ -44,8 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help='what to segment with a CRIS config, such as "the dog on the left"; can be repeated',
     )
-    add("--confidence-threshold", type=float, default=0.25, help="0 to 1")
-    add("--batch-size", type=int, default=4, help="most pictures of one size at once")
+    add("--confidence-threshold", type=share, default=0.25, help="0 to 1")
+    add("--batch-size", type=positive, default=4, help="most pictures of one size at once")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
     return parser
 

@@ -2,14 +2,14 @@
 
 import sys
 
-from detectron2.data import DatasetCatalog
-
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.proposals import write_proposals
 from clipself_d2.apps.paths import user_path
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
 from clipself_d2.engine.cli import run_tool, set_up, train_parser
+from clipself_d2.engine.flags import positive, share
+from clipself_d2.engine.ranges import check_registered
 from clipself_d2.engine.trainer import Trainer
 
 EXAMPLE = (
@@ -28,8 +28,8 @@ def main() -> int:
     parser = train_parser(EXAMPLE)
     parser.add_argument("--dataset", required=True, help="registered data set, or images:FOLDER")
     parser.add_argument("--output", required=True, type=user_path, help="json file to write")
-    parser.add_argument("--max-per-image", type=int, default=20, help="most boxes of one image")
-    parser.add_argument("--min-score", type=float, default=0.2, help="least objectness, 0 to 1")
+    parser.add_argument("--max-per-image", type=positive, default=20, help="most of one image")
+    parser.add_argument("--min-score", type=share, default=0.2, help="least objectness, 0 to 1")
     args = parser.parse_args()
 
     def action() -> None:
@@ -37,8 +37,7 @@ def main() -> int:
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint of a trained RPN")
         resolve_dataset_names([args.dataset])
-        if args.dataset not in DatasetCatalog.list():
-            raise ValueError(f"--dataset {args.dataset} is not registered")
+        check_registered([args.dataset], "--dataset")
         model = Trainer.build_model(self_contained(cfg))
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         write_proposals(

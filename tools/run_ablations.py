@@ -9,6 +9,7 @@ import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
 from clipself_d2.apps.paths import add_data_root, user_path
 from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2.engine.flags import count, positive
 
 EXAMPLE = (
     "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "
@@ -28,10 +29,10 @@ def main() -> int:
     parser.add_argument("--output", type=user_path, default=Path("output/ablations"))
     parser.add_argument("--page", type=user_path, default=Path("docs/regionclip_ablations.md"))
     add_data_root(parser, "--data-root", "folder of the data set")
-    parser.add_argument("--iterations", type=int, default=300, help="of each pre-training")
-    parser.add_argument("--detector-iterations", type=int, default=300, help="of each detector")
+    parser.add_argument("--iterations", type=positive, default=300, help="of each pre-training")
+    parser.add_argument("--detector-iterations", type=positive, default=300, help="of detectors")
     parser.add_argument("--tables", nargs="*", default=[], help="words of titles; all without")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     debug = args.pop("debug")

@@ -9,6 +9,7 @@ import sys
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.predict.web_demo import serve
 from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
+from clipself_d2.engine.flags import share, whole
 
 EXAMPLE = (
     "python tools/web_demo.py --config-file configs/emoji/cris.yaml "
@@ -30,8 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="yaml file: a detector asks for classes, a CRIS for an expression",
     )
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
-    add("--port", type=int, default=7860, help="1 to 65535")
-    add("--confidence-threshold", type=float, default=0.25, help="of boxes, at first; 0 to 1")
+    add("--port", type=whole(1, 65535), default=7860, help="1 to 65535")
+    add("--confidence-threshold", type=share, default=0.25, help="of boxes, at first; 0 to 1")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser
 

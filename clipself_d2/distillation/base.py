@@ -169,7 +169,8 @@ class RegionDistiller(nn.Module, ABC):
         if any(key not in item for item in items):
             raise ValueError(
                 f"the batch has no {key!r} for {type(self).__name__}; INPUT.REGIONS.SOURCE labels "
-                "goes with RegionTextDistiller alone"
+                "and rpn give none, and pictures with captions give those of regions only with "
+                "MODEL.REGIONCLIP.TEACHER_REGIONS crop"
             )
         values = [item[key] for item in items]
         if isinstance(values[0], Tensor):

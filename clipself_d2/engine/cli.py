@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -15,13 +17,17 @@ from detectron2.utils.logger import setup_logger
 
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
+from clipself_d2.engine.devices import find_device
+from clipself_d2.engine.errors import is_users, sentence
+from clipself_d2.engine.flags import count, positive
 from clipself_d2.engine.launch import run_processes
 from clipself_d2.engine.projects import add_project_keys
+from clipself_d2.engine.ranges import check_registered, check_values, near_key
 from clipself_d2.parts.config_files import merge_config_file
+from clipself_d2.parts.words import did_you_mean
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import raising_sigterm
 
-USER_ERRORS = (ValueError, OSError)
 _RESUME = (
     "go on from the newest whole checkpoint of the output folder, with --eval-only score it; "
     "without a checkpoint begin at iteration 0, but not where there are damaged ones. Left out: "
@@ -37,12 +43,13 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         overrides: Alternating keys and values.
 
     Returns:
-        The merged config, not frozen.
+        The merged config, not frozen; MODEL.DEVICE follows the machine where the file, not the
+        overrides, asks for a GPU that is not there.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If a key is unknown, a value has another type, the list is odd, or the file is
-            a LazyConfig.
+        ValueError: If a key is unknown, a value has another type or is out of range, the list is
+            odd, or the file is a LazyConfig.
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
@@ -61,10 +68,22 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         source = "the command line"
         cfg.merge_from_list(overrides)
     except (KeyError, AssertionError) as error:
+        text = str(error.args[0] if error.args else error)
+        wrong = text.rpartition("key: ")[2] if "key: " in text else ""
         raise ValueError(
-            f"{error.args[0] if error.args else error} in {source}; see docs/config.md and "
+            f"{text} in {source}{near_key(wrong, cfg)}; see docs/config.md and "
             "Detectron2's config reference for the keys, and give overrides as KEY VALUE pairs"
         ) from error
+    except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{source} cannot be read as keys and values ({sentence(error)}); correct it, or the "
+            "_BASE_ that it names"
+        ) from error
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{error} in {source}") from error
+    check_values(cfg)
+    is_asked = "MODEL.DEVICE" in overrides[::2]
+    cfg.MODEL.DEVICE = find_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", is_asked=is_asked)
     return cfg
 
 
@@ -95,6 +114,9 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, cfg.MODEL.VOCABULARY.DATASET]
     resolve_dataset_names(names)
+    if not args.eval_only:
+        check_registered(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    check_registered(cfg.DATASETS.TEST, "DATASETS.TEST")
     cfg.freeze()
     if comm.is_main_process():
         claim_folder(cfg.OUTPUT_DIR)
@@ -109,7 +131,7 @@ class _ShortUserErrors(logging.Filter):
     """Takes the traceback off what Detectron2 logs of a user's error; the tool reports it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], USER_ERRORS):
+        if record.exc_info and record.exc_info[1] and is_users(record.exc_info[1]):
             record.exc_info = None
         return True
 
@@ -124,8 +146,11 @@ def train_parser(example: str) -> argparse.ArgumentParser:
         The parser.
     """
     parser = default_argument_parser(epilog=_shown(example))
-    resume = next(action for action in parser._actions if action.dest == "resume")
-    resume.help = _RESUME
+    types = {"num_gpus": count, "num_machines": positive, "machine_rank": count}
+    for action in parser._actions:
+        action.type = types.get(action.dest, action.type)
+        if action.dest == "resume":
+            action.help = _RESUME
     _add_debug(parser)
     return parser
 
@@ -155,6 +180,16 @@ def _shown(example: str) -> str:
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.error = partial(_refuse, parser, parser.error)  # type: ignore[method-assign]
+
+
+def _refuse(
+    parser: argparse.ArgumentParser, say: Callable[[str], NoReturn], message: str
+) -> NoReturn:
+    """Add the flag that was meant to what argparse says of an unknown one."""
+    _, unknown, words = message.partition("unrecognized arguments: ")
+    hint = did_you_mean(words.split()[0], parser._option_string_actions) if unknown else ""
+    say(message + hint)
 
 
 def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
@@ -218,21 +253,13 @@ def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
     try:
         with raising_sigterm():
             action()
-    except USER_ERRORS as error:
-        if debug:
+    except Exception as error:
+        if debug or not is_users(error):
             raise
-        sys.stderr.write(f"error: {_sentence(error)}\n")
+        sys.stderr.write(f"error: {sentence(error)}\n")
         return 1
     except KeyboardInterrupt as stop:
         signum = getattr(stop, "signum", signal.SIGINT)
         sys.stderr.write(f"stopped by {signal.Signals(signum).name} {stop}\n")
         return 128 + signum
     return 0
-
-
-def _sentence(error: Exception) -> str:
-    """The message; of an error in a loader's worker, what follows the worker's traceback."""
-    lines = str(error).strip().splitlines()
-    if len(lines) > 1 and "worker process" in lines[0]:
-        return lines[-1].partition(": ")[2]
-    return str(error)

@@ -1,6 +1,5 @@
 """Evaluation: the vocabulary of every test set, and the file of the results."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.metadata import SEGMENT_TYPES
 from clipself_d2.parts.text_embeddings import (
     read_text_embeddings,
@@ -192,8 +192,7 @@ def write_results(
         return
     content = {name: {**scores, "protocol": protocols[name]} for name, scores in results.items()}
     path = Path(output_dir) / RESULTS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_json(path, content, indent=1)
     logger.info("Results in %s", path)
 
 

@@ -43,6 +43,19 @@ def find_runner(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
 
 
+def _check_places(flags: argparse.Namespace) -> None:
+    """Refuse machines and GPUs that are not there."""
+    if flags.machine_rank >= flags.num_machines:
+        raise ValueError(
+            f"--machine-rank is {flags.machine_rank}; with --num-machines {flags.num_machines} it "
+            f"is 0 to {flags.num_machines - 1}"
+        )
+    if torch.cuda.is_available() and flags.num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()} GPUs here"
+        )
+
+
 def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Namespace) -> None:
     """Run a function in every process of a run.
 
@@ -56,6 +69,7 @@ def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Na
     """
     place = find_runner(os.environ)
     if place is None:
+        _check_places(flags)
         machines = (flags.num_machines, flags.machine_rank, flags.dist_url)
         try:
             launch(action, flags.num_gpus, *machines, args=args)

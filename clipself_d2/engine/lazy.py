@@ -15,15 +15,17 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from clipself_d2.backbones.compatibility import check_model
 from clipself_d2.engine.checkpoint import StrictCheckpointer
+from clipself_d2.engine.devices import find_device
+from clipself_d2.engine.errors import is_users, sentence
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
 from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
+from clipself_d2.engine.ranges import check_fields, name_fields, near_key
 from clipself_d2.engine.trainer import log_size
 from clipself_d2.parts.text_embeddings import (
     dataset_embeddings,
@@ -65,7 +67,14 @@ def load_lazy_config(
             f"--config-file {config_file!r} is no lazy config; name a .py file, such as "
             "configs/plug_in/vitdet_mask_rcnn.py (yaml files go to tools/train_net.py)"
         )
-    cfg = LazyConfig.load(config_file)
+    try:
+        cfg = LazyConfig.load(config_file)
+    except Exception as error:  # The file is code of the user's.
+        raise ValueError(
+            f"{config_file} cannot be run as a lazy config: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{config_file} defines nothing; it is no lazy config")
     missing = [name for name in needed if name not in cfg]
     if missing:
         raise ValueError(f"{config_file} does not define {', '.join(missing)}; add it to the file")
@@ -75,12 +84,19 @@ def load_lazy_config(
             raise ValueError(f"override {override!r} is not of the form key=value")
         if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT and not override.startswith("+"):
             raise ValueError(
-                f"{key} in {override!r} is no key of {config_file}; write +{override} to add it"
+                f"{key} in {override!r} is no key of {config_file}{near_key(key, cfg)}; write "
+                f"+{override} to add it"
             )
     try:
-        return LazyConfig.apply_overrides(cfg, [text.lstrip("+") for text in overrides])
-    except (OmegaConfBaseException, AssertionError) as error:
+        cfg = LazyConfig.apply_overrides(cfg, [text.lstrip("+") for text in overrides])
+    except Exception as error:  # All that is read here is the user's.
         raise ValueError(f"overrides {overrides} do not fit {config_file}: {error}") from error
+    check_fields(cfg)
+    device = OmegaConf.select(cfg, "train.device", default=None)
+    if device is not None:
+        is_asked = any(text.startswith("train.device=") for text in overrides)
+        cfg.train.device = find_device(device, "train.device", is_asked=is_asked)
+    return cfg
 
 
 _ABSENT = object()
@@ -128,7 +144,19 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
 
     Returns:
         Results of the evaluation.
+
+    Raises:
+        ValueError: For whatever the user has to mend, with the fields of the config.
     """
+    try:
+        return _run_lazy(args)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        raise ValueError(name_fields(sentence(error))) from error
+
+
+def _run_lazy(args: argparse.Namespace) -> OrderedDict:
     cfg = load_lazy_config(args.config_file, args.opts)
     if comm.is_main_process():
         claim_folder(cfg.train.output_dir, "train.output_dir")

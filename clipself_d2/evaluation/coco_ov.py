@@ -20,6 +20,7 @@ from tabulate import tabulate
 from clipself_d2.evaluation.class_table import class_ap, class_scores, split_mean
 from clipself_d2.evaluation.detection import DetectionEvaluator
 from clipself_d2.evaluation.results import TaskResults, warn_undefined
+from clipself_d2.parts.words import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class CocoOVEvaluator(DetectionEvaluator):
         scores |= {f"AP-{split}": 100 * split_mean(ap_K, m) for split, m in parts.items()}
         clashes = sorted(scores.keys() & results.keys())
         if clashes:
-            logger.warning("%s is the split's score, not the class's", ", ".join(clashes))
+            logger.warning("%s is the split's score, not the class's", shortened(clashes))
         logger.info("Open-vocabulary %s scores:\n%s", iou_type, _split_table(splits, ap_K, ap50_K))
         warn_undefined(iou_type, scores)
         return results | scores

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Instances
 
+from clipself_d2.parts.words import shortened
+
 logger = logging.getLogger(__name__)
 
 
@@ -278,5 +280,5 @@ def warn_undefined(task: str, scores: Mapping[str, float]) -> None:
         logger.warning(
             "%s: no ground truth to score %s against; reported as NaN, which is not zero",
             task,
-            ", ".join(undefined),
+            shortened(undefined),
         )

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import SigmoidTextClassifier, TextClassifier
 from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
+from clipself_d2.parts.words import did_you_mean
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 from clipself_d2.vocabulary.embeddings import BACKGROUND
 from clipself_d2.vocabulary.templates import clean_name, template_name
@@ -36,7 +37,8 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
         ValueError: If the data set is not registered or has no classes.
     """
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
-        raise ValueError(f"data set {name!r} is not registered; check {key}")
+        near = did_you_mean(name, DatasetCatalog.list())
+        raise ValueError(f"data set {name!r} is not registered; check {key}{near}")
     metadata = metadata_with_classes(name)
     if metadata.get("evaluator_type") in SEGMENT_TYPES:
         return Vocabulary.with_stuff(metadata)

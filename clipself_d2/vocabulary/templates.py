@@ -180,6 +180,8 @@ _TEMPLATES = {
 _ALIASES = {"vild63": "vild"}
 # ViLD's sentences that are mere noun phrases are made whole.
 _COMPLETED = frozenset({"vild"})
+# All that a prompt set may be called.
+TEMPLATE_NAMES = (*_TEMPLATES, *_ALIASES)
 
 
 def template_name(name: str) -> str:
@@ -196,9 +198,7 @@ def template_name(name: str) -> str:
     """
     resolved = _ALIASES.get(name, name)
     if resolved not in _TEMPLATES:
-        raise ValueError(
-            f"prompt set {name!r} is unknown; it is one of {sorted([*_TEMPLATES, *_ALIASES])}"
-        )
+        raise ValueError(f"prompt set {name!r} is unknown; it is one of {sorted(TEMPLATE_NAMES)}")
     return resolved
 
 

@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from clipself_d2.data.referring_mapper import decode_segmentations
+from clipself_d2.engine.ranges import check_registered
 from clipself_d2.evaluation.referring import score_pair, summarise
 
 # Sizes are counted in parts of the picture's sides.
@@ -90,8 +91,7 @@ def _mask(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def _records(name: str) -> list[dict[str, Any]]:
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"{name!r} is not registered; expected one such as emoji_refer_val")
+    check_registered([name], "--train or --test")
     records: list[dict[str, Any]] = DatasetCatalog.get(name)
     if not records or "segmentations" not in records[0]:
         raise ValueError(f"{name} has no referring expressions; give one such as emoji_refer_val")

@@ -1,6 +1,5 @@
 """The benchmark: its parts, their tables, and a report."""
 
-import json
 import logging
 import statistics
 import time
@@ -39,6 +38,7 @@ from clipself_d2.apps.benchmark.vocabulary import (
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.precision import compute_context
 from clipself_d2.evaluation import LVISOVEvaluator
+from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 from clipself_d2.vocabulary.embeddings import SentenceEncoder
 
@@ -303,6 +303,5 @@ def write_report(report: Report, output: Path) -> None:
         report: Of ``run_benchmark``.
         output: File to write.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="ascii")
+    write_json(output, report, indent=1)
     logger.info("figures in %s", output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_stage
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.engine.evaluate import RESULTS_FILE
+from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary.concepts import ConceptPool
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def prepare_files(options: AblationOptions) -> None:
     content["images"] = content["images"][::2]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
-    (out / "half.json").write_text(json.dumps(content), encoding="utf-8")
+    write_json(out / "half.json", content)
     build_concept_pool(str(out / "half.json"), out / "half.txt", min_count=MIN_COUNT)
 
 
@@ -248,7 +249,7 @@ def run_ablations(options: AblationOptions, command: str) -> None:
             logger.info("[%s] has results in %s; kept", stage.name, stage.output)
             continue
         run_stage(stage, options.data_root)
-        record.write_text(json.dumps(stage.command), encoding="utf-8")
+        write_json(record, stage.command)
     results = {
         row.name: next(iter(read_results(options.output / row.name).values())) for row in rows
     }

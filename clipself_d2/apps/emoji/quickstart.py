@@ -16,6 +16,8 @@ from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections,
 from clipself_d2.apps.paths import add_data_root, user_path
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
+from clipself_d2.engine.flags import count, positive
+from clipself_d2.parts.json_file import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +187,7 @@ def run_quickstart(options: QuickstartOptions) -> Summary:
         options.output / "fvit_clipself",
         options.output / "detections.png",
     )
-    summary_path.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_json(summary_path, summary, indent=1)
     logger.info("\n%s", format_table(summary))
     logger.info("summary.json, curves.png and detections.png are in %s", options.output)
     return summary
@@ -225,9 +227,9 @@ def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
     add_data_root(parser, "--data-root", "folder of the data set")
     for name in ("train", "val", "rpn-iterations", "distill-iterations", "detector-iterations"):
         value = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=positive, default=value)
     parser.add_argument("--regions", choices=["proposals", "grid", "both"], default="proposals")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = vars(parser.parse_args(arguments))
     del args["debug"]

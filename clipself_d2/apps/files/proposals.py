@@ -1,6 +1,5 @@
 """Class-agnostic region proposals of a trained RPN, as a COCO-format file."""
 
-import json
 import logging
 import os
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from torch import nn
 from torchvision.ops import box_convert
 
 from clipself_d2.data.build import build_detection_test_loader_from_cfg
+from clipself_d2.parts.json_file import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,7 @@ def write_proposals(
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(partial, output)
+    write_json(output, document)
     logger.info("%d proposals on %d images in %s", len(annotations), len(images), output)
     return len(annotations)
 

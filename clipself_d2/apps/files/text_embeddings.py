@@ -1,6 +1,5 @@
 """Files of text embeddings, built with a CLIP or taken over from other projects."""
 
-import difflib
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.registry import embed_dim, find_weights, pretrained_tags
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata
 from clipself_d2.parts.text_embeddings import dataset_vocabulary, warn_of_doubtful_names
+from clipself_d2.parts.words import did_you_mean
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, get_templates
 from clipself_d2.vocabulary.embeddings import SentenceEncoder
 from clipself_d2.vocabulary.published_tables import read_published_embeddings
@@ -76,10 +76,9 @@ def resolve_vocabulary(
     path = user_path(name)
     if path.suffix in (".txt", ".json") or path.is_file():
         return Vocabulary.from_file(path)
-    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=2)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise ValueError(
-        f"--vocabulary is {name!r}; it is {choices}, or a .txt or .json file of names{hint}"
+        f"--vocabulary is {name!r}; it is {choices}, or a .txt or .json file of names"
+        f"{did_you_mean(name, DatasetCatalog.list())}"
     )
 
 

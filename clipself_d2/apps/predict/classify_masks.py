@@ -3,7 +3,6 @@
 Legend: Q masks of a picture, K classes, D joint embedding, H W pixels.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from clipself_d2.data.pictures import fit_longest, to_tensor
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.evaluation.segments import panoptic_evaluators
 from clipself_d2.layers.region_pool import mask_embeddings
+from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class _Writer:
             path = self.file.save()
         else:
             path = self.output / RESULTS_FILE
-            path.write_text(json.dumps(self.results), encoding="utf-8")
+            write_json(path, self.results)
         logger.info("%s: masks with their names", path)
         if self.unseen:
             logger.warning(
@@ -279,6 +279,5 @@ class _Writer:
         for evaluator in self.evaluators:
             scores |= evaluator.evaluate() or {}
         if scores:
-            text = json.dumps(scores, indent=1).replace("NaN", "null")
-            (self.output / SCORES_FILE).write_text(text, encoding="utf-8")
+            write_json(self.output / SCORES_FILE, scores, indent=1)
         return scores

@@ -1,6 +1,5 @@
 """Detections of many pictures in one file of COCO's form."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from pycocotools import mask as mask_coder
+
+from clipself_d2.parts.json_file import write_json
 
 
 class DetectionFile:
@@ -54,11 +55,11 @@ class DetectionFile:
         """Write the file.
 
         Args:
-            path: json file; its folder exists.
+            path: json file.
         """
         content = {
             "images": self.images,
             "categories": [{"id": i, "name": name} for i, name in enumerate(self.names, 1)],
             "annotations": self.annotations,
         }
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(path, content, indent=1)

@@ -4,13 +4,14 @@ Legend: H W pixels.
 """
 
 import colorsys
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from clipself_d2.parts.json_file import write_json
 
 # Hues of neighbouring classes lie this far apart, as a share of the circle.
 _HUE_STEP = 0.381966
@@ -184,5 +185,5 @@ class PanopticFile:
             "annotations": self.annotations,
             "categories": self.categories,
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_json(path, content)
         return path

@@ -1,8 +1,6 @@
 """COCO files of the transfer sets: Pascal VOC from its XML, Objects365 from its official json."""
 
-import json
 import logging
-import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +16,7 @@ from clipself_d2.data.datasets.transfer import (
     voc_file,
 )
 from clipself_d2.data.datasets.validate import check_coco_file
+from clipself_d2.parts.json_file import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -211,9 +210,7 @@ def convert_objects365(source: Path, version: str) -> Row:
 
 
 def _write(target: Path, document: Row) -> None:
-    part = target.with_name(target.name + ".partial")
-    part.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(part, target)
+    write_json(target, document)
     logger.info(
         "%s: %d images, %d annotations, %d categories",
         target,

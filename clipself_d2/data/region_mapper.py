@@ -4,7 +4,8 @@ Classes are counted things first, then stuff, in the order of the metadata's ``t
 ``stuff_classes``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from clipself_d2.data.regions import enlarge_boxes
 MAX_SEGMENTS = 100
 BOX_SIZE_RANGE = (8.0, 1024.0)
 CROP_ENLARGE = 1.5
+# Share of a picture by which areas of the file may differ from the PNG.
+MAX_AREA_GAP = 0.01
 
 
 class RegionMapper:
@@ -58,10 +61,12 @@ class RegionMapper:
 
         Raises:
             FileNotFoundError: If the picture or its panoptic PNG is missing.
-            ValueError: If one cannot be decoded, or their sizes differ.
+            ValueError: If one cannot be decoded, their sizes differ, or the PNG has other segments
+                than the record.
         """
         picture = read_picture(record["file_name"])
         ids = self._segment_ids(record, picture.size)
+        check_segments(record["pan_seg_file_name"], ids, record["segments_info"])
         boxes, masks, classes, things = [], [], [], []
         for segment in record["segments_info"][:MAX_SEGMENTS]:
             mask = ids == segment["id"]
@@ -122,6 +127,36 @@ class RegionMapper:
         rows, columns = (min(a, b) for a, b in zip(cells.shape, grid.shape, strict=True))
         grid[:rows, :columns] = cells[:rows, :columns]
         return torch.from_numpy(grid)
+
+
+def check_segments(path: str, ids: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a map of segments that is not of its record.
+
+    Args:
+        path: The PNG, for messages.
+        ids: (H, W) segment ids of its pixels; 0 is no segment.
+        segments: The record's, with ``id``, and ``area`` in px or none.
+
+    Raises:
+        ValueError: If a segment has no pixel, pixels have no segment, or areas say that the map
+            is another picture's.
+    """
+    found, counts = (part.tolist() for part in np.unique(ids, return_counts=True))
+    pixels = dict(zip(found, counts, strict=True))
+    absent = [segment["id"] for segment in segments if segment["id"] not in pixels]
+    strange = sorted(pixels.keys() - {segment["id"] for segment in segments} - {0})
+    gap = sum(abs(pixels.get(part["id"], 0) - part["area"]) for part in segments if "area" in part)
+    fault = ""
+    if absent:
+        fault = f"has no pixel of segment {absent[0]}, which the annotation file lists"
+    elif strange:
+        fault = f"has pixels of segment {strange[0]}, which the annotation file does not list"
+    elif gap > MAX_AREA_GAP * ids.size:
+        fault = f"has segments of other areas than the annotation file, by {gap:.0f} px"
+    if fault:
+        raise ValueError(
+            f"panoptic map {path} {fault}; it may be that of another picture, restore the PNG"
+        )
 
 
 def build_region_loader(

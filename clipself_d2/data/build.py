@@ -15,9 +15,10 @@ from clipself_d2.clip.registry import native_image_size
 from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.detection_mapper import build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
-from clipself_d2.data.items import Item, Record, check_named, read_records
+from clipself_d2.data.items import Item, Record, read_records
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
+from clipself_d2.data.training_records import read_training_records
 
 
 class CountedDataset(Dataset[Item]):
@@ -233,10 +234,10 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         An endless loader of lists of this process's items, as Detectron2's models take them.
 
     Raises:
-        ValueError: If DATASETS.TRAIN is empty.
+        ValueError: As ``read_training_records``.
     """
-    check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    records = read_training_records(cfg)
+    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg), dataset=records)
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

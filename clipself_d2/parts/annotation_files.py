@@ -164,10 +164,11 @@ def check_instances(
         ValueError: If a fault cannot be mended.
     """
     categories, rows = content["categories"], content["annotations"]
-    check_categories(path, categories, remedy)
     check_keys(path, "annotations", rows, INSTANCE_SECTIONS["annotations"], remedy)
+    check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
     check_listed(path, rows, "image_id", content["images"], remedy)
     check_listed(path, rows, "category_id", categories, remedy)
+    check_categories(path, categories, remedy)
     sizes = {row["id"]: (int(row["width"]), int(row["height"])) for row in content["images"]}
     kept = apply_rules(
         path, rows, INSTANCE_RULES, sizes, purpose=purpose, remedy=remedy, quiet=quiet
@@ -234,7 +235,7 @@ def apply_rules(
             if rule.mend is None:
                 raise ValueError(
                     f"annotation file {path} has {rule.fault} in entry {number} of "
-                    f"{rule.section!r}: {_shown(row)}; {rule.advice}; {remedy}"
+                    f"{rule.section!r}: {_shown(row)}, {rule.advice}; {remedy}"
                 )
             counts[rule.fault, rule.advice] += 1
             mended = rule.mend(mended, sizes)

@@ -29,7 +29,7 @@ class Rule:
         section: List of the file that such rows are in.
         fault: The fault of one row, after "has".
         finds: Tells whether a row has the fault, given the sizes of the images.
-        advice: What to do about it where it is refused; what is done where it is mended.
+        advice: What is expected where it is refused; what is done where it is mended.
         mend: Makes the row that is read in its place, or None to leave it out; without it the
             file is refused.
         purposes: What the rule holds for.
@@ -223,21 +223,21 @@ IMAGE_RULES = (
         "images",
         "an id that is neither a whole number nor a text",
         _no_id,
-        "number the images",
+        "expected a number for each image",
     ),
-    Rule("images", "no size", _no_size, "write width and height, in px"),
+    Rule("images", "no size", _no_size, "expected width and height, in px"),
     Rule(
         "images",
         "no file_name",
         _no_file,
-        "write the image's path below its folder",
+        "expected the image's path below its folder",
         purposes=(TRAINING,),
     ),
     Rule(
         "images",
         "a list of categories that is no list of ids",
         _strange_lists,
-        f"write lists of category ids under {' and '.join(LVIS_LISTS)}",
+        f"expected lists of category ids under {' and '.join(LVIS_LISTS)}",
     ),
 )
 CATEGORY_RULES = (
@@ -245,13 +245,13 @@ CATEGORY_RULES = (
         "categories",
         "an id that is no whole number",
         lambda row, _: type(row["id"]) is not int,
-        "number the categories, and give the annotations these numbers as category_id",
+        "expected numbers, which the annotations have as category_id",
     ),
     Rule(
         "categories",
         "a name that is no words",
         lambda row, _: not (isinstance(row["name"], str) and row["name"].strip()),
-        "name the category",
+        "expected words",
     ),
 )
 BOX_RULES = (
@@ -259,13 +259,13 @@ BOX_RULES = (
         "annotations",
         "a bbox that is not four numbers",
         _no_box,
-        "write [x, y, width, height], in px",
+        "expected [x, y, width, height], in px",
     ),
     Rule(
         "annotations",
         "a bbox that is not finite",
         _endless_box,
-        "write [x, y, width, height], in px",
+        "expected [x, y, width, height], in px",
     ),
     Rule("annotations", "a box of negative width or height", _negative_box, "left out", _dropped),
 )
@@ -274,13 +274,13 @@ INSTANCE_RULES = (
         "annotations",
         "an id that is neither a whole number nor a text",
         _no_id,
-        "number the annotations from 1",
+        "expected numbers from 1",
     ),
     Rule(
         "annotations",
         "an iscrowd that is neither 0 nor 1",
         lambda row, _: row.get("iscrowd", 0) not in (0, 1, None),
-        "write 0 or 1",
+        "expected 0 or 1",
     ),
     *BOX_RULES,
     Rule(
@@ -303,13 +303,13 @@ INSTANCE_RULES = (
         "annotations",
         "a segmentation that is neither polygons nor run lengths",
         _strange_mask,
-        "write a list of polygons, each a list of numbers x, y, x, y, in px; or leave the key out",
+        "expected a list of polygons, each a list of x, y, x, y in px, or no such key",
     ),
     Rule(
         "annotations",
         "run lengths of a mask that do not fit its image",
         _strange_runs,
-        "write counts, and size as [height, width] of the image; or leave the key out",
+        "expected counts, and size as [height, width] of the image, or no such key",
     ),
     Rule(
         "annotations",
@@ -357,6 +357,6 @@ SEGMENT_RULES = (
                 for part in row["segments_info"]
             )
         ),
-        "write the name of a PNG, and a list of segments, each with an id that is a whole number",
+        "expected the name of a PNG, and a list of segments with whole numbers as ids",
     ),
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
+from clipself_d2.data.region_mapper import RegionMapper, build_region_loader, check_segments
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "preprocess.npz")
 MAPPER = RegionMapper(image_size=160, crop_size=64, patch_size=16, pad_to_square=True)
@@ -18,6 +18,7 @@ def record(tmp_path: Path) -> dict[str, object]:
     ids[GOLDEN["mask"] > 0] = (7, 0, 0)
     ids[80:, :, 1] = 1
     ids[80:, :, 0] = 0
+    ids[:3, :3] = (9, 0, 0)
     Image.fromarray(ids).save(tmp_path / "ids.png")
     mask = GOLDEN["mask"] > 0
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -63,7 +64,10 @@ def test_a_map_of_another_size_is_named(record, tmp_path) -> None:
         MAPPER(record)
 
 
-def test_no_fitting_segment_gives_empty_tensors(record) -> None:
+def test_no_fitting_segment_gives_empty_tensors(record, tmp_path) -> None:
+    ids = np.zeros((90, 131, 3), np.uint8)
+    ids[:3, :3, 0] = 9
+    Image.fromarray(ids).save(tmp_path / "ids.png")
     item = MAPPER({**record, "segments_info": record["segments_info"][2:]})
     assert item["boxes"].shape == (0, 4)
     assert item["masks"].shape == (0, 10, 10)
@@ -101,3 +105,18 @@ def test_a_batch_of_any_size_holds_each_record_once(record, batch_size: int) -> 
     batches = list(loader)
     assert [item["image_id"] for batch in batches for item in batch] == list(range(5))
     assert max(map(len, batches)) == batch_size
+
+
+@pytest.mark.parametrize(
+    ("segments", "words"),
+    [
+        ([{"id": 7}, {"id": 8}], "no pixel of segment 8, which"),
+        ([{"id": 7}], "pixels of segment 256, which"),
+        ([{"id": 7, "area": 90}, {"id": 256, "area": 5}], "other areas than .* by 10 px"),
+    ],
+)
+def test_a_map_of_another_picture_is_named(segments: list[dict[str, int]], words: str) -> None:
+    ids = np.array([[7] * 80 + [256] * 5 + [0] * 15])
+    check_segments("ids.png", ids, [{"id": 7, "area": 80}, {"id": 256, "area": 5}])
+    with pytest.raises(ValueError, match=rf"ids\.png has {words}"):
+        check_segments("ids.png", ids, segments)

@@ -77,7 +77,7 @@ def check_coco_file(
             mended.
     """
     content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy)
-    check_categories(path, content["categories"], remedy)
+    check_keys(path, "categories", content["categories"], INSTANCE_SECTIONS["categories"], remedy)
     if expected_names is not None:
         _check_names(path, content["categories"], expected_names, remedy)
     if any("segments_info" in row for row in content["annotations"]):
@@ -97,6 +97,7 @@ def _check_segments(path: str | Path, content: Content, remedy: str) -> None:
         check_unique(path, f"segments of {row['file_name']}", parts, "id", remedy)
     segments = [segment for row in rows for segment in row["segments_info"]]
     check_listed(path, segments, "category_id", content["categories"], remedy)
+    check_categories(path, content["categories"], remedy)
     boxed = [segment for segment in segments if "bbox" in segment]
     apply_rules(path, boxed, BOX_RULES[:2], {}, purpose=TRAINING, remedy=remedy)
 

@@ -112,7 +112,7 @@ def test_a_batch_of_any_size_holds_each_record_once(record, batch_size: int) -> 
     [
         ([{"id": 7}, {"id": 8}], "no pixel of segment 8, which"),
         ([{"id": 7}], "pixels of segment 256, which"),
-        ([{"id": 7, "area": 90}, {"id": 256, "area": 5}], "other areas than .* by 10 px"),
+        ([{"id": 7, "area": 90}, {"id": 256, "area": 5}], "segments of other areas than .* by 10 px"),
     ],
 )
 def test_a_map_of_another_picture_is_named(segments: list[dict[str, int]], words: str) -> None:

@@ -243,7 +243,7 @@ def lvis_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
             "info": {},
             "annotations": [
                 {
-                    "id": 10 * image_id + number,
+                    "id": 100 * image_id + number,
                     "image_id": image_id,
                     "category_id": number,
                     "bbox": [1, 2, 10, 20],

@@ -14,10 +14,11 @@ from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.detection_mapper import PictureMapper, build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
-from clipself_d2.data.items import Item, Record, check_named, read_records
+from clipself_d2.data.items import Item, Record, read_records
 from clipself_d2.data.proposal_files import check_proposal_files
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
+from clipself_d2.data.training_records import read_training_records
 
 
 def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
@@ -103,13 +104,15 @@ def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
 
     Raises:
         FileNotFoundError: If a file of proposals is missing.
-        ValueError: If DATASETS.TRAIN is empty, or a file of proposals holds more than arrays.
+        ValueError: As ``read_training_records``, or if a file of proposals holds more than arrays.
     """
-    check_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     check_proposal_files(cfg, "TRAIN")
-    # Detectron2 chooses the records and their order, by a seed that it draws from numpy.
+    records = read_training_records(cfg)
+    # Detectron2 chooses the records' order, by a seed that it draws from numpy.
     with own_randomness(max(cfg.SEED, 0)):
-        parts = detectron2_build._train_loader_from_config(cfg, mapper=build_train_mapper(cfg))
+        parts = detectron2_build._train_loader_from_config(
+            cfg, mapper=build_train_mapper(cfg), dataset=records
+        )
     if not isinstance(parts["dataset"], list):
         return detectron2_build.build_detection_train_loader(**parts)
     return build_detection_train_loader(**parts, seed=max(cfg.SEED, 0))

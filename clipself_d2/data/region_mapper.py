@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
 from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture
 from clipself_d2.data.regions import enlarge_boxes
+from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
 
 MAX_SEGMENTS = 100
 BOX_SIZE_RANGE = (8.0, 1024.0)
@@ -58,10 +59,12 @@ class RegionMapper:
 
         Raises:
             FileNotFoundError: If the picture or its panoptic PNG is missing.
-            ValueError: If one cannot be decoded, or their sizes differ.
+            ValueError: If one cannot be decoded, their sizes differ, or the PNG has other segments
+                than the record.
         """
         picture = read_picture(record["file_name"])
         ids = self._segment_ids(record, picture.size)
+        check_segments(ids, record["segments_info"], record["pan_seg_file_name"])
         boxes, masks, classes, things = [], [], [], []
         for segment in record["segments_info"][:MAX_SEGMENTS]:
             mask = ids == segment["id"]
@@ -91,13 +94,13 @@ class RegionMapper:
     @staticmethod
     def _segment_ids(record: Record, size: tuple[int, int]) -> np.ndarray:
         path = record["pan_seg_file_name"]
-        rgb = np.asarray(read_picture(path), np.int64)
-        if rgb.shape[:2] != (size[1], size[0]):
+        ids = segment_ids(read_segment_colours(path))
+        if ids.shape != (size[1], size[0]):
             raise ValueError(
-                f"panoptic map {path} is {rgb.shape[1]}x{rgb.shape[0]} but its image is "
+                f"panoptic map {path} is {ids.shape[1]}x{ids.shape[0]} but its image is "
                 f"{size[0]}x{size[1]}"
             )
-        return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        return ids
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (h, w) of a student image of (width, height)."""

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.json_file import write_json
-from clipself_d2.parts.metadata import SEGMENT_TYPES
+from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
 from clipself_d2.parts.text_embeddings import (
     read_text_embeddings,
     scored_vocabulary,
@@ -76,10 +76,7 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
     Raises:
         ValueError: If TEST.SYNONYMS is set and the metadata has none.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("thing_classes") is None and dataset_name in DatasetCatalog.list():
-        # Detectron2's COCO loader learns the classes only when it reads the annotations.
-        DatasetCatalog.get(dataset_name)
+    metadata = metadata_with_classes(dataset_name)
     report: Protocol = {
         "clip": cfg.MODEL.CLIP.NAME,
         "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from clipself_d2.evaluation.class_table import class_ap, class_scores, split_mean
 from clipself_d2.evaluation.detection import DetectionEvaluator
 from clipself_d2.evaluation.results import TaskResults, warn_undefined
+from clipself_d2.parts.annotation_rules import COCO_SCORING
 from clipself_d2.parts.words import shortened
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,8 @@ class CocoOVEvaluator(DetectionEvaluator):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("hotcoco", "pycocotools")
-    required_keys: ClassVar[Mapping[str, Sequence[str]]] = {
-        "images": ("id",),
-        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
-        "categories": ("id", "name"),
-    }
+    purpose: ClassVar[str] = COCO_SCORING
+    required_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     results_name: ClassVar[str] = "coco_instances_results.json"
     first_category_id: ClassVar[int] = 0
     usual_max_dets: ClassVar[int] = 100
@@ -68,10 +66,10 @@ class CocoOVEvaluator(DetectionEvaluator):
         limit = self._max_dets_per_image[-1]
         # pycocotools cannot load an empty list; where nothing matches, the scorers agree.
         if self._backend == "hotcoco" or results.survey.num_results == 0:
-            coco_gt, scorer = hotcoco.COCO(self._json_file), hotcoco.COCOeval
+            coco_gt, scorer = hotcoco.COCO(self._scored_file), hotcoco.COCOeval
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
-            coco_gt, scorer = self._coco_api, COCOeval if limit == 100 else COCOevalMaxDets
+            coco_gt, scorer = self._scored_api, COCOeval if limit == 100 else COCOevalMaxDets
         with (
             results.file() as path,
             contextlib.redirect_stdout(io.StringIO()),

@@ -1,11 +1,15 @@
 """The course of a COCO or LVIS evaluation: predictions, results, scores, a table of classes."""
 
+import contextlib
 import copy
+import io
+import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,16 +17,18 @@ import numpy.typing as npt
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
 from clipself_d2.evaluation.class_table import class_facts, write_class_table
 from clipself_d2.evaluation.prediction_log import PredictionLog
 from clipself_d2.evaluation.results import (
+    Result,
     Survey,
     TaskResults,
     dataset_results,
-    read_annotation_file,
     write_results,
 )
+from clipself_d2.parts.annotation_files import Truth, read_truth
 from clipself_d2.parts.metadata import metadata_with_classes
 
 logger = logging.getLogger(__name__)
@@ -43,6 +49,7 @@ class DetectionEvaluator(COCOEvaluator):
     """
 
     backends: ClassVar[tuple[str, ...]]
+    purpose: ClassVar[str]
     required_keys: ClassVar[Mapping[str, Sequence[str]]]
     results_name: ClassVar[str]
     first_category_id: ClassVar[int]
@@ -83,9 +90,7 @@ class DetectionEvaluator(COCOEvaluator):
         unknown = sorted(set(tasks or ()) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks has {', '.join(unknown)}, expected any of {', '.join(TASKS)}")
-        json_file = MetadataCatalog.get(dataset_name).get("json_file")
-        if json_file:
-            read_annotation_file(PathManager.get_local_path(json_file), self.required_keys)
+        truth = self._read_truth(dataset_name)
         super().__init__(
             dataset_name,
             tasks,
@@ -96,11 +101,45 @@ class DetectionEvaluator(COCOEvaluator):
         )
         self._backend = backend
         self._json_file = PathManager.get_local_path(self._metadata.json_file)
+        self._take(truth)
         self._category_ids = self._read_category_ids()
         self._class_names: dict[int, str] = dict(
             zip(self._category_ids, self._metadata.thing_classes, strict=True)
         )
         self._novel = self._read_novel()
+
+    def _read_truth(self, dataset_name: str) -> Truth | None:
+        """Read and check the annotations; None where Detectron2 is to write the file."""
+        json_file = MetadataCatalog.get(dataset_name).get("json_file")
+        if not json_file:
+            return None
+        return read_truth(
+            PathManager.get_local_path(json_file),
+            purpose=self.purpose,
+            required=self.required_keys,
+            remedy="correct it, or set json_file in the data set's metadata, or "
+            "DETECTRON2_DATASETS, to another",
+        )
+
+    def _take(self, truth: Truth | None) -> None:
+        """Let all scorers read the annotations as they were mended."""
+        self._scored_api, self._scored_file = self._coco_api, self._json_file
+        self._image_numbers = truth.image_numbers if truth else None
+        if truth is None or truth.numbered is None:
+            return
+        self._coco_api = _coco_api(truth.content)
+        self._scored_api = _coco_api(truth.numbered)
+        self._folder = TemporaryDirectory(prefix="annotations_")
+        self._scored_file = str(Path(self._folder.name) / "annotations.json")
+        Path(self._scored_file).write_text(json.dumps(truth.numbered), encoding="ascii")
+
+    def _number(self, image_id: object) -> Any:
+        """Return the id of an image as the scorers know it."""
+        return self._image_numbers[image_id] if self._image_numbers else image_id
+
+    def _numbered(self, read: Callable[[], Iterator[Result]]) -> Iterator[Result]:
+        for result in read():
+            yield {**result, "image_id": self._number(result["image_id"])}
 
     def _read_category_ids(self) -> list[int]:
         """Return the category id of every class index, in the order of ``thing_classes``."""
@@ -185,9 +224,10 @@ class DetectionEvaluator(COCOEvaluator):
         read = partial(dataset_results, predictions, self._category_ids, self._coco_api.imgs)
         survey = Survey()
         write_results(folder / self.results_name, survey.see(read()))
+        scored_ids = None if img_ids is None else [self._number(i) for i in img_ids]
         for task in self._choose_tasks(survey):
-            results = TaskResults(task, read, survey, predictions.folder)
-            self._results[task], class_scores = self._score(results, img_ids)
+            results = TaskResults(task, partial(self._numbered, read), survey, predictions.folder)
+            self._results[task], class_scores = self._score(results, scored_ids)
             if self._output_dir:
                 facts = class_facts(self._coco_api, self._class_names, self._novel, img_ids)
                 write_class_table(folder / f"classes_{task}.csv", facts, class_scores)
@@ -216,3 +256,11 @@ class DetectionEvaluator(COCOEvaluator):
         The one thing that a protocol adds; it calls nothing of this class.
         """
         raise NotImplementedError
+
+
+def _coco_api(content: Mapping[str, Any]) -> COCO:
+    api = COCO()
+    api.dataset = dict(content)
+    with contextlib.redirect_stdout(io.StringIO()):
+        api.createIndex()
+    return api

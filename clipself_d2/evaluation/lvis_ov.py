@@ -16,6 +16,7 @@ from detectron2.utils.logger import create_small_table
 from clipself_d2.evaluation.class_table import class_scores
 from clipself_d2.evaluation.detection import DetectionEvaluator
 from clipself_d2.evaluation.results import Result, TaskResults, best_of_each_class, warn_undefined
+from clipself_d2.parts.annotation_rules import LVIS_LISTS, LVIS_SCORING
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,10 @@ class LVISOVEvaluator(DetectionEvaluator):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("hotcoco", "lvis")
+    purpose: ClassVar[str] = LVIS_SCORING
     required_keys: ClassVar[Mapping[str, Sequence[str]]] = {
-        "images": ("id", "neg_category_ids", "not_exhaustive_category_ids"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
-        "categories": ("id", "name", "frequency"),
+        "images": LVIS_LISTS,
+        "categories": ("frequency",),
     }
     results_name: ClassVar[str] = "lvis_instances_results.json"
     first_category_id: ClassVar[int] = 1
@@ -143,11 +144,11 @@ class LVISOVEvaluator(DetectionEvaluator):
         change = partial(_set_apart, no_category=max(self._category_ids) + 1)
         with results.file(chosen_N=chosen_N, change=change if is_hotcoco else None) as path:
             if is_hotcoco:
-                truth = _truth_for_hotcoco(self._json_file, self._coco_api.dataset)
+                truth = _truth_for_hotcoco(self._scored_file, self._scored_api.dataset)
                 found = hotcoco.LVISResults(truth, path, max_dets)
                 lvis_eval: Any = hotcoco.LVISEval(truth, found, results.task)
             else:
-                lvis_eval = _lvis_scorer(self._json_file, path, results.task, max_dets)
+                lvis_eval = _lvis_scorer(self._scored_file, path, results.task, max_dets)
         if img_ids is not None:
             lvis_eval.params.img_ids = list(img_ids)
         with contextlib.redirect_stdout(io.StringIO()), numpy_float_alias():

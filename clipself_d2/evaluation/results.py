@@ -1,4 +1,4 @@
-"""What COCO and LVIS predictions and annotations must be to be scored, and how they are read."""
+"""What COCO and LVIS predictions must be to be scored, and how they are read."""
 
 import contextlib
 import json
@@ -35,62 +35,6 @@ class Prediction(TypedDict, total=False):
     image_id: int
     instances: list[Result]
     proposals: Instances
-
-
-def read_annotation_file(
-    path: str, required: Mapping[str, Sequence[str]]
-) -> dict[str, list[dict[str, object]]]:
-    """Read an annotation file, and refuse one that a scorer would misread or stumble over later.
-
-    The fast scorer reads an empty object as a data set without images and fills absent fields
-    with defaults; the reference scorers raise a bare ``KeyError``, and take an object with id 0
-    for one that is never found.
-
-    Args:
-        path: The file.
-        required: The lists that the file must hold, with the keys that each of their entries
-            must have; one of the lists is ``annotations``, whose entries must have an ``id``.
-
-    Returns:
-        The file's content.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not JSON, not an object, lacks a list or a key, or if annotation ids
-            are not positive or not unique.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"annotation file {path} does not exist; set DETECTRON2_DATASETS, or json_file in the "
-            "data set's metadata, to where it is"
-        )
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
-            f"the lists {', '.join(required)}"
-        )
-    for section, keys in required.items():
-        entries = content.get(section)
-        if not isinstance(entries, list):
-            raise ValueError(f"annotation file {path} lacks the list {section!r}")
-        for key in keys:
-            lacking = sum(key not in entry for entry in entries)
-            if lacking:
-                raise ValueError(
-                    f"annotation file {path} lacks the key {key!r} in {lacking} of its "
-                    f"{len(entries)} {section}"
-                )
-    ids = [entry["id"] for entry in content["annotations"]]
-    if len(set(ids)) != len(ids) or min(ids, default=1) < 1:
-        raise ValueError(
-            f"annotation file {path} has annotation ids that repeat or are below 1; number the "
-            "annotations from 1"
-        )
-    return content
 
 
 def dataset_results(

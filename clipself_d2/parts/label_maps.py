@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+# Share of a picture by which the areas of its segments may differ from what the file says.
+_AREA_GAP = 0.01
 # Modes of Pillow that hold one number a pixel.
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -84,19 +86,26 @@ def check_segments(
         all_listed: Whether ids that no row lists are refused.
 
     Raises:
-        ValueError: If a row has no pixel, or a pixel no row.
+        ValueError: If a row has no pixel, a pixel no row, or the rows' ``area`` says that the
+            picture is another's.
     """
+    found, counts = (part.tolist() for part in np.unique(ids, return_counts=True))
+    pixels = dict(zip(found, counts, strict=True))
     listed = {int(row["id"]) for row in segments}
-    drawn = {int(value) for value in np.unique(ids)} - {0}
-    missing = sorted(listed - drawn)
-    strange = sorted(drawn - listed) if all_listed else []
-    if missing or strange:
-        what = f"has no pixel of segment {missing[0]}" if missing else f"has segment {strange[0]}"
-        lists = "lists" if missing else "does not list"
+    missing = sorted(listed - pixels.keys())
+    strange = sorted(pixels.keys() - listed - {0}) if all_listed else []
+    gap = sum(abs(pixels.get(row["id"], 0) - row["area"]) for row in segments if "area" in row)
+    fault = ""
+    if missing:
+        fault = f"has no pixel of segment {missing[0]}, which the annotation file lists"
+    elif strange:
+        fault = f"has pixels of segment {strange[0]}, which the annotation file does not list"
+    elif gap > _AREA_GAP * ids.size:
+        fault = f"has segments of other areas than the annotation file, by {gap:.0f} px"
+    if fault:
         raise ValueError(
-            f"panoptic map {path} {what}, which the annotation file {lists} "
-            f"({len(missing)} such missing, {len(strange)} not listed); it belongs to another "
-            "file: check the folder of the maps"
+            f"panoptic map {path} {fault}; it may be that of another picture: restore it, or check "
+            "the folder of the maps"
         )
 
 

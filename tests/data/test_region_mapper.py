@@ -18,6 +18,7 @@ def record(tmp_path: Path) -> dict[str, object]:
     ids[GOLDEN["mask"] > 0] = (7, 0, 0)
     ids[80:, :, 1] = 1
     ids[80:, :, 0] = 0
+    ids[:3, :3] = (9, 0, 0)
     Image.fromarray(ids).save(tmp_path / "ids.png")
     mask = GOLDEN["mask"] > 0
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -63,7 +64,10 @@ def test_a_map_of_another_size_is_named(record, tmp_path) -> None:
         MAPPER(record)
 
 
-def test_no_fitting_segment_gives_empty_tensors(record) -> None:
+def test_no_fitting_segment_gives_empty_tensors(record, tmp_path) -> None:
+    ids = np.zeros((90, 131, 3), np.uint8)
+    ids[:3, :3, 0] = 9
+    Image.fromarray(ids).save(tmp_path / "ids.png")
     item = MAPPER({**record, "segments_info": record["segments_info"][2:]})
     assert item["boxes"].shape == (0, 4)
     assert item["masks"].shape == (0, 10, 10)

@@ -25,7 +25,7 @@ Draw = Callable[..., Any]
         ("coco_ov", CocoOVEvaluator),
         ("lvis_ov", LVISOVEvaluator),
         ("lvis", LVISOVEvaluator),
-        ("coco", COCOEvaluator),
+        ("coco", CocoOVEvaluator),
     ],
 )
 def test_the_metadata_choose_the_detection_evaluator(
@@ -33,6 +33,13 @@ def test_the_metadata_choose_the_detection_evaluator(
 ) -> None:
     name = register(draw_world(0, lvis=True).annotations, evaluator_type=kind)
     assert type(build_evaluator(name, str(tmp_path))) is expected
+
+
+def test_key_points_are_left_to_detectron2(
+    register: Register, draw_world: Draw, tmp_path: Path
+) -> None:
+    name = register(draw_world(0).annotations, evaluator_type="coco", keypoint_names=["nose"])
+    assert type(build_evaluator(name, str(tmp_path))) is COCOEvaluator
 
 
 @pytest.mark.parametrize("kind", ["coco_ov", "lvis_ov"])

@@ -133,7 +133,7 @@ def test_a_picture_that_is_not_the_files_is_an_error_that_names_it(scene) -> Non
     extra = rows((261, CAT), (65536, SKY), (9, DOG))
     with pytest.raises(ValueError, match=r"a\.png has no pixel of segment 9"):
         scene(segments_info=extra).process([{"file_name": "a.jpg"}], output())
-    with pytest.raises(ValueError, match=r"a\.png has segment 65536"):
+    with pytest.raises(ValueError, match=r"a\.png has pixels of segment 65536"):
         scene(segments_info=extra[:1]).process([{"file_name": "a.jpg"}], output())
 
 

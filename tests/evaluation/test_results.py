@@ -13,53 +13,11 @@ from clipself_d2.evaluation.results import (
     Survey,
     best_of_each_class,
     dataset_results,
-    read_annotation_file,
     warn_undefined,
     write_results,
 )
 
-REQUIRED = {"images": ("id",), "annotations": ("id", "area"), "categories": ("id",)}
-GOOD = {
-    "images": [{"id": 4}],
-    "annotations": [{"id": 1, "area": 2.0}, {"id": 2, "area": 3.0}],
-    "categories": [{"id": 9}],
-}
 RESULT = {"image_id": 4, "category_id": 1, "score": 0.5, "bbox": [0.0, 0.0, 2.0, 2.0]}
-
-
-def write(folder: Path, content: object) -> str:
-    path = folder / "truth.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="ascii")
-    return str(path)
-
-
-def test_a_sound_file_is_returned(tmp_path: Path) -> None:
-    assert read_annotation_file(write(tmp_path, GOOD), REQUIRED) == GOOD
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist.*DETECTRON2"):
-        read_annotation_file(str(tmp_path / "nowhere.json"), REQUIRED)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("version https://git-lfs", "is not JSON"),
-        ("", "is not JSON"),
-        ([], "holds a list, expected an object"),
-        ({**GOOD, "annotations": None}, "lacks the list 'annotations'"),
-        ({"images": [], "categories": []}, "lacks the list 'annotations'"),
-        ({**GOOD, "annotations": [{"id": 1}, {"id": 2, "area": 1}]}, "'area' in 1 of its 2 anno"),
-        ({**GOOD, "annotations": [{"id": 0, "area": 1}]}, "number the annotations from 1"),
-        ({**GOOD, "annotations": [{"id": 5, "area": 1}] * 2}, "ids that repeat"),
-    ],
-)
-def test_an_unsound_file_is_refused_by_name(tmp_path: Path, content: object, words: str) -> None:
-    path = write(tmp_path, content)
-    with pytest.raises(ValueError, match=words) as caught:
-        read_annotation_file(path, REQUIRED)
-    assert path in str(caught.value)
 
 
 def test_class_indices_become_category_ids_in_a_copy() -> None:

@@ -60,6 +60,13 @@ def test_segments_and_pixels_belong_together() -> None:
     check_segments(ids, segments, "a.png")
     with pytest.raises(ValueError, match="no pixel of segment 5"):
         check_segments(ids, [*segments, {"id": 5}], "a.png")
-    with pytest.raises(ValueError, match="has segment 4"):
+    with pytest.raises(ValueError, match="has pixels of segment 4"):
         check_segments(ids, segments[:1], "a.png")
     check_segments(ids, segments[:1], "a.png", all_listed=False)
+
+
+def test_areas_tell_the_map_of_another_picture() -> None:
+    ids = np.array([[7] * 80 + [256] * 5 + [0] * 15])
+    check_segments(ids, [{"id": 7, "area": 80}, {"id": 256, "area": 5}], "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has segments of other areas than .* by 10 px"):
+        check_segments(ids, [{"id": 7, "area": 90}, {"id": 256, "area": 5}], "a.png")

@@ -24,13 +24,10 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.emoji_world import emoji_remedy
-from clipself_d2.data.datasets.validate import (
-    DEFAULT_REMEDY,
-    check_images_exist,
-    read_annotation_file,
-)
+from clipself_d2.data.datasets.validate import check_images_exist
 from clipself_d2.data.items import Record
 from clipself_d2.data.tar_shards import expand_shards, index_shard, is_hidden, member_address
+from clipself_d2.parts.annotation_files import DEFAULT_REMEDY, read_annotation_file
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from clipself_d2.data.datasets.validate import read_annotation_file
 from clipself_d2.data.items import Record
+from clipself_d2.parts.annotation_files import read_annotation_file
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
 
 IGNORE_LABEL = 255

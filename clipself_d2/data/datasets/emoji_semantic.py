@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 from clipself_d2.data.datasets.emoji import thing_metadata
 from clipself_d2.data.datasets.emoji_world import load_world
 from clipself_d2.data.datasets.instances import load_instances
-from clipself_d2.data.datasets.validate import read_annotation_file
 from clipself_d2.data.items import Record
+from clipself_d2.parts.annotation_files import read_annotation_file
 
 CLASSES = ("things", "background")
 IGNORE_LABEL = 255

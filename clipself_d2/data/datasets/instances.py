@@ -14,20 +14,15 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from clipself_d2.data.datasets.validate import (
-    DEFAULT_REMEDY,
-    Row,
-    check_coco_file,
-    check_images_exist,
-    read_annotation_file,
-)
+from clipself_d2.data.datasets.validate import check_coco_file, check_images_exist
 from clipself_d2.data.items import Record
+from clipself_d2.parts.annotation_files import DEFAULT_REMEDY, read_annotation_file
+from clipself_d2.parts.annotation_rules import Row
 
 logger = logging.getLogger(__name__)
 
 # Keys of an LVIS image that records keep; ids are those of the file.
 LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
-MIN_POLYGON = 6
 
 
 def class_metadata(categories: Mapping[int, str], novel: Collection[str] = ()) -> dict[str, Any]:
@@ -161,17 +156,11 @@ def load_instances(
         row["id"]: {**_image_record(row, image_root, prefer_url), "annotations": []}
         for row in sorted(content["images"], key=lambda row: row["id"])
     }
-    bad_masks = 0
     for row in content["annotations"]:
         number = numbers[row["category_id"]]
         if number in dropped:
             continue
-        annotation = _annotation_record(row, number)
-        bad_masks += annotation is None
-        if annotation is not None:
-            records[row["image_id"]]["annotations"].append(annotation)
-    if bad_masks:
-        logger.warning("%s: %d annotations without a valid polygon left out", json_file, bad_masks)
+        records[row["image_id"]]["annotations"].append(_annotation_record(row, number))
     logger.info("%d images in %s", len(records), json_file)
     return _with_files(list(records.values()), remedy)
 
@@ -234,24 +223,19 @@ def _image_record(row: Row, image_root: Path, prefer_url: bool) -> Record:
     return record | {key: row[key] for key in LVIS_KEYS if key in row}
 
 
-def _annotation_record(row: Row, number: int) -> Record | None:
-    """The record of an annotation of class ``number``; None if it has polygons, but none valid."""
+def _annotation_record(row: Row, number: int) -> Record:
+    """The record of an annotation of class ``number``."""
     record = {
         "category_id": number,
         "bbox": row["bbox"],
         "bbox_mode": BoxMode.XYWH_ABS,
-        "iscrowd": row.get("iscrowd", 0),
+        "iscrowd": row.get("iscrowd") or 0,
     }
     mask = row.get("segmentation")
     if not mask:
         return record
-    if isinstance(mask, dict):
-        if isinstance(mask["counts"], list):
-            mask = mask_util.frPyObjects(mask, *mask["size"])
-    else:
-        mask = [part for part in mask if len(part) >= MIN_POLYGON and len(part) % 2 == 0]
-        if not mask:
-            return None
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        mask = mask_util.frPyObjects(mask, *mask["size"])
     return {**record, "segmentation": mask}
 
 

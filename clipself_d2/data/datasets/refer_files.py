@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clipself_d2.clip.weights.plain_pickle import DAMAGE, load_plain_pickle
-from clipself_d2.data.datasets.validate import (
-    DEFAULT_REMEDY,
-    check_images_exist,
-    read_annotation_file,
-)
+from clipself_d2.data.datasets.validate import check_images_exist
 from clipself_d2.data.items import Record
+from clipself_d2.parts.annotation_files import DEFAULT_REMEDY, read_annotation_file
 
 logger = logging.getLogger(__name__)
 

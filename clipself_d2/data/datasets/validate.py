@@ -1,65 +1,26 @@
-"""Checks of annotation files before Detectron2 reads them: each fault in one sentence."""
+"""Checks of annotation files against a vocabulary, of panoptic files, and of the pictures named."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-IMAGE_KEYS = ("id", "width", "height")
-# One of these names an image's file; LVIS has the second alone.
-FILE_KEYS = ("file_name", "coco_url")
-CATEGORY_KEYS = ("id", "name")
-INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox")
+from clipself_d2.parts.annotation_files import (
+    DEFAULT_REMEDY,
+    INSTANCE_SECTIONS,
+    Content,
+    apply_rules,
+    check_categories,
+    check_instances,
+    check_keys,
+    check_listed,
+    check_unique,
+    read_annotation_file,
+    read_json,
+)
+from clipself_d2.parts.annotation_rules import BOX_RULES, SEGMENT_RULES, TRAINING, Row
+
 PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
 SEGMENT_KEYS = ("id", "category_id")
-DEFAULT_REMEDY = "download or prepare it as datasets/README.md says"
-
-Row = dict[str, Any]
-
-
-def read_annotation_file(
-    path: str | Path, sections: Sequence[str], *, remedy: str = DEFAULT_REMEDY
-) -> dict[str, list[Row]]:
-    """Read a json file of rows.
-
-    Args:
-        path: The file.
-        sections: Keys of the top level that must hold lists of objects.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        The whole content.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not JSON, or lacks a section, or lists no image.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} is missing; {remedy}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not JSON ({error}); {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
-            f"the keys {', '.join(sections)}; {remedy}"
-        )
-    for section in sections:
-        rows = content.get(section)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"annotation file {path} lacks a list of objects under {section!r}; {remedy}"
-            )
-    if "images" in sections:
-        _check_keys(path, "images", content["images"], IMAGE_KEYS, remedy)
-        if not all(any(key in row for key in FILE_KEYS) for row in content["images"]):
-            _check_keys(path, "images", content["images"], FILE_KEYS[:1], remedy)
-        if not content["images"]:
-            raise ValueError(f"annotation file {path} lists no image; {remedy}")
-    return content
 
 
 def read_annotation_rows(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Row]:
@@ -70,31 +31,24 @@ def read_annotation_rows(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> l
         remedy: What the user can do about a fault, an imperative clause.
 
     Returns:
-        Rows with ``image_id`` and ``bbox``.
+        Rows with ``image_id`` and ``bbox``; those with a box of negative size are left out.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is not JSON, holds neither, or a row lacks a key.
+        ValueError: If it is not JSON, holds neither, a row lacks a key, or a box is not one.
     """
-    rows = _read_results(Path(path))
-    if rows is None:
+    rows = read_json(path, remedy=remedy) if _is_list(Path(path)) else None
+    if rows is None or not all(isinstance(row, dict) for row in rows):
         rows = read_annotation_file(path, ("annotations",), remedy=remedy)["annotations"]
-    _check_keys(Path(path), "annotations", rows, ("image_id", "bbox"), remedy)
-    return rows
+    check_keys(path, "annotations", rows, ("image_id", "bbox"), remedy)
+    return apply_rules(path, rows, BOX_RULES, {}, purpose=TRAINING, remedy=remedy)
 
 
-def _read_results(path: Path) -> list[Row] | None:
-    """The rows of a file that is a list of objects; None for any other."""
+def _is_list(path: Path) -> bool:
     if not path.is_file():
-        return None
+        return False
     with path.open("rb") as stream:
-        if not stream.read(64).lstrip().startswith(b"["):
-            return None
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return rows if all(isinstance(row, dict) for row in rows) else None
+        return stream.read(64).lstrip().startswith(b"[")
 
 
 def check_coco_file(
@@ -102,7 +56,8 @@ def check_coco_file(
     expected_names: Sequence[str] | None = None,
     *,
     remedy: str = DEFAULT_REMEDY,
-) -> dict[str, list[Row]]:
+    quiet: bool = False,
+) -> Content:
     """Check a COCO or LVIS instance file, or a COCO panoptic file.
 
     Args:
@@ -110,40 +65,41 @@ def check_coco_file(
         expected_names: The vocabulary, in the order of category ids; any when None. An
             underscore in the file's names, as LVIS has, stands for a space.
         remedy: What the user can do about a fault, an imperative clause.
+        quiet: Whether nothing is said of what is mended, as it will be said later.
 
     Returns:
-        The whole content.
+        The whole content, mended for training where that can be done.
 
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If it is not JSON, lacks a key, lists no image, has other categories than
-            expected, or an annotation of an unlisted image or category.
+            expected, an annotation of an unlisted image or category, or a fault that cannot be
+            mended.
     """
-    sections = ("images", "annotations", "categories")
-    content = read_annotation_file(path, sections, remedy=remedy)
-    categories, rows = content["categories"], content["annotations"]
-    _check_keys(path, "categories", categories, CATEGORY_KEYS, remedy)
+    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy)
+    check_keys(path, "categories", content["categories"], INSTANCE_SECTIONS["categories"], remedy)
     if expected_names is not None:
-        _check_names(path, categories, expected_names, remedy)
-    if any("segments_info" in row for row in rows):
-        _check_keys(path, "annotations", rows, PANOPTIC_KEYS, remedy)
-        parts = [segment for row in rows for segment in row["segments_info"]]
-        _check_keys(path, "segments_info", parts, SEGMENT_KEYS, remedy)
-    else:
-        _check_keys(path, "annotations", rows, INSTANCE_KEYS, remedy)
-        parts = rows
-    for section, key, column in (
-        ("images", "image_id", rows),
-        ("categories", "category_id", parts),
-    ):
-        known = {row["id"] for row in content[section]}
-        for row in column:
-            if row[key] not in known:
-                raise ValueError(
-                    f"annotation file {path} has an annotation with {key} {row[key]!r}, which "
-                    f"{section!r} does not list; {remedy}"
-                )
-    return content
+        _check_names(path, content["categories"], expected_names, remedy)
+    if any("segments_info" in row for row in content["annotations"]):
+        _check_segments(path, content, remedy)
+        return content
+    return check_instances(path, content, purpose=TRAINING, remedy=remedy, quiet=quiet)
+
+
+def _check_segments(path: str | Path, content: Content, remedy: str) -> None:
+    rows = content["annotations"]
+    check_keys(path, "annotations", rows, PANOPTIC_KEYS, remedy)
+    check_listed(path, rows, "image_id", content["images"], remedy)
+    apply_rules(path, rows, SEGMENT_RULES, {}, purpose=TRAINING, remedy=remedy)
+    for row in rows:
+        parts = row["segments_info"]
+        check_keys(path, "segments_info", parts, SEGMENT_KEYS, remedy)
+        check_unique(path, f"segments of {row['file_name']}", parts, "id", remedy)
+    segments = [segment for row in rows for segment in row["segments_info"]]
+    check_listed(path, segments, "category_id", content["categories"], remedy)
+    check_categories(path, content["categories"], remedy)
+    boxed = [segment for segment in segments if "bbox" in segment]
+    apply_rules(path, boxed, BOX_RULES[:2], {}, purpose=TRAINING, remedy=remedy)
 
 
 def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REMEDY) -> None:
@@ -176,18 +132,6 @@ def _files_in(folder: str) -> set[str]:
             return {entry.name for entry in entries if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
-
-
-def _check_keys(
-    path: str | Path, section: str, rows: list[Row], keys: Sequence[str], remedy: str
-) -> None:
-    for number, row in enumerate(rows):
-        for key in keys:
-            if key not in row:
-                raise ValueError(
-                    f"annotation file {path} lacks the key {key!r} in entry {number} of "
-                    f"{section!r}; {remedy}"
-                )
 
 
 def _check_names(

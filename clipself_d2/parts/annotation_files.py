@@ -1,0 +1,417 @@
+"""The one reading of annotation files: before training and before scoring, whoever named them."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipself_d2.parts.annotation_rules import (
+    CATEGORY_RULES,
+    IMAGE_RULES,
+    INSTANCE_RULES,
+    TRAINING,
+    Row,
+    Rule,
+    Sizes,
+)
+
+logger = logging.getLogger(__name__)
+
+Content = dict[str, list[Row]]
+
+IMAGE_KEYS = ("id", "width", "height")
+# One of these names an image's file; LVIS has the second alone.
+FILE_KEYS = ("file_name", "coco_url")
+INSTANCE_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "images": IMAGE_KEYS,
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+DEFAULT_REMEDY = "correct it, or prepare it as datasets/README.md says"
+# Letters of a faulty value in a message.
+MAX_SHOWN = 60
+
+
+def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
+    """Read a json file.
+
+    Args:
+        path: The file.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"annotation file {path} is missing; {remedy}")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        # The traceback has a thousand levels.
+        raise ValueError(
+            f"annotation file {path} is not JSON of rows: it is nested too deeply; {remedy}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not JSON ({error}); {remedy}") from error
+
+
+def read_annotation_file(
+    path: str | Path,
+    sections: Sequence[str],
+    *,
+    remedy: str = DEFAULT_REMEDY,
+    purpose: str = TRAINING,
+) -> Content:
+    """Read a json file of rows, and check its images.
+
+    Args:
+        path: The file.
+        sections: Keys of the top level that must hold lists of objects.
+        remedy: What the user can do about a fault, an imperative clause.
+        purpose: What it is read for, which only the images' files depend on.
+
+    Returns:
+        The whole content.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is not JSON, lacks a section, lists no image or faulty ones.
+    """
+    content = read_json(path, remedy=remedy)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
+            f"the keys {', '.join(sections)}; {remedy}"
+        )
+    for section in sections:
+        rows = content.get(section)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(
+                f"annotation file {path} lacks a list of objects under {section!r}; {remedy}"
+            )
+    if "images" not in sections:
+        return content
+    images = content["images"]
+    check_keys(path, "images", images, IMAGE_KEYS, remedy)
+    if purpose == TRAINING and not all(any(key in row for key in FILE_KEYS) for row in images):
+        check_keys(path, "images", images, FILE_KEYS[:1], remedy)
+    if not images:
+        raise ValueError(f"annotation file {path} lists no image; {remedy}")
+    apply_rules(path, images, IMAGE_RULES, {}, purpose=purpose, remedy=remedy)
+    check_unique(path, "images", images, "id", remedy)
+    if len({type(row["id"]) for row in images}) > 1:
+        raise ValueError(
+            f"annotation file {path} has image ids of which some are texts; number the images"
+        )
+    absolute = sum(os.path.isabs(str(row.get("file_name", ""))) for row in images)
+    if absolute and purpose == TRAINING:
+        logger.warning(
+            "%s: %d images have an absolute file_name; the folder of the images is not used",
+            path,
+            absolute,
+        )
+    return content
+
+
+def read_instances(
+    path: str | Path, *, purpose: str = TRAINING, remedy: str = DEFAULT_REMEDY, quiet: bool = False
+) -> Content:
+    """Read a COCO or LVIS file of boxes and masks, and mend or refuse what is faulty.
+
+    Args:
+        path: The file.
+        purpose: ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``.
+        remedy: What the user can do about a fault, an imperative clause.
+        quiet: Whether nothing is said of what is mended, as it will be said later.
+
+    Returns:
+        The content, without or with mended rows where they are faulty; one warning tells the
+        number of each kind.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a fault cannot be mended.
+    """
+    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
+    return check_instances(path, content, purpose=purpose, remedy=remedy, quiet=quiet)
+
+
+def check_instances(
+    path: str | Path, content: Content, *, purpose: str, remedy: str, quiet: bool = False
+) -> Content:
+    """Check the categories and objects of a file whose images are checked.
+
+    Args:
+        path: The file, for messages.
+        content: What ``read_annotation_file`` gives.
+        purpose: As of ``read_instances``.
+        remedy: Likewise.
+        quiet: Likewise.
+
+    Returns:
+        As ``read_instances``.
+
+    Raises:
+        ValueError: If a fault cannot be mended.
+    """
+    categories, rows = content["categories"], content["annotations"]
+    check_keys(path, "annotations", rows, INSTANCE_SECTIONS["annotations"], remedy)
+    check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
+    check_listed(path, rows, "image_id", content["images"], remedy)
+    check_listed(path, rows, "category_id", categories, remedy)
+    check_categories(path, categories, remedy)
+    sizes = {row["id"]: (int(row["width"]), int(row["height"])) for row in content["images"]}
+    kept = apply_rules(
+        path, rows, INSTANCE_RULES, sizes, purpose=purpose, remedy=remedy, quiet=quiet
+    )
+    check_unique(path, "annotations", rows, "id", remedy)
+    check_pixels(path, rows, remedy)
+    return {**content, "annotations": kept}
+
+
+def check_categories(path: str | Path, categories: list[Row], remedy: str) -> None:
+    """Refuse categories without a number and a name of their own.
+
+    Args:
+        path: The file, for messages.
+        categories: Its categories.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Raises:
+        ValueError: If there is none, or a fault.
+    """
+    check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
+    if not categories:
+        raise ValueError(f"annotation file {path} lists no category; {remedy}")
+    apply_rules(path, categories, CATEGORY_RULES, {}, purpose=TRAINING, remedy=remedy)
+    for key in ("id", "name"):
+        check_unique(path, "categories", categories, key, remedy)
+
+
+def apply_rules(
+    path: str | Path,
+    rows: list[Row],
+    rules: Sequence[Rule],
+    sizes: Sizes,
+    *,
+    purpose: str,
+    remedy: str,
+    quiet: bool = False,
+) -> list[Row]:
+    """Mend or refuse faulty rows.
+
+    Args:
+        path: The file, for messages.
+        rows: Rows of one section.
+        rules: What they must be, in the order of the checks.
+        sizes: (width, height) by image id.
+        purpose: What the file is read for.
+        remedy: What the user can do about a fault, an imperative clause.
+        quiet: Whether no warning is given.
+
+    Returns:
+        The rows, mended.
+
+    Raises:
+        ValueError: If a fault cannot be mended.
+    """
+    rules = [rule for rule in rules if purpose in rule.purposes]
+    counts: Counter[tuple[str, str]] = Counter()
+    kept: list[Row] = []
+    for number, row in enumerate(rows):
+        mended: Row | None = row
+        for rule in rules:
+            if mended is None or not rule.finds(mended, sizes):
+                continue
+            if rule.mend is None:
+                raise ValueError(
+                    f"annotation file {path} has {rule.fault} in entry {number} of "
+                    f"{rule.section!r}: {_shown(row)}, {rule.advice}; {remedy}"
+                )
+            counts[rule.fault, rule.advice] += 1
+            mended = rule.mend(mended, sizes)
+        if mended is not None:
+            kept.append(mended)
+    for (fault, advice), count in counts.items():
+        if not quiet:
+            logger.warning("%s: %d rows have %s; %s", path, count, fault, advice)
+    return kept
+
+
+def _shown(row: Row) -> str:
+    """The fields that faults are in, cut to a line."""
+    keys = ("id", "file_name", "width", "height", "bbox", "segmentation", "iscrowd", "name")
+    parts = []
+    for key in keys:
+        if key in row:
+            value = repr(row[key])
+            value = value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "..."
+            parts.append(f"{key} {value}")
+    return ", ".join(parts)
+
+
+def check_keys(
+    path: str | Path, section: str, rows: list[Row], keys: Sequence[str], remedy: str
+) -> None:
+    """Refuse rows that lack a key.
+
+    Args:
+        path: The file, for messages.
+        section: Name of the list.
+        rows: Its rows.
+        keys: Keys of every row.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Raises:
+        ValueError: If a row lacks one.
+    """
+    for number, row in enumerate(rows):
+        for key in keys:
+            if key not in row:
+                raise ValueError(
+                    f"annotation file {path} lacks the key {key!r} in entry {number} of "
+                    f"{section!r}; {remedy}"
+                )
+
+
+def check_unique(path: str | Path, section: str, rows: list[Row], key: str, remedy: str) -> None:
+    """Refuse rows of which two have the same value.
+
+    Args:
+        path: The file, for messages.
+        section: Name of the list.
+        rows: Its rows.
+        key: Whose value tells them apart.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Raises:
+        ValueError: If a value repeats.
+    """
+    if len({row[key] for row in rows}) == len(rows):
+        return
+    value, count = Counter(row[key] for row in rows).most_common(1)[0]
+    raise ValueError(
+        f"annotation file {path} has {count} {section} with {key} {value!r}, expected each once; "
+        f"{remedy}"
+    )
+
+
+def check_listed(
+    path: str | Path, rows: list[Row], key: str, listed: list[Row], remedy: str
+) -> None:
+    """Refuse rows that point to an image or a category that the file does not list.
+
+    Args:
+        path: The file, for messages.
+        rows: Annotations or segments.
+        key: ``image_id`` or ``category_id``.
+        listed: Images or categories.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Raises:
+        ValueError: If one points to nothing.
+    """
+    known = {(type(row["id"]), row["id"]) for row in listed}
+    for row in rows:
+        value = row[key]
+        if type(value) not in (int, str) or (type(value), value) not in known:
+            section = {"image_id": "images", "category_id": "categories"}[key]
+            raise ValueError(
+                f"annotation file {path} has an annotation with {key} {value!r}, which "
+                f"{section!r} does not list; {remedy}"
+            )
+
+
+def check_pixels(path: str | Path, rows: Sequence[Row], remedy: str) -> None:
+    """Refuse boxes that are fractions of the images' sides.
+
+    Args:
+        path: The file, for messages.
+        rows: All annotations, with sound boxes or not.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Raises:
+        ValueError: If all coordinates lie in 0 to 1, and not all are whole.
+    """
+    has_fraction = False
+    for row in rows:
+        for side in row["bbox"]:
+            if not 0 <= side <= 1:
+                return
+            has_fraction = has_fraction or side not in (0, 1)
+    if has_fraction:
+        raise ValueError(
+            f"annotation file {path} has no bbox beyond 0 to 1: they seem to be normalised; "
+            f"multiply them by width and height of their image; {remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Annotations to score against.
+
+    Attributes:
+        content: The content, mended, under the ids of the file.
+        image_numbers: Number by image id where ids are not those that every scorer can read.
+        numbered: The content under numbers: what the scorers read; None where the file will do.
+    """
+
+    content: Content
+    image_numbers: dict[object, int] | None
+    numbered: Content | None
+
+
+def read_truth(
+    path: str | Path, *, purpose: str, required: Mapping[str, Sequence[str]], remedy: str
+) -> Truth:
+    """Read an annotation file so that all scorers read the same.
+
+    Args:
+        path: The file.
+        purpose: ``COCO_SCORING`` or ``LVIS_SCORING``.
+        required: Keys that the entries of a list must have, beside those of all files.
+        remedy: What the user can do about a fault, an imperative clause.
+
+    Returns:
+        What to score against.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a fault cannot be mended.
+    """
+    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
+    for section, keys in required.items():
+        check_keys(path, section, content[section], keys, remedy)
+    before = content["annotations"]
+    content = check_instances(path, content, purpose=purpose, remedy=remedy)
+    rows = content["annotations"]
+    is_changed = len(rows) < len(before) or any(
+        new is not old for new, old in zip(rows, before, strict=True)
+    )
+    # The reference scorers take an object with id 0 for one that is never found.
+    if any(type(row["id"]) is not int or row["id"] < 1 for row in rows):
+        logger.warning("%s: annotation ids are no numbers from 1; they are numbered anew", path)
+        content["annotations"] = [{**row, "id": i} for i, row in enumerate(rows, start=1)]
+        is_changed = True
+    ids = [row["id"] for row in content["images"]]
+    if all(type(i) is int and i >= 0 for i in ids):
+        return Truth(content, None, content if is_changed else None)
+    logger.warning("%s: image ids are no whole numbers from 0; they are numbered to score", path)
+    numbers = {image_id: number for number, image_id in enumerate(ids, start=1)}
+    numbered = {
+        **content,
+        "images": [{**row, "id": numbers[row["id"]]} for row in content["images"]],
+        "annotations": [
+            {**row, "image_id": numbers[row["image_id"]]} for row in content["annotations"]
+        ],
+    }
+    return Truth(content, numbers, numbered)

@@ -1,0 +1,362 @@
+"""What rows of COCO and LVIS files must be: a table of faults, each with what becomes of it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+Row = dict[str, Any]
+# (width, height) by image id.
+Sizes = Mapping[object, tuple[int, int]]
+
+# What a file is read for; the two scorers want other keys.
+TRAINING, COCO_SCORING, LVIS_SCORING = "training", "coco", "lvis"
+SCORING = (COCO_SCORING, LVIS_SCORING)
+ALWAYS = (TRAINING, *SCORING)
+
+MIN_POLYGON = 6
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of fault.
+
+    Attributes:
+        section: List of the file that such rows are in.
+        fault: The fault of one row, after "has".
+        finds: Tells whether a row has the fault, given the sizes of the images.
+        advice: What is expected where it is refused; what is done where it is mended.
+        mend: Makes the row that is read in its place, or None to leave it out; without it the
+            file is refused.
+        purposes: What the rule holds for.
+    """
+
+    section: str
+    fault: str
+    finds: Callable[[Row, Sizes], bool]
+    advice: str
+    mend: Callable[[Row, Sizes], Row | None] | None = None
+    purposes: tuple[str, ...] = ALWAYS
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is an int or a finite float.
+
+    Args:
+        value: Any.
+
+    Returns:
+        Whether it is; truth values and texts are not.
+    """
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def compressed_mask(mask: Any, size: tuple[int, int]) -> Any:
+    """Turn a mask into pycocotools' compressed run lengths.
+
+    Args:
+        mask: Polygons, or run lengths of either form.
+        size: (width, height), px.
+
+    Returns:
+        Run lengths, or a list of them for polygons.
+    """
+    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
+        return mask
+    return mask_util.frPyObjects(mask, size[1], size[0])
+
+
+def sound_polygons(mask: list[Any]) -> list[Any]:
+    """Choose the polygons that have an area.
+
+    Args:
+        mask: Polygons, flat lists of x and y in px.
+
+    Returns:
+        Those of three corners or more that do not lie on a line.
+    """
+    return [part for part in mask if len(part) >= MIN_POLYGON and not _is_flat(part)]
+
+
+def _is_flat(part: list[float]) -> bool:
+    if len(part) % 2:
+        return True
+    x, y = np.asarray(part, np.float64).reshape(-1, 2).T
+    # Corners on a line, not the signed area: a figure of eight has none, and yet has pixels.
+    across = (x - x[0]) * (y[-1] - y[0]) - (y - y[0]) * (x[-1] - x[0])
+    if (x[0], y[0]) == (x[-1], y[-1]):
+        far = int(np.argmax(np.abs(x - x[0]) + np.abs(y - y[0])))
+        across = (x - x[0]) * (y[far] - y[0]) - (y - y[0]) * (x[far] - x[0])
+    return not np.any(across)
+
+
+def _no_id(row: Row, _: Sizes) -> bool:
+    return type(row["id"]) not in (int, str)
+
+
+def _no_size(row: Row, _: Sizes) -> bool:
+    return not all(is_number(row[key]) and row[key] >= 1 for key in ("width", "height"))
+
+
+def _no_file(row: Row, _: Sizes) -> bool:
+    if isinstance(row.get("file_name"), str) and row["file_name"]:
+        return False
+    url = row.get("coco_url")
+    return "file_name" in row or not (isinstance(url, str) and url)
+
+
+def _strange_lists(row: Row, _: Sizes) -> bool:
+    lists = [row[key] for key in LVIS_LISTS if key in row]
+    return not all(isinstance(x, list) and all(type(i) is int for i in x) for x in lists)
+
+
+def _no_box(row: Row, _: Sizes) -> bool:
+    box = row["bbox"]
+    return not (
+        isinstance(box, list | tuple)
+        and len(box) == 4
+        and all(type(side) in (int, float) for side in box)
+    )
+
+
+def _endless_box(row: Row, _: Sizes) -> bool:
+    return not all(map(math.isfinite, row["bbox"]))
+
+
+def _negative_box(row: Row, _: Sizes) -> bool:
+    return min(row["bbox"][2:]) < 0
+
+
+def _empty_box(row: Row, _: Sizes) -> bool:
+    return min(row["bbox"][2:]) == 0
+
+
+def _strange_mask(row: Row, _: Sizes) -> bool:
+    mask = row.get("segmentation")
+    if mask is None or isinstance(mask, dict):
+        return False
+    if not isinstance(mask, list):
+        return True
+    return not all(
+        isinstance(part, list) and set(map(type, part)) <= {int, float} and math.isfinite(sum(part))
+        for part in mask
+    )
+
+
+def _strange_runs(row: Row, sizes: Sizes) -> bool:
+    mask = row.get("segmentation")
+    if not isinstance(mask, dict):
+        return False
+    width, height = sizes[row["image_id"]]
+    if mask.get("size") != [height, width]:
+        return True
+    counts = mask.get("counts")
+    if isinstance(counts, str):
+        counts = _unpacked(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return True
+    return bool(sum(counts) != width * height)
+
+
+def _unpacked(text: str) -> list[int] | None:
+    """Run lengths of their compressed text, which pycocotools reads past its end if it is wrong."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        # From the fourth on, the difference to the count before the last.
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts if not shift else None
+
+
+def _bad_polygons(row: Row, _: Sizes) -> bool:
+    mask = row.get("segmentation")
+    return bool(mask) and isinstance(mask, list) and len(sound_polygons(mask)) < len(mask)
+
+
+def _with_sound_polygons(row: Row, _: Sizes) -> Row | None:
+    left = sound_polygons(row["segmentation"])
+    return {**row, "segmentation": left} if left else None
+
+
+def _without_bad_polygons(row: Row, sizes: Sizes) -> Row:
+    """An object without a sound polygon keeps its box, and has a mask of no pixel."""
+    left = sound_polygons(row["segmentation"])
+    if left:
+        return {**row, "segmentation": left}
+    width, height = sizes[row["image_id"]]
+    empty = mask_util.encode(np.zeros((height, width), np.uint8, order="F"))
+    return {**row, "segmentation": {**empty, "counts": empty["counts"].decode()}}
+
+
+def _no_area(row: Row, _: Sizes) -> bool:
+    return not (is_number(row.get("area")) and row["area"] >= 0)
+
+
+def _with_area(row: Row, sizes: Sizes) -> Row:
+    area: Any = row["bbox"][2] * row["bbox"][3]
+    if row.get("segmentation"):
+        runs = compressed_mask(row["segmentation"], sizes[row["image_id"]])
+        area = mask_util.area(mask_util.merge(runs) if isinstance(runs, list) else runs)
+    return {**row, "area": float(area)}
+
+
+def _dropped(_: Row, __: Sizes) -> None:
+    return None
+
+
+IMAGE_RULES = (
+    Rule(
+        "images",
+        "an id that is neither a whole number nor a text",
+        _no_id,
+        "expected a number for each image",
+    ),
+    Rule("images", "no size", _no_size, "expected width and height, in px"),
+    Rule(
+        "images",
+        "no file_name",
+        _no_file,
+        "expected the image's path below its folder",
+        purposes=(TRAINING,),
+    ),
+    Rule(
+        "images",
+        "a list of categories that is no list of ids",
+        _strange_lists,
+        f"expected lists of category ids under {' and '.join(LVIS_LISTS)}",
+    ),
+)
+CATEGORY_RULES = (
+    Rule(
+        "categories",
+        "an id that is no whole number",
+        lambda row, _: type(row["id"]) is not int,
+        "expected numbers, which the annotations have as category_id",
+    ),
+    Rule(
+        "categories",
+        "a name that is no words",
+        lambda row, _: not (isinstance(row["name"], str) and row["name"].strip()),
+        "expected words",
+    ),
+)
+BOX_RULES = (
+    Rule(
+        "annotations",
+        "a bbox that is not four numbers",
+        _no_box,
+        "expected [x, y, width, height], in px",
+    ),
+    Rule(
+        "annotations",
+        "a bbox that is not finite",
+        _endless_box,
+        "expected [x, y, width, height], in px",
+    ),
+    Rule("annotations", "a box of negative width or height", _negative_box, "left out", _dropped),
+)
+INSTANCE_RULES = (
+    Rule(
+        "annotations",
+        "an id that is neither a whole number nor a text",
+        _no_id,
+        "expected numbers from 1",
+    ),
+    Rule(
+        "annotations",
+        "an iscrowd that is neither 0 nor 1",
+        lambda row, _: row.get("iscrowd", 0) not in (0, 1, None),
+        "expected 0 or 1",
+    ),
+    *BOX_RULES,
+    Rule(
+        "annotations",
+        "a box of zero width or height",
+        _empty_box,
+        "left out of training",
+        _dropped,
+        purposes=(TRAINING,),
+    ),
+    Rule(
+        "annotations",
+        "a box of zero width or height",
+        _empty_box,
+        "counted as the reference scorers count it: as never found",
+        lambda row, _: row,
+        purposes=SCORING,
+    ),
+    Rule(
+        "annotations",
+        "a segmentation that is neither polygons nor run lengths",
+        _strange_mask,
+        "expected a list of polygons, each a list of x, y, x, y in px, or no such key",
+    ),
+    Rule(
+        "annotations",
+        "run lengths of a mask that do not fit its image",
+        _strange_runs,
+        "expected counts, and size as [height, width] of the image, or no such key",
+    ),
+    Rule(
+        "annotations",
+        "a polygon without an area",
+        _bad_polygons,
+        "these polygons are left out, and the object where it has no other",
+        _with_sound_polygons,
+        purposes=(TRAINING,),
+    ),
+    Rule(
+        "annotations",
+        "a polygon without an area",
+        _bad_polygons,
+        "these polygons are left out of the masks",
+        _without_bad_polygons,
+        purposes=SCORING,
+    ),
+    Rule(
+        "annotations",
+        "no area",
+        _no_area,
+        "taken from the mask, or from the box where there is none",
+        _with_area,
+        purposes=SCORING,
+    ),
+    Rule(
+        "annotations",
+        "no iscrowd",
+        lambda row, _: row.get("iscrowd") is None,
+        "taken as 0",
+        lambda row, _: {**row, "iscrowd": 0},
+        purposes=(COCO_SCORING,),
+    ),
+)
+# Of the annotations of a panoptic file.
+SEGMENT_RULES = (
+    Rule(
+        "annotations",
+        "a file_name or segments_info of another kind",
+        lambda row, _: (
+            not (isinstance(row["file_name"], str) and row["file_name"])
+            or not isinstance(row["segments_info"], list)
+            or not all(
+                isinstance(part, dict) and type(part.get("id", 0)) is int
+                for part in row["segments_info"]
+            )
+        ),
+        "expected the name of a PNG, and a list of segments with whole numbers as ids",
+    ),
+)

@@ -49,7 +49,8 @@ class StrictCheckpointer(SafeCheckpointer):
         self, model: nn.Module, save_dir: str = "", *, config: Any = None, **options: Any
     ) -> None:
         super().__init__(model, save_dir, **options)
-        self.path_manager = WholeFiles(self.path_manager)
+        plain: Any = vars(self)["path_manager"]
+        self.path_manager = WholeFiles(plain)
         self._config = dict(flat_keys({} if config is None else config))
         self._run, self._source, self._may_be_partial = "", "", False
 

@@ -122,8 +122,9 @@ def run_case(case: BadInput, folder: Path, data: Path) -> int:
         return text
 
     for name, content in case.files.items():
-        is_text = isinstance(content, str)
-        (folder / name).write_bytes(fill(content).encode() if is_text else content)
+        if isinstance(content, str):
+            content = fill(content).encode()
+        (folder / name).write_bytes(content)
     tool, flags, keys = COMMANDS[case.command]
     own = [fill(word) for word in case.arguments]
     # Flags go before the keys.

@@ -34,6 +34,14 @@ EMOJI_NAMES = (
 )
 
 
+# Files of minutes go first, so that no process is left alone with one at the end.
+LONG = ("test_end_to_end.py", "test_distill_trainer.py", "test_keys.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

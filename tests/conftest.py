@@ -1,6 +1,8 @@
 """Fixtures that several packages share: a tiny emoji data set, a tiny config, a golden ResNet."""
 
 import json
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +38,14 @@ EMOJI_NAMES = (
 )
 
 
+# Files of minutes go first, so that no process is left alone with one at the end.
+LONG = ("test_end_to_end.py", "test_distill_trainer.py", "test_keys.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -47,6 +57,17 @@ def emoji_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     prepare_emoji(root, EmojiOptions(train=16, val=4, seed=0, panoptic_train=True))
     return root
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Python for the commands of a test, with other people's libraries imported already."""
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    warm_python = runpy.run_path(str(ROOT / "tests" / "warm_python.py"))["warm_python"]
+    with warm_python(tmp_path_factory.mktemp("warm")) as command:
+        yield str(command)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -143,7 +142,7 @@ def test_text_embeddings_that_do_not_fit(
     assert "MODEL.VOCABULARY.EMBEDDINGS" in message(train(cfg), capsys)
 
 
-def test_the_command_line_itself(emoji_root: Path, tmp_path: Path) -> None:
+def test_the_command_line_itself(python: str, emoji_root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     demo = ["tools/demo.py", "--config-file", "configs/emoji/fvit_clipself.yaml"]
     demo += ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "drawn")]
@@ -156,7 +155,7 @@ def test_the_command_line_itself(emoji_root: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root)}
     running = {
         word: subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command],
+            [python, "-W", "ignore", *command],
             cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for word, command in commands.items()

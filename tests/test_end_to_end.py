@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +16,19 @@ KEYS += [
 ]
 
 
-def run(*words: object, data_root: Path) -> subprocess.CompletedProcess[str]:
+def run(python: str, *words: object, data_root: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(data_root)}
-    command = [sys.executable, *map(str, words)]
+    command = [python, *map(str, words)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quickstart(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     done = run(
-        "tools/quickstart.py", "--output", folder / "out", "--data-root", folder / "data",
+        python, "tools/quickstart.py", "--output", folder / "out", "--data-root", folder / "data",
         "--train", 24, "--val", 8, "--rpn-iterations", 30, "--distill-iterations", 4,
         "--detector-iterations", 4, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
         data_root=folder / "data",
@@ -54,10 +53,10 @@ def test_the_pictures_show_something(quickstart: Path, name: str) -> None:
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
-def test_the_demo_takes_typed_words(quickstart: Path) -> None:
+def test_the_demo_takes_typed_words(python: str, quickstart: Path) -> None:
     picture = sorted((quickstart / "data" / "emoji" / "val").glob("*.jpg"))[0]
     done = run(
-        "tools/demo.py", "--config-file", "configs/emoji/fvit_clipself.yaml",
+        python, "tools/demo.py", "--config-file", "configs/emoji/fvit_clipself.yaml",
         "--input", picture, "--output", quickstart / "drawn", "--vocabulary", "custom",
         "--custom-vocabulary", "police car,wombat", "MODEL.WEIGHTS",
         quickstart / "out" / "fvit_clipself" / "model_final.pth", data_root=quickstart / "data",

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,11 @@ REGISTERED = (
 )
 
 
-def run(code: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(
+    python: str, code: str, *arguments: str, path: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [python, "-c", code, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])},
         capture_output=True,
@@ -26,16 +27,18 @@ def run(code: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedPr
     )
 
 
-def test_no_argument_of_a_program_keeps_the_names_from_being_registered() -> None:
-    done = run(f"import clipself_d2; {REGISTERED}", "-m", "clipself_d2.doctor")
+def test_no_argument_of_a_program_keeps_the_names_from_being_registered(python: str) -> None:
+    done = run(python, f"import clipself_d2; {REGISTERED}", "-m", "clipself_d2.doctor")
     assert done.stdout == "True\n", done.stderr
 
 
-def test_without_detectron2_clip_works_and_one_line_names_the_doctor(tmp_path: Path) -> None:
+def test_without_detectron2_clip_works_and_one_line_names_the_doctor(
+    python: str, tmp_path: Path
+) -> None:
     planted = "raise RuntimeError('operator planted::nms does not exist')"
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2" / "__init__.py").write_text(planted, encoding="utf-8")
-    done = run("from clipself_d2.clip import load_tower; print('works')", path=tmp_path)
+    done = run(python, "from clipself_d2.clip import load_tower; print('works')", path=tmp_path)
     assert done.stdout == "works\n", done.stderr
     assert done.stderr.count("python -m clipself_d2.doctor") == 1
     assert "planted" in done.stderr
@@ -49,10 +52,10 @@ def test_a_missing_module_is_ours_or_not_by_its_name(module: str, is_ours: bool)
     assert clipself_d2._is_ours(ModuleNotFoundError("gone", name=module)) is is_ours
 
 
-def test_a_fault_of_our_own_is_an_error() -> None:
+def test_a_fault_of_our_own_is_an_error(python: str) -> None:
     # A module of ours that lacks the names which others take from it.
     fault = "sys.modules['clipself_d2.backbones.levels'] = ModuleType('empty')"
-    done = run(f"import sys; from types import ModuleType; {fault}; import clipself_d2")
+    done = run(python, f"import sys; from types import ModuleType; {fault}; import clipself_d2")
     assert done.returncode == 1
     assert "Error: " in done.stderr.splitlines()[-1]
     assert "doctor" not in done.stderr

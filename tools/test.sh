@@ -27,7 +27,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 stage "ruff check" "$python" -m ruff check .
 stage "ruff format" "$python" -m ruff format --check .
 stage "mypy" "$python" -m mypy
-stage "pytest" "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
+stage "pytest" "$python" -m pytest --numprocesses 2 --dist loadfile \
+  --no-loadscope-reorder "$@"
 
 echo "== summary"
 printf '%s' "$summary"

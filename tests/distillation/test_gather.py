@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ def test_one_process_keeps_its_rows() -> None:
 
 
 @pytest.mark.multi_process
-def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_and_gradient_of_one(python: str, tmp_path: Path) -> None:
     script = Path(__file__).with_name("gather_two_processes.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [python, str(script), str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

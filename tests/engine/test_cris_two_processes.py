@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,17 @@ import torch
 SCRIPT = Path(__file__).with_name("cris_two_processes.py")
 
 
-def run(emoji_root, folder):
+def run(python, emoji_root, folder):
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
+    command = [python, str(SCRIPT), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("one", "two"))
 
 
 @pytest.mark.multi_process
-def test_two_processes_learn_and_score_as_one(emoji_root, tmp_path):
-    one, two = run(emoji_root, tmp_path)
+def test_two_processes_learn_and_score_as_one(python, emoji_root, tmp_path):
+    one, two = run(python, emoji_root, tmp_path)
     assert one["scores"]["ref_seg"]["n"] > 4
     assert two["scores"] == one["scores"]
     torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-5, atol=1e-6)

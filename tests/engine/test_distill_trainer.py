@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -229,11 +228,11 @@ def test_the_region_text_baseline_trains_and_its_loss_falls(emoji_cfg) -> None:
 
 
 @pytest.mark.multi_process
-def test_two_processes_equal_one_with_the_whole_batch(emoji_root, tmp_path) -> None:
+def test_two_processes_equal_one_with_the_whole_batch(python, emoji_root, tmp_path) -> None:
     script = tmp_path / "run.py"
     script.write_text(_SCRIPT)
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
+    command = [python, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second, single = (

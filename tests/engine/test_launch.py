@@ -36,9 +36,11 @@ def test_a_variable_that_lacks_is_named(name: str) -> None:
 
 
 @pytest.mark.multi_process
-def test_two_processes_of_torchrun_distil_together(emoji_root: Path, tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_distil_together(
+    python: str, emoji_root: Path, tmp_path: Path
+) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    runner = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"]
     keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
     tool = [str(ROOT / "tools" / "distill_train_net.py")]

@@ -1,5 +1,6 @@
 """Lazy recipes: overrides that do not fit are refused, and a run gives weights and scores."""
 
+import copy
 import json
 import signal
 from argparse import Namespace
@@ -158,12 +159,13 @@ def test_weights_of_another_model_are_refused(words_cfg, tmp_path):
 
 
 def test_evaluation_resumes_from_the_last_checkpoint(words_cfg, tmp_path, monkeypatch):
+    as_read = copy.deepcopy(words_cfg)  # Training puts the model into the config.
     train_lazy(words_cfg)
     file = tmp_path / "results.json"
     trained = json.loads(file.read_text())
     file.unlink()
     args = Namespace(config_file="", opts=[], eval_only=True, resume=True, num_gpus=0)
-    monkeypatch.setattr(lazy, "load_lazy_config", lambda *_: words_cfg)
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda *_: as_read)
     torch.manual_seed(9)
     lazy.run_lazy(args)
     assert json.loads(file.read_text()) == trained

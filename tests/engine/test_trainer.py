@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -153,11 +152,11 @@ def test_a_cache_of_text_embeddings_does_not_change_the_heads(emoji_cfg, tmp_pat
 
 
 @pytest.mark.multi_process
-def test_two_processes_train_one_detector(emoji_root, tmp_path) -> None:
+def test_two_processes_train_one_detector(python, emoji_root, tmp_path) -> None:
     script = tmp_path / "run.py"
     script.write_text(_SCRIPT)
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
+    command = [python, str(script), str(Path(__file__).parents[2]), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     before, first, second = (

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,9 @@ def panoptic_part(world: Any, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.multi_process
-def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_score_as_one(
+    python: str, draw_world: Callable[..., Any], tmp_path: Path
+) -> None:
     content: dict[str, Any] = {"metadata": {}, "region": region_part(), "refer": refer_part()}
     for kind in ("coco", "lvis"):
         world = draw_world(3, lvis=kind == "lvis")
@@ -83,7 +84,7 @@ def test_two_processes_score_as_one(draw_world: Callable[..., Any], tmp_path: Pa
     (tmp_path / "worlds.pkl").write_bytes(pickle.dumps(content))
     script = Path(__file__).with_name("two_processes.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [python, str(script), str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

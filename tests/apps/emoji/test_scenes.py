@@ -1,6 +1,5 @@
 import hashlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -37,14 +36,14 @@ def scenes(renderer: SceneRenderer) -> list[Scene]:
     return [renderer.render(np.random.default_rng([1, number])) for number in range(60)]
 
 
-def test_scenes_are_the_same_bytes_in_another_process(renderer: SceneRenderer) -> None:
+def test_scenes_are_the_same_bytes_in_another_process(renderer: SceneRenderer, python: str) -> None:
     digest = hashlib.sha256()
     for number in range(4):
         scene = renderer.render(np.random.default_rng([5, number]))
         for part in (scene.image, scene.instance_map, scene.stuff_map):
             digest.update(part.tobytes())
     printed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _HASH], capture_output=True, text=True, check=True
+        [python, "-W", "ignore", "-c", _HASH], capture_output=True, text=True, check=True
     )
     assert printed.stdout.split()[-1] == digest.hexdigest()
 

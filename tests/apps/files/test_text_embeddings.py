@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -158,9 +157,9 @@ def test_published_file_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_command_tells_classes_prompts_width_and_time(tmp_path: Path) -> None:
+def test_command_tells_classes_prompts_width_and_time(python: str, tmp_path: Path) -> None:
     (tmp_path / "pets.txt").write_text("cat\ndog\n")
-    command = [sys.executable, str(ROOT / "tools" / "build_text_embeddings.py"), "--clip", CLIP]
+    command = [python, str(ROOT / "tools" / "build_text_embeddings.py"), "--clip", CLIP]
     command += ["--vocabulary", str(tmp_path / "pets.txt"), "--templates", "vild63"]
     command += ["--output", str(tmp_path / "text.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,7 +1,6 @@
 """Words in, boxes out: pictures in any form, batches, and classes that come and go."""
 
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -248,7 +247,7 @@ def test_faulty_options_are_refused(emoji_cfg, tmp_path: Path) -> None:
         OpenVocabPredictor(cfg, batch_size=0)
 
 
-def test_the_package_names_the_predictor() -> None:
+def test_the_package_names_the_predictor(python: str) -> None:
     assert clipself_d2.OpenVocabPredictor is OpenVocabPredictor
     with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
         clipself_d2.Predictor  # noqa: B018
@@ -291,9 +290,9 @@ def test_paths_of_the_home_folder_are_found(
 
 
 @pytest.mark.slow
-def test_importing_the_package_does_not_import_the_predictor() -> None:
+def test_importing_the_package_does_not_import_the_predictor(python: str) -> None:
     code = "import sys, clipself_d2; sys.exit('clipself_d2.apps.predict.predictor' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([python, "-c", code], check=False).returncode == 0
 
 
 def test_zero_shot_detectors_need_no_checkpoint_of_their_own(emoji_cfg) -> None:

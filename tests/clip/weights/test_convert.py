@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -182,8 +181,8 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> N
 
 
 @pytest.mark.slow
-def test_command_prints_what_it_did(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), str(EMOJI)]
+def test_command_prints_what_it_did(python: str, tmp_path: Path) -> None:
+    command = [python, str(ROOT / "tools" / "convert_checkpoint.py"), str(EMOJI)]
     command += [str(tmp_path / "a.pt"), "--to", "clipself"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "110 tensors, layout open_clip" in first.stdout

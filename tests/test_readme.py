@@ -28,13 +28,13 @@ FOUND = dict.fromkeys(
 COMMANDS = sorted(FOUND)
 # Commands that are only parsed, and why.
 NOT_RUN = {
-    r"configs/(cris|regionclip|coco_ov|lvis_ov|distill|transfer|panoptic)/": "data and weights to download",
+    r"configs/(cris|regionclip|coco_ov|lvis_ov|distill|transfer|panoptic|lazy)/": "downloads",
     r"datasets/prepare_(?!emoji)": "data to download",
     r"--num-gpus [2-9]|--device cuda": "GPUs",
     r"web_demo\.py": "serves until it is stopped",
     r"quickstart\.py|run_ablations\.py": "has a test of its own: many trainings",
     r"train_emoji_clip\.py": "has a test of its own: trains for minutes",
-    r"coco_2017|EVA02|--dataset (coco|lvis)|configs/lazy/": "data and weights to download",
+    r"coco_2017|EVA02|--dataset (coco|lvis)": "data and weights to download",
     r"/path/to|/data/farm|film\.mp4|\.\.\.|<": "names the reader's own files",
     r"\$\{": "a line of a shell script",
 }

@@ -123,7 +123,9 @@ class DetectionEvaluator(COCOEvaluator):
 
     def _take(self, truth: Truth | None) -> None:
         """Let all scorers read the annotations as they were mended."""
-        self._scored_api, self._scored_file = self._coco_api, self._json_file
+        # Made by the parent.
+        api: Any = vars(self)["_coco_api"]
+        self._scored_api, self._scored_file = api, self._json_file
         self._image_numbers = truth.image_numbers if truth else None
         if truth is None or truth.numbered is None:
             return

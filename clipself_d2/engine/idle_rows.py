@@ -22,7 +22,7 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
     rows = [
         (parameter, count)
         for tower in model.modules()
-        if isinstance(tower, VisionTower) and tower.last_block == "value"
+        if isinstance(tower, VisionTower) and tower.last_block != "attention"
         for parameter, count in tower.idle_rows()
         if parameter.requires_grad
     ]

@@ -1,7 +1,7 @@
 """Imports go down only.
 
 Order: tools, configs, datasets -> clipself_d2 (registration) -> apps -> engine ->
-{detection, distillation, referring} -> {backbones, data, evaluation} -> parts -> vocabulary ->
+{detection, distillation, referring, segmentation} -> {backbones, data, evaluation} -> parts -> vocabulary ->
 {clip, layers}; the members of one brace never import one another.
 """
 
@@ -28,6 +28,7 @@ LEVEL = {
     "detection": 4,
     "distillation": 4,
     "referring": 4,
+    "segmentation": 4,
     "engine": 5,
     "apps": 6,
     "doctor": 6,

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.data.transforms import Augmentation, RandomFlip, ResizeScale
+from detectron2.data.transforms import (
+    Augmentation,
+    RandomCrop_CategoryAreaConstraint,
+    RandomFlip,
+    ResizeScale,
+    ResizeShortestEdge,
+)
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import CropTransform, Transform
 
 logger = logging.getLogger(__name__)
 
+# Number of pixels without a class in label maps.
+_IGNORE_LABEL = 255
 FLIPS = ("horizontal", "vertical", "none")
 
 
@@ -101,8 +110,51 @@ def lsj_augmentations(
     return augmentations
 
 
+class _ColorJitter(Augmentation):
+    """The jitter of colours that Detectron2's PointRend has as a transform."""
+
+    def __init__(self, image_format: str) -> None:
+        super().__init__()
+        self.image_format = image_format
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return ColorAugSSDTransform(img_format=self.image_format)
+
+
+def semantic_augmentations(cfg: CfgNode) -> list[Augmentation]:
+    """Make the augmentations of semantic segmentation: resize, crop, jitter colours, flip.
+
+    Args:
+        cfg: The whole config: INPUT.MIN_SIZE_TRAIN, CROP, RANDOM_FLIP, SEMANTIC_MAX_AREA.
+
+    Returns:
+        Augmentations in order; Detectron2's own, which its mapper has in another order.
+
+    Reference: the mapper of MaskFormer, arXiv 2107.06278, which CAT-Seg uses.
+    """
+    options = cfg.INPUT
+    augmentations: list[Augmentation] = [
+        ResizeShortestEdge(
+            options.MIN_SIZE_TRAIN, options.MAX_SIZE_TRAIN, options.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if options.CROP.ENABLED:
+        crop = RandomCrop_CategoryAreaConstraint(
+            options.CROP.TYPE, options.CROP.SIZE, options.SEMANTIC_MAX_AREA, _IGNORE_LABEL
+        )
+        augmentations.append(crop)
+    augmentations.append(_ColorJitter(options.FORMAT))
+    if options.RANDOM_FLIP != "none":
+        horizontal = options.RANDOM_FLIP == "horizontal"
+        augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
 def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Build Detectron2's mapper, with large-scale jitter where INPUT.LSJ_SIZE is set.
+    """Build Detectron2's mapper, with the augmentations that INPUT asks for.
+
+    INPUT.LSJ_SIZE is large-scale jitter, SEMANTIC_MAX_AREA the crop and colours of semantic
+    segmentation.
 
     Args:
         cfg: The whole config.
@@ -111,6 +163,8 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
         The mapper of training images.
     """
     size = cfg.INPUT.LSJ_SIZE
+    if not size and cfg.INPUT.SEMANTIC_MAX_AREA:
+        return DatasetMapper(cfg, is_train=True, augmentations=semantic_augmentations(cfg))
     if not size:
         return DatasetMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:

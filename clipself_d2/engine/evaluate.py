@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from clipself_d2.layers.text_classifier import TextClassifier
-from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.parts.text_embeddings import read_text_embeddings, semantic_vocabulary
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ RESULTS_FILE = "results.json"
 LVIS_DETECTIONS = 300
 # Types of data sets that are scored otherwise than by detections.
 REFERRING, REGION_CLASSIFICATION = "refer", "region_classification"
+SEMANTIC = "sem_seg"
 
 
 def replace_by_synonyms(
@@ -80,8 +81,11 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
         "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,
         "names": "synonyms" if cfg.TEST.SYNONYMS else "own",
     }
-    vocabulary = Vocabulary.from_metadata(metadata)
     stuff = metadata.get("stuff_classes")
+    if metadata.get("evaluator_type") == SEMANTIC:
+        vocabulary = semantic_vocabulary(dataset_name, "DATASETS.TEST")
+    else:
+        vocabulary = Vocabulary.from_metadata(metadata)
     if metadata.get("evaluator_type") == REGION_CLASSIFICATION and stuff:
         vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
     if not cfg.TEST.SYNONYMS:
@@ -151,7 +155,7 @@ def protocol_of(
     protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
     if kind == REFERRING:
         protocol["mask_threshold"] = cfg.MODEL.CRIS.MASK_THRESHOLD
-    elif kind != REGION_CLASSIFICATION:
+    elif kind not in (REGION_CLASSIFICATION, SEMANTIC):
         protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == REGION_CLASSIFICATION or reads_text(model):
         protocol |= test_vocabulary(cfg, dataset_name)[1]

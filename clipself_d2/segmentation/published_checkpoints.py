@@ -128,7 +128,7 @@ def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
         if key.startswith("visual."):
             renamed[f"tower.{key}"] = value
         elif not key.endswith(_CONSTANTS):
-            renamed[f"text.clip.{key}"] = value
+            renamed[f"words.text.clip.{key}"] = value
     _check(renamed, own, foreign)
     return {key: value.reshape(own[key].shape) for key, value in renamed.items()}
 

@@ -1,0 +1,12 @@
+"""Semantic segmentation with words; importing the package registers the meta-architecture."""
+
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from clipself_d2.segmentation.cat_seg import CATSegmentor
+from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
+from clipself_d2.segmentation.windows import WindowPlan
+from clipself_d2.segmentation.words import LearnedWords
+
+META_ARCH_REGISTRY.register(CATSegmentor)
+
+__all__ = ["AggregatorSizes", "CATSegmentor", "CostAggregator", "LearnedWords", "WindowPlan"]

@@ -1,6 +1,7 @@
 """A small world of label maps, and a small CAT-Seg on it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +39,18 @@ def labelled(tmp_path: Path) -> Iterator[str]:
                 "image_id": number,
             }
         )
-    DatasetCatalog.register("tiny_labels", lambda: records)
-    MetadataCatalog.get("tiny_labels").set(
-        stuff_classes=CLASSES,
-        novel_classes=["apple"],
-        ignore_label=255,
-        evaluator_type="sem_seg",
-    )
+    for name, count in (("tiny_labels", 4), ("one_label", 1)):
+        DatasetCatalog.register(name, partial(records.__getitem__, slice(count)))
+        MetadataCatalog.get(name).set(
+            stuff_classes=CLASSES,
+            novel_classes=["apple"],
+            ignore_label=255,
+            evaluator_type="sem_seg",
+        )
     yield "tiny_labels"
-    DatasetCatalog.remove("tiny_labels")
-    MetadataCatalog.remove("tiny_labels")
+    for name in ("tiny_labels", "one_label"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

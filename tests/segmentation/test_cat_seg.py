@@ -73,7 +73,7 @@ def test_the_loss_falls(make_model, items):
         loss = sum(model(items).values())
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -190,17 +190,22 @@ def test_bf16_autocast_takes_a_step(make_model, items):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_resume_is_exact(catseg_cfg, tmp_path):
-    def run(name, *overrides, resume=False):
-        torch.manual_seed(0)
-        cfg = catseg_cfg("OUTPUT_DIR", str(tmp_path / name), *overrides)
+def test_a_resumed_run_equals_an_uninterrupted_one(catseg_cfg, tmp_path):
+    # One picture without chance, since Detectron2's sampler does not go on where it stopped.
+    fixed = ("DATASETS.TRAIN", ("one_label",), "INPUT.RANDOM_FLIP", "none", "SOLVER.MAX_ITER", 4)
+
+    def run(name: str, period: int, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        seed = int(resume)
+        cfg = catseg_cfg(*fixed, "OUTPUT_DIR", str(tmp_path / name), "SEED", seed)
+        cfg.SOLVER.CHECKPOINT_PERIOD = period
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
         trainer.train()
         return trainer.model.state_dict()
 
-    flat = ("DATALOADER.NUM_WORKERS", 0, "INPUT.RANDOM_FLIP", "none")
-    whole = run("whole", "SOLVER.CHECKPOINT_PERIOD", 2, *flat)
-    (tmp_path / "whole" / "last_checkpoint").write_text("model_0000001.pth")
-    again = run("whole", *flat, resume=True)
+    whole = run("run", 2)
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000001.pth")
+    again = run("run", 2, resume=True)
     assert set(whole) == set(again)
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name

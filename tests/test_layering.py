@@ -1,8 +1,8 @@
 """Imports go down only.
 
 Order: tools, configs, datasets -> clipself_d2 (registration) -> apps -> engine ->
-{detection, distillation, referring, segmentation} -> {backbones, data, evaluation} -> parts -> vocabulary ->
-{clip, layers}; the members of one brace never import one another.
+{detection, distillation, referring, segmentation} -> {backbones, data, evaluation} -> parts ->
+vocabulary -> {clip, layers}; the members of one brace never import one another.
 """
 
 import ast

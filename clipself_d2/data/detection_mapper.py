@@ -121,31 +121,42 @@ class _ColorJitter(Augmentation):
         return ColorAugSSDTransform(img_format=self.image_format)
 
 
-def semantic_augmentations(cfg: CfgNode) -> list[Augmentation]:
+def semantic_augmentations(
+    sizes: Sequence[int],
+    *,
+    max_size: int = 1333,
+    sampling: str = "choice",
+    crop_type: str = "absolute",
+    crop_size: Sequence[float] = (),
+    max_area: float = 1.0,
+    flip: str = "horizontal",
+    image_format: str = "RGB",
+) -> list[Augmentation]:
     """Make the augmentations of semantic segmentation: resize, crop, jitter colours, flip.
 
     Args:
-        cfg: The whole config: INPUT.MIN_SIZE_TRAIN, CROP, RANDOM_FLIP, SEMANTIC_MAX_AREA.
+        sizes: Shortest sides, px, one of which is drawn.
+        max_size: Most of the longest side, px.
+        sampling: "choice" or "range" of the sizes.
+        crop_type: Detectron2's type of the crop.
+        crop_size: Its height and width; () crops nothing.
+        max_area: Largest share of one class in a crop; 1 takes any.
+        flip: "horizontal", "vertical" or "none"; flipped with probability 0.5.
+        image_format: Order of the channels.
 
     Returns:
         Augmentations in order; Detectron2's own, which its mapper has in another order.
 
     Reference: the mapper of MaskFormer, arXiv 2107.06278, which CAT-Seg uses.
     """
-    options = cfg.INPUT
-    augmentations: list[Augmentation] = [
-        ResizeShortestEdge(
-            options.MIN_SIZE_TRAIN, options.MAX_SIZE_TRAIN, options.MIN_SIZE_TRAIN_SAMPLING
+    augmentations: list[Augmentation] = [ResizeShortestEdge(tuple(sizes), max_size, sampling)]
+    if crop_size:
+        augmentations.append(
+            RandomCrop_CategoryAreaConstraint(crop_type, list(crop_size), max_area, _IGNORE_LABEL)
         )
-    ]
-    if options.CROP.ENABLED:
-        crop = RandomCrop_CategoryAreaConstraint(
-            options.CROP.TYPE, options.CROP.SIZE, options.SEMANTIC_MAX_AREA, _IGNORE_LABEL
-        )
-        augmentations.append(crop)
-    augmentations.append(_ColorJitter(options.FORMAT))
-    if options.RANDOM_FLIP != "none":
-        horizontal = options.RANDOM_FLIP == "horizontal"
+    augmentations.append(_ColorJitter(image_format))
+    if flip != "none":
+        horizontal = flip == "horizontal"
         augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return augmentations
 
@@ -164,7 +175,18 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
     """
     size = cfg.INPUT.LSJ_SIZE
     if not size and cfg.INPUT.SEMANTIC_MAX_AREA:
-        return DatasetMapper(cfg, is_train=True, augmentations=semantic_augmentations(cfg))
+        options = cfg.INPUT
+        augmentations = semantic_augmentations(
+            options.MIN_SIZE_TRAIN,
+            max_size=options.MAX_SIZE_TRAIN,
+            sampling=options.MIN_SIZE_TRAIN_SAMPLING,
+            crop_type=options.CROP.TYPE,
+            crop_size=options.CROP.SIZE if options.CROP.ENABLED else (),
+            max_area=options.SEMANTIC_MAX_AREA,
+            flip=options.RANDOM_FLIP,
+            image_format=options.FORMAT,
+        )
+        return DatasetMapper(cfg, is_train=True, augmentations=augmentations)
     if not size:
         return DatasetMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:

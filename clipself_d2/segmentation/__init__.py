@@ -2,11 +2,18 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from clipself_d2.segmentation.cat_seg import CATSegmentor
+from clipself_d2.segmentation.cat_seg import CATSegmentor, CatSegOptions
 from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
 from clipself_d2.segmentation.windows import WindowPlan
 from clipself_d2.segmentation.words import LearnedWords
 
 META_ARCH_REGISTRY.register(CATSegmentor)
 
-__all__ = ["AggregatorSizes", "CATSegmentor", "CostAggregator", "LearnedWords", "WindowPlan"]
+__all__ = [
+    "AggregatorSizes",
+    "CATSegmentor",
+    "CatSegOptions",
+    "CostAggregator",
+    "LearnedWords",
+    "WindowPlan",
+]

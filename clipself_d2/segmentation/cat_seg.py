@@ -56,6 +56,25 @@ class ViewFeatures:
         return len(self.dense)
 
 
+@dataclass(frozen=True)
+class CatSegOptions:
+    """How a ``CATSegmentor`` reads pictures and learns.
+
+    Attributes:
+        clip_size: Side to which the tower's input is resized, px.
+        windows: Views at inference.
+        finetune: Which weights of the trained blocks learn: query_value, attention or all.
+        shortlist: Most classes aggregated at inference; 0: the aggregator's own limit.
+        mask_ignored: Whether the loss leaves ignored pixels out.
+    """
+
+    clip_size: int
+    windows: WindowPlan
+    finetune: str = "query_value"
+    shortlist: int = 0
+    mask_ignored: bool = False
+
+
 class CATSegmentor(nn.Module):
     """CAT-Seg on a CLIP ViT, untouched or distilled.
 
@@ -68,16 +87,11 @@ class CATSegmentor(nn.Module):
         words: Text tower and classes of training, where the text tower is trained; None takes the
             embeddings of ``classifier`` as they are.
         classifier: Holds the class embeddings.
-        aggregator: Cost aggregation with guides of ``guide_dims`` channels.
-        guide_dims: Channels of the two enlarged blocks.
+        aggregator: Cost aggregation.
         tap_blocks: 0-based numbers of these blocks; empty takes those after one and two thirds.
-        clip_size: Side to which the tower's input is resized, px.
-        windows: Views at inference.
-        finetune: Which weights of the trained blocks learn: query_value, attention or all.
+        options: How pictures are read and what learns.
         pixel_mean: RGB mean, 0 to 255.
         pixel_std: RGB deviation.
-        shortlist: Most classes aggregated at inference; 0: the aggregator's own limit.
-        mask_ignored: Whether the loss leaves ignored pixels out.
 
     Raises:
         ValueError: If the tower has no tokens, the blocks are not two, or the rule is unknown.
@@ -98,15 +112,10 @@ class CATSegmentor(nn.Module):
         words: LearnedWords | None,
         classifier: TextClassifier,
         aggregator: CostAggregator,
-        guide_dims: Sequence[int],
+        options: CatSegOptions,
         tap_blocks: Sequence[int] = (),
-        clip_size: int,
-        windows: WindowPlan,
-        finetune: str,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        shortlist: int = 0,
-        mask_ignored: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(tower, TokenTower):
@@ -125,11 +134,12 @@ class CATSegmentor(nn.Module):
         self.classifier = classifier
         self.enlarge = nn.ModuleList(
             nn.ConvTranspose2d(tower.width, dim, kernel_size=times, stride=times)
-            for dim, times in zip(guide_dims, (2, 4), strict=True)
+            for dim, times in zip(aggregator.guide_dims, (2, 4), strict=True)
         )
-        self.held_rows = restrict_training([tower] if words is None else [tower, words], finetune)
-        self.clip_size, self.windows = clip_size, windows
-        self.shortlist, self.mask_ignored = shortlist, mask_ignored
+        self.held_rows = restrict_training(
+            [tower] if words is None else [tower, words], options.finetune
+        )
+        self.options = options
         self.register_buffer("own_TD", classifier.embeddings_KD.clone(), persistent=False)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
@@ -165,15 +175,17 @@ class CATSegmentor(nn.Module):
             "classifier": build_text_classifier(
                 embeddings, background_mode="zero", learn_scale=False
             ),
-            **build_aggregator(cfg, tower.embed_dim),
+            "aggregator": build_aggregator(cfg, tower.embed_dim),
             "tap_blocks": clip.TAP_BLOCKS,
-            "clip_size": options.CLIP_SIZE,
-            "windows": WindowPlan(options.WINDOW_SIZE, options.CANVAS_SIZE),
-            "finetune": options.FINETUNE,
+            "options": CatSegOptions(
+                clip_size=options.CLIP_SIZE,
+                windows=WindowPlan(options.WINDOW_SIZE, options.CANVAS_SIZE),
+                finetune=options.FINETUNE,
+                shortlist=options.SHORTLIST,
+                mask_ignored=options.MASK_IGNORED,
+            ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "shortlist": options.SHORTLIST,
-            "mask_ignored": options.MASK_IGNORED,
         }
 
     @property
@@ -225,7 +237,7 @@ class CATSegmentor(nn.Module):
         Returns:
             The features; the grid is ``clip_size`` / patch.
         """
-        side = self.clip_size
+        side = self.options.clip_size
         pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
         learns = self.tower.trained_blocks != 0 and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):
@@ -248,7 +260,7 @@ class CATSegmentor(nn.Module):
             The features of the windows and of the whole picture.
         """
         image = (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
-        return self.encode(self.windows.cut(image))
+        return self.encode(self.options.windows.cut(image))
 
     def segment(
         self, features: ViewFeatures, size: tuple[int, int], text_TD: Tensor | None = None
@@ -264,19 +276,19 @@ class CATSegmentor(nn.Module):
             (T, height, width) scores in [0, 1].
         """
         text_TD = self.class_embeddings() if text_TD is None else text_TD.to(self.device)
-        side = self.windows.window_size
+        side = self.options.windows.window_size
         scores = []
         # One view at a time: a decoder's map of every class is what takes memory.
         for number in range(len(features)):
             view = features[number]
             logits = self.aggregator(
-                view.dense, view.guides, text_TD, shortlist=self.shortlist, pooling=1
+                view.dense, view.guides, text_TD, shortlist=self.options.shortlist, pooling=1
             )
             enlarged = F.interpolate(
                 logits.float(), (side, side), mode="bilinear", align_corners=False
             )
             scores.append(enlarged[0].sigmoid())
-        joined = self.windows.join(scores)
+        joined = self.options.windows.join(scores)
         resized: Tensor = sem_seg_postprocess(joined, tuple(joined.shape[-2:]), *size)
         return resized
 
@@ -324,12 +336,12 @@ class CATSegmentor(nn.Module):
         features = self.encode(pixels)
         logits = self.aggregator(features.dense, features.guides, self.class_embeddings())
         loss = pixel_class_loss(
-            logits, labels, ignore_label=_IGNORE_LABEL, mask_ignored=self.mask_ignored
+            logits, labels, ignore_label=_IGNORE_LABEL, mask_ignored=self.options.mask_ignored
         )
         return {"loss_sem_seg": loss}
 
 
-def build_aggregator(cfg: CfgNode, embed_dim: int) -> dict[str, object]:
+def build_aggregator(cfg: CfgNode, embed_dim: int) -> CostAggregator:
     """Build the aggregator of MODEL.CAT_SEG; every width is a share of DIM, as published.
 
     Args:
@@ -337,11 +349,10 @@ def build_aggregator(cfg: CfgNode, embed_dim: int) -> dict[str, object]:
         embed_dim: Width D of the joint embedding.
 
     Returns:
-        ``aggregator`` and ``guide_dims`` of the constructor.
+        The aggregator.
     """
     options = cfg.MODEL.CAT_SEG
     dim = options.DIM
-    guide_dims = (2 * dim, dim)
     sizes = AggregatorSizes(
         dim=dim,
         num_layers=options.NUM_LAYERS,
@@ -353,8 +364,7 @@ def build_aggregator(cfg: CfgNode, embed_dim: int) -> dict[str, object]:
         decoder_dims=(dim // 2, dim // 4),
         guide_dims=(dim // 4, dim // 8),
     )
-    aggregator = CostAggregator(embed_dim=embed_dim, guide_dims=guide_dims, sizes=sizes)
-    return {"aggregator": aggregator, "guide_dims": guide_dims}
+    return CostAggregator(embed_dim=embed_dim, guide_dims=(2 * dim, dim), sizes=sizes)
 
 
 def _pad(tensor: Tensor, size: tuple[int, ...], value: float) -> Tensor:

@@ -60,11 +60,15 @@ class CostAggregator(nn.Module):
     """
 
     def __init__(
-        self, *, embed_dim: int, guide_dims: Sequence[int], sizes: AggregatorSizes | None = None
+        self,
+        *,
+        embed_dim: int,
+        guide_dims: Sequence[int] = (256, 128),
+        sizes: AggregatorSizes | None = None,
     ) -> None:
         super().__init__()
         sizes = sizes or AggregatorSizes()
-        self.list_length = sizes.list_length
+        self.list_length, self.guide_dims = sizes.list_length, tuple(guide_dims)
         self.embed = nn.Conv2d(1, sizes.dim, kernel_size=7, padding=3)
         self.appearance = _projection(embed_dim, sizes.appearance_dim)
         self.text = nn.Sequential(nn.Linear(embed_dim, sizes.text_dim), nn.ReLU())
@@ -93,9 +97,7 @@ class CostAggregator(nn.Module):
         dims = (sizes.dim, *sizes.decoder_dims)
         self.decoders = nn.ModuleList(
             GuidedUpsampling(in_dim=before, out_dim=after, guide_dim=guide)
-            for before, after, guide in zip(
-                dims[:-1], dims[1:], sizes.guide_dims, strict=True
-            )
+            for before, after, guide in zip(dims[:-1], dims[1:], sizes.guide_dims, strict=True)
         )
         self.head = nn.Conv2d(dims[-1], 1, kernel_size=3, padding=1)
 

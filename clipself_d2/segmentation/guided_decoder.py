@@ -24,9 +24,7 @@ class GuidedUpsampling(nn.Module):
     def __init__(self, *, in_dim: int, out_dim: int, guide_dim: int) -> None:
         super().__init__()
         self.enlarge = nn.ConvTranspose2d(in_dim, in_dim - guide_dim, kernel_size=2, stride=2)
-        self.fuse = nn.Sequential(
-            *_convolution(in_dim, out_dim), *_convolution(out_dim, out_dim)
-        )
+        self.fuse = nn.Sequential(*_convolution(in_dim, out_dim), *_convolution(out_dim, out_dim))
 
     def forward(self, cost: Tensor, guide: Tensor) -> Tensor:
         """Enlarge.

@@ -17,6 +17,7 @@ from clipself_d2.data.detection_mapper import (
     RandomSquareCrop,
     build_train_mapper,
     lsj_augmentations,
+    semantic_augmentations,
 )
 
 HEIGHT, WIDTH = 40, 60
@@ -209,3 +210,15 @@ def test_wrong_keys_are_named(cfg: CfgNode, key: str, value: object, complaint: 
 def test_a_wrong_range_is_refused(scale_range: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scale_range is"):
         lsj_augmentations(50, scale_range)
+
+
+def test_semantic_augmentations_resize_then_crop_where_no_class_fills_the_crop() -> None:
+    chain = semantic_augmentations([80], crop_size=(60, 60), max_area=0.95, flip="none")
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:, WIDTH // 2 :] = 1
+    for _ in range(5):
+        given = AugInput(np.full((HEIGHT, WIDTH, 3), 128, np.uint8), sem_seg=labels)
+        AugmentationList(chain)(given)
+        assert given.image.shape == (60, 60, 3)
+        assert given.sem_seg.shape == (60, 60)
+        assert np.bincount(given.sem_seg.ravel()).max() <= 0.95 * 60 * 60

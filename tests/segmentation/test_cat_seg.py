@@ -1,5 +1,7 @@
 """The model as a whole: what learns, what is cached, what inference gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.segmentation import WindowPlan
 from clipself_d2.vocabulary import Vocabulary
 from clipself_d2.vocabulary.embeddings import use_vocabulary
 
@@ -38,9 +41,7 @@ def test_the_published_rule_trains_query_and_value_weights_alone(make_model, ite
     assert all(name.endswith("attn.in_proj_weight") for name in towers)
     before = {name: p.detach().clone() for name, p in towers.items()}
     cfg = catseg_cfg("SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 1.0)
-    optimizer = keep_idle_rows(
-        build_optimizer(cfg, optimizer_params_from_cfg(cfg, model)), model
-    )
+    optimizer = keep_idle_rows(build_optimizer(cfg, optimizer_params_from_cfg(cfg, model)), model)
     for _ in range(2):
         optimizer.zero_grad()
         sum(model(items).values()).backward()
@@ -101,10 +102,9 @@ def test_a_complete_shortlist_is_exact_and_a_short_one_keeps_the_best(make_model
     model = make_model().eval()
     with torch.no_grad():
         full = model(items[:1])[0]["sem_seg"]
-        model.shortlist = 5
+        model.options = replace(model.options, shortlist=5)
         torch.testing.assert_close(model(items[:1])[0]["sem_seg"], full)
-        model.shortlist = 2
-        model.windows = type(model.windows)(64, 0)
+        model.options = replace(model.options, shortlist=2, windows=WindowPlan(64, 0))
         short = model(items[:1])[0]["sem_seg"]
         features = model.encode_views(items[0]["image"])
         cosine = torch.einsum("vdhw,td->tvhw", features.dense, model.class_embeddings())

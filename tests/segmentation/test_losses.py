@@ -31,9 +31,7 @@ def test_ignored_pixels_are_negatives_or_left_out(masked):
 
 def test_nothing_but_ignored_pixels_costs_nothing_when_left_out():
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    loss = pixel_class_loss(
-        logits, torch.full((1, 2, 2), 255), ignore_label=255, mask_ignored=True
-    )
+    loss = pixel_class_loss(logits, torch.full((1, 2, 2), 255), ignore_label=255, mask_ignored=True)
     assert float(loss.detach()) == 0
     loss.backward()
     assert logits.grad.isfinite().all()

@@ -14,7 +14,7 @@ from clipself_d2.segmentation.published_checkpoints import (
 LINEAR = ("weight", "bias")
 
 
-def published_aggregator(embed: int) -> dict[str, tuple[int, ...]]:
+def published_aggregator(embed: int) -> dict[str, tuple[int, ...]]:  # noqa: C901
     """Names and shapes of the released aggregator for a joint embedding of that width."""
     shapes: dict[str, tuple[int, ...]] = {}
 

@@ -192,7 +192,7 @@ def _add_cris(cfg: CN) -> None:
 
 
 def _add_cat_seg(cfg: CN) -> None:
-    """CAT-Seg. What is trained of the towers: MODEL.CLIP.TRAINABLE_BLOCKS, TEXT_TRAINABLE_BLOCKS."""
+    """CAT-Seg; MODEL.CLIP.TRAINABLE_BLOCKS and TEXT_TRAINABLE_BLOCKS choose what learns."""
     cfg.MODEL.CAT_SEG = CN()
     # Weights of those blocks that learn: query_value (the projections of query and value, as
     # published), attention, or all.
@@ -202,8 +202,8 @@ def _add_cat_seg(cfg: CN) -> None:
     cfg.MODEL.CAT_SEG.CLIP_SIZE = 384
     # Side of the windows in tests, px; that of the training crop.
     cfg.MODEL.CAT_SEG.WINDOW_SIZE = 384
-    # Side of the square that test pictures are squashed to and cut from, px; 0: the whole picture is
-    # the only window.
+    # Side of the square that test pictures are squashed to and cut from, px; 0: the whole picture
+    # is the only window.
     cfg.MODEL.CAT_SEG.CANVAS_SIZE = 640
     # Channels of the cost embedding, a multiple of 32; guides and decoder have fixed shares of it.
     cfg.MODEL.CAT_SEG.DIM = 128

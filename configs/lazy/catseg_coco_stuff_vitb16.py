@@ -1,7 +1,7 @@
 """CAT-Seg with OpenAI's ViT-B/16 on COCO-Stuff, as configs/coco_stuff/catseg_openai_b16.yaml.
 
 A distilled tower: ``model.tower.weights=output/distill/.../model_final.pth`` with
-``model.tower.last_block=value``. Another CLIP: ``shared.clip``, ``shared.weights``, and the width of
+``model.tower.last_block=value``. Another CLIP: ``shared.clip``, ``shared.weights``, the width of
 its joint embedding in ``model.aggregator.embed_dim``.
 """
 

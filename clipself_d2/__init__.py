@@ -22,15 +22,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 try:
-    from clipself_d2 import (
-        backbones,
-        data,
-        detection,
-        distillation,
-        parts,
-        referring,
-        segmentation,
-    )
+    from clipself_d2 import backbones, data, detection, distillation, parts, referring, segmentation
     from clipself_d2.config import extend_defaults
 
     extend_defaults()

@@ -27,6 +27,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_frozen_rpn(cfg)
     _add_cris(cfg)
     _add_ov_panoptic(cfg)
+    _add_cat_seg(cfg)
     _add_regions(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -81,7 +82,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
-    # Attention of the last block in dense features: value (identity attention) or attention.
+    # Attention of the last block in dense features: value (identity attention), attention, or
+    # class_residual (identity attention beside the class token instead of the patch's own, the form
+    # of the published checkpoints of CAT-Seg).
     cfg.MODEL.CLIP.LAST_BLOCK = "value"
     # Side of the windows of the dense path's attention, cells; 0: every block is global.
     cfg.MODEL.CLIP.WINDOW_SIZE = 0
@@ -107,7 +110,7 @@ def _add_vocabulary(cfg: CN) -> None:
     cfg.MODEL.VOCABULARY = CN()
     # Data set whose metadata names the classes of training; empty: the first of DATASETS.TRAIN.
     cfg.MODEL.VOCABULARY.DATASET = ""
-    # Prompt set: single, vild (its 63 prompts), imagenet80, regionclip81 or emoji.
+    # Prompt set: single, vild (its 63 prompts), imagenet80, regionclip81, emoji or catseg.
     cfg.MODEL.VOCABULARY.TEMPLATES = "vild"
     # Prebuilt text embeddings of the training vocabulary (in RegionCLIP's pre-training the concept
     # pool), used in tests of the same classes too; empty: built and cached.
@@ -218,6 +221,40 @@ def _add_ov_panoptic(cfg: CN) -> None:
     cfg.MODEL.OV_PANOPTIC.TASKS = ["panoptic", "semantic", "instance"]
 
 
+def _add_cat_seg(cfg: CN) -> None:
+    """CAT-Seg; MODEL.CLIP.TRAINABLE_BLOCKS and TEXT_TRAINABLE_BLOCKS choose what learns."""
+    cfg.MODEL.CAT_SEG = CN()
+    # Weights of those blocks that learn: query_value (the projections of query and value, as
+    # published), attention, or all.
+    cfg.MODEL.CAT_SEG.FINETUNE = "query_value"
+    # Side of the square to which pictures and windows are resized for the tower, px; a multiple of
+    # the patch.
+    cfg.MODEL.CAT_SEG.CLIP_SIZE = 384
+    # Side of the windows in tests, px; that of the training crop.
+    cfg.MODEL.CAT_SEG.WINDOW_SIZE = 384
+    # Side of the square that test pictures are squashed to and cut from, px; 0: the whole picture
+    # is the only window.
+    cfg.MODEL.CAT_SEG.CANVAS_SIZE = 640
+    # Channels of the cost embedding, a multiple of 32; guides and decoder have fixed shares of it.
+    cfg.MODEL.CAT_SEG.DIM = 128
+    # Layers of spatial and class aggregation.
+    cfg.MODEL.CAT_SEG.NUM_LAYERS = 2
+    # Side of the windows of the spatial aggregation, cells.
+    cfg.MODEL.CAT_SEG.ATTENTION_WINDOW = 12
+    # Side of the squares of cells averaged before the class aggregation in training; tests average
+    # none.
+    cfg.MODEL.CAT_SEG.POOLING = 2
+    # Most classes that are aggregated at once, those of the highest cosine anywhere in the picture;
+    # the others get probability 0. Shorter lists are filled up with a learned class.
+    cfg.MODEL.CAT_SEG.PAD_LEN = 256
+    # The same limit in tests alone, to save time; 0: PAD_LEN. One of at least as many classes as
+    # there are changes nothing.
+    cfg.MODEL.CAT_SEG.SHORTLIST = 0
+    # Whether pixels without a label are left out of the loss; False counts them as negatives of
+    # every class, as published.
+    cfg.MODEL.CAT_SEG.MASK_IGNORED = False
+
+
 def _add_frozen_rpn(cfg: CN) -> None:
     """Frozen proposal network: RegionCLIP's pre-training, transfer and zero-shot inference."""
     cfg.MODEL.FROZEN_RPN = CN()
@@ -255,6 +292,10 @@ def _add_input(cfg: CN) -> None:
     # Side of the image after large-scale jitter of 0.1 to 2, px; 0 keeps Detectron2's
     # augmentations.
     cfg.INPUT.LSJ_SIZE = 0
+    # Largest share of one class in the crop of INPUT.CROP, which then follows the resizing, with
+    # jitter of colours after it: the augmentation of semantic segmentation (1: any crop); 0 keeps
+    # Detectron2's augmentations.
+    cfg.INPUT.SEMANTIC_MAX_AREA = 0.0
     # Side of the canvas that a referring expression's picture is letterboxed to, px.
     cfg.INPUT.REFER_SIZE = 416
 

@@ -102,6 +102,13 @@ def cached(cfg: CfgNode) -> object:
 CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
 DISTILL, PRETRAIN, RPN = "MODEL.DISTILL.", "MODEL.REGIONCLIP.", "MODEL.FROZEN_RPN."
 CRIS, REGIONS, MASKS = "MODEL.CRIS.", "INPUT.REGIONS.", "MODEL.OV_PANOPTIC."
+CRIS, REGIONS = "MODEL.CRIS.", "INPUT.REGIONS."
+CATSEG = "MODEL.CAT_SEG."
+CATSEG_MODEL: tuple[str, Probe, tuple[object, ...]] = (
+    "catseg_untouched",
+    model,
+    (WORDS + "DATASET", "three_stuffs"),
+)
 TRAINED = (CLIP + "TRAINABLE_BLOCKS", -1)
 # Key, value, recipe, probe, and what the recipe needs beside; {tmp} is a folder with small files.
 MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
@@ -160,6 +167,17 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (MASKS + "POOLING", "soft", "ov_panoptic_untouched", model, ()),
     (MASKS + "RECOGNITION", 0.3, "ov_panoptic_untouched", model, ()),
     (MASKS + "TASKS", ["semantic"], "ov_panoptic_untouched", model, ()),
+    (CATSEG + "FINETUNE", "attention", *CATSEG_MODEL),
+    (CATSEG + "CLIP_SIZE", 96, *CATSEG_MODEL),
+    (CATSEG + "WINDOW_SIZE", 96, *CATSEG_MODEL),
+    (CATSEG + "CANVAS_SIZE", 256, *CATSEG_MODEL),
+    (CATSEG + "DIM", 64, *CATSEG_MODEL),
+    (CATSEG + "NUM_LAYERS", 2, *CATSEG_MODEL),
+    (CATSEG + "ATTENTION_WINDOW", 4, *CATSEG_MODEL),
+    (CATSEG + "POOLING", 1, *CATSEG_MODEL),
+    (CATSEG + "PAD_LEN", 16, *CATSEG_MODEL),
+    (CATSEG + "SHORTLIST", 3, *CATSEG_MODEL),
+    (CATSEG + "MASK_IGNORED", False, *CATSEG_MODEL),
     (REGIONS + "SOURCE", "random", "clipself_patches", batch, ()),
     (REGIONS + "PROPOSAL_FILE", "{tmp}/proposals.json", "clipself_patches", batch,
      (REGIONS + "SOURCE", "proposals", REGIONS + "PROPOSAL_FILE", "{tmp}/others.json")),
@@ -168,6 +186,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (REGIONS + "SIZE_RANGE", [60, 70], "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "CROP_ENLARGE", 2.0, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     ("INPUT.LSJ_SIZE", 96, "fvit_untouched", batch, ()),
+    ("INPUT.SEMANTIC_MAX_AREA", 1.0, "fvit_untouched", batch, ()),
     ("INPUT.REFER_SIZE", 96, "cris", batch, ("DATASETS.TRAIN", ("tiny_refer_train",))),
     ("SOLVER.OPTIMIZER", "Adam", "rpn", optimizer, ("SOLVER.CLIP_GRADIENTS.ENABLED", False)),
     ("SOLVER.ADAM_BETAS", [0.8, 0.9], "rpn", optimizer, ()),
@@ -201,6 +220,7 @@ def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
     given = TextEmbeddings(words, rows_KD, rows_KD[0], "ViT-Ti-8-emoji", "", "emoji")
     given.save(tmp_path / "words.pt")
     MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
+    MetadataCatalog.get("three_stuffs").set(stuff_classes=["dog", "car", "key"])
     register_emoji_refer(emoji_data, prefix="tiny")
     return tmp_path
 

@@ -9,7 +9,14 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.data.transforms import Augmentation, RandomFlip, ResizeScale
+from detectron2.data.transforms import (
+    Augmentation,
+    RandomCrop_CategoryAreaConstraint,
+    RandomFlip,
+    ResizeScale,
+    ResizeShortestEdge,
+)
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import CropTransform, Transform
 from iopath.common.file_io import PathHandler
@@ -21,6 +28,8 @@ from clipself_d2.data.tar_shards import is_member
 
 logger = logging.getLogger(__name__)
 
+# Number of pixels without a class in label maps.
+_IGNORE_LABEL = 255
 FLIPS = ("horizontal", "vertical", "none")
 # Before the name of a file that Detectron2 is to read by ``read_picture``.
 _PREFIX = "clipself-picture://"
@@ -173,8 +182,62 @@ def lsj_augmentations(
     return augmentations
 
 
+class _ColorJitter(Augmentation):
+    """The jitter of colours that Detectron2's PointRend has as a transform."""
+
+    def __init__(self, image_format: str) -> None:
+        super().__init__()
+        self.image_format = image_format
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return ColorAugSSDTransform(img_format=self.image_format)
+
+
+def semantic_augmentations(
+    sizes: Sequence[int],
+    *,
+    max_size: int = 1333,
+    sampling: str = "choice",
+    crop_type: str = "absolute",
+    crop_size: Sequence[float] = (),
+    max_area: float = 1.0,
+    flip: str = "horizontal",
+    image_format: str = "RGB",
+) -> list[Augmentation]:
+    """Make the augmentations of semantic segmentation: resize, crop, jitter colours, flip.
+
+    Args:
+        sizes: Shortest sides, px, one of which is drawn.
+        max_size: Most of the longest side, px.
+        sampling: "choice" or "range" of the sizes.
+        crop_type: Detectron2's type of the crop.
+        crop_size: Its height and width; () crops nothing.
+        max_area: Largest share of one class in a crop; 1 takes any.
+        flip: "horizontal", "vertical" or "none"; flipped with probability 0.5.
+        image_format: Order of the channels.
+
+    Returns:
+        Augmentations in order; Detectron2's own, which its mapper has in another order.
+
+    Reference: the mapper of MaskFormer, arXiv 2107.06278, which CAT-Seg uses.
+    """
+    augmentations: list[Augmentation] = [ResizeShortestEdge(tuple(sizes), max_size, sampling)]
+    if crop_size:
+        augmentations.append(
+            RandomCrop_CategoryAreaConstraint(crop_type, list(crop_size), max_area, _IGNORE_LABEL)
+        )
+    augmentations.append(_ColorJitter(image_format))
+    if flip != "none":
+        horizontal = flip == "horizontal"
+        augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
 def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
-    """Build the mapper of training images, with large-scale jitter where INPUT.LSJ_SIZE is set.
+    """Build the mapper of training images, with the augmentations that INPUT asks for.
+
+    INPUT.LSJ_SIZE is large-scale jitter, SEMANTIC_MAX_AREA the crop and colours of semantic
+    segmentation.
 
     Args:
         cfg: The whole config.
@@ -191,6 +254,19 @@ def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
             else build_augmentation(cfg, is_train=True)
         )
         return PanopticMapper(augmentations=augmentations)
+    if not size and cfg.INPUT.SEMANTIC_MAX_AREA:
+        options = cfg.INPUT
+        augmentations = semantic_augmentations(
+            options.MIN_SIZE_TRAIN,
+            max_size=options.MAX_SIZE_TRAIN,
+            sampling=options.MIN_SIZE_TRAIN_SAMPLING,
+            crop_type=options.CROP.TYPE,
+            crop_size=options.CROP.SIZE if options.CROP.ENABLED else (),
+            max_area=options.SEMANTIC_MAX_AREA,
+            flip=options.RANDOM_FLIP,
+            image_format=options.FORMAT,
+        )
+        return PictureMapper(cfg, is_train=True, augmentations=augmentations)
     if not size:
         return PictureMapper(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:

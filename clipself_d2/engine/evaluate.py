@@ -18,6 +18,7 @@ from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
 from clipself_d2.parts.text_embeddings import (
     read_text_embeddings,
     scored_vocabulary,
+    semantic_vocabulary,
     training_vocabulary,
 )
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
@@ -32,6 +33,7 @@ RESULTS_FILE = "results.json"
 LVIS_DETECTIONS = 300
 # Types of data sets that are scored otherwise than by detections.
 REFERRING, REGION_CLASSIFICATION = "refer", "region_classification"
+SEMANTIC = "sem_seg"
 
 
 def replace_by_synonyms(
@@ -84,7 +86,9 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
     }
     stuff, kind = metadata.get("stuff_classes"), metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
-        vocabulary = scored_vocabulary(dataset_name, training_vocabulary(cfg))
+        vocabulary = scored_vocabulary(dataset_name, training_vocabulary(cfg, semantic=True))
+    elif kind == SEMANTIC:
+        vocabulary = semantic_vocabulary(dataset_name, "DATASETS.TEST")
     elif kind == REGION_CLASSIFICATION and stuff:
         vocabulary = Vocabulary.from_names([*metadata.thing_classes, *stuff])
     else:
@@ -156,7 +160,7 @@ def protocol_of(
     protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
     if kind == REFERRING:
         protocol["mask_threshold"] = model.mask_threshold
-    elif kind != REGION_CLASSIFICATION:
+    elif kind not in (REGION_CLASSIFICATION, SEMANTIC, *SEGMENT_TYPES):
         protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == REGION_CLASSIFICATION or reads_text(model):
         protocol |= test_vocabulary(cfg, dataset_name)[1]

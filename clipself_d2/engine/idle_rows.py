@@ -7,9 +7,10 @@ from clipself_d2.clip import VisionTower
 
 
 def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Keep weight decay off the query and key rows of a last block in value mode.
+    """Keep weight decay off rows of a matrix that are not trained, while others are.
 
-    They share a matrix with the value, so they cannot be frozen, and their gradient is zero.
+    Query and key of a last block in value mode share a matrix with the value, so they cannot be
+    frozen, and their gradient is zero. A model may name more in ``held_rows``.
 
     Args:
         optimizer: Optimiser over the model's parameters.
@@ -19,25 +20,26 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
         The same optimiser. After each of its steps the rows are what they were, unless a gradient
         reached them by another way, as by the embedding of a whole picture.
     """
-    rows = [
-        (parameter, count)
+    rows: list[tuple[nn.Parameter, slice]] = [
+        (parameter, slice(count))
         for tower in model.modules()
-        if isinstance(tower, VisionTower) and tower.last_block == "value"
+        if isinstance(tower, VisionTower) and tower.last_block != "attention"
         for parameter, count in tower.idle_rows()
         if parameter.requires_grad
     ]
+    rows += getattr(model, "held_rows", ())
     kept: list[Tensor] = []
 
     def before_step(*_: object) -> None:
-        kept[:] = [parameter[:count].detach().clone() for parameter, count in rows]
+        kept[:] = [parameter[held].detach().clone() for parameter, held in rows]
 
     @torch.no_grad()
     def after_step(*_: object) -> None:
-        for (parameter, count), old in zip(rows, kept, strict=True):
+        for (parameter, held), old in zip(rows, kept, strict=True):
             if parameter.grad is not None:
                 # A choice on the device: asking for the gradient's value would wait for it.
-                reached = parameter.grad[:count].any()
-                parameter[:count] = torch.where(reached, parameter[:count], old)
+                reached = parameter.grad[held].any()
+                parameter[held] = torch.where(reached, parameter[held], old)
 
     if rows:
         optimizer.register_step_pre_hook(before_step)

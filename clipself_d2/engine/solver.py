@@ -80,6 +80,30 @@ def decayed_optimizer_params(
     return groups
 
 
+def slower_optimizer_params(
+    model: nn.Module, *, base_lr: float, multiplier: float, weight_decay_norm: float | None = None
+) -> list[dict]:
+    """Parameter groups with slower towers, for ``optimizer.params = L(...)`` in LazyConfig.
+
+    Args:
+        model: The model, not wrapped.
+        base_lr: Learning rate outside of towers.
+        multiplier: Factor of it inside, as SOLVER.BACKBONE_MULTIPLIER.
+        weight_decay_norm: Weight decay of norms; None takes the optimiser's.
+
+    Returns:
+        Groups with ``params`` and ``lr``.
+    """
+    slow = pretrained_parameters(model)
+    groups: list[dict] = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay_norm=weight_decay_norm,
+        lr_factor_func=lambda name: multiplier if name in slow else 1.0,
+    )
+    return groups
+
+
 def pretrained_parameters(model: nn.Module) -> set[str]:
     """Find what SOLVER.BACKBONE_MULTIPLIER is for.
 

@@ -99,11 +99,43 @@ def dataset_embeddings(
     )
 
 
-def training_vocabulary(cfg: CfgNode) -> Vocabulary:
+def semantic_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Vocabulary:
+    """Read the classes of the label maps of a registered data set.
+
+    Args:
+        name: Registered name.
+        key: Key that an error tells to check.
+
+    Returns:
+        Of the types of ``SEGMENT_TYPES`` things and stuff; of Detectron2's sets of semantic maps
+        ``stuff_classes``, things included, of "a, b" the first name. ``novel_classes`` among them
+        have no labels in training.
+
+    Raises:
+        ValueError: If the data set is not registered or has no classes.
+    """
+    if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
+        raise ValueError(f"data set {name!r} is not registered; check {key}")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") in SEGMENT_TYPES:
+        return dataset_vocabulary(name, key)
+    classes = metadata.get("stuff_classes")
+    if not classes:
+        raise ValueError(
+            f"the metadata of {name} has no stuff_classes, the classes of its label maps; name a "
+            f"semantic data set in {key}"
+        )
+    names = [entry.split(", ")[0] for entry in classes]
+    novel = set(metadata.get("novel_classes") or ())
+    return Vocabulary.from_names(names, novel=[entry for entry in names if entry in novel])
+
+
+def training_vocabulary(cfg: CfgNode, *, semantic: bool = False) -> Vocabulary:
     """Read the classes of MODEL.VOCABULARY.DATASET, or of the first training set.
 
     Args:
         cfg: The whole config.
+        semantic: Whether they are those of maps instead of boxes.
 
     Returns:
         The vocabulary.
@@ -118,7 +150,8 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
             "there is no data set to take classes from; set MODEL.VOCABULARY.DATASET or "
             "DATASETS.TRAIN"
         )
-    return dataset_vocabulary(name, "MODEL.VOCABULARY.DATASET" if given else "DATASETS.TRAIN")
+    read = semantic_vocabulary if semantic else dataset_vocabulary
+    return read(name, "MODEL.VOCABULARY.DATASET" if given else "DATASETS.TRAIN")
 
 
 def training_embeddings(cfg: CfgNode) -> TextEmbeddings:

@@ -367,7 +367,8 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
     """Give every text classifier of a model other classes for the time of a with block.
 
     Args:
-        model: Any module.
+        model: Any module. One with a text tower of its own has a method ``embed_vocabulary``, from
+            embeddings to those of its tower, which is asked first.
         embeddings: The classes and their embeddings.
 
     Yields:
@@ -379,6 +380,9 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
     classifiers = [module for module in model.modules() if isinstance(module, TextClassifier)]
     if not classifiers:
         raise ValueError(f"{type(model).__name__} has no text classifier to give classes to")
+    embed_vocabulary = getattr(model, "embed_vocabulary", None)
+    if embed_vocabulary is not None:
+        embeddings = embed_vocabulary(embeddings)
     for classifier in classifiers:
         embeddings.check(classifier.embed_dim)
     former = [classifier.get_embeddings() for classifier in classifiers]

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 SINGLE = ("a photo of {article} {}.",)
 
+# The one prompt of CAT-Seg, arXiv 2303.11797.
+CATSEG = ("A photo of a {} in the scene",)
+
 EMOJI = (
     "{article} {}.",
     "a photo of {article} {}.",
@@ -175,6 +178,7 @@ _TEMPLATES = {
     "imagenet80": IMAGENET80,
     "regionclip81": REGIONCLIP81,
     "emoji": EMOJI,
+    "catseg": CATSEG,
 }
 # Other names of a set, by which papers call it.
 _ALIASES = {"vild63": "vild"}
@@ -188,7 +192,7 @@ def template_name(name: str) -> str:
     """Give the one name of a prompt set, under which embeddings are kept.
 
     Args:
-        name: single, vild (or vild63), imagenet80, regionclip81 or emoji.
+        name: single, vild (or vild63), imagenet80, regionclip81, emoji or catseg.
 
     Returns:
         The name without alias.

@@ -19,6 +19,7 @@ from clipself_d2.data.detection_mapper import (
     RandomSquareCrop,
     build_train_mapper,
     lsj_augmentations,
+    semantic_augmentations,
 )
 
 HEIGHT, WIDTH = 40, 60
@@ -281,3 +282,15 @@ def test_pictures_of_shards_are_read(
     record = {"file_name": f"{shard}::a.jpg", "width": 20, "height": 10, "image_id": 1}
     image = PictureMapper(cfg, is_train=False)(record)["image"]
     assert abs(int(image[0].float().mean()) - 200) < 3
+
+
+def test_semantic_augmentations_resize_then_crop_where_no_class_fills_the_crop() -> None:
+    chain = semantic_augmentations([80], crop_size=(60, 60), max_area=0.95, flip="none")
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:, WIDTH // 2 :] = 1
+    for _ in range(5):
+        given = AugInput(np.full((HEIGHT, WIDTH, 3), 128, np.uint8), sem_seg=labels)
+        AugmentationList(chain)(given)
+        assert given.image.shape == (60, 60, 3)
+        assert given.sem_seg.shape == (60, 60)
+        assert np.bincount(given.sem_seg.ravel()).max() <= 0.95 * 60 * 60

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec, choose_device
 from clipself_d2.clip import VisionTower
-from clipself_d2.clip.towers.contract import LAST_BLOCKS
 from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATOR_TYPE = "region_classification"
 # Strategies of the last block in dense features, all of which are measured.
-STRATEGIES = LAST_BLOCKS
+STRATEGIES = ("value", "attention")
 # Crops that a tower embeds at once.
 CROP_BATCH = 256
 

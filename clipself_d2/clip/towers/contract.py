@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip.precision import check_images
 
-LAST_BLOCKS = ("value", "attention")
+LAST_BLOCKS = ("value", "attention", "class_residual")
 # Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
 _BEHIND_BLOCKS = (
     "visual.ln_post.",
@@ -38,10 +38,13 @@ class DenseFeatures:
         blocks: Outputs of the blocks asked for, (N, C, h, w) float32, without the class token and
             before the final norm; C and the cell's side are ``block_channels`` and
             ``block_strides`` of the tower.
+        lengths: (N, 1, h, w) float32, norms of the cells before they were normalised; None from
+            towers without tokens.
     """
 
     embedding: Tensor
     blocks: tuple[Tensor, ...]
+    lengths: Tensor | None = None
 
 
 class VisionTower(nn.Module, ABC):
@@ -68,7 +71,7 @@ class VisionTower(nn.Module, ABC):
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
         last_block: Attention of the last block in the dense path where ``forward_dense`` is not
-            told: "value" or "attention".
+            told: "value", "attention" or "class_residual".
         trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
         drop_path: Probability of stochastic depth in the last block, as ``set_drop_path`` set it.
         region_grid: Cells a side to which ``region_map`` is pooled for one region.
@@ -167,7 +170,9 @@ class VisionTower(nn.Module, ABC):
                 multiple of the patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
             last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "attention": the block as it was trained; None: the tower's ``last_block``.
+                MLP; "class_residual": the same with the class token in the place of the patch's own
+                token as the residual, as CAT-Seg was published; "attention": the block as it was
+                trained; None: the tower's ``last_block``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
@@ -287,7 +292,7 @@ class VisionTower(nn.Module, ABC):
             hidden = {id(p) for p in self.parameters_behind()} if not behind else set()
             for parameter in self.outer_parameters():
                 parameter.requires_grad_(id(parameter) not in hidden)
-        if last_block == "value":
+        if last_block != "attention":
             for parameter in self.idle_parameters():
                 parameter.requires_grad_(False)
 

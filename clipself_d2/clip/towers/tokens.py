@@ -114,6 +114,13 @@ class TokenTower(VisionTower):
         """Apply a block in which every token attends to itself alone; (N, T, C) to (N, T, C)."""
         return self.finish(block, tokens, self.value(block, tokens))
 
+    def run_class_residual_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Apply a block of values alone to the class token beside each; (N, T, C) to (N, T, C).
+
+        Reference: the released code of CAT-Seg, arXiv 2303.11797.
+        """
+        return self.finish(block, tokens[:, :1].expand_as(tokens), self.value(block, tokens))
+
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
 
@@ -166,6 +173,10 @@ class TokenTower(VisionTower):
         MaskCLIP does with the pool of CLIP's ResNets.
         """
         form = self.check_dense(blocks, last_block)
+        if form == "class_residual" and not self.num_prefix:
+            raise ValueError(
+                f"{self.name} has no class token for last_block {form}; use value or attention"
+            )
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         outputs: dict[int, Tensor] = {}
@@ -173,14 +184,16 @@ class TokenTower(VisionTower):
             tokens, rotary = self.embed(images)
             for number in range(self.num_blocks):
                 last = number == self.num_blocks - 1
-                strategy = "value" if last and form == "value" else None
+                strategy = form if last and form != "attention" else None
                 tokens = self._run(number, strategy, tokens, rotary, grid)
                 if number in blocks:
                     outputs[number] = tokens
             embedding = self.project(tokens[:, self.num_prefix :])
-        embedding = F.normalize(embedding.float(), dim=-1)
+        embedding = embedding.float()
+        lengths = _to_map(embedding.norm(dim=-1, keepdim=True), grid)
+        embedding = F.normalize(embedding, dim=-1)
         maps = tuple(_to_map(outputs[n][:, self.num_prefix :].float(), grid) for n in blocks)
-        return DenseFeatures(_to_map(embedding, grid), maps)
+        return DenseFeatures(_to_map(embedding, grid), maps, lengths)
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """Embed regions by copies of the class token that see their region alone.
@@ -239,6 +252,8 @@ class TokenTower(VisionTower):
             with compute_context(tokens.device, self.precision, tokens.shape[1]):
                 if name == "value":
                     return self.run_value_block(block, tokens)
+                if name == "class_residual":
+                    return self.run_class_residual_block(block, tokens)
                 if name == "window":
                     return self.run_window_block(block, tokens, rotary, grid)
                 return self.run_block(block, tokens, rotary)

@@ -1,12 +1,16 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 
 from clipself_d2.clip.towers.positions import resize_positions
 from clipself_d2.clip.towers.vit import OpenClipViTTower
 
+CATSEG = Path(__file__).parents[2] / "golden" / "catseg" / "clip_dense.npz"
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 
@@ -149,3 +153,25 @@ def test_only_query_and_key_rows_lack_a_gradient_in_the_fused_matrix():
     idle = {id(parameter): rows for parameter, rows in tower.idle_rows()}
     assert idle[id(tower.block_modules[-1].attn.in_proj_weight)] == 2 * 64
     assert gradient[2 * 64 :].abs().amax(1).min() > 0
+
+
+@torch.no_grad()
+def test_class_residual_is_the_dense_map_of_the_published_cat_seg():
+    with np.load(CATSEG) as arrays:
+        golden = {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
+    state = {key[6:]: value for key, value in golden.items() if key.startswith("param/")}
+    apart = [key for key in state if key.endswith("q_proj_weight")]
+    for key in apart:
+        parts = [state.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        state[key.replace("q_proj_weight", "in_proj_weight")] = torch.cat(parts)
+    visual = VisionTransformer(32, 8, 64, 3, 1, 4.0, output_dim=32, act_layer=QuickGELU)
+    visual.load_state_dict(state)
+    tower = make_tower(visual)
+    for picture, name in (("image", "dense"), ("image_native", "dense_native")):
+        found = tower.forward_dense(golden[picture], (0, 1), "class_residual")
+        raw = (found.embedding * found.lengths).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(raw, golden[name][:, 1:], **TOLERANCE)
+    blocks = tower.forward_dense(golden["image"], (0, 1)).blocks
+    for number, block in enumerate(blocks):
+        tokens = block.flatten(2).permute(2, 0, 1)
+        torch.testing.assert_close(tokens, golden[f"hook{number}"][1:], **TOLERANCE)

@@ -1,0 +1,72 @@
+"""Parts of a CAT-Seg for LazyConfig, which builds them without a yaml file."""
+
+from clipself_d2.clip import VisionTower, load_clip, load_tower
+from clipself_d2.parts.text_embeddings import semantic_vocabulary
+from clipself_d2.segmentation.words import LearnedWords
+from clipself_d2.vocabulary import TextEmbeddings
+
+
+def learning_tower(
+    *, name: str, weights: str | None, trained_blocks: int = -1, last_block: str = "value"
+) -> VisionTower:
+    """Load an image tower whose last blocks learn.
+
+    Args:
+        name: Name of the CLIP.
+        weights: Its pretrained tag or a file, such as a distilled student; None for random weights.
+        trained_blocks: Number of last blocks that learn; -1 for all.
+        last_block: Form of the last block: value, class_residual or attention.
+
+    Returns:
+        The tower.
+    """
+    tower = load_tower(name, weights)
+    tower.last_block = tower.check_dense((), last_block)
+    tower.freeze(trained_blocks, last_block=last_block)
+    return tower
+
+
+def learning_words(
+    *,
+    name: str,
+    weights: str | None,
+    dataset: str,
+    templates: str = "catseg",
+    trained_blocks: int = -1,
+) -> LearnedWords:
+    """Load a text tower that learns, with the classes of a semantic data set.
+
+    Args:
+        name: Name of the CLIP.
+        weights: Its pretrained tag or a file with the whole CLIP; None for random weights.
+        dataset: Registered name.
+        templates: Name of a prompt set.
+        trained_blocks: Number of last blocks that learn; -1 for all.
+
+    Returns:
+        The words.
+    """
+    text = load_clip(name, weights).text
+    text.freeze(trained_blocks)
+    return LearnedWords(
+        text=text, vocabulary=semantic_vocabulary(dataset), templates=templates, clip=name
+    )
+
+
+def semantic_embeddings(
+    *, name: str, weights: str | None, dataset: str, templates: str = "catseg"
+) -> TextEmbeddings:
+    """Build the text embeddings of a semantic data set's classes.
+
+    Args:
+        name: Name of the CLIP.
+        weights: Its pretrained tag or file; None for random weights.
+        dataset: Registered name.
+        templates: Name of a prompt set.
+
+    Returns:
+        The embeddings.
+    """
+    return TextEmbeddings.load_or_build(
+        semantic_vocabulary(dataset), clip=name, weights=weights, templates=templates
+    )

@@ -1,0 +1,156 @@
+"""Checkpoints of the published CAT-Seg (its second version) under the names of our model.
+
+A file holds the two transposed convolutions ``upsample1`` and ``upsample2``, and under
+``sem_seg_head.predictor`` the aggregator (``transformer``) and a whole CLIP (``clip_model``), whose
+attention has its query, key and value apart.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_PREDICTOR = "sem_seg_head.predictor."
+_CLIP = f"{_PREDICTOR}clip_model."
+_AGGREGATOR = f"{_PREDICTOR}transformer."
+_THIRDS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+# Published names inside the aggregator, as patterns, and ours.
+_INSIDE = (
+    (r"^layers\.(\d+)\.swin_block\.guidance_norm\.", r"spatial.\1.guide_norm."),
+    (r"^layers\.(\d+)\.swin_block\.block_1\.", r"spatial.\1.blocks.0."),
+    (r"^layers\.(\d+)\.swin_block\.block_2\.", r"spatial.\1.blocks.1."),
+    (r"^layers\.(\d+)\.attention\.padding_tokens$", r"classes.\1.padding_cost"),
+    (r"^layers\.(\d+)\.attention\.padding_guidance$", r"classes.\1.padding_guide"),
+    (r"^layers\.(\d+)\.attention\.(?:attention\.)?", r"classes.\1."),
+    (r"\.attn\.proj\.", ".project."),
+    (r"\.attn\.", "."),
+    (r"\.MLP\.", ".mlp."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.2."),
+    (r"\.q\.", ".query."),
+    (r"\.k\.", ".key."),
+    (r"\.v\.", ".value."),
+    (r"^conv1\.", "embed."),
+    (r"^guidance_projection\.", "appearance."),
+    (r"^text_guidance_projection\.", "text."),
+    (r"^decoder_guidance_projection\.", "guides."),
+    (r"^decoder1\.", "decoders.0."),
+    (r"^decoder2\.", "decoders.1."),
+    (r"\.up\.", ".enlarge."),
+    (r"\.conv\.double_conv\.", ".fuse."),
+)
+# A constant of the grid, and what the text tower's causal mask is called in some files.
+_CONSTANTS = ("attn_mask",)
+
+
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Tell a checkpoint of the published code from our own.
+
+    Args:
+        state: Tensors by name.
+
+    Returns:
+        Whether it has the published predictor.
+    """
+    return any(key.startswith(_PREDICTOR) for key in state)
+
+
+def rename_aggregator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a published aggregator our names.
+
+    Args:
+        state: Tensors by published name.
+
+    Returns:
+        The same by the names of ``CostAggregator``, without the constants of the grid.
+    """
+    renamed = {}
+    for key, value in state.items():
+        if key.endswith(_CONSTANTS):
+            continue
+        for pattern, replacement in _INSIDE:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join query, key and value weights that a file has apart into one matrix.
+
+    Args:
+        state: Tensors of a CLIP by name.
+
+    Returns:
+        The same with ``attn.in_proj_weight`` in open_clip's order.
+
+    Raises:
+        ValueError: If one of the three is missing.
+    """
+    joined = {key: value for key, value in state.items() if not key.endswith(_THIRDS)}
+    stems = [key.removesuffix(_THIRDS[0]) for key in state if key.endswith(_THIRDS[0])]
+    for stem in stems:
+        missing = [third for third in _THIRDS if f"{stem}{third}" not in state]
+        if missing:
+            raise ValueError(f"MODEL.WEIGHTS has no {stem}{missing[0]}; it may be cut short")
+        parts = [state[f"{stem}{third}"] for third in _THIRDS]
+        joined[f"{stem}in_proj_weight"] = torch.cat(parts)
+    return joined
+
+
+def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a published checkpoint our names, and refuse one that does not fit.
+
+    Args:
+        state: Tensors by published name.
+        own: The model's present tensors by name.
+
+    Returns:
+        Tensors by the names of ``own``, all of them.
+
+    Raises:
+        ValueError: If a name is unknown or missing, or a shape differs.
+
+    Reference: the files released with CAT-Seg, arXiv 2303.11797.
+    """
+    clip, aggregator, renamed, foreign = {}, {}, {}, []
+    for key, value in state.items():
+        if key.startswith(_CLIP):
+            clip[key.removeprefix(_CLIP)] = value
+        elif key.startswith(_AGGREGATOR):
+            aggregator[key.removeprefix(_AGGREGATOR)] = value
+        elif key.startswith(("upsample1.", "upsample2.")):
+            renamed[key.replace("upsample1", "enlarge.0").replace("upsample2", "enlarge.1")] = value
+        elif key not in ("clip_pixel_mean", "clip_pixel_std", "pixel_mean", "pixel_std"):
+            foreign.append(key)
+    renamed |= {f"aggregator.{key}": value for key, value in rename_aggregator(aggregator).items()}
+    for key, value in join_projections(clip).items():
+        if key.startswith("visual."):
+            renamed[f"tower.{key}"] = value
+        elif not key.endswith(_CONSTANTS):
+            renamed[f"words.text.clip.{key}"] = value
+    _check(renamed, own, foreign)
+    return {key: value.reshape(own[key].shape) for key, value in renamed.items()}
+
+
+def _check(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: list[str]) -> None:
+    found = {
+        "unknown": foreign + sorted(set(renamed) - set(own)),
+        "missing": sorted(set(own) - set(renamed)),
+        "of another shape": [
+            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            for key, value in renamed.items()
+            if key in own and value.numel() != own[key].numel()
+        ],
+    }
+    lines = [f"  {len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in found.items() if keys]
+    if lines:
+        raise ValueError(
+            "\n".join(
+                [
+                    "MODEL.WEIGHTS, a checkpoint of CAT-Seg, does not fit the model; check "
+                    "MODEL.CLIP.NAME and that MODEL.CAT_SEG has the published sizes",
+                    *lines,
+                ]
+            )
+        )

@@ -1,0 +1,39 @@
+"""The LazyConfig and the yaml file build the same model."""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+
+from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.solver import optimizer_params_from_cfg
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_both_faces_build_the_same_model_and_rates(labelled, monkeypatch):
+    yaml = load_config(
+        str(CONFIGS / "coco_stuff" / "catseg_openai_b16.yaml"),
+        ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu", "MODEL.VOCABULARY.CACHE_DIR", ""],
+    )
+    yaml.merge_from_list(["DATASETS.TRAIN", (labelled,)])
+    lazy = LazyConfig.load(str(CONFIGS / "lazy" / "catseg_coco_stuff_vitb16.py"))
+    lazy.shared.weights, lazy.shared.train = None, labelled
+    torch.manual_seed(0)
+    first, second = build_model(yaml), instantiate(lazy.model)
+    assert repr(first) == repr(second)
+    assert first.options == second.options
+    assert first.tower.last_block == second.tower.last_block
+    assert first.words.templates == second.words.templates
+    pairs = [(n, p.shape, p.requires_grad) for n, p in first.named_parameters()]
+    assert pairs == [(n, p.shape, p.requires_grad) for n, p in second.named_parameters()]
+    lazy.optimizer.params.model = second
+    groups = instantiate(lazy.optimizer).param_groups
+    expected = optimizer_params_from_cfg(yaml, first)
+    summary = [
+        sorted((g["lr"], g.get("weight_decay", 1e-4), len(g["params"])) for g in side)
+        for side in (groups, expected)
+    ]
+    assert summary[0] == summary[1]
+    assert lazy.train.max_iter == yaml.SOLVER.MAX_ITER

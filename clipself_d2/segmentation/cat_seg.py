@@ -23,7 +23,7 @@ from clipself_d2.parts.text_embeddings import (
 )
 from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
 from clipself_d2.segmentation.fine_tuning import restrict_training
-from clipself_d2.segmentation.losses import pixel_class_loss
+from clipself_d2.segmentation.losses import check_labels, number_base, pixel_class_loss
 from clipself_d2.segmentation.published_checkpoints import is_published, rename_published
 from clipself_d2.segmentation.windows import WindowPlan
 from clipself_d2.segmentation.words import LearnedWords
@@ -336,29 +336,15 @@ class CATSegmentor(nn.Module):
         features = self.encode(pixels)
         text_TD = self.class_embeddings()
         base_T = self.classifier.base_mask
+        check_labels(labels, len(base_T), _IGNORE_LABEL)
         if not base_T.all():
             # Novel classes have no labels: as classes of the loss they would be unlearned.
-            text_TD, labels = text_TD[base_T], number_base(labels, base_T)
+            text_TD, labels = text_TD[base_T], number_base(labels, base_T, _IGNORE_LABEL)
         logits = self.aggregator(features.dense, features.guides, text_TD)
         loss = pixel_class_loss(
             logits, labels, ignore_label=_IGNORE_LABEL, mask_ignored=self.options.mask_ignored
         )
         return {"loss_sem_seg": loss}
-
-
-def number_base(labels: Tensor, base_T: Tensor) -> Tensor:
-    """Number the base classes by themselves.
-
-    Args:
-        labels: Class numbers; ignored and unknown ones are left as they are.
-        base_T: (T,) True for base classes.
-
-    Returns:
-        Labels among the base classes; those of novel classes are ignored.
-    """
-    table = torch.where(base_T, base_T.cumsum(0) - 1, _IGNORE_LABEL)
-    known = (labels >= 0) & (labels < len(base_T)) & (labels != _IGNORE_LABEL)
-    return torch.where(known, table[torch.where(known, labels, 0)], labels)
 
 
 def build_aggregator(cfg: CfgNode, embed_dim: int) -> CostAggregator:

@@ -27,12 +27,7 @@ def pixel_class_loss(
     """
     num_classes = logits.shape[1]
     known = labels != ignore_label
-    outside = labels[known & ((labels < 0) | (labels >= num_classes))]
-    if len(outside):
-        raise ValueError(
-            f"a label map has the class {int(outside[0])}, but there are {num_classes} classes and "
-            f"{ignore_label} for ignored pixels; check the data set's labels"
-        )
+    check_labels(labels, num_classes, ignore_label)
     logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     targets = F.one_hot(torch.where(known, labels, 0), num_classes).movedim(-1, 1)
     targets = (targets * known[:, None]).to(torch.float32)
@@ -40,3 +35,39 @@ def pixel_class_loss(
         return F.binary_cross_entropy_with_logits(logits.float(), targets)
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
     return (loss * known[:, None]).sum() / (known.sum() * num_classes).clamp(min=1)
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_label: int) -> None:
+    """Refuse labels that are no class.
+
+    Args:
+        labels: Class numbers of any shape.
+        num_classes: T.
+        ignore_label: Number of pixels without a class.
+
+    Raises:
+        ValueError: If a label is not a class.
+    """
+    known = labels != ignore_label
+    outside = labels[known & ((labels < 0) | (labels >= num_classes))]
+    if len(outside):
+        raise ValueError(
+            f"a label map has the class {int(outside[0])}, but there are {num_classes} classes and "
+            f"{ignore_label} for ignored pixels; check the data set's labels"
+        )
+
+
+def number_base(labels: Tensor, base_T: Tensor, ignore_label: int) -> Tensor:
+    """Number the base classes by themselves.
+
+    Args:
+        labels: Class numbers; ignored pixels are left as they are.
+        base_T: (T,) True for base classes.
+        ignore_label: Number of pixels without a class.
+
+    Returns:
+        Labels among the base classes; those of novel classes are ignored.
+    """
+    table = torch.where(base_T, base_T.cumsum(0) - 1, ignore_label)
+    known = labels != ignore_label
+    return torch.where(known, table[torch.where(known, labels, 0)], labels)

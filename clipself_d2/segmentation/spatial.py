@@ -73,14 +73,14 @@ class _WindowBlock(nn.Module):
         shift = size // 2 if self.shifted and size < max(height, width) else 0
         normed = self.norm1(cells)
         guided = normed if guide is None else torch.cat([normed, guide.to(normed.dtype)], dim=-1)
-        heads = [
+        query, key, value = (
             self._split(_to_windows(linear(source), size, shift))
             for linear, source in ((self.query, guided), (self.key, guided), (self.value, normed))
-        ]
+        )
         mask = _apart_mask((height, width), size, shift, cells.device)
         if mask is not None:
-            mask = mask.repeat(len(cells), 1, 1)[:, None].to(heads[0].dtype)
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+            mask = mask.repeat(len(cells), 1, 1)[:, None].to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).flatten(2)
         cells = cells + _from_windows(self.project(mixed), (height, width), size, shift)
         output: Tensor = cells + self.mlp(self.norm2(cells))

@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,13 +14,11 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.registry import find_weights
 from clipself_d2.clip.weights.reading import read_weights_file
-from clipself_d2.layers.segment_classifier import SegmentTextClassifier
-from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.templates import fill_templates, get_templates, template_name
 from clipself_d2.vocabulary.vocabulary import Vocabulary
 
@@ -360,50 +357,3 @@ def _content_digest(path: Path, size: int, time_ns: int) -> str:
         while chunk := file.read(_HASHED_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[None]:
-    """Give every text classifier of a model other classes for the time of a with block.
-
-    Args:
-        model: Any module. One with a text tower of its own has a method ``embed_vocabulary``, from
-            embeddings to those of its tower, which is asked first.
-        embeddings: The classes and their embeddings.
-
-    Yields:
-        Nothing; the former classes are back afterwards, also after an error.
-
-    Raises:
-        ValueError: If the model has no text classifier, or the width is not the model's.
-    """
-    classifiers = [module for module in model.modules() if isinstance(module, TextClassifier)]
-    if not classifiers:
-        raise ValueError(f"{type(model).__name__} has no text classifier to give classes to")
-    embed_vocabulary = getattr(model, "embed_vocabulary", None)
-    if embed_vocabulary is not None:
-        embeddings = embed_vocabulary(embeddings)
-    for classifier in classifiers:
-        embeddings.check(classifier.embed_dim)
-    former = [classifier.get_embeddings() for classifier in classifiers]
-    base_mask = torch.tensor(embeddings.vocabulary.base_mask)
-    words = {
-        classifier: classifier.get_words()
-        for classifier in classifiers
-        if isinstance(classifier, SegmentTextClassifier)
-    }
-    try:
-        for classifier in classifiers:
-            classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
-            if isinstance(classifier, SegmentTextClassifier):
-                classifier.set_words(*embeddings.by_word(), _things(embeddings.vocabulary))
-        yield
-    finally:
-        for classifier, state in zip(classifiers, former, strict=True):
-            classifier.set_embeddings(*state)
-            if isinstance(classifier, SegmentTextClassifier):
-                classifier.set_words(*words[classifier])
-
-
-def _things(vocabulary: Vocabulary) -> Tensor:
-    return torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)

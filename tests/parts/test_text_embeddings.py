@@ -67,7 +67,8 @@ def test_data_set_of_the_vocabulary_goes_before_the_training_set(cfg: CfgNode) -
 def test_classes_that_only_the_annotations_tell_are_read(cfg: CfgNode, tmp_path: Path) -> None:
     file = tmp_path / "boxes.json"
     categories = [{"id": 3, "name": "saw"}, {"id": 7, "name": "axe"}]
-    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    images = [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 3}]
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
     register_coco_instances("text_coco", {}, str(file), str(tmp_path))
     cfg.DATASETS.TRAIN = ("text_coco",)
     assert training_vocabulary(cfg).names == ("saw", "axe")

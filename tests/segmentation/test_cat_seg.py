@@ -11,7 +11,6 @@ from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.segmentation import WindowPlan
-from clipself_d2.segmentation.cat_seg import number_base
 from clipself_d2.vocabulary import Vocabulary
 from clipself_d2.vocabulary.embeddings import use_vocabulary
 
@@ -210,9 +209,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one(catseg_cfg, tmp_path):
     assert set(whole) == set(again)
     for name, value in whole.items():
         assert torch.equal(value, again[name]), name
-
-
-def test_novel_classes_are_no_classes_of_the_loss() -> None:
-    base = torch.tensor([True, False, True, True])
-    labels = torch.tensor([[0, 1, 2, 3, 255, 9]])
-    assert number_base(labels, base).tolist() == [[0, 255, 1, 2, 255, 9]]

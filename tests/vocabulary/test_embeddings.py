@@ -1,4 +1,4 @@
-"""Text embeddings: prompts averaged, kept on disk, refused when wrong, put into models."""
+"""Text embeddings: prompts averaged, kept on disk, refused when wrong."""
 
 import hashlib
 import logging
@@ -10,16 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipself_d2.layers import TextClassifier
 from clipself_d2.vocabulary import (
     TextEmbeddings,
     Vocabulary,
     embeddings,
     fill_templates,
     get_templates,
-    use_vocabulary,
 )
 
 D = 6
@@ -286,74 +284,6 @@ def test_random_weights_and_no_folder_are_not_cached(tmp_path: Path, encoder: St
     TextEmbeddings.load_or_build(PETS, clip="stub", weights="tag", templates="single")
     assert encoder.calls == 2
     assert list(tmp_path.iterdir()) == []
-
-
-def make_classifier(built: TextEmbeddings, **options: object) -> TextClassifier:
-    return TextClassifier(
-        embeddings_KD=built.embeddings_KD,
-        base_mask_K=torch.tensor(built.vocabulary.base_mask),
-        background=built.background_D,
-        **options,
-    )
-
-
-def test_vocabulary_a_b_a_gives_identical_scores() -> None:
-    model = nn.ModuleList([make_classifier(build()), make_classifier(build())])
-    region_RD = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
-    first = [classifier(region_RD) for classifier in model]
-    with use_vocabulary(model, build(TOOLS)):
-        for classifier in model:
-            assert classifier(region_RD).shape == (5, 3)
-            assert classifier.num_classes == 2
-            assert classifier.base_mask.tolist() == [True, True]
-    assert model[0].base_mask.tolist() == [True, True, False]
-    for classifier, scores in zip(model, first, strict=True):
-        assert torch.equal(classifier(region_RD), scores)
-
-
-def test_blocks_may_be_nested() -> None:
-    model = make_classifier(build())
-    with use_vocabulary(model, build(TOOLS)):
-        with use_vocabulary(model, build(Vocabulary.from_names(["sun"]))):
-            assert model.num_classes == 1
-        assert model.num_classes == 2
-    assert model.num_classes == 3
-
-
-def test_classes_come_back_after_an_error() -> None:
-    model = make_classifier(build())
-    with pytest.raises(RuntimeError, match="in the block"), use_vocabulary(model, build(TOOLS)):
-        raise RuntimeError("in the block")
-    assert model.num_classes == 3
-
-
-def test_embeddings_that_do_not_fit_leave_the_model_alone() -> None:
-    model = nn.ModuleList(
-        [make_classifier(build(), background_mode="zero"), make_classifier(build())]
-    )
-    with (
-        pytest.raises(ValueError, match="no background"),
-        use_vocabulary(model, build(TOOLS, background=None)),
-    ):
-        pytest.fail("the block ran")
-    assert [classifier.num_classes for classifier in model] == [3, 3]
-
-
-def test_model_without_text_classifier_is_refused() -> None:
-    with (
-        pytest.raises(ValueError, match="Linear has no text classifier"),
-        use_vocabulary(nn.Linear(2, 2), build()),
-    ):
-        pytest.fail("the block ran")
-
-
-def test_other_width_is_refused_before_anything_changes() -> None:
-    model = make_classifier(build())
-    wide = F.normalize(torch.ones(2, D + 1), dim=1)
-    other = TextEmbeddings(TOOLS, wide, None, "wide", "single")
-    with pytest.raises(ValueError, match="wide are 7-d"), use_vocabulary(model, other):
-        pytest.fail("the block ran")
-    assert model.num_classes == 3
 
 
 def test_words_are_kept_by_themselves_beside_the_mean(tmp_path) -> None:

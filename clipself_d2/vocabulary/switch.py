@@ -1,0 +1,59 @@
+"""Other classes for a model, for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clipself_d2.layers.segment_classifier import SegmentTextClassifier
+from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.vocabulary.embeddings import TextEmbeddings
+from clipself_d2.vocabulary.vocabulary import Vocabulary
+
+
+@contextmanager
+def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[None]:
+    """Give every text classifier of a model other classes for the time of a with block.
+
+    Args:
+        model: Any module. One with a text tower of its own has a method ``embed_vocabulary``, from
+            embeddings to those of its tower, which is asked first.
+        embeddings: The classes and their embeddings.
+
+    Yields:
+        Nothing; the former classes are back afterwards, also after an error.
+
+    Raises:
+        ValueError: If the model has no text classifier, or the width is not the model's.
+    """
+    classifiers = [module for module in model.modules() if isinstance(module, TextClassifier)]
+    if not classifiers:
+        raise ValueError(f"{type(model).__name__} has no text classifier to give classes to")
+    embed_vocabulary = getattr(model, "embed_vocabulary", None)
+    if embed_vocabulary is not None:
+        embeddings = embed_vocabulary(embeddings)
+    for classifier in classifiers:
+        embeddings.check(classifier.embed_dim)
+    former = [classifier.get_embeddings() for classifier in classifiers]
+    base_mask = torch.tensor(embeddings.vocabulary.base_mask)
+    words = {
+        classifier: classifier.get_words()
+        for classifier in classifiers
+        if isinstance(classifier, SegmentTextClassifier)
+    }
+    try:
+        for classifier in classifiers:
+            classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
+            if isinstance(classifier, SegmentTextClassifier):
+                classifier.set_words(*embeddings.by_word(), _things(embeddings.vocabulary))
+        yield
+    finally:
+        for classifier, state in zip(classifiers, former, strict=True):
+            classifier.set_embeddings(*state)
+            if isinstance(classifier, SegmentTextClassifier):
+                classifier.set_words(*words[classifier])
+
+
+def _things(vocabulary: Vocabulary) -> Tensor:
+    return torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
-from clipself_d2.vocabulary.embeddings import use_vocabulary
+from clipself_d2.vocabulary import use_vocabulary
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -11,8 +11,7 @@ from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.segmentation import WindowPlan
-from clipself_d2.vocabulary import Vocabulary
-from clipself_d2.vocabulary.embeddings import use_vocabulary
+from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 FINETUNE = "MODEL.CAT_SEG.FINETUNE"
 

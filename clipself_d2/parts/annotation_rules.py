@@ -1,6 +1,5 @@
 """What rows of COCO and LVIS files must be: a table of faults, each with what becomes of it."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ SCORING = (COCO_SCORING, LVIS_SCORING)
 ALWAYS = (TRAINING, *SCORING)
 
 MIN_POLYGON = 6
+# Numbers beyond it are none; JSON has whole numbers that no float can hold.
+MAX_NUMBER = 1e15
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -43,8 +44,8 @@ class Rule:
     purposes: tuple[str, ...] = ALWAYS
 
 
-def is_number(value: object) -> bool:
-    """Tell whether a value is an int or a finite float.
+def is_number(value: Any) -> bool:
+    """Tell whether a value is an int or a float of a size that can be reckoned with.
 
     Args:
         value: Any.
@@ -52,7 +53,7 @@ def is_number(value: object) -> bool:
     Returns:
         Whether it is; truth values and texts are not.
     """
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 def compressed_mask(mask: Any, size: tuple[int, int]) -> Any:
@@ -124,7 +125,7 @@ def _no_box(row: Row, _: Sizes) -> bool:
 
 
 def _endless_box(row: Row, _: Sizes) -> bool:
-    return not all(map(math.isfinite, row["bbox"]))
+    return not all(map(is_number, row["bbox"]))
 
 
 def _negative_box(row: Row, _: Sizes) -> bool:
@@ -142,7 +143,9 @@ def _strange_mask(row: Row, _: Sizes) -> bool:
     if not isinstance(mask, list):
         return True
     return not all(
-        isinstance(part, list) and set(map(type, part)) <= {int, float} and math.isfinite(sum(part))
+        isinstance(part, list)
+        and set(map(type, part)) <= {int, float}
+        and sum(map(abs, part)) <= MAX_NUMBER
         for part in mask
     )
 

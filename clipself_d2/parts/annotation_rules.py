@@ -86,13 +86,16 @@ def sound_polygons(mask: list[Any]) -> list[Any]:
 def _is_flat(part: list[float]) -> bool:
     if len(part) % 2:
         return True
-    x, y = np.asarray(part, np.float64).reshape(-1, 2).T
     # Corners on a line, not the signed area: a figure of eight has none, and yet has pixels.
-    across = (x - x[0]) * (y[-1] - y[0]) - (y - y[0]) * (x[-1] - x[0])
-    if (x[0], y[0]) == (x[-1], y[-1]):
-        far = int(np.argmax(np.abs(x - x[0]) + np.abs(y - y[0])))
-        across = (x - x[0]) * (y[far] - y[0]) - (y - y[0]) * (x[far] - x[0])
-    return not np.any(across)
+    # Mostly the third corner tells, so that numpy would be slower.
+    x, y = part[:2]
+    across = down = 0.0
+    for a, b in zip(part[2::2], part[3::2], strict=True):
+        if across * (b - y) != down * (a - x):
+            return False
+        if not (across or down):
+            across, down = a - x, b - y
+    return True
 
 
 def _no_id(row: Row, _: Sizes) -> bool:

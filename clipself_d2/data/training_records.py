@@ -82,6 +82,9 @@ def _learnable(row: Record, needs_masks: bool, counts: Counter[str]) -> Record |
     if not _has_area(row):
         counts[FLAT_BOX] += 1
         return None
+    if row.get("iscrowd", 0) is None:
+        # Detectron2 would take it for a crowd.
+        row = {**row, "iscrowd": 0}
     mask = row.get("segmentation")
     if mask is None or (isinstance(mask, list | dict) and not mask):
         if not needs_masks or row.get("iscrowd", 0):

@@ -349,6 +349,15 @@ INSTANCE_RULES = (
         lambda row, _: {**row, "iscrowd": 0},
         purposes=(COCO_SCORING,),
     ),
+    # LVIS knows no such key.
+    Rule(
+        "annotations",
+        "an iscrowd of null",
+        lambda row, _: row.get("iscrowd", 0) is None,
+        "taken as 0",
+        lambda row, _: {**row, "iscrowd": 0},
+        purposes=(LVIS_SCORING,),
+    ),
 )
 # Of the annotations of a panoptic file.
 SEGMENT_RULES = (

@@ -176,6 +176,15 @@ def test_a_set_without_annotations_is_refused(
         read_training_records(build(register(kind, [])))
 
 
+@BOTH
+def test_objects_whose_iscrowd_is_null_are_learned(
+    register: Register, build: Callable[..., CfgNode], kind: str
+) -> None:
+    name = register(kind, [row(number, iscrowd=None) for number in range(3)])
+    records = read_training_records(build(name))
+    assert [item["iscrowd"] for record in records for item in record["annotations"]] == [0] * 3
+
+
 def test_no_data_set_is_refused_by_key(build: Callable[..., CfgNode]) -> None:
     cfg = build("")
     cfg.DATASETS.TRAIN = ()

@@ -185,7 +185,9 @@ MENDED: list[tuple[Change, tuple[str, ...], str | None, Change | None]] = [
     ({"area": DROP, "segmentation": []}, SCORING, NO_AREA, {"area": 100.0, "segmentation": []}),
     ({"iscrowd": DROP}, (COCO_SCORING,), "1 rows have no iscrowd; taken as 0", {"iscrowd": 0}),
     ({"iscrowd": None}, (COCO_SCORING,), "1 rows have no iscrowd; taken as 0", {"iscrowd": 0}),
+    ({"iscrowd": None}, (LVIS_SCORING,), "1 rows have an iscrowd of null; tak", {"iscrowd": 0}),
     # No faults, and not a word.
+    ({"iscrowd": DROP}, (LVIS_SCORING,), None, {"iscrowd": DROP}),
     ({"area": DROP, "iscrowd": DROP}, (TRAINING,), None, {"area": DROP, "iscrowd": DROP}),
     ({"segmentation": DROP}, ALWAYS, None, {"segmentation": DROP}),
     ({"segmentation": None}, ALWAYS, None, {"segmentation": None}),

@@ -1,6 +1,5 @@
 """What rows of COCO and LVIS files must be: a table of faults, each with what becomes of it."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ SCORING = (COCO_SCORING, LVIS_SCORING)
 ALWAYS = (TRAINING, *SCORING)
 
 MIN_POLYGON = 6
+# Numbers beyond it are none; JSON has whole numbers that no float can hold.
+MAX_NUMBER = 1e15
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -43,8 +44,8 @@ class Rule:
     purposes: tuple[str, ...] = ALWAYS
 
 
-def is_number(value: object) -> bool:
-    """Tell whether a value is an int or a finite float.
+def is_number(value: Any) -> bool:
+    """Tell whether a value is an int or a float of a size that can be reckoned with.
 
     Args:
         value: Any.
@@ -52,7 +53,7 @@ def is_number(value: object) -> bool:
     Returns:
         Whether it is; truth values and texts are not.
     """
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 def compressed_mask(mask: Any, size: tuple[int, int]) -> Any:
@@ -85,13 +86,16 @@ def sound_polygons(mask: list[Any]) -> list[Any]:
 def _is_flat(part: list[float]) -> bool:
     if len(part) % 2:
         return True
-    x, y = np.asarray(part, np.float64).reshape(-1, 2).T
     # Corners on a line, not the signed area: a figure of eight has none, and yet has pixels.
-    across = (x - x[0]) * (y[-1] - y[0]) - (y - y[0]) * (x[-1] - x[0])
-    if (x[0], y[0]) == (x[-1], y[-1]):
-        far = int(np.argmax(np.abs(x - x[0]) + np.abs(y - y[0])))
-        across = (x - x[0]) * (y[far] - y[0]) - (y - y[0]) * (x[far] - x[0])
-    return not np.any(across)
+    # Mostly the third corner tells, so that numpy would be slower.
+    x, y = part[:2]
+    across = down = 0.0
+    for a, b in zip(part[2::2], part[3::2], strict=True):
+        if across * (b - y) != down * (a - x):
+            return False
+        if not (across or down):
+            across, down = a - x, b - y
+    return True
 
 
 def _no_id(row: Row, _: Sizes) -> bool:
@@ -124,7 +128,7 @@ def _no_box(row: Row, _: Sizes) -> bool:
 
 
 def _endless_box(row: Row, _: Sizes) -> bool:
-    return not all(map(math.isfinite, row["bbox"]))
+    return not all(map(is_number, row["bbox"]))
 
 
 def _negative_box(row: Row, _: Sizes) -> bool:
@@ -142,7 +146,9 @@ def _strange_mask(row: Row, _: Sizes) -> bool:
     if not isinstance(mask, list):
         return True
     return not all(
-        isinstance(part, list) and set(map(type, part)) <= {int, float} and math.isfinite(sum(part))
+        isinstance(part, list)
+        and set(map(type, part)) <= {int, float}
+        and sum(map(abs, part)) <= MAX_NUMBER
         for part in mask
     )
 
@@ -342,6 +348,15 @@ INSTANCE_RULES = (
         "taken as 0",
         lambda row, _: {**row, "iscrowd": 0},
         purposes=(COCO_SCORING,),
+    ),
+    # LVIS knows no such key.
+    Rule(
+        "annotations",
+        "an iscrowd of null",
+        lambda row, _: row.get("iscrowd", 0) is None,
+        "taken as 0",
+        lambda row, _: {**row, "iscrowd": 0},
+        purposes=(LVIS_SCORING,),
     ),
 )
 # Of the annotations of a panoptic file.

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -167,8 +167,8 @@ class Vocabulary:
         # Sets have no order to count classes by, and a text is a sequence of letters.
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise ValueError(f"class names are a list of texts, got {repr(names)[:_SHOWN]}")
-        if isinstance(novel, str):
-            raise ValueError(f"novel names are a list of texts, got the text {novel!r}")
+        if isinstance(novel, str | Mapping) or not isinstance(novel, Iterable):
+            raise ValueError(f"novel names are a list of texts, got {repr(novel)[:_SHOWN]}")
         stripped = tuple(_strip(name) for name in names)
         novel_set = {_strip(name) for name in novel}
         unknown = sorted(novel_set - set(stripped))

@@ -208,9 +208,31 @@ def test_what_is_no_list_is_refused(names) -> None:
         Vocabulary.from_names(names)
 
 
-def test_a_text_for_the_novel_names_is_refused() -> None:
-    with pytest.raises(ValueError, match="novel names are a list of texts, got the text 'dog'"):
-        Vocabulary.from_names(["dog", "d", "o", "g"], novel="dog")
+@pytest.mark.parametrize("novel", ["dog", 5, {"dog": 1}, None])
+def test_what_is_no_list_of_novel_names_is_refused(novel) -> None:
+    with pytest.raises(ValueError, match="novel names are a list of texts, got ['5{N]"):
+        Vocabulary.from_names(["dog", "d", "o", "g"], novel=novel)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"names": None}, "class names are a list of texts, got None"),
+        ({"names": 5}, "class names are a list of texts, got 5"),
+        ({"names": [5]}, "class names are texts, got 5"),
+        ({"names": ["a"], "novel": 5}, "novel names are a list of texts, got 5"),
+        ({"names": ["a"], "novel": None}, "novel names are a list of texts, got None"),
+        ({"names": ["a"], "novel": [5]}, "class names are texts, got 5"),
+        ({"names": ["a"], "synonyms": {"a": [5]}}, "class names are texts, got 5"),
+        ({"names": ["a"], "synonyms": 5}, "'synonyms' is an object"),
+    ],
+)
+def test_fields_of_other_kinds_are_refused_by_file(tmp_path: Path, content, words: str) -> None:
+    file = tmp_path / "words.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words) as caught:
+        Vocabulary.from_file(file)
+    assert str(file) in str(caught.value)
 
 
 def test_a_text_for_the_classes_of_a_data_set_is_refused() -> None:

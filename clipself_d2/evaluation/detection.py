@@ -28,7 +28,7 @@ from clipself_d2.evaluation.results import (
     dataset_results,
     write_results,
 )
-from clipself_d2.parts.annotation_files import Truth, read_truth
+from clipself_d2.parts.annotation_truth import Truth, read_truth
 from clipself_d2.parts.metadata import metadata_with_classes
 
 logger = logging.getLogger(__name__)

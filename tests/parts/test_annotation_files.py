@@ -15,9 +15,9 @@ from clipself_d2.parts.annotation_files import (
     read_annotation_file,
     read_instances,
     read_json,
-    read_truth,
 )
 from clipself_d2.parts.annotation_rules import ALWAYS, COCO_SCORING, LVIS_SCORING, SCORING, TRAINING
+from clipself_d2.parts.annotation_truth import read_truth
 
 REMEDY = "dig out another"
 WIDTH, HEIGHT = 40, 30

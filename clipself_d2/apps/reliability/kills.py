@@ -5,6 +5,7 @@ killed there and goes on with --resume. Imports would be most of such a run's ti
 process forked from one that has imported everything; the signals are real ones.
 """
 
+import logging
 import os
 import re
 import runpy
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.engine.cli import tool_parser
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[3]
 # Tool, recipe of configs/emoji, and the method's own keys.
@@ -288,8 +291,10 @@ def survive(
         return f"no resume: {said[-1]}", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
     left = [path.name for path in folder.glob(".*.part")]
-    shutil.rmtree(folder)
-    return wrong or ", ".join(left), killed, resumed
+    wrong = wrong or ", ".join(left)
+    if not wrong:
+        shutil.rmtree(folder)
+    return wrong, killed, resumed
 
 
 def run_kills(
@@ -334,6 +339,7 @@ def run_kills(
         if whole.code != 0:
             raise ValueError(f"{method} does not train, even without a kill; see {log}")
         report[method] = _count(method, work_dir, whole, plan_kills(moments, seed + number))
+        logger.info("%s: %s", method, report[method])
     return report
 
 
@@ -397,6 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     report = run_kills(args.work, args.moments, args.methods, args.seed)
     sys.stdout.write(format_table(report) + "\n")
     return int(any(_failures(row) for row in report.values()))

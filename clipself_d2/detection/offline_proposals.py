@@ -160,7 +160,14 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> nn.Module:
 def _translate(
     module: OfflineProposalRCNN, state: MutableMapping[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Rename a published checkpoint; keep the offline RPN where one of our own lacks it."""
+    """Rename a published checkpoint; keep the RPN of a file of its own where this one has none."""
+    if module.offline_rpn is not None and not module._fixed_rpn:
+        published = {f"{prefix}{part}" for part in ("offline_backbone.", OFFLINE)}
+        if not any(key.startswith(tuple(published)) for key in state):
+            raise ValueError(
+                "the checkpoint has no offline RPN and MODEL.FROZEN_RPN.WEIGHTS is empty, so that "
+                "boxes would come from a random network; give MODEL.FROZEN_RPN.WEIGHTS"
+            )
     own = {key: value for key, value in module.state_dict().items() if not prefix}
     if not prefix and is_published(state):
         rename_published(state, own, keep_offline=module._fixed_rpn)

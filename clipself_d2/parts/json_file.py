@@ -2,11 +2,10 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-PARTIAL = ".partial"
+from clipself_d2.vocabulary.whole_file import whole_file
 
 
 def strict(content: object) -> object:
@@ -35,10 +34,5 @@ def write_json(path: Path, content: object, *, indent: int | None = None) -> Non
     """
     text = json.dumps(strict(content), indent=indent, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(text)

@@ -6,70 +6,17 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from clipself_d2.vocabulary.whole_file import BESIDE, whole_file
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE, LOCK_FILE = "run.json", ".lock"
 # The names are fvcore's.
 LAST_CHECKPOINT, CHECKPOINTS = "last_checkpoint", "model_*.pth"
-_BESIDE = ".part"
 _held: dict[Path, IO[str]] = {}
-
-
-@contextmanager
-def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file beside its place and put it there when it is whole and on the disk.
-
-    Args:
-        path: The file; what it held stays until the new content is whole.
-        mode: "w" for UTF-8 text, or "wb".
-
-    Yields:
-        The open file. If the block raises, nothing is left.
-
-    Raises:
-        OSError: If the disk is full, the folder is gone or may not be written to.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}{_BESIDE}")
-    try:
-        with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            beside.unlink()
-        reason = _os_error(error)
-        if reason is None:
-            raise
-        raise OSError(
-            f"{path} cannot be written: {reason.strerror or reason}; free or name another folder, "
-            "nothing is left half-written"
-        ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Put the names of a folder on the disk, where its file system lets folders be opened."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """What the system said; torch's writer wraps it in an error of its own."""
-    while isinstance(error, Exception) and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error if isinstance(error, OSError) else None
 
 
 class WholeFiles:
@@ -141,7 +88,7 @@ def claim_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     _held[path] = lock
-    for leftover in path.glob(f".*{_BESIDE}"):
+    for leftover in path.glob(f".*{BESIDE}"):
         leftover.unlink(missing_ok=True)
         logger.info("Removed %s, which a killed run left half-written", leftover)
 

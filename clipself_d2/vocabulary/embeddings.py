@@ -3,9 +3,7 @@
 import hashlib
 import itertools
 import logging
-import os
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +19,7 @@ from clipself_d2.clip.registry import find_weights
 from clipself_d2.clip.weights.reading import read_weights_file
 from clipself_d2.vocabulary.templates import fill_templates, get_templates, template_name
 from clipself_d2.vocabulary.vocabulary import Vocabulary
+from clipself_d2.vocabulary.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -227,13 +226,8 @@ class TextEmbeddings:
             "templates": self.templates,
             "weights": self.weights,
         }
-        # Several processes may write the same file at once.
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            torch.save(content, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path, "wb") as file:
+            torch.save(content, file)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextEmbeddings":

@@ -193,7 +193,10 @@ def shuffled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_published_checkpoint_without_an_rpn_leaves_its_statistics(resnet_cfg, tmp_path) -> None:
     """Detectron2's frozen norms would set them to zero and one."""
     torch.manual_seed(0)
-    model = build_model(resnet_cfg("transfer_coco_rn50"))
+    rpn = build_model(resnet_cfg("transfer_coco_rn50")).offline_rpn
+    torch.save({"model": rpn.state_dict()}, tmp_path / "rpn.pth")
+    key = "MODEL.FROZEN_RPN.WEIGHTS"
+    model = build_model(resnet_cfg("transfer_coco_rn50", key, str(tmp_path / "rpn.pth")))
     for key, value in model.offline_rpn.named_buffers():
         if "running" in key:
             value.uniform_(0.5, 1.5)
@@ -207,6 +210,17 @@ def test_published_checkpoint_without_an_rpn_leaves_its_statistics(resnet_cfg, t
         theirs = key.replace("backbone.tower.visual.", "backbone.")
         is_tower = key.startswith("backbone.") and theirs in tower
         assert torch.equal(value, tower[theirs] if is_tower else before[key]), key
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_random_rpn_is_refused(resnet_cfg, tmp_path, is_published) -> None:
+    model = build_model(resnet_cfg("transfer_coco_rn50"))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("offline_rpn.")}
+    if is_published:
+        state = {k.replace("backbone.tower.visual.", "backbone."): v for k, v in state.items()}
+    torch.save({"model": state}, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match=r"no offline RPN and MODEL\.FROZEN_RPN\.WEIGHTS is empty"):
+        StrictCheckpointer(model, str(tmp_path)).load(str(tmp_path / "half.pth"))
 
 
 def test_texts_of_a_published_checkpoint_do_not_replace_the_vocabulary(
@@ -223,6 +237,9 @@ def test_texts_of_a_published_checkpoint_do_not_replace_the_vocabulary(
         for k, v in model.state_dict().items()
         if k.startswith(("backbone.", "roi_heads.")) and "tracked" not in k
     }
+    for key, value in model.offline_rpn.state_dict().items():
+        if "anchor_generator" not in key:
+            state[f"offline_{key}"] = value
     for name, rows in (("cls_score", len(before)), ("cls_bg_score", 1), ("test_cls_score", 65)):
         state[f"roi_heads.box_predictor.{name}.weight"] = torch.rand(rows, before.shape[1])
     torch.save({"model": state}, tmp_path / "published.pth")

@@ -1,13 +1,11 @@
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from clipself_d2.runs.folder import (
     begin_run,
@@ -15,7 +13,6 @@ from clipself_d2.runs.folder import (
     name_run,
     read_run,
     shown,
-    whole_file,
 )
 
 HOLDER = """
@@ -26,49 +23,6 @@ if os.fork() == 0:
     print(os.getpid(), flush=True)
 time.sleep(60)
 """
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    with whole_file(path) as file:
-        file.write("one")
-
-    def fail() -> None:
-        with whole_file(path) as file:
-            file.write("two")
-            file.flush()
-            assert path.read_text() == "one"
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert path.read_text() == "one"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "model_final.pth"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        # torch's writer reports an error of its own, without the file and the system's reason.
-        said = r"model_final\.pth cannot be written: File too large"
-        with pytest.raises(OSError, match=said), whole_file(path, "wb") as file:
-            torch.save(torch.zeros(100_000), file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    said = r"gone/a cannot be written: No such file"
-    with pytest.raises(OSError, match=said), whole_file(tmp_path / "gone" / "a"):
-        pass
-
-
-def test_an_error_of_the_content_is_not_one_of_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="own"), whole_file(tmp_path / "a"):
-        raise RuntimeError("own")
 
 
 def test_a_folder_has_one_run_and_a_killed_one_leaves_no_claim(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Trainings that are killed and resumed: their weights must be those of an uninterrupted one.
 
 Every method trains a few steps on a few pictures, once straight, then once for every moment: it is
-killed there and goes on with --resume.
+killed there and goes on with --resume. Imports would be most of such a run's time, so each one is a
+process forked from one that has imported everything; the signals are real ones.
 """
 
+import logging
 import os
+import re
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver, get_context, set_start_method
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +26,8 @@ from torch import Tensor
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.engine.cli import tool_parser
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[3]
 # Tool, recipe of configs/emoji, and the method's own keys.
@@ -38,16 +46,19 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "cris": ("train_net", "cris", ("MODEL.CLIP.WEIGHTS", "", "INPUT.REFER_SIZE", "96")),
 }
-COMMON = ("SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.IMS_PER_BATCH", "2")
-COMMON += ("DATASETS.TEST", "()")
+STEPS, PERIOD = 8, 2
+COMMON = ("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(PERIOD))
+COMMON += ("SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()")
 CONCEPTS = "dog,9\ncar,8\napple,7\ntree,6\nhouse,5\n"
-# Most kills are kill -9; two of ten may tidy up. Exit codes by signal.
-SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM,) + (signal.SIGKILL,) * 4 + (signal.SIGINT,)
+# Six kills of ten are kill -9; the others may tidy up. Exit codes by signal.
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-# One kill of five comes while the process starts, the others from its first step to its end.
-EARLY_SHARE = 0.2
-_STARTED = "Starting training from iteration"
+# Phases of a run: its start, what follows its first step, and what follows each checkpoint but the
+# one at its end. One kill of five falls into the start, as many before the first checkpoint.
+PHASES = 1 + STEPS // PERIOD
+_STARTED = re.compile(r"Starting training from iteration (\d+)")
 _LIMIT = 600.0
+_PRELOADED = ("clipself_d2", "clipself_d2.engine.trainer", "clipself_d2.engine.distill_trainer")
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,19 @@ class Kill:
     """A moment of a run's life, and what ends it.
 
     Attributes:
-        is_early: Whether the moment is before the first step.
+        phase: 0 before the first step, 1 after it, 1 + n after the n-th checkpoint.
         share: Part of that phase that has passed, 0 to 1.
         signum: Signal.
     """
 
-    is_early: bool
+    phase: int
     share: float
     signum: int
+
+    def __str__(self) -> str:
+        before = ("the start", "the first step", f"checkpoint {self.phase - 1}")
+        name = signal.Signals(self.signum).name
+        return f"{name} at {self.share:.0%} of what follows {before[min(self.phase, 2)]}"
 
 
 @dataclass(frozen=True)
@@ -73,11 +89,13 @@ class Life:
         code: Exit code, as of subprocess.
         start: Seconds until the first step; all where there was none.
         total: Seconds altogether.
+        first: Iteration of the first step; -1 where there was none.
     """
 
     code: int
     start: float
     total: float
+    first: int = -1
 
 
 def plan_kills(moments: int, seed: int) -> list[Kill]:
@@ -91,11 +109,12 @@ def plan_kills(moments: int, seed: int) -> list[Kill]:
         The kills, the same for a seed.
     """
     rng = np.random.default_rng(seed)
-    kills = []
-    for number in range(moments):
-        is_early = bool(rng.random() < EARLY_SHARE)
-        kills.append(Kill(is_early, float(rng.random()), SIGNALS[number % len(SIGNALS)]))
-    return kills
+    # Every phase has its turn before one has its second.
+    turns = [int(each) for _ in range(0, moments, PHASES) for each in rng.permutation(PHASES)]
+    return [
+        Kill(phase, float(rng.random()), SIGNALS[number % len(SIGNALS)])
+        for number, phase in enumerate(turns[:moments])
+    ]
 
 
 def command_of(method: str, work_dir: Path, output: Path) -> list[str]:
@@ -107,12 +126,49 @@ def command_of(method: str, work_dir: Path, output: Path) -> list[str]:
         output: OUTPUT_DIR.
 
     Returns:
-        The command without --resume.
+        Path of the tool and its arguments, without --resume.
     """
     tool, recipe, keys = METHODS[method]
     own = [key.format(work=work_dir) for key in keys]
-    config = ["--config-file", f"configs/emoji/{recipe}.yaml"]
-    return [sys.executable, f"tools/{tool}.py", *config, *COMMON, *own, "OUTPUT_DIR", str(output)]
+    config = ["--config-file", str(REPOSITORY / f"configs/emoji/{recipe}.yaml")]
+    keys = (*COMMON, *own, "OUTPUT_DIR", str(output))
+    return [str(REPOSITORY / f"tools/{tool}.py"), *config, *keys]
+
+
+@cache
+def _nursery() -> Any:
+    """Start the process that has imported everything and forks the runs."""
+    # Data sets are found below the folder that a run is in.
+    changes = {
+        "DETECTRON2_DATASETS": "datasets",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+    }
+    before = dict(os.environ)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    os.environ.update(changes)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def _be_tool(command: Sequence[str], folder: Path, log: Path) -> None:
+    """Be the process of a command, in a folder, with a file for what it says."""
+    # The loaders' workers are forked, as in a process that was not.
+    set_start_method("fork", force=True)
+    os.chdir(folder)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    sys.argv = list(command)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except KeyboardInterrupt:
+        sys.exit(CODES[signal.SIGINT])
 
 
 def live(
@@ -121,7 +177,7 @@ def live(
     """Run a training to its end, or to its violent one.
 
     Args:
-        command: The command.
+        command: As of ``command_of``.
         work_dir: Folder of the campaign, with the data sets.
         log: File of what it says.
         death: The kill, and the uninterrupted life that times it.
@@ -129,34 +185,48 @@ def live(
     Returns:
         What became of it.
     """
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(work_dir / "datasets")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    begin, start, due = time.perf_counter(), 0.0, None
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
-        while process.poll() is None:
-            age = time.perf_counter() - begin
-            if not start and _STARTED in log.read_text(encoding="utf-8"):
-                start = age
-            if death is not None:
-                due = due if due is not None else _moment(*death, start)
-                if due is not None and age >= due:
-                    process.send_signal(death[0].signum)
-                    death = None
-            if age > _LIMIT:
-                process.kill()
-            time.sleep(0.005)
+    log.unlink(missing_ok=True)
+    process = _nursery().Process(target=_be_tool, args=(command, work_dir, log))
+    process.start()
+    while process.is_alive() and not log.is_file():
+        time.sleep(0.001)
+    begin, start, due, reached = time.perf_counter(), 0.0, None, 0
+    while process.is_alive():
+        age = time.perf_counter() - begin
+        if not start and _first_step(log) >= 0:
+            start = age
+        if death is not None:
+            kill, whole = death
+            if due is None and (reached := _phase(log, reached)) >= kill.phase:
+                due = age + kill.share * _length(whole, kill.phase)
+            if due is not None and age >= due:
+                os.kill(process.pid, kill.signum)
+                death = None
+        if age > _LIMIT:
+            process.kill()
+        time.sleep(0.005)
+    process.join()
     total = time.perf_counter() - begin
-    return Life(process.returncode, start or total, total)
+    return Life(process.exitcode, start or total, total, _first_step(log))
 
 
-def _moment(kill: Kill, whole: Life, start: float) -> float | None:
-    """Age at which a run is killed, seconds; None until its first step tells."""
-    if kill.is_early:
-        return kill.share * whole.start
-    return start + kill.share * (whole.total - whole.start) if start else None
+def _first_step(log: Path) -> int:
+    """Iteration at which a run begins, -1 before it tells."""
+    found = _STARTED.search(log.read_text(encoding="utf-8", errors="replace"))
+    return int(found[1]) if found else -1
+
+
+def _phase(log: Path, reached: int) -> int:
+    """The phase of a run that ``log`` belongs to, as of ``Kill``; the log names every file."""
+    if reached == 0:
+        return int(_first_step(log) >= 0)
+    # Checkpoints appear under their names when they are whole.
+    return 1 + len(list(log.with_suffix("").glob("model_*[0-9].pth")))
+
+
+def _length(whole: Life, phase: int) -> float:
+    """Seconds that a phase takes in an uninterrupted run."""
+    return whole.start if phase == 0 else (whole.total - whole.start) / (PHASES - 1)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -192,7 +262,9 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
     return f"{len(unequal)} tensors differ, by {most:.1e} at most"
 
 
-def survive(method: str, work_dir: Path, kill: Kill, whole: Life, name: str) -> str:
+def survive(
+    method: str, work_dir: Path, kill: Kill, whole: Life, name: str
+) -> tuple[str, Life, Life]:
     """Kill a training, resume it, and compare it.
 
     Args:
@@ -203,23 +275,26 @@ def survive(method: str, work_dir: Path, kill: Kill, whole: Life, name: str) -> 
         name: Name of the run's folder.
 
     Returns:
-        What went wrong; "" where nothing did.
+        What went wrong, "" where nothing did; the life that was ended, and that which went on.
     """
     folder = work_dir / method / name
     command = command_of(method, work_dir, folder)
-    killed = live(command, work_dir, folder.with_suffix(".killed.txt"), (kill, whole))
-    # A SIGTERM or SIGINT before Python listens ends the process as the system does.
-    allowed = {0, CODES[kill.signum], -kill.signum} if kill.is_early else {0, CODES[kill.signum]}
-    if killed.code not in allowed:
-        return f"exit code {killed.code}"
-    command.insert(2, "--resume")
+    killed = live(command, work_dir, folder.with_suffix(".txt"), (kill, whole))
     log = folder.with_suffix(".resumed.txt")
-    if live(command, work_dir, log, None).code != 0:
-        return "no resume: " + (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
+    resumed = live([command[0], "--resume", *command[1:]], work_dir, log, None)
+    # A SIGTERM before Python listens ends the process as the system does.
+    allowed = {0, CODES[kill.signum]} | ({-kill.signum} if kill.phase == 0 else set())
+    if killed.code not in allowed:
+        return f"exit code {killed.code}", killed, resumed
+    if resumed.code != 0:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+        return f"no resume: {said[-1]}", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
     left = [path.name for path in folder.glob(".*.part")]
-    shutil.rmtree(folder)
-    return wrong or ", ".join(left)
+    wrong = wrong or ", ".join(left)
+    if not wrong:
+        shutil.rmtree(folder)
+    return wrong, killed, resumed
 
 
 def run_kills(
@@ -237,8 +312,10 @@ def run_kills(
         seed: Seed of the moments.
 
     Returns:
-        By method: ``kills``, ``survived`` (resumed to the same bits) and ``failures``, one sentence
-        each.
+        By method: ``kills`` (runs that a signal ended, which is not said of those that were done
+        before it came), ``checkpoints`` (kills after which a checkpoint was resumed), ``survived``
+        (resumed to the same bits), ``seconds`` of a kill and its resume, and ``failures``, one
+        sentence each.
 
     Raises:
         ValueError: If a method is unknown, or its uninterrupted run fails.
@@ -261,19 +338,31 @@ def run_kills(
         whole = live(command_of(method, work_dir, folder / "straight"), work_dir, log, None)
         if whole.code != 0:
             raise ValueError(f"{method} does not train, even without a kill; see {log}")
-        failures = []
-        for count, kill in enumerate(plan_kills(moments, seed + 1000 * number)):
-            wrong = survive(method, work_dir, kill, whole, f"kill_{count:03d}")
-            if wrong:
-                phase = "start" if kill.is_early else "training"
-                name = signal.Signals(kill.signum).name
-                failures.append(f"{name} at {kill.share:.0%} of the {phase}: {wrong}")
-        report[method] = {
-            "kills": moments,
-            "survived": moments - len(failures),
-            "failures": failures,
-        }
+        report[method] = _count(method, work_dir, whole, plan_kills(moments, seed + number))
+        logger.info("%s: %s", method, report[method])
     return report
+
+
+def _count(method: str, work_dir: Path, whole: Life, kills: Sequence[Kill]) -> dict[str, object]:
+    """A method's row of the report."""
+    ended: list[Life] = []
+    survived, seconds, failures = 0, 0.0, []
+    for number, kill in enumerate(kills):
+        wrong, killed, resumed = survive(method, work_dir, kill, whole, f"kill_{number:03d}")
+        seconds += killed.total + resumed.total
+        if wrong:
+            failures.append(f"{kill}: {wrong}")
+        # A run that was done before the signal came was not killed.
+        if killed.code != 0:
+            ended.append(resumed)
+            survived += not wrong
+    return {
+        "kills": len(ended),
+        "checkpoints": sum(life.first > 0 for life in ended),
+        "survived": survived,
+        "seconds": round(seconds / len(kills), 1),
+        "failures": failures,
+    }
 
 
 def format_table(report: dict[str, dict[str, object]]) -> str:
@@ -285,8 +374,10 @@ def format_table(report: dict[str, dict[str, object]]) -> str:
     Returns:
         Lines of text, failures below.
     """
-    lines = [f"{'method':<14} {'kills':>6} {'resumed to equal bits':>22}"]
-    lines += [f"{name:<14} {row['kills']:>6} {row['survived']:>22}" for name, row in report.items()]
+    heads = ("method", "kills", "behind a checkpoint", "resumed to equal bits", "seconds")
+    keys = ("kills", "checkpoints", "survived", "seconds")
+    table = [heads, *((name, *(str(row[key]) for key in keys)) for name, row in report.items())]
+    lines = ["{:<13} {:>6} {:>20} {:>22} {:>8}".format(*row) for row in table]
     for name, row in report.items():
         lines += [f"{name}: {failure}" for failure in _failures(row)]
     return "\n".join(lines)
@@ -312,6 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     report = run_kills(args.work, args.moments, args.methods, args.seed)
     sys.stdout.write(format_table(report) + "\n")
     return int(any(_failures(row) for row in report.values()))

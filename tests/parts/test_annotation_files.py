@@ -1,6 +1,5 @@
 """Faults of annotation files: refused with file, entry and value, or mended with one warning."""
 
-import copy
 import json
 import logging
 from collections.abc import Callable
@@ -380,38 +379,6 @@ def test_whole_numbers_and_texts_that_look_alike_are_told_apart() -> None:
     for stranger in ("1", 2, True, 1.0):
         with pytest.raises(ValueError, match="which 'images' does not list"):
             check_listed("f", [{"image_id": stranger}], "image_id", listed, REMEDY)
-
-
-@pytest.mark.parametrize("purpose", SCORING)
-@pytest.mark.parametrize("ids", [(3, 4), ("3", "4"), (0, 1), (-1, 4), ("b", "a")])
-@pytest.mark.parametrize("first", [1, 0, "x"])
-def test_scorers_read_numbers_under_which_all_is_as_before(
-    tmp_path: Path,
-    warnings: Callable[[], list[str]],
-    purpose: str,
-    ids: tuple[Any, Any],
-    first: int | str,
-) -> None:
-    content = sound()
-    for image, image_id in zip(content["images"], ids, strict=True):
-        image["id"] = image_id
-    for number, row in enumerate(content["annotations"]):
-        row["image_id"] = ids[row["image_id"] - 3]
-        row["id"] = f"{first}{number}" if isinstance(first, str) else first + number
-    before = copy.deepcopy(content)
-    truth = read_truth(write(tmp_path, content), purpose=purpose, required={}, remedy=REMEDY)
-    is_numbered = not all(type(i) is int and i >= 0 for i in ids)
-    assert bool(truth.image_numbers) == is_numbered
-    assert (truth.numbered is None) == (first == 1 and not is_numbered)
-    assert len(warnings()) == is_numbered + (first != 1)
-    numbers = truth.image_numbers or {i: i for i in ids}
-    scored = truth.numbered or truth.content
-    assert [row["id"] for row in scored["annotations"]] == [1, 2, 3, 4]
-    assert [row["id"] for row in truth.content["images"]] == list(ids)
-    for section, key in (("images", "id"), ("annotations", "image_id")):
-        for row, old in zip(scored[section], before[section], strict=True):
-            assert row[key] == numbers[old[key]]
-            assert {**row, key: 0, "id": 0} == {**old, key: 0, "id": 0}
 
 
 def test_a_key_that_a_scorer_wants_is_asked_for(tmp_path: Path) -> None:

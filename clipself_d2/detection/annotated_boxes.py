@@ -1,6 +1,7 @@
 """The boxes of a data set's annotations as proposals, in training and in tests."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from detectron2.data import DatasetCatalog
@@ -15,11 +16,15 @@ class AnnotatedBoxes:
     annotations, and they are looked up by the picture's file name.
 
     Args:
-        boxes: (K, 4) XYXY px of the whole picture, by file name.
+        names: Registered test sets, which are read when the first of their pictures comes.
     """
 
-    def __init__(self, boxes: Mapping[str, Tensor]) -> None:
-        self._boxes = boxes
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+
+    @cached_property
+    def _boxes(self) -> dict[str, Tensor]:
+        return read_boxes(self._names)
 
     def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
         """Give every picture its boxes.

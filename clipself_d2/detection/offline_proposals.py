@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_resnet import ClipResNet
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes, read_boxes
+from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 from clipself_d2.detection.regionclip_checkpoints import OFFLINE, is_published, rename_published
 from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
@@ -83,7 +83,7 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         if is_frozen and cfg.INPUT.FORMAT != "RGB":
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP reads RGB: set it")
         offline_rpn = build_frozen_proposals(cfg) if is_frozen else None
-        annotated = AnnotatedBoxes(read_boxes(cfg.DATASETS.TEST)) if is_annotated else None
+        annotated = AnnotatedBoxes(cfg.DATASETS.TEST) if is_annotated else None
         backbone, generator = build_backbone(cfg), None
         if not is_frozen and not is_annotated:
             generator = build_proposal_generator(cfg, backbone.output_shape())

@@ -7,7 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes, read_boxes
+from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 
 DATASET = "annotated_boxes_pets"
 
@@ -32,7 +32,7 @@ def sample(name: str) -> dict[str, object]:
 
 
 def test_test_boxes_are_scaled_and_crowds_left_out() -> None:
-    found = AnnotatedBoxes(read_boxes([DATASET]))([sample("a.jpg"), sample("b.jpg")])
+    found = AnnotatedBoxes([DATASET])([sample("a.jpg"), sample("b.jpg")])
     assert found[0].proposal_boxes.tensor.tolist() == [[20.0, 40.0, 80.0, 120.0]]
     assert found[0].image_size == (100, 200)
     assert not found[0].has("objectness_logits")
@@ -40,9 +40,12 @@ def test_test_boxes_are_scaled_and_crowds_left_out() -> None:
 
 
 def test_training_boxes_are_those_of_the_mapped_sample() -> None:
+    """No test set is read for them."""
     boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     instances = Instances((100, 200), gt_boxes=Boxes(boxes))
-    (found,) = AnnotatedBoxes({})([{**sample("unknown.jpg"), "instances": instances}])
+    (found,) = AnnotatedBoxes(["none_of_that_name"])(
+        [{**sample("unknown.jpg"), "instances": instances}]
+    )
     assert torch.equal(found.proposal_boxes.tensor, boxes)
     assert found.objectness_logits.tolist() == [0.0]
     found.proposal_boxes.tensor.zero_()
@@ -51,4 +54,4 @@ def test_training_boxes_are_those_of_the_mapped_sample() -> None:
 
 def test_picture_of_another_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"c\.jpg.*DATASETS\.TEST"):
-        AnnotatedBoxes(read_boxes([DATASET]))([sample("c.jpg")])
+        AnnotatedBoxes([DATASET])([sample("c.jpg")])

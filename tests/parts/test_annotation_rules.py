@@ -145,7 +145,9 @@ def test_run_lengths_of_both_forms_become_the_same() -> None:
     ],
 )
 @pytest.mark.parametrize("given", [..., None, "16", math.nan, -1, True])
-def test_area_is_that_of_mask_or_box(changes: dict[str, Any], area: int, given: Any) -> None:
+def test_area_is_that_of_the_mask_or_the_box(
+    changes: dict[str, Any], area: int, given: Any
+) -> None:
     row = rows(**changes, area=given)
     for purpose in SCORING:
         (rule,) = rules_of("no area", purpose)

@@ -30,16 +30,13 @@ from clipself_d2.engine.cli import tool_parser
 logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[3]
+_DISTILL = "distill_train_net"
 # Tool, recipe of configs/emoji, and the method's own keys.
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "distillation": (
-        "distill_train_net",
-        "clipself_patches",
-        ("INPUT.REGIONS.IMAGE_SIZES", "(96,)"),
-    ),
+    "distillation": (_DISTILL, "clipself_patches", ("INPUT.REGIONS.IMAGE_SIZES", "(96,)")),
     "detector": ("train_net", "fvit_untouched", ("INPUT.MIN_SIZE_TRAIN", "(96,)")),
     "regionclip": (
-        "distill_train_net",
+        _DISTILL,
         "regionclip",
         ("INPUT.REGIONS.SOURCE", "grid", "MODEL.REGIONCLIP.CONCEPTS", "{work}/concepts.txt")
         + ("INPUT.MIN_SIZE_TRAIN", "(96,)"),
@@ -47,12 +44,12 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "cris": ("train_net", "cris", ("MODEL.CLIP.WEIGHTS", "", "INPUT.REFER_SIZE", "96")),
 }
 STEPS, PERIOD = 8, 2
-COMMON = ("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(PERIOD))
-COMMON += ("SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()")
+COMMON = ["SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(PERIOD)]
+COMMON += ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
 CONCEPTS = "dog,9\ncar,8\napple,7\ntree,6\nhouse,5\n"
 # Six kills of ten are kill -9; the others may tidy up. Exit codes by signal.
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL)
-CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+CODES: dict[int, int] = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 # Phases of a run: its start, what follows its first step, and what follows each checkpoint but the
 # one at its end. One kill of five falls into the start, as many before the first checkpoint.
 PHASES = 1 + STEPS // PERIOD
@@ -302,7 +299,7 @@ def run_kills(
     moments: int = 20,
     methods: Sequence[str] = tuple(METHODS),
     seed: int = 0,
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """Run the campaign.
 
     Args:
@@ -312,10 +309,9 @@ def run_kills(
         seed: Seed of the moments.
 
     Returns:
-        By method: ``kills`` (runs that a signal ended, which is not said of those that were done
-        before it came), ``checkpoints`` (kills after which a checkpoint was resumed), ``survived``
-        (resumed to the same bits), ``seconds`` of a kill and its resume, and ``failures``, one
-        sentence each.
+        By method: ``kills`` (runs that a signal ended), ``checkpoints`` (kills after which one was
+        resumed), ``survived`` (to the same bits), ``seconds`` of a kill and its resume, and
+        ``failures``, a sentence each.
 
     Raises:
         ValueError: If a method is unknown, or its uninterrupted run fails.
@@ -323,13 +319,12 @@ def run_kills(
     unknown = [name for name in methods if name not in METHODS]
     if unknown or moments < 1:
         raise ValueError(
-            f"--moments is {moments} and --methods {list(methods)}; they are 1 or more, and of "
-            f"{', '.join(METHODS)}"
+            f"--moments is {moments}, --methods {list(methods)}; 1 or more of {', '.join(METHODS)}"
         )
     work_dir = Path(work_dir).resolve()
     prepare_emoji(work_dir / "datasets", EmojiOptions(train=8, val=2, seed=0))
     (work_dir / "concepts.txt").write_text(CONCEPTS, encoding="utf-8")
-    report: dict[str, dict[str, object]] = {}
+    report: dict[str, dict[str, Any]] = {}
     for number, method in enumerate(methods):
         folder = work_dir / method
         shutil.rmtree(folder, ignore_errors=True)
@@ -339,19 +334,17 @@ def run_kills(
         if whole.code != 0:
             raise ValueError(f"{method} does not train, even without a kill; see {log}")
         report[method] = _count(method, work_dir, whole, plan_kills(moments, seed + number))
-        logger.info("%s: %s", method, report[method])
     return report
 
 
-def _count(method: str, work_dir: Path, whole: Life, kills: Sequence[Kill]) -> dict[str, object]:
+def _count(method: str, work_dir: Path, whole: Life, kills: Sequence[Kill]) -> dict[str, Any]:
     """A method's row of the report."""
     ended: list[Life] = []
     survived, seconds, failures = 0, 0.0, []
     for number, kill in enumerate(kills):
         wrong, killed, resumed = survive(method, work_dir, kill, whole, f"kill_{number:03d}")
         seconds += killed.total + resumed.total
-        if wrong:
-            failures.append(f"{kill}: {wrong}")
+        failures += [f"{kill}: {wrong}"] if wrong else []
         # A run that was done before the signal came was not killed.
         if killed.code != 0:
             ended.append(resumed)
@@ -365,7 +358,7 @@ def _count(method: str, work_dir: Path, whole: Life, kills: Sequence[Kill]) -> d
     }
 
 
-def format_table(report: dict[str, dict[str, object]]) -> str:
+def format_table(report: dict[str, dict[str, Any]]) -> str:
     """Write the report as a table.
 
     Args:
@@ -378,24 +371,18 @@ def format_table(report: dict[str, dict[str, object]]) -> str:
     keys = ("kills", "checkpoints", "survived", "seconds")
     table = [heads, *((name, *(str(row[key]) for key in keys)) for name, row in report.items())]
     lines = ["{:<13} {:>6} {:>20} {:>22} {:>8}".format(*row) for row in table]
-    for name, row in report.items():
-        lines += [f"{name}: {failure}" for failure in _failures(row)]
+    lines += [f"{name}: {failure}" for name, row in report.items() for failure in row["failures"]]
     return "\n".join(lines)
-
-
-def _failures(row: dict[str, object]) -> list[str]:
-    failures = row["failures"]
-    return failures if isinstance(failures, list) else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be a command.
 
     Args:
-        arguments: Of the command line; None takes those of the process.
+        arguments: Of the command line; None is the process's.
 
     Returns:
-        Exit code: 0 if every kill was survived.
+        0 if every kill was survived.
     """
     parser = tool_parser(__doc__, "python -m clipself_d2.apps.reliability.kills --moments 20")
     parser.add_argument("--work", type=Path, default=Path("output/kills"), help="folder to work in")
@@ -406,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     report = run_kills(args.work, args.moments, args.methods, args.seed)
     sys.stdout.write(format_table(report) + "\n")
-    return int(any(_failures(row) for row in report.values()))
+    return int(any(row["failures"] for row in report.values()))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ from torch import Tensor
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.engine.cli import tool_parser
 
-logger = logging.getLogger(__name__)
-
 REPOSITORY = Path(__file__).parents[3]
 _DISTILL = "distill_train_net"
 # Tool, recipe of configs/emoji, and the method's own keys.

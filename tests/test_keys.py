@@ -44,7 +44,7 @@ def describe(thing: object, depth: int = 7) -> object:
         named = [*thing.named_parameters(), *thing.named_buffers()]
         settings = {
             name: {
-                key: describe(value, 3)
+                key: describe(value, 5)
                 for key, value in vars(module).items()
                 if not isinstance(value, nn.Module) and key[:1] != "_"
             }

@@ -94,7 +94,11 @@ def describe(figures: Figures) -> str:
         told = ", ".join(f"{number} {verdict}" for verdict, number in attacks["verdicts"].items())
         lines.append(f"attacks: {attacks['all']}: {told}")
     if kills:
-        lines.append(f"kills: {kills}")
+        lines += [
+            f"kills of {method}: {row['survived']} of {row['kills']} resumed to equal bits, "
+            f"{row['checkpoints']} of them behind a checkpoint"
+            for method, row in kills.items()
+        ]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -69,11 +70,21 @@ class StopOnSignal(HookBase):
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
-        """Listen to the signals."""
+        """Listen to the signals; a run with no step left to do gets its final checkpoint."""
         self._done = self.trainer.start_iter - 1
+        if 0 < self.trainer.start_iter == self.trainer.max_iter and comm.is_main_process():
+            self._save_final()
         self._handle = self._model.register_forward_pre_hook(self._begin_step)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+
+    def _save_final(self) -> None:
+        """Write what a run that was killed between its last two checkpoints had still to write."""
+        folder = self._checkpointer.save_dir
+        if folder and not (Path(folder) / "model_final.pth").is_file():
+            self.trainer.iter = self._done
+            self._checkpointer.save("model_final", iteration=self._done)
+            self.trainer.iter = self.trainer.start_iter
 
     def _begin_step(self, module: nn.Module, _: object) -> None:
         self._busy = self._busy or module.training

@@ -108,6 +108,19 @@ def test_a_training_that_is_done_is_not_evaluated_after_the_signal(tmp_path) -> 
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_a_run_killed_between_its_last_two_checkpoints_gets_the_final_one(tmp_path) -> None:
+    train(tmp_path)
+    final = tmp_path / "model_final.pth"
+    before = torch.load(final, weights_only=True)
+    final.rename(tmp_path / "model_0000005.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    train(tmp_path, resume=True)
+    after = torch.load(final, weights_only=True)
+    assert equal(before["model"], after["model"])
+    assert after["iteration"] == before["iteration"] == 5
+    assert after["trainer"]["iteration"] == before["trainer"]["iteration"]
+
+
 def test_before_the_first_step_nothing_is_saved(tmp_path) -> None:
     with pytest.raises(Interrupted, match="before a step was done; nothing was saved"):
         train(tmp_path, signal_before=0)

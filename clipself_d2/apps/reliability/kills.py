@@ -250,6 +250,8 @@ def survive(
     if resumed.code != 0:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         return f"no resume: {said[-1]}", killed, resumed
+    if not (folder / "model_final.pth").is_file():
+        return "resumed without a model_final.pth", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
     left = [path.name for path in folder.glob(".*.part")]
     wrong = wrong or ", ".join(left)

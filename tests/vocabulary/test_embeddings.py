@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -106,8 +107,8 @@ def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch) -> No
     build().save(file)
     before = file.read_bytes()
 
-    def write_half(content: object, path: Path) -> None:
-        Path(path).write_bytes(before[:100])
+    def write_half(content: object, target: IO[bytes]) -> None:
+        target.write(before[:100])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(embeddings.torch, "save", write_half)

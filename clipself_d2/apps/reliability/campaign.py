@@ -4,7 +4,6 @@
 """
 
 import argparse
-import importlib
 import logging
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipself_d2.apps.paths import user_path
+from clipself_d2.apps.reliability.attacks import RAN, run_attacks
 from clipself_d2.apps.reliability.bad_inputs import (
     SENTENCE,
     SILENT,
@@ -21,6 +21,7 @@ from clipself_d2.apps.reliability.bad_inputs import (
     count_verdicts,
     run_bad_inputs,
 )
+from clipself_d2.apps.reliability.kills import run_kills
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.flags import count, positive
 from clipself_d2.parts.json_file import write_json
@@ -58,7 +59,7 @@ def run_campaign(args: argparse.Namespace) -> Figures:
         args: Of ``parse_arguments``.
 
     Returns:
-        Figures by part; a part that is not installed has None.
+        Figures by part.
     """
     output = args.output.resolve()
     figures: Figures = {}
@@ -102,40 +103,37 @@ def describe(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def is_sound(figures: Figures) -> bool:
+    """Tell whether all faults ended as they should.
+
+    Args:
+        figures: Of ``run_campaign``.
+
+    Returns:
+        Whether no bad input was answered wrongly, no attack ran code and all kills were survived.
+    """
+    inputs, attacks, kills = (figures.get(part) or {} for part in PARTS)
+    ran_code = any(RAN in verdict for verdict in attacks.get("verdicts", ()))
+    survived = not any(row["failures"] for row in kills.values())
+    return not (inputs.get(TRACEBACK) or inputs.get(SILENT)) and not ran_code and survived
+
+
 def _run_inputs(folder: Path, _: argparse.Namespace) -> Figures:
     verdicts = run_bad_inputs(folder)
     rows = [vars(each) for each in verdicts if each.verdict in (TRACEBACK, SILENT)]
     return {**count_verdicts(verdicts), "wrong": rows}
 
 
-def _run_attacks(folder: Path, _: argparse.Namespace) -> Figures | None:
-    run = _find("attacks", "run_attacks")
-    if run is None:
-        return None
-    rows = [(str(name), str(verdict)) for name, verdict in run(folder)]
+def _run_attacks(folder: Path, _: argparse.Namespace) -> Figures:
+    rows = [(str(name), str(verdict)) for name, verdict in run_attacks(folder)]
     return {"all": len(rows), "verdicts": dict(Counter(each for _, each in rows)), "rows": rows}
 
 
-def _run_kills(folder: Path, args: argparse.Namespace) -> Figures | None:
-    run = _find("kills", "run_kills")
-    options = {"moments": args.moments, "methods": tuple(args.methods), "seed": args.seed}
-    return None if run is None else dict(run(folder, **options))
+def _run_kills(folder: Path, args: argparse.Namespace) -> Figures:
+    return dict(run_kills(folder, args.moments, tuple(args.methods), args.seed))
 
 
-def _find(module: str, function: str) -> Callable[..., Any] | None:
-    """A runner of this package, loaded when it is needed."""
-    name = f"{__package__}.{module}"
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(name), function)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        logger.warning("%s is not here; its part is left out", name)
-        return None
-    return found
-
-
-_RUNNERS: dict[str, Callable[[Path, argparse.Namespace], Figures | None]] = {
+_RUNNERS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "inputs": _run_inputs,
     "attacks": _run_attacks,
     "kills": _run_kills,
@@ -146,14 +144,13 @@ def main() -> int:
     """Run the campaign and print its figures.
 
     Returns:
-        Exit code: 1 where a bad input was answered wrongly.
+        Exit code: 1 where a bad input was answered wrongly, code ran, or a kill was not survived.
     """
     args = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     figures = run_campaign(args)
     sys.stdout.write(f"{describe(figures)}\n")
-    inputs = figures.get("inputs") or {}
-    return 1 if inputs.get(TRACEBACK) or inputs.get(SILENT) else 0
+    return int(not is_sound(figures))
 
 
 if __name__ == "__main__":

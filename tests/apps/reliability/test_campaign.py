@@ -13,7 +13,7 @@ def test_the_figures_are_said_and_written(tmp_path: Path, monkeypatch: pytest.Mo
         Verdict("flag", "b", SILENT, "fine", 0),
     ]
     monkeypatch.setattr(campaign, "run_bad_inputs", lambda folder: verdicts)
-    monkeypatch.setattr(campaign, "_find", lambda module, _: lambda folder: [("pickle", "refused")])
+    monkeypatch.setattr(campaign, "run_attacks", lambda folder: [("pickle", "refused")])
     args = campaign.parse_arguments(["--output", str(tmp_path), "--parts", "inputs", "attacks"])
     figures = campaign.run_campaign(args)
     text = campaign.describe(figures)
@@ -23,6 +23,16 @@ def test_the_figures_are_said_and_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert stored["inputs"]["wrong"][0]["name"] == "b"
 
 
-def test_a_part_that_is_not_there_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    assert campaign._find("none_such", "run") is None
-    assert "left out" in caplog.text
+@pytest.mark.parametrize(
+    ("figures", "sound"),
+    [
+        ({"inputs": {SENTENCE: 3, SILENT: 0}}, True),
+        ({"inputs": {SENTENCE: 3, SILENT: 1}}, False),
+        ({"attacks": {"verdicts": {"refused with one sentence": 2}}}, True),
+        ({"attacks": {"verdicts": {campaign.RAN: 1}}}, False),
+        ({"kills": {"cris": {"failures": []}}}, True),
+        ({"kills": {"cris": {"failures": ["no resume"]}}}, False),
+    ],
+)
+def test_the_exit_code_tells_of_every_part(figures: dict, sound: bool) -> None:
+    assert campaign.is_sound(figures) is sound

@@ -63,10 +63,12 @@ def recipe(tmp_path):
 
     def read(name: str, width: int, device: str = "meta") -> CfgNode:
         path = tmp_path / "pets.pt"
-        overrides = ["MODEL.DEVICE", device, "MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", ""]
+        overrides = ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", ""]
         overrides += ["MODEL.FROZEN_RPN.WEIGHTS", "", "DATASETS.TRAIN", (DATASET,)]
         overrides += ["MODEL.VOCABULARY.EMBEDDINGS", str(path)]
         cfg = load_config(str(ROOT / "configs" / "regionclip" / f"{name}.yaml"), overrides)
+        # No place to compute, so that a command line may not name it.
+        cfg.MODEL.DEVICE = device
         rpn = cfg.MODEL.FROZEN_RPN.CONFIG
         cfg.MODEL.FROZEN_RPN.CONFIG = str(ROOT / rpn) if rpn else ""
         rows = F.normalize(torch.randn(3, width), dim=1)

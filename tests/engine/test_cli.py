@@ -38,7 +38,12 @@ def test_a_full_disk_is_a_users_error(capsys: pytest.CaptureFixture[str]) -> Non
     ("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "SIGINT", 130)]
 )
 def test_a_signal_has_an_exit_code_of_its_own(capsys, number, name, code) -> None:
-    assert run_tool(partial(signal.raise_signal, number)) == code
+    # The processes of pytest-xdist ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_tool(partial(signal.raise_signal, number)) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.startswith(f"stopped by {name} ")
 
 

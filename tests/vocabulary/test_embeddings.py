@@ -250,7 +250,7 @@ def test_damaged_cache_is_built_again_with_a_warning(
         build(TOOLS).save(file)
     with caplog.at_level(logging.WARNING):
         again = load_or_build(tmp_path)
-    assert len(caplog.records) == 1
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     assert "built again" in caplog.text
     assert file.name in caplog.text
     assert encoder.calls == 2

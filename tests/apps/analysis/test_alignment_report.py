@@ -105,14 +105,9 @@ def test_the_commands_draw_a_picture(emoji_data: Path, tmp_path: Path, monkeypat
     [
         (["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 64], "--dataset mars"),
         (["accuracy", "--dataset", "mars", "--towers", "A", "--sizes", 64], "tower 'A' cannot"),
-        (
-            ["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 0],
-            "--sizes and --batch-size are",
-        ),
         (["heatmap", "--tower", EMOJI, "--words", " ,", "--image", "x.jpg"], "--words is empty"),
         (["heatmap", "--tower", EMOJI, "--words", "dog", "--image", "x.jpg"], "x.jpg does not"),
         (["pca", "--towers", "A:t:s:x", "--image", "x.jpg"], "'A:t:s:x' cannot be read"),
-        (["pca", "--towers", EMOJI, "--image", "x.jpg", "--size", -1], "--size is -1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
@@ -123,3 +118,19 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert message[-1].startswith("error: ")
     assert complaint in message[-1]
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["accuracy", "--dataset", "mars", "--towers", EMOJI, "--sizes", 0], "--sizes: '0' is no"),
+        (["pca", "--towers", EMOJI, "--image", "x.jpg", "--size", -1], "--size: '-1' is no"),
+    ],
+)
+def test_flags_out_of_range_are_refused(
+    words: list, complaint: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        call([*words, "--output", tmp_path / "x.png"], monkeypatch)
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err

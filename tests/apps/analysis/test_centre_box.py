@@ -46,7 +46,7 @@ def test_an_object_at_the_centre_is_found_and_one_elsewhere_missed(names):
 
 
 def test_faults_are_named(emoji_data):
-    with pytest.raises(ValueError, match="'nowhere' is not registered"):
+    with pytest.raises(ValueError, match="'nowhere', which is no registered"):
         score_centre_box("nowhere", "nowhere")
     with pytest.raises(ValueError, match="emoji_ov_val has no referring expressions"):
         score_centre_box("emoji_ov_val", "emoji_ov_val")

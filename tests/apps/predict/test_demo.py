@@ -53,7 +53,7 @@ def test_synonyms_stand_behind_semicolons() -> None:
 
 
 def test_an_unknown_source_names_its_neighbour() -> None:
-    with pytest.raises(ValueError, match=r"did you mean emoji_ov_val"):
+    with pytest.raises(ValueError, match=r"did you mean 'emoji_ov_val'"):
         choose_vocabulary("emoji_ov_vall", "")
 
 

@@ -106,7 +106,7 @@ def write_objects365(root: Path, version: str, **changes: object) -> Path:
         ],
         "annotations": [
             {"id": 0, "image_id": 8, "category_id": 1000, "bbox": [0, 0, 4, 5], "iscrowd": 0},
-            {"id": 0, "image_id": 7, "category_id": 1037, "bbox": [0, 0, 4, 5], "iscrowd": 1},
+            {"id": 1, "image_id": 7, "category_id": 1037, "bbox": [0, 0, 4, 5], "iscrowd": 1},
         ],
         "categories": [
             {"id": 1000 + number, "name": f"{name} "} for number, name in enumerate(names)

@@ -28,7 +28,7 @@ FOUND = dict.fromkeys(
 COMMANDS = sorted(FOUND)
 # Commands that are only parsed, and why.
 NOT_RUN = {
-    r"configs/(cris|regionclip|coco_ov|lvis_ov|distill|transfer|panoptic|lazy)/": "downloads",
+    r"configs/(?!emoji|plug_in)\w+/": "data and weights to download",
     r"datasets/prepare_(?!emoji)": "data to download",
     r"--num-gpus [2-9]|--device cuda": "GPUs",
     r"web_demo\.py": "serves until it is stopped",

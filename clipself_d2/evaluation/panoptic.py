@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from tabulate import tabulate
 
+from clipself_d2.evaluation.semantic import sum_of_processes
 from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
 
 logger = logging.getLogger(__name__)
@@ -198,13 +198,9 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         Returns:
             ``{"panoptic_seg": {metric: percent}}``; None in all processes but the first.
         """
-        counts = self._counts
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(counts, dst=0)
-            if not comm.is_main_process():
-                return None
-            counts = np.sum(parts, axis=0)
+        counts = sum_of_processes(self._counts, distributed=self._distributed)
+        if counts is None:
+            return None
         scores: dict[str, float] = {}
         rows = []
         for suffix, member in self._splits():

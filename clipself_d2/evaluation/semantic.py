@@ -129,13 +129,9 @@ class SemanticEvaluator(DatasetEvaluator):
         Returns:
             ``{"sem_seg": {metric: percent}}``; None in all processes but the first.
         """
-        counts = self._counts
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(counts, dst=0)
-            if not comm.is_main_process():
-                return None
-            counts = np.sum(parts, axis=0)
+        counts = sum_of_processes(self._counts, distributed=self._distributed)
+        if counts is None:
+            return None
         both, truth, predicted = counts.astype(np.float64)
         union = truth + predicted - both
         iou, accuracy = _ratio(both, union), _ratio(both, truth)
@@ -167,6 +163,24 @@ class SemanticEvaluator(DatasetEvaluator):
                 split = "" if novel is None else ("novel" if novel[number] else "base")
                 figures = [100.0 * float(values[number]) for values in (iou, accuracy)]
                 writer.writerow([name, split, *figures, *counts[1:, number].tolist()])
+
+
+def sum_of_processes(counts: np.ndarray, *, distributed: bool) -> np.ndarray | None:
+    """Add up what every process has counted.
+
+    Args:
+        counts: Counts of this process.
+        distributed: Whether there may be others.
+
+    Returns:
+        The sum; None in all processes but the first.
+    """
+    if not distributed:
+        return counts
+    comm.synchronize()
+    parts = comm.gather(counts, dst=0)
+    total: np.ndarray = np.sum(parts, axis=0)
+    return total if comm.is_main_process() else None
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

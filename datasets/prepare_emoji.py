@@ -7,8 +7,8 @@ import sys
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.apps.paths import add_data_root
+from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import count, positive
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """Imports go down only.
 
-Order: tools, configs, datasets -> clipself_d2 (registration) -> apps -> engine ->
-{detection, distillation, referring, segmentation} -> {backbones, data, evaluation} ->
-{parts, runs} -> vocabulary -> {clip, layers}; the members of one brace never import one another.
+Order: tools, configs, datasets -> clipself_d2 (registration) -> apps -> engine -> command_line ->
+{detection, distillation, referring, segmentation} -> {backbones, data, evaluation, runs} ->
+parts -> vocabulary -> {clip, layers}; the members of one brace never import one another.
 """
 
 import ast
@@ -21,7 +21,7 @@ LEVEL = {
     "layers": 0,
     "vocabulary": 1,
     "parts": 2,
-    "runs": 2,
+    "runs": 3,
     "config": 2,
     "backbones": 3,
     "data": 3,
@@ -30,11 +30,12 @@ LEVEL = {
     "distillation": 4,
     "referring": 4,
     "segmentation": 4,
-    "engine": 5,
-    "apps": 6,
-    "doctor": 6,
-    "__init__": 7,
-    "scripts": 8,
+    "command_line": 5,
+    "engine": 6,
+    "apps": 7,
+    "doctor": 7,
+    "__init__": 8,
+    "scripts": 9,
 }
 FOREIGN_RULES = {
     # Imported top-level module: the only parts that may import it.

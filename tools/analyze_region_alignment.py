@@ -11,8 +11,8 @@ from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOpti
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.command_line.flags import count, device, positive
 from clipself_d2.engine.cli import run_tool, start_logging
-from clipself_d2.engine.flags import count, device, positive
 
 TOOL = "python tools/analyze_region_alignment.py"
 EXAMPLE = (

@@ -9,8 +9,8 @@ from clipself_d2.apps.benchmark.measure import BenchmarkOptions
 from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, tables, write_report
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.command_line.flags import device, positive, real
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import device, positive, real
 
 EXAMPLE = "python tools/benchmark.py distill --size 384 256 --output output/benchmark.json"
 

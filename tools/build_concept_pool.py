@@ -6,8 +6,8 @@ import time
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.apps.paths import user_path
+from clipself_d2.command_line.flags import count
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import count
 from clipself_d2.vocabulary.noun_chunks import PARSERS
 
 EXAMPLE = (

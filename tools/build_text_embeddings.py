@@ -12,8 +12,8 @@ from clipself_d2.apps.files.text_embeddings import (
     resolve_vocabulary,
 )
 from clipself_d2.apps.paths import user_path
+from clipself_d2.command_line.flags import device, positive
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import device, positive
 
 EXAMPLE = (
     "python tools/build_text_embeddings.py --clip ViT-Ti-8-emoji --vocabulary coco "

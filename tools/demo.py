@@ -9,8 +9,8 @@ from clipself_d2.apps.predict.demo import choose_vocabulary, run_demo
 from clipself_d2.apps.predict.detector_source import read_detector_config
 from clipself_d2.apps.predict.media import find_inputs
 from clipself_d2.apps.predict.refer_demo import run_refer_demo
+from clipself_d2.command_line.flags import count, positive, share
 from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import count, positive, share
 
 EXAMPLE = (
     "python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml "

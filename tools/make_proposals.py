@@ -5,12 +5,12 @@ import sys
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.files.proposals import write_proposals
 from clipself_d2.apps.paths import user_path
+from clipself_d2.command_line.flags import positive, share
+from clipself_d2.command_line.ranges import check_registered
 from clipself_d2.data.datasets.custom import resolve_dataset_names
-from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
 from clipself_d2.engine.cli import run_tool, set_up, train_parser
-from clipself_d2.engine.flags import positive, share
-from clipself_d2.engine.ranges import check_registered
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
 
 EXAMPLE = (
     "python tools/make_proposals.py --config-file configs/emoji/rpn.yaml "

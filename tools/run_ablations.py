@@ -8,8 +8,8 @@ from pathlib import Path
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
 from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import run_tool, tool_parser
-from clipself_d2.engine.flags import count, positive
 
 EXAMPLE = (
     "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "

@@ -8,8 +8,8 @@ import sys
 
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.predict.web_demo import serve
+from clipself_d2.command_line.flags import share, whole
 from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
-from clipself_d2.engine.flags import share, whole
 
 EXAMPLE = (
     "python tools/web_demo.py --config-file configs/emoji/cris.yaml "

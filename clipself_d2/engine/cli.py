@@ -15,14 +15,14 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from clipself_d2.command_line.devices import find_device
+from clipself_d2.command_line.errors import is_users, sentence
+from clipself_d2.command_line.flags import count, positive
+from clipself_d2.command_line.launch import run_processes
+from clipself_d2.command_line.projects import add_project_keys
+from clipself_d2.command_line.ranges import check_registered, check_values, near_key
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
-from clipself_d2.engine.devices import find_device
-from clipself_d2.engine.errors import is_users, sentence
-from clipself_d2.engine.flags import count, positive
-from clipself_d2.engine.launch import run_processes
-from clipself_d2.engine.projects import add_project_keys
-from clipself_d2.engine.ranges import check_registered, check_values, near_key
 from clipself_d2.parts.config_files import merge_config_file
 from clipself_d2.parts.words import did_you_mean
 from clipself_d2.runs.folder import claim_folder

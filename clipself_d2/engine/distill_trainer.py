@@ -21,13 +21,13 @@ from clipself_d2.data.build import (
 )
 from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
-from clipself_d2.engine.checkpoint import StrictCheckpointer, changed
 from clipself_d2.engine.evaluate import REGION_CLASSIFICATION, test_vocabulary
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.solver import build_optimizer
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2.runs.checkpointer import StrictCheckpointer, changed
 
 
 class StudentCheckpointer(StrictCheckpointer):

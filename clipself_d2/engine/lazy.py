@@ -18,20 +18,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from clipself_d2.backbones.compatibility import check_model
-from clipself_d2.engine.checkpoint import StrictCheckpointer
-from clipself_d2.engine.devices import find_device
-from clipself_d2.engine.errors import is_users, sentence
+from clipself_d2.command_line.devices import find_device
+from clipself_d2.command_line.errors import is_users, sentence
+from clipself_d2.command_line.ranges import check_fields, name_fields, near_key
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
 from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
-from clipself_d2.engine.ranges import check_fields, name_fields, near_key
 from clipself_d2.engine.trainer import log_size
 from clipself_d2.parts.text_embeddings import (
     dataset_embeddings,
     dataset_vocabulary,
     scored_vocabulary,
 )
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 from clipself_d2.runs.checkpoints import check_finite
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import StopOnSignal

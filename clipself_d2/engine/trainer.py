@@ -31,7 +31,6 @@ from clipself_d2.data.referring_loader import (
 )
 from clipself_d2.detection.tta import with_test_time_augmentation
 from clipself_d2.engine.accumulation import unwrap
-from clipself_d2.engine.checkpoint import StrictCheckpointer, changed, self_contained
 from clipself_d2.engine.evaluate import (
     protocol_of,
     vocabulary_of,
@@ -43,6 +42,7 @@ from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.checkpoints import check_finite
 from clipself_d2.runs.interrupts import StopOnSignal
 

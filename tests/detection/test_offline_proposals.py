@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.data.build import build_detection_train_loader_from_cfg
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
-from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts import image_tower
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 from clipself_d2.vocabulary import TextEmbeddings
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from clipself_d2.clip.model import load_clip
 from clipself_d2.clip.weights.layouts import to_open_clip
 from clipself_d2.detection import text_predictor
 from clipself_d2.detection.regionclip_checkpoints import is_published, rename_published
-from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.cli import load_config
 from clipself_d2.parts.frozen_proposals import build_frozen_proposals
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 ROOT = Path(__file__).parents[2]

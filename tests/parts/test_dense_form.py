@@ -5,10 +5,10 @@ import torch
 
 from clipself_d2.clip.weights.convert import convert_checkpoint
 from clipself_d2.clip.weights.form import read_form
-from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.dense_form import FORM_KEYS
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 
 CHANGES = [
     ("MODEL.CLIP.LAST_BLOCK", "attention"),

@@ -7,7 +7,7 @@ import torch
 from detectron2.engine import SimpleTrainer, hooks
 from torch import nn
 
-from clipself_d2.engine.checkpoint import StrictCheckpointer
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 from clipself_d2.runs.interrupts import Interrupted, StopOnSignal, raising_sigterm
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 
+from clipself_d2.command_line.ranges import check_registered
 from clipself_d2.data.referring_mapper import decode_segmentations
-from clipself_d2.engine.ranges import check_registered
 from clipself_d2.evaluation.referring import score_pair, summarise
 
 # Sizes are counted in parts of the picture's sides.

@@ -14,9 +14,9 @@ from typing import Any
 
 from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
 from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
-from clipself_d2.engine.flags import count, positive
 from clipself_d2.parts.json_file import write_json
 
 logger = logging.getLogger(__name__)

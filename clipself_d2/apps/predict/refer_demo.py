@@ -17,9 +17,9 @@ from clipself_d2.apps.predict.detector_source import find_checkpoint
 from clipself_d2.apps.predict.media import check_readable
 from clipself_d2.apps.predict.predictor import warn_unseen_words
 from clipself_d2.data.pictures import read_picture
-from clipself_d2.engine.checkpoint import StrictCheckpointer, self_contained
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.letterbox import letterbox_image
+from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
 
 logger = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from clipself_d2.apps.reliability import planted_files as files
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.weights.convert import convert_checkpoint
 from clipself_d2.clip.weights.loading import read_checkpoint
+from clipself_d2.command_line.errors import USER_ERRORS
 from clipself_d2.data.datasets.captions import shard_caption_records
 from clipself_d2.data.datasets.refer_files import read_refs
 from clipself_d2.data.proposal_files import check_proposal_files
 from clipself_d2.data.tar_shards import read_member
-from clipself_d2.engine.checkpoint import StrictCheckpointer
 from clipself_d2.engine.cli import load_config
-from clipself_d2.engine.errors import USER_ERRORS
 from clipself_d2.engine.lazy import load_lazy_config
 from clipself_d2.parts.annotation_files import read_annotation_file
 from clipself_d2.parts.frozen_proposals import build_frozen_proposals
+from clipself_d2.runs.checkpointer import StrictCheckpointer
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 from clipself_d2.vocabulary.concepts import ConceptPool
 from clipself_d2.vocabulary.published_tables import read_published_embeddings

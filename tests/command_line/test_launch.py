@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipself_d2.engine.launch import find_runner
+from clipself_d2.command_line.launch import find_runner
 
 ROOT = Path(__file__).parents[2]
 RUNNER = {

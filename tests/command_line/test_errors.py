@@ -7,7 +7,7 @@ from detectron2.data import build_detection_train_loader, get_detection_dataset_
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from clipself_d2.engine.errors import is_users, sentence
+from clipself_d2.command_line.errors import is_users, sentence
 
 
 def raised(action) -> Exception:

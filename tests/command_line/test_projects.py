@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 
+from clipself_d2.command_line.projects import add_project_keys
 from clipself_d2.config import add_clipself_config
-from clipself_d2.engine.projects import add_project_keys
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
 

@@ -4,8 +4,7 @@ import pytest
 from detectron2.config import get_cfg
 from omegaconf import OmegaConf
 
-from clipself_d2.engine.cli import load_config
-from clipself_d2.engine.ranges import (
+from clipself_d2.command_line.ranges import (
     _WORDS,
     FIELDS,
     RULES,
@@ -15,6 +14,7 @@ from clipself_d2.engine.ranges import (
     name_fields,
     near_key,
 )
+from clipself_d2.engine.cli import load_config
 
 
 @pytest.mark.parametrize(

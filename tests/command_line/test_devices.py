@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clipself_d2.engine.devices import find_device
+from clipself_d2.command_line.devices import find_device
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipself_d2.engine.checkpoint import StrictCheckpointer, changed, self_contained
+from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.folder import read_run
 
 

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from clipself_d2.engine.flags import count, device, positive, real, share, whole
+from clipself_d2.command_line.flags import count, device, positive, real, share, whole
 
 
 @pytest.mark.parametrize(

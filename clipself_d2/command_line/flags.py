@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-from clipself_d2.engine.devices import find_device
+from clipself_d2.command_line.devices import find_device
 
 # Largest count or size in px that a flag takes.
 _MOST = 10**9

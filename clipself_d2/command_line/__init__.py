@@ -1,0 +1,1 @@
+"""What people type, checked once: flags, ranges of keys, devices, processes, sentences."""

@@ -82,10 +82,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
-    # Attention of the last block in dense features: value (identity attention), attention, or
-    # class_residual (identity attention beside the class token instead of the patch's own, the form
-    # of the published checkpoints of CAT-Seg).
-    cfg.MODEL.CLIP.LAST_BLOCK = "value"
+    # What the last block does in dense features (docs/dense_forms.md): clipself, attention, catseg,
+    # clipself3, maskclip, sclip, clearclip, naclip, proxyclip, declip_qq, declip_csa or denserc.
+    cfg.MODEL.CLIP.DENSE_FORM = "clipself"
     # Side of the windows of the dense path's attention, cells; 0: every block is global.
     cfg.MODEL.CLIP.WINDOW_SIZE = 0
     # Blocks that stay global where there are windows, 0-based; [] takes the last of every quarter.

@@ -7,7 +7,7 @@ import sys
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.analysis.alignment_report import report_accuracy
 from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
-from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
+from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
@@ -50,7 +50,12 @@ def parse_arguments() -> argparse.Namespace:
     for command in (heat, parts):
         command.add_argument("--image", required=True, type=user_path, help="a picture")
         command.add_argument("--size", type=count, default=0, help="longest side, px; 0: its own")
-        command.add_argument("--last-block", nargs="+", choices=STRATEGIES, default=["value"])
+    for command, usual in (
+        (score, ["clipself", "attention"]),
+        (heat, ["clipself"]),
+        (parts, ["clipself"]),
+    ):
+        command.add_argument("--forms", nargs="+", choices=DENSE_FORMS, default=usual)
     for command in (score, heat):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
     for command in (score, heat, parts):
@@ -66,17 +71,18 @@ def analyze(args: argparse.Namespace) -> None:
     Args:
         args: Of ``parse_arguments``.
     """
-    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision")
+    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision", "forms")
     given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
     if args.analysis == "heatmap":
         spec, words = TowerSpec.parse(args.tower), read_words(args.words)
-        draw_heat_maps(spec, args.image, words, strategies=args.last_block, **given)
+        draw_heat_maps(spec, args.image, words, **given)
         return
     specs = [TowerSpec.parse(text) for text in args.towers]
     if args.analysis == "pca":
-        draw_components(specs, args.image, strategies=args.last_block, **given)
+        draw_components(specs, args.image, **given)
         return
     sizes, output = tuple(args.sizes), given.pop("output")
+    given["forms"] = tuple(args.forms)
     options = AlignmentOptions(sizes=sizes, pad_to_square=not args.keep_shape, **given)
     print(report_accuracy(args.dataset, specs, options, output))
 

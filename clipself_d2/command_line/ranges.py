@@ -16,7 +16,7 @@ from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.clip.towers.contract import LAST_BLOCKS
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
 from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
@@ -121,7 +121,7 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.CLIP.PRECISION": PRECISIONS,
-    "MODEL.CLIP.LAST_BLOCK": LAST_BLOCKS,
+    "MODEL.CLIP.DENSE_FORM": DENSE_FORMS,
     "MODEL.CRIS.NORM": NORMS,
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,

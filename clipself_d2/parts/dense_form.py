@@ -14,7 +14,7 @@ _NAME = "MODEL.CLIP.NAME"
 # A key more is a field more; files that lack it are not compared in it.
 FORM_KEYS = (
     _NAME,
-    "MODEL.CLIP.LAST_BLOCK",
+    "MODEL.CLIP.DENSE_FORM",
     "MODEL.CLIP.WINDOW_SIZE",
     "MODEL.CLIP.GLOBAL_BLOCKS",
     "MODEL.PIXEL_MEAN",

@@ -71,7 +71,7 @@ def build_image_tower(
     """Turn MODEL.CLIP into the image tower that a model works with.
 
     Its weights are those of MODEL.CLIP.WEIGHTS, else of PRETRAINED, else random; windows,
-    checkpointing, stochastic depth, the form of the last block and what is trained are set.
+    checkpointing, stochastic depth, the form of dense features and what is trained are set.
 
     Args:
         cfg: The whole config.
@@ -102,13 +102,11 @@ def build_image_tower(
     tower.form = form  # type: ignore[assignment]
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
-    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, LAST_BLOCK, TRAINABLE_BLOCKS and DROP_PATH"):
+    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS and DROP_PATH"):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
-        tower.last_block = tower.check_dense((), options.LAST_BLOCK)
-        tower.freeze(
-            options.TRAINABLE_BLOCKS, last_block=options.LAST_BLOCK, behind=reads_embedding
-        )
+        tower.set_dense_form(options.DENSE_FORM)
+        tower.freeze(options.TRAINABLE_BLOCKS, behind=reads_embedding)
         trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
         set_drop_path(tower, options.DROP_PATH, trained)
     return tower

@@ -82,8 +82,8 @@ class CATSegmentor(nn.Module):
     the classes are embedded by that tower.
 
     Args:
-        tower: Image tower with what is trained of it set; its ``last_block`` is "value" for
-            distilled weights and "class_residual" for published checkpoints.
+        tower: Image tower with what is trained of it set; its ``dense_form`` is clipself for
+            distilled weights and catseg for published checkpoints.
         words: Text tower and classes of training, where the text tower is trained; None takes the
             embeddings of ``classifier`` as they are.
         classifier: Holds the class embeddings.

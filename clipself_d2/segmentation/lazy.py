@@ -7,7 +7,7 @@ from clipself_d2.vocabulary import TextEmbeddings
 
 
 def learning_tower(
-    *, name: str, weights: str | None, trained_blocks: int = -1, last_block: str = "value"
+    *, name: str, weights: str | None, trained_blocks: int = -1, dense_form: str = "clipself"
 ) -> VisionTower:
     """Load an image tower whose last blocks learn.
 
@@ -15,14 +15,14 @@ def learning_tower(
         name: Name of the CLIP.
         weights: Its pretrained tag or a file, such as a distilled student; None for random weights.
         trained_blocks: Number of last blocks that learn; -1 for all.
-        last_block: Form of the last block: value, class_residual or attention.
+        dense_form: Name of the form of dense features, of ``clip.towers.dense_form``.
 
     Returns:
         The tower.
     """
     tower = load_tower(name, weights)
-    tower.last_block = tower.check_dense((), last_block)
-    tower.freeze(trained_blocks, last_block=last_block)
+    tower.set_dense_form(dense_form)
+    tower.freeze(trained_blocks)
     return tower
 
 

@@ -11,7 +11,7 @@ from clipself_d2.parts.dense_form import FORM_KEYS
 from clipself_d2.runs.checkpointer import StrictCheckpointer
 
 CHANGES = [
-    ("MODEL.CLIP.LAST_BLOCK", "attention"),
+    ("MODEL.CLIP.DENSE_FORM", "attention"),
     ("MODEL.CLIP.WINDOW_SIZE", 4),
     ("MODEL.PIXEL_MEAN", [60.0, 60.0, 50.0]),
 ]
@@ -57,7 +57,7 @@ def test_a_distilled_student_and_its_conversion_tell_their_form(emoji_cfg, tmp_p
     file = Path(cfg.OUTPUT_DIR) / "student.pth"
     form = read_form(file)
     assert tuple(form) == FORM_KEYS
-    assert form["MODEL.CLIP.LAST_BLOCK"] == "value"
+    assert form["MODEL.CLIP.DENSE_FORM"] == "clipself"
     convert_checkpoint(file, tmp_path / "d2.pth", to="d2")
     assert read_form(tmp_path / "d2.pth") == form
 

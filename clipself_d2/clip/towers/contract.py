@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import check_images
+from clipself_d2.clip.towers.attention import Heads
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS, DenseForm, dense_form
 
-LAST_BLOCKS = ("value", "attention", "class_residual")
 # Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
 _BEHIND_BLOCKS = (
     "visual.ln_post.",
@@ -40,11 +41,15 @@ class DenseFeatures:
             ``block_strides`` of the tower.
         lengths: (N, 1, h, w) float32, norms of the cells before they were normalised; None from
             towers without tokens.
+        heads: Query, key and value of the patches in the last block, (N, A, h * w, E) each in the
+            tower's number type, as the form compares them; None for forms that need the value
+            alone, and for the block as it was trained.
     """
 
     embedding: Tensor
     blocks: tuple[Tensor, ...]
     lengths: Tensor | None = None
+    heads: Heads | None = None
 
 
 class VisionTower(nn.Module, ABC):
@@ -70,8 +75,8 @@ class VisionTower(nn.Module, ABC):
         path: How a cell becomes an embedding, in words.
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
-        last_block: Attention of the last block in the dense path where ``forward_dense`` is not
-            told: "value", "attention" or "class_residual".
+        dense_form: Form of the dense path where ``forward_dense`` is not told, as of
+            ``set_dense_form``.
         trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
         drop_path: Probability of stochastic depth in the last block, as ``set_drop_path`` set it.
         region_grid: Cells a side to which ``region_map`` is pooled for one region.
@@ -84,7 +89,7 @@ class VisionTower(nn.Module, ABC):
     num_blocks: int
     path: str
     checkpointing: bool = False
-    last_block: str = "value"
+    dense_form: DenseForm = DENSE_FORMS["clipself"]
     trained_blocks: int = ALL_BLOCKS
     drop_path: float = 0.0
     region_grid: int = 1
@@ -133,14 +138,14 @@ class VisionTower(nn.Module, ABC):
         """Parameters outside the blocks that may be trained; a ViT's projection is not one."""
 
     def idle_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the last block that its value-only form never uses."""
+        """Parameters of the last block that its dense form never uses."""
         return []
 
-    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
-        """Parameters of the last block of which its value-only form uses only the last rows.
+    def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Parameters of the last block of which its dense form uses only some rows.
 
         Returns:
-            Each with the number of its first rows that get no gradient.
+            Each with the rows that get no gradient.
         """
         return []
 
@@ -161,7 +166,10 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
     ) -> DenseFeatures:
         """Embed every cell.
 
@@ -169,18 +177,28 @@ class VisionTower(nn.Module, ABC):
             images: (N, 3, H, W) normalised pixels of any size and floating type. Sides that are no
                 multiple of the patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
-            last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "class_residual": the same with the class token in the place of the patch's own
-                token as the residual, as CAT-Seg was published; "attention": the block as it was
-                trained; None: the tower's ``last_block``.
+            form: Form of the last block or its name; None: the tower's ``dense_form``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
 
         Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range, or the images
-                are anything else.
+            ValueError: If the tower cannot have the form, a number in ``blocks`` is out of range,
+                or the images are anything else.
         """
+
+    def set_dense_form(self, form: DenseForm | str) -> None:
+        """Choose the form of the dense path; ``forward_image`` is the tower as it was trained.
+
+        What the form does not use is frozen by ``freeze``, which comes after.
+
+        Args:
+            form: Form of the last block, or its name.
+
+        Raises:
+            ValueError: If the tower cannot have it.
+        """
+        self.dense_form = self.check_dense((), form)
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
@@ -256,20 +274,17 @@ class VisionTower(nn.Module, ABC):
         """
         return region_map
 
-    def freeze(
-        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
-    ) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True) -> None:
         """Freeze all but the last blocks.
 
-        What a loss on ``forward_dense`` never reaches is frozen too, so that every trainable
-        parameter gets a gradient. A ViT's projection always stays frozen, since text embeddings
-        live behind it.
+        What a loss on ``forward_dense`` in the tower's form never reaches is frozen too, so that
+        every trainable parameter gets a gradient. A ViT's projection always stays frozen, since
+        text embeddings live behind it.
 
         Args:
             trained_blocks: Number of last blocks that are trained; 0 freezes the whole tower,
                 ``ALL_BLOCKS`` trains all of them and what stands before: patch embedding or stem,
                 positions, first norm.
-            last_block: Form of the last block in the dense path, as of ``forward_dense``.
             behind: Whether the loss reads the embedding, so that what stands behind the blocks may
                 learn: a ViT's final norm with ``ALL_BLOCKS``, a ResNet's attention pool with any
                 trained block.
@@ -292,9 +307,8 @@ class VisionTower(nn.Module, ABC):
             hidden = {id(p) for p in self.parameters_behind()} if not behind else set()
             for parameter in self.outer_parameters():
                 parameter.requires_grad_(id(parameter) not in hidden)
-        if last_block != "attention":
-            for parameter in self.idle_parameters():
-                parameter.requires_grad_(False)
+        for parameter in self.idle_parameters():
+            parameter.requires_grad_(False)
 
     def parameters_behind(self) -> list[nn.Parameter]:
         """Parameters behind the last block: final norm, pool, projection."""
@@ -334,12 +348,12 @@ class VisionTower(nn.Module, ABC):
             if parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias"))
         }
 
-    def check_dense(self, blocks: Sequence[int], last_block: str | None) -> str:
+    def check_dense(self, blocks: Sequence[int], form: DenseForm | str | None) -> DenseForm:
         """Raise unless ``forward_dense`` can do what is asked.
 
         Args:
             blocks: 0-based numbers of blocks.
-            last_block: Name of the last block's form, None for the tower's own.
+            form: Form of the last block or its name, None for the tower's own.
 
         Returns:
             The form.
@@ -347,13 +361,20 @@ class VisionTower(nn.Module, ABC):
         Raises:
             ValueError: If one is out of range.
         """
-        form = last_block or self.last_block
-        if form not in LAST_BLOCKS:
-            raise ValueError(f"last_block is {form!r}, not one of {LAST_BLOCKS}")
+        found = self.dense_form if form is None else dense_form(form)
+        self.check_form(found)
         unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
-        return form
+        return found
+
+    def check_form(self, form: DenseForm) -> None:
+        """Raise a ValueError unless the tower can have a form; without attention there is one."""
+        if str(form) not in ("clipself", "attention"):
+            raise ValueError(
+                f"the dense form {form} changes the attention of the last block, which {self.name} "
+                "has not; its form is clipself"
+            )
 
     def take(self, images: Tensor) -> Tensor:
         """Give pictures the tower's number type; a ValueError refuses what are none."""

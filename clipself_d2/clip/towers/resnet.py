@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip.precision import compute_context
 from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower, native_grid
+from clipself_d2.clip.towers.dense_form import DenseForm
 from clipself_d2.clip.towers.positions import resize_positions
 
 # Pixels per cell of each stage, and how many times the stem's channels it has.
@@ -85,22 +86,19 @@ class ResNetTower(VisionTower):
         stem = (visual.conv1, visual.bn1, visual.conv2, visual.bn2, visual.conv3, visual.bn3)
         return [p for module in (*stem, visual.attnpool) for p in module.parameters()]
 
-    def freeze(
-        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
-    ) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True) -> None:
         """Freeze all but the last stages; the pool learns with them where the loss reads it.
 
         Args:
             trained_blocks: Number of last stages that are trained: 3 is Detectron2's FREEZE_AT 2,
                 with the stem and res2 frozen; 0 freezes the tower, ``ALL_BLOCKS`` nothing.
-            last_block: Unused; stages have no attention.
             behind: Whether the attention pool learns.
 
         Raises:
             ValueError: If there are fewer stages.
         """
         self._reads_pool = behind
-        super().freeze(trained_blocks, last_block=last_block, behind=behind)
+        super().freeze(trained_blocks, behind=behind)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
         self._freeze_norms()
 
@@ -116,7 +114,10 @@ class ResNetTower(VisionTower):
         return self.pool(self.forward_stages(images)["res5"])
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
     ) -> DenseFeatures:
         """Embed every cell of the last stage; block 0 is res2.
 
@@ -125,7 +126,7 @@ class ResNetTower(VisionTower):
         Returns:
             A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
         """
-        self.check_dense(blocks, last_block)
+        self.check_dense(blocks, form)
         stages = self.forward_stages(self.pad(images))
         embedding = F.normalize(self.pool_dense(stages["res5"]), dim=1)
         return DenseFeatures(embedding, tuple(stages[STAGES[number]] for number in blocks))

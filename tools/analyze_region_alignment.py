@@ -11,6 +11,7 @@ from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.command_line.flags import count, device, positive
 from clipself_d2.engine.cli import run_tool, start_logging
 
@@ -50,11 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     for command in (heat, parts):
         command.add_argument("--image", required=True, type=user_path, help="a picture")
         command.add_argument("--size", type=count, default=0, help="longest side, px; 0: its own")
-    for command, usual in (
-        (score, ["clipself", "attention"]),
-        (heat, ["clipself"]),
-        (parts, ["clipself"]),
-    ):
+    for command in (score, heat, parts):
+        usual = ["clipself", "attention"] if command is score else ["clipself"]
         command.add_argument("--forms", nargs="+", choices=DENSE_FORMS, default=usual)
     for command in (score, heat):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")

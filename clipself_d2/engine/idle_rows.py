@@ -10,7 +10,8 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
     """Keep weight decay off rows of a matrix that are not trained, while others are.
 
     Query and key that the dense form of the last block does not use may share a matrix with the
-    value, so that they cannot be frozen, and their gradient is zero. A model may name more in ``held_rows``.
+    value, so that they cannot be frozen, and their gradient is zero. A model may name more in
+    ``held_rows``.
 
     Args:
         optimizer: Optimiser over the model's parameters.

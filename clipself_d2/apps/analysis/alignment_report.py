@@ -113,7 +113,7 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
                     axes.axhline(
                         row.macc1, color=color, ls=":", lw=1.6, label=f"{tower}, image crops"
                     )
-            for form, style in zip(forms, cycle(STYLES)):
+            for form, style in zip(forms, cycle(STYLES), strict=False):
                 curve = sorted(
                     (row.size, row.macc1)
                     for row in own

@@ -3,7 +3,6 @@
 Legend: N images, D joint embedding, C width, H W pixels, h w cells.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ _BEHIND_BLOCKS = (
     "visual.trunk.fc_norm.",
     "visual.trunk.attn_pool.",
     "visual.trunk.head.",
+    "visual.dense_gate.",
 )
 # Number of trained blocks that stands for the whole tower.
 ALL_BLOCKS = -1
@@ -398,22 +398,3 @@ class VisionTower(nn.Module, ABC):
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
-
-
-def native_grid(num_patches: int, name: str) -> tuple[int, int]:
-    """Side of a square position table.
-
-    Args:
-        num_patches: Rows of the table without the class token.
-        name: Model name for the message.
-
-    Returns:
-        Grid (h, w).
-
-    Raises:
-        ValueError: If the table is not square.
-    """
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")
-    return side, side

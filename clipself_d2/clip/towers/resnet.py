@@ -11,9 +11,9 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import compute_context
-from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower, native_grid
+from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
 from clipself_d2.clip.towers.dense_form import DenseForm
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 
 # Pixels per cell of each stage, and how many times the stem's channels it has.
 STAGE_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}

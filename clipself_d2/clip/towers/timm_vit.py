@@ -17,8 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.contract import native_grid
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 from clipself_d2.clip.towers.tokens import TokenTower
 
 AnyBlock: TypeAlias = Block | EvaBlock | EvaBlockPostNorm

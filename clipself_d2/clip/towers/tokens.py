@@ -4,7 +4,6 @@ Legend: N images, D joint embedding, C width, H W pixels, h w patch grid, T toke
 first, where there is one), R regions of the batch.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +23,8 @@ from clipself_d2.clip.towers.attention import (
     quarter_blocks,
     window_attention,
 )
-from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.blocks import BlockTower
+from clipself_d2.clip.towers.contract import DenseFeatures
 from clipself_d2.clip.towers.dense_form import DenseForm, mix_values, proxy_affinity
 
 Grid = tuple[int, int]
@@ -32,107 +32,17 @@ Grid = tuple[int, int]
 GATE = "dense_gate"
 
 
-class TokenTower(VisionTower):
-    """A tower whose blocks are transformer blocks, each split into heads, value and the rest.
+class TokenTower(BlockTower):
+    """A tower of transformer blocks with its forward passes.
 
     Attributes:
-        num_prefix: Number of tokens before the patches: 1 with a class token, else 0.
-        reads_class_token: Whether the picture's embedding is the class token's.
         attention: Which block of the dense path uses which attention.
         proxy: From pixels as ``forward_dense`` gets them to the features (N, C, h', w') of another
             model, whose affinity a form of external attention takes where none is passed.
     """
 
-    num_prefix: int
-    reads_class_token: bool
     attention = AttentionPlan()
     proxy: Callable[[Tensor], Tensor] | None = None
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn pixels into tokens.
-
-        Args:
-            images: (N, 3, H, W) with H and W multiples of the patch.
-
-        Returns:
-            (N, T, C) tokens with positions, and the rotary table (h * w, 2E) of trunks that rotate.
-        """
-
-    @abstractmethod
-    def heads(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Heads:
-        """Query, key and value of a block.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            rotary: Rotary table of the patches; None rotates nothing.
-
-        Returns:
-            (N, A, T, E) each.
-        """
-
-    @abstractmethod
-    def value(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Value of a block alone, heads side by side; (N, T, C) to (N, T, A * E)."""
-
-    @abstractmethod
-    def before_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """What a block's query, key and value are made of; (N, T, C) to (N, T, C)."""
-
-    @abstractmethod
-    def attended(self, block: nn.Module, mixed: Tensor) -> Tensor:
-        """Output projection, as it is added to the block's input.
-
-        Args:
-            block: One of ``block_modules``.
-            mixed: (N, T, A * E), values mixed by attention.
-
-        Returns:
-            (N, T, C).
-        """
-
-    @abstractmethod
-    def feed_forward(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """The MLP of a block with its residual; (N, T, C) to (N, T, C)."""
-
-    @abstractmethod
-    def own_parameters(self, block: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """Parameters that serve the "query", the "key" or the "mlp" of a block alone."""
-
-    @abstractmethod
-    def shared_parameters(self, block: nn.Module) -> list[nn.Parameter]:
-        """Parameters of which query, key and value have a third each, in this order."""
-
-    def finish(self, block: nn.Module, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of a block: output projection, residuals and MLP.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            mixed: (N, T, A * E), values mixed by attention.
-
-        Returns:
-            (N, T, C).
-        """
-        return self.feed_forward(block, tokens + self.attended(block, mixed))
-
-    @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
-        """Embed each token by itself; (N, ..., C) to (N, ..., D).
-
-        For one token alone this is ``pool``: where the tower averages, the mean of one; where it
-        pools by attention, that attention over one token, which passes the token's value.
-        """
-
-    @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Embed the picture from the last block's tokens; (N, T, C) to (N, D)."""
-
-    def run_block(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Tensor:
-        """Apply a block with its global self-attention; (N, T, C) to (N, T, C)."""
-        mixed = global_attention(self.heads(block, tokens, rotary))
-        return self.finish(block, tokens, merge_heads(mixed))
 
     def run_window_block(
         self, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid

@@ -11,8 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.contract import native_grid
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 from clipself_d2.clip.towers.tokens import TokenTower
 
 # How a cell becomes an embedding, by open_clip's pooling.

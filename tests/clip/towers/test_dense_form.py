@@ -147,11 +147,7 @@ def test_the_neighbours_prior_by_hand_and_at_its_limits():
     form = replace(BARE, attention="neighbour")
     wide, narrow, plain = (
         mix_values(f, heads, grid=GRID, num_prefix=0)
-        for f in (
-            replace(form, sigma=1e6),
-            replace(form, sigma=1e-3),
-            replace(BARE, attention="kk"),
-        )
+        for f in (replace(form, sigma=1e6), replace(form, sigma=1e-3), DenseForm("kk"))
     )
     assert_close(wide, plain)
     logits = heads.key @ heads.key.transpose(-1, -2) / 8**0.5 + torch.eye(15)

@@ -37,12 +37,12 @@ class TokenTower(BlockTower):
 
     Attributes:
         attention: Which block of the dense path uses which attention.
-        proxy: From pixels as ``forward_dense`` gets them to the features (N, C, h', w') of another
-            model, whose affinity a form of external attention takes where none is passed.
+        proxy: From RGB pixels (N, 3, H, W), 0 to 255, and the grid to the features (N, C, h', w')
+            of another model, whose affinity forms of external attention take where none is passed.
     """
 
     attention = AttentionPlan()
-    proxy: Callable[[Tensor], Tensor] | None = None
+    proxy: Callable[[Tensor, Grid], Tensor] | None = None
 
     def run_window_block(
         self, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid
@@ -266,7 +266,11 @@ class TokenTower(BlockTower):
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         if form.attention == "external" and affinity is None and self.proxy is not None:
-            affinity = proxy_affinity(self.proxy(images), grid)
+            mean, std = (
+                images.new_tensor(values).view(3, 1, 1)
+                for values in (self.pixel_mean, self.pixel_std)
+            )
+            affinity = proxy_affinity(self.proxy(images * std + mean, grid), grid)
         outputs: dict[int, Tensor] = {}
         last = self.num_blocks - 1
         # Branches of the form beside the trained blocks; of the last block alone, as a rule.

@@ -85,6 +85,8 @@ def _add_clip(cfg: CN) -> None:
     # What the last block does in dense features (docs/dense_forms.md): clipself, attention, catseg,
     # clipself3, maskclip, sclip, clearclip, naclip, proxyclip, declip_qq, declip_csa or denserc.
     cfg.MODEL.CLIP.DENSE_FORM = "clipself"
+    # Whether weights that were trained in another dense form may be run in this one.
+    cfg.MODEL.CLIP.ANY_FORM = False
     # Side of the windows of the dense path's attention, cells; 0: every block is global.
     cfg.MODEL.CLIP.WINDOW_SIZE = 0
     # Blocks that stay global where there are windows, 0-based; [] takes the last of every quarter.

@@ -16,6 +16,7 @@ from clipself_d2.backbones.features import Features
 from clipself_d2.clip import VisionTower
 from clipself_d2.clip.towers.dense_form import DenseForm
 from clipself_d2.clip.towers.drop_path import set_drop_path
+from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.image_tower import build_image_tower
 
 CLIP_FEATURE = "clip"
@@ -27,6 +28,7 @@ class ClipViTOptions(TypedDict):
     tower: VisionTower
     tap_blocks: Sequence[int]
     dense_form: DenseForm | str
+    any_form: bool
     trainable_blocks: int
     drop_path: float
 
@@ -44,6 +46,7 @@ class ClipViT(Backbone):
         tower: Image tower. What of it is trained is set here.
         tap_blocks: 0-based numbers of the blocks to return; one may occur more than once.
         dense_form: Form of the dense map, or its name in ``clip.towers.dense_form``.
+        any_form: Whether weights that were trained in another form may be run in this one.
         trainable_blocks: Number of last blocks to train; -1 trains all of them, the patch
             embedding and the positions. Final norm and projection stay, for the text behind them.
         drop_path: Probability of stochastic depth in the last block, growing from 0 in the first;
@@ -63,6 +66,7 @@ class ClipViT(Backbone):
         tower: VisionTower,
         tap_blocks: Sequence[int] = (),
         dense_form: DenseForm | str = "clipself",
+        any_form: bool = False,
         trainable_blocks: int = 0,
         drop_path: float = 0.0,
     ) -> None:
@@ -74,7 +78,7 @@ class ClipViT(Backbone):
                 "build_clip_resnet_backbone (LazyConfig: ClipResNet)"
             )
         tower.check_dense(tap_blocks, dense_form)
-        tower.set_dense_form(dense_form)
+        set_form(tower, dense_form, any_form=any_form)
         # The detector's losses read blocks; the dense embedding is for its tests.
         tower.freeze(trainable_blocks, behind=False)
         trained = tower.num_blocks if trainable_blocks < 0 else trainable_blocks
@@ -104,6 +108,7 @@ class ClipViT(Backbone):
             "tower": tower,
             "tap_blocks": cfg.MODEL.CLIP.TAP_BLOCKS,
             "dense_form": tower.dense_form,
+            "any_form": tower.any_form,
             "trainable_blocks": tower.trained_blocks,
             "drop_path": tower.drop_path,
         }

@@ -13,8 +13,7 @@ from detectron2.config import CfgNode
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
-from clipself_d2.clip.weights.form import read_form
-from clipself_d2.parts.dense_form import check_form, form_from_config
+from clipself_d2.parts.dense_form import check_form
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +95,11 @@ def build_image_tower(
             tower = load_tower(options.NAME, weights, precision=options.PRECISION)
     else:
         tower = copy.deepcopy(original)
-    form = form_from_config(cfg)
-    if options.WEIGHTS:
-        check_form(form, read_form(options.WEIGHTS), "MODEL.CLIP.WEIGHTS")
-    tower.form = form  # type: ignore[assignment]
+    trained_form, tower.trained_form = tower.trained_form, None
+    tower.any_form = options.ANY_FORM
+    tower.pixel_form = {  # type: ignore[assignment]
+        f"MODEL.{key}": list(cfg.MODEL[key]) for key in ("PIXEL_MEAN", "PIXEL_STD")
+    }
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
     with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS and DROP_PATH"):
@@ -109,6 +109,8 @@ def build_image_tower(
         tower.freeze(options.TRAINABLE_BLOCKS, behind=reads_embedding)
         trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
         set_drop_path(tower, options.DROP_PATH, trained)
+    if options.WEIGHTS:
+        check_form(tower, trained_form, "MODEL.CLIP.WEIGHTS")
     return tower
 
 

@@ -1,13 +1,19 @@
 """Parts of a CAT-Seg for LazyConfig, which builds them without a yaml file."""
 
 from clipself_d2.clip import VisionTower, load_clip, load_tower
+from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.text_embeddings import semantic_vocabulary
 from clipself_d2.segmentation.words import LearnedWords
 from clipself_d2.vocabulary import TextEmbeddings
 
 
 def learning_tower(
-    *, name: str, weights: str | None, trained_blocks: int = -1, dense_form: str = "clipself"
+    *,
+    name: str,
+    weights: str | None,
+    trained_blocks: int = -1,
+    dense_form: str = "clipself",
+    any_form: bool = False,
 ) -> VisionTower:
     """Load an image tower whose last blocks learn.
 
@@ -16,12 +22,13 @@ def learning_tower(
         weights: Its pretrained tag or a file, such as a distilled student; None for random weights.
         trained_blocks: Number of last blocks that learn; -1 for all.
         dense_form: Name of the form of dense features, of ``clip.towers.dense_form``.
+        any_form: Whether weights that were trained in another form may be run in this one.
 
     Returns:
         The tower.
     """
     tower = load_tower(name, weights)
-    tower.set_dense_form(dense_form)
+    set_form(tower, dense_form, any_form=any_form)
     tower.freeze(trained_blocks)
     return tower
 

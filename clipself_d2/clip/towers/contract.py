@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipself_d2.clip.precision import check_images
 from clipself_d2.clip.towers.attention import Heads
 from clipself_d2.clip.towers.dense_form import DENSE_FORMS, DenseForm, dense_form
+from clipself_d2.clip.weights.form import Form
 
 # Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
 _BEHIND_BLOCKS = (
@@ -41,9 +42,8 @@ class DenseFeatures:
             ``block_strides`` of the tower.
         lengths: (N, 1, h, w) float32, norms of the cells before they were normalised; None from
             towers without tokens.
-        heads: Query, key and value of the patches in the last block, (N, A, h * w, E) each in the
-            tower's number type, as the form compares them; None for forms that need the value
-            alone, and for the block as it was trained.
+        heads: Query, key and value of the patches in the last block as the form compares them,
+            (N, A, h * w, E) each; None where the value alone is computed, or the trained block.
     """
 
     embedding: Tensor
@@ -75,8 +75,9 @@ class VisionTower(nn.Module, ABC):
         path: How a cell becomes an embedding, in words.
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
-        dense_form: Form of the dense path where ``forward_dense`` is not told, as of
-            ``set_dense_form``.
+        dense_form: Form of the dense path where ``forward_dense`` is not told.
+        trained_form: Form that the file of the weights tells, where it does.
+        any_form: Whether weights of another form may be loaded.
         trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
         drop_path: Probability of stochastic depth in the last block, as ``set_drop_path`` set it.
         region_grid: Cells a side to which ``region_map`` is pooled for one region.
@@ -90,6 +91,8 @@ class VisionTower(nn.Module, ABC):
     path: str
     checkpointing: bool = False
     dense_form: DenseForm = DENSE_FORMS["clipself"]
+    trained_form: Form | None = None
+    any_form: bool = False
     trained_blocks: int = ALL_BLOCKS
     drop_path: float = 0.0
     region_grid: int = 1

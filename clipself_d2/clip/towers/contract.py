@@ -354,15 +354,8 @@ class VisionTower(nn.Module, ABC):
     def check_dense(self, blocks: Sequence[int], form: DenseForm | str | None) -> DenseForm:
         """Raise unless ``forward_dense`` can do what is asked.
 
-        Args:
-            blocks: 0-based numbers of blocks.
-            form: Form of the last block or its name, None for the tower's own.
-
         Returns:
-            The form.
-
-        Raises:
-            ValueError: If one is out of range.
+            The form; None stands for the tower's own.
         """
         found = self.dense_form if form is None else dense_form(form)
         self.check_form(found)

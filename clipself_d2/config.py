@@ -78,6 +78,9 @@ def _add_clip(cfg: CN) -> None:
     # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
     # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # What of those blocks learns: all, attention, or query_value (the weights of the query and the
+    # value projections, as in the detectors of DeCLIP and SynCLIP; docs/dense_forms.md).
+    cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # The same of the text tower, where a model can train it.
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
@@ -147,6 +150,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # objectness logit), raw_logit (the logit itself, as published for RegionCLIP: scores may exceed
     # 1, and proposals with a negative logit are lost), or empty for none.
     cfg.MODEL.OPEN_VOCAB.RPN_SCORE = ""
+    # Share of CLIP in the objectness of proposals in tests, where PROPOSAL_GENERATOR.NAME is
+    # BlendedRPN; 0 is the network's alone.
+    cfg.MODEL.OPEN_VOCAB.CLIP_OBJECTNESS = 0.5
     # Decay of soft-NMS: gaussian, linear (above ROI_HEADS.NMS_THRESH_TEST), or empty for NMS.
     cfg.MODEL.OPEN_VOCAB.SOFT_NMS = ""
 

@@ -30,6 +30,7 @@ class ClipViTOptions(TypedDict):
     dense_form: DenseForm | str
     any_form: bool
     trainable_blocks: int
+    trainable_parts: str
     drop_path: float
 
 
@@ -49,6 +50,7 @@ class ClipViT(Backbone):
         any_form: Whether weights that were trained in another form may be run in this one.
         trainable_blocks: Number of last blocks to train; -1 trains all of them, the patch
             embedding and the positions. Final norm and projection stay, for the text behind them.
+        trainable_parts: What of those blocks learns: "all", "attention" or "query_value".
         drop_path: Probability of stochastic depth in the last block, growing from 0 in the first;
             it is applied to blocks that are trained.
 
@@ -68,6 +70,7 @@ class ClipViT(Backbone):
         dense_form: DenseForm | str = "clipself",
         any_form: bool = False,
         trainable_blocks: int = 0,
+        trainable_parts: str = "all",
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class ClipViT(Backbone):
         tower.check_dense(tap_blocks, dense_form)
         set_form(tower, dense_form, any_form=any_form)
         # The detector's losses read blocks; the dense embedding is for its tests.
-        tower.freeze(trainable_blocks, behind=False)
+        tower.freeze(trainable_blocks, behind=False, parts=trainable_parts)
         trained = tower.num_blocks if trainable_blocks < 0 else trainable_blocks
         set_drop_path(tower, drop_path, trained)
         self.tower = tower
@@ -110,6 +113,7 @@ class ClipViT(Backbone):
             "dense_form": tower.dense_form,
             "any_form": tower.any_form,
             "trainable_blocks": tower.trained_blocks,
+            "trainable_parts": tower.trained_parts,
             "drop_path": tower.drop_path,
         }
 

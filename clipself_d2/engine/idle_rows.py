@@ -28,7 +28,8 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
         for row in tower.idle_rows()
         if row[0].requires_grad
     ]
-    rows += getattr(model, "held_rows", ())
+    for module in model.modules():
+        rows += getattr(module, "held_rows", ())
     kept: list[Tensor] = []
 
     def before_step(*_: object) -> None:

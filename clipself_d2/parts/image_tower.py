@@ -102,11 +102,15 @@ def build_image_tower(
     }
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
-    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS and DROP_PATH"):
+    with _naming(
+        "WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS, TRAINABLE_PARTS and DROP_PATH"
+    ):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
         tower.set_dense_form(options.DENSE_FORM)
-        tower.freeze(options.TRAINABLE_BLOCKS, behind=reads_embedding)
+        tower.freeze(
+            options.TRAINABLE_BLOCKS, behind=reads_embedding, parts=options.TRAINABLE_PARTS
+        )
         trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
         set_drop_path(tower, options.DROP_PATH, trained)
     if options.WEIGHTS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipself_d2.clip.fine_tuning import HeldRows, restrict_training
 from clipself_d2.clip.precision import check_images
 from clipself_d2.clip.towers.attention import Heads
 from clipself_d2.clip.towers.dense_form import DENSE_FORMS, DenseForm, dense_form
@@ -76,6 +77,8 @@ class VisionTower(nn.Module, ABC):
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
         dense_form: Form of the dense path where ``forward_dense`` is not told.
+        trained_parts: What of those blocks is trained, as ``freeze`` was told.
+        held_rows: Rows of trained parameters that stay as they are, as of ``restrict_training``.
         trained_form: Form that the file of the weights tells, where it does.
         any_form: Whether weights of another form may be loaded.
         trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
@@ -91,6 +94,8 @@ class VisionTower(nn.Module, ABC):
     path: str
     checkpointing: bool = False
     dense_form: DenseForm = DENSE_FORMS["clipself"]
+    trained_parts: str = "all"
+    held_rows: HeldRows | tuple[()] = ()
     trained_form: Form | None = None
     any_form: bool = False
     trained_blocks: int = ALL_BLOCKS
@@ -191,15 +196,10 @@ class VisionTower(nn.Module, ABC):
         """
 
     def set_dense_form(self, form: DenseForm | str) -> None:
-        """Choose the form of the dense path; ``forward_image`` is the tower as it was trained.
-
-        What the form does not use is frozen by ``freeze``, which comes after.
+        """Choose the form of the dense path, or refuse it; ``freeze`` comes after.
 
         Args:
             form: Form of the last block, or its name.
-
-        Raises:
-            ValueError: If the tower cannot have it.
         """
         self.dense_form = self.check_dense((), form)
 
@@ -277,7 +277,7 @@ class VisionTower(nn.Module, ABC):
         """
         return region_map
 
-    def freeze(self, trained_blocks: int = 0, *, behind: bool = True) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
         """Freeze all but the last blocks.
 
         What a loss on ``forward_dense`` in the tower's form never reaches is frozen too, so that
@@ -292,15 +292,17 @@ class VisionTower(nn.Module, ABC):
                 learn: a ViT's final norm with ``ALL_BLOCKS``, a ResNet's attention pool with any
                 trained block.
 
+            parts: What of the blocks is trained: "all", "attention" or "query_value".
+
         Raises:
-            ValueError: If the tower has fewer blocks.
+            ValueError: If the tower has fewer blocks, or no such parts.
         """
         if not ALL_BLOCKS <= trained_blocks <= self.num_blocks:
             raise ValueError(
                 f"{trained_blocks} trainable blocks asked for, but {self.name} has "
                 f"{self.num_blocks}; 0 trains none and {ALL_BLOCKS} the whole tower"
             )
-        self.trained_blocks = trained_blocks
+        self.trained_blocks, self.trained_parts = trained_blocks, parts
         self.requires_grad_(False)
         whole = trained_blocks == ALL_BLOCKS
         first = 0 if whole else self.num_blocks - trained_blocks
@@ -312,6 +314,9 @@ class VisionTower(nn.Module, ABC):
                 parameter.requires_grad_(id(parameter) not in hidden)
         for parameter in self.idle_parameters():
             parameter.requires_grad_(False)
+        if isinstance(self.held_rows, list):
+            self.held_rows.clear()
+        self.held_rows = restrict_training([self], parts)
 
     def parameters_behind(self) -> list[nn.Parameter]:
         """Parameters behind the last block: final norm, pool, projection."""

@@ -86,19 +86,20 @@ class ResNetTower(VisionTower):
         stem = (visual.conv1, visual.bn1, visual.conv2, visual.bn2, visual.conv3, visual.bn3)
         return [p for module in (*stem, visual.attnpool) for p in module.parameters()]
 
-    def freeze(self, trained_blocks: int = 0, *, behind: bool = True) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
         """Freeze all but the last stages; the pool learns with them where the loss reads it.
 
         Args:
             trained_blocks: Number of last stages that are trained: 3 is Detectron2's FREEZE_AT 2,
                 with the stem and res2 frozen; 0 freezes the tower, ``ALL_BLOCKS`` nothing.
             behind: Whether the attention pool learns.
+            parts: "all"; stages have no parts.
 
         Raises:
             ValueError: If there are fewer stages.
         """
         self._reads_pool = behind
-        super().freeze(trained_blocks, behind=behind)
+        super().freeze(trained_blocks, behind=behind, parts=parts)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
         self._freeze_norms()
 

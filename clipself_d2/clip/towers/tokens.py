@@ -190,12 +190,12 @@ class TokenTower(BlockTower):
             for parameter in self.shared_parameters(self.block_modules[-1])
         ]
 
-    def freeze(self, trained_blocks: int = 0, *, behind: bool = True) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
         """Freeze all but the last blocks; a gate learns with any of them.
 
         Arguments and errors are those of ``VisionTower``.
         """
-        super().freeze(trained_blocks, behind=behind)
+        super().freeze(trained_blocks, behind=behind, parts=parts)
         if self.gate is not None:
             self.gate.requires_grad_(trained_blocks != 0)
 

@@ -78,14 +78,18 @@ def _add_clip(cfg: CN) -> None:
     # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
     # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    # What of those blocks learns: all, attention, or query_value (the weights of the query and the
+    # value projections, as in the detectors of DeCLIP and SynCLIP; docs/dense_forms.md).
+    cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # The same of the text tower, where a model can train it.
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
-    # Attention of the last block in dense features: value (identity attention), attention, or
-    # class_residual (identity attention beside the class token instead of the patch's own, the form
-    # of the published checkpoints of CAT-Seg).
-    cfg.MODEL.CLIP.LAST_BLOCK = "value"
+    # What the last block does in dense features (docs/dense_forms.md): clipself, attention, catseg,
+    # clipself3, maskclip, sclip, clearclip, naclip, proxyclip, declip_qq, declip_csa or denserc.
+    cfg.MODEL.CLIP.DENSE_FORM = "clipself"
+    # Whether weights that were trained in another dense form may be run in this one.
+    cfg.MODEL.CLIP.ANY_FORM = False
     # Side of the windows of the dense path's attention, cells; 0: every block is global.
     cfg.MODEL.CLIP.WINDOW_SIZE = 0
     # Blocks that stay global where there are windows, 0-based; [] takes the last of every quarter.
@@ -146,6 +150,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # objectness logit), raw_logit (the logit itself, as published for RegionCLIP: scores may exceed
     # 1, and proposals with a negative logit are lost), or empty for none.
     cfg.MODEL.OPEN_VOCAB.RPN_SCORE = ""
+    # Share of CLIP in the objectness of proposals in tests, where PROPOSAL_GENERATOR.NAME is
+    # BlendedRPN; 0 is the network's alone.
+    cfg.MODEL.OPEN_VOCAB.CLIP_OBJECTNESS = 0.5
     # Decay of soft-NMS: gaussian, linear (above ROI_HEADS.NMS_THRESH_TEST), or empty for NMS.
     cfg.MODEL.OPEN_VOCAB.SOFT_NMS = ""
 

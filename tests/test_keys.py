@@ -99,6 +99,7 @@ def cached(cfg: CfgNode) -> object:
     return len(list(Path(folder).iterdir())) if folder else 0
 
 
+BLENDED = ("MODEL.PROPOSAL_GENERATOR.NAME", "BlendedRPN")
 CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
 DISTILL, PRETRAIN, RPN = "MODEL.DISTILL.", "MODEL.REGIONCLIP.", "MODEL.FROZEN_RPN."
 CRIS, REGIONS, MASKS = "MODEL.CRIS.", "INPUT.REGIONS.", "MODEL.OV_PANOPTIC."
@@ -120,7 +121,9 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (CLIP + "TRAINABLE_BLOCKS", 2, "fvit_untouched", model, ()),
     (CLIP + "TEXT_TRAINABLE_BLOCKS", 1, "cris", model, ()),
     (CLIP + "DROP_PATH", 0.2, "fvit_untouched", model, TRAINED),
-    (CLIP + "LAST_BLOCK", "attention", "fvit_untouched", model, ()),
+    (CLIP + "DENSE_FORM", "attention", "fvit_untouched", model, ()),
+    (CLIP + "TRAINABLE_PARTS", "attention", "fvit_untouched", model, (CLIP + "TRAINABLE_BLOCKS", 1)),
+    (CLIP + "ANY_FORM", True, "fvit_untouched", model, ()),
     (CLIP + "WINDOW_SIZE", 4, "fvit_untouched", model, ()),
     (CLIP + "GLOBAL_BLOCKS", [1], "fvit_untouched", model, (CLIP + "WINDOW_SIZE", 4)),
     (CLIP + "TAP_BLOCKS", [1, 5], "fvit_untouched", model, ()),
@@ -141,6 +144,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (HEADS + "FOCAL_GAMMA", 0.7, "fvit_untouched", model, ()),
     (HEADS + "NORMALIZE_WEIGHTS", True, "fvit_untouched", model, ()),
     (HEADS + "REFINE_BOXES", False, "fvit_untouched", model, ()),
+    (HEADS + "CLIP_OBJECTNESS", 0.1, "fvit_untouched", model, BLENDED),
     (HEADS + "RPN_SCORE", "sigmoid", "fvit_untouched", model, ()),
     (HEADS + "SOFT_NMS", "linear", "fvit_untouched", model, ()),
     (DISTILL + "PAD_TO_SQUARE", True, "clipself_patches", model, ()),

@@ -7,10 +7,12 @@ import sys
 import clipself_d2  # noqa: F401  (registers everything)
 from clipself_d2.apps.analysis.alignment_report import report_accuracy
 from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
-from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
+from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
+from clipself_d2.apps.analysis.segment_forms import form_table, score_forms
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.command_line.flags import count, device, positive
 from clipself_d2.engine.cli import run_tool, start_logging
 
@@ -36,25 +38,32 @@ def parse_arguments() -> argparse.Namespace:
     score = kinds.add_parser("accuracy", help="crops against dense features over input sizes")
     heat = kinds.add_parser("heatmap", help="similarity of a picture to typed words")
     parts = kinds.add_parser("pca", help="three principal components of the dense map")
-    for command in (score, parts):
+    label = kinds.add_parser("segment", help="mIoU of label maps by the dense map alone, by form")
+    for command in (score, parts, label):
         command.add_argument("--towers", required=True, nargs="+", metavar="T", help=SPEC_FORM)
     heat.add_argument("--tower", required=True, metavar="T", help=SPEC_FORM)
     heat.add_argument("--words", required=True, help='between commas, such as "dog,police car"')
     score.add_argument("--dataset", required=True, help="registered panoptic data set")
+    label.add_argument("--dataset", required=True, help="label maps, as emoji_ov_sem_seg_val")
     score.add_argument("--sizes", required=True, nargs="+", type=positive, help="longest sides, px")
-    score.add_argument("--limit", type=count, default=0, help="first N images; default: all")
     score.add_argument("--batch-size", type=positive, default=1, help="images at a time")
     score.add_argument("--keep-shape", action="store_true", help="do not pad images to squares")
     score.add_argument("--precision", default="fp32", choices=PRECISIONS)
     score.add_argument("--num-workers", type=count, default=0, help="processes that read images")
     for command in (heat, parts):
         command.add_argument("--image", required=True, type=user_path, help="a picture")
+    for command in (score, label):
+        command.add_argument("--limit", type=count, default=0, help="first N images; 0: all")
+    for command in (heat, parts, label):
         command.add_argument("--size", type=count, default=0, help="longest side, px; 0: its own")
-        command.add_argument("--last-block", nargs="+", choices=STRATEGIES, default=["value"])
-    for command in (score, heat):
+    for command in (score, heat, parts, label):
+        usual = ["clipself", "attention"] if command is score else ["clipself"]
+        command.add_argument("--forms", nargs="+", choices=DENSE_FORMS, default=usual)
+    for command in (score, heat, label):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
     for command in (score, heat, parts):
         command.add_argument("--output", required=True, type=user_path, help="folder or picture")
+    for command in (score, heat, parts, label):
         command.add_argument("--device", type=device, default="", help="default: a GPU")
         command.add_argument("--debug", action="store_true", help="show an error's traceback")
     return parser.parse_args()
@@ -66,17 +75,21 @@ def analyze(args: argparse.Namespace) -> None:
     Args:
         args: Of ``parse_arguments``.
     """
-    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision")
+    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision", "forms")
     given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
     if args.analysis == "heatmap":
         spec, words = TowerSpec.parse(args.tower), read_words(args.words)
-        draw_heat_maps(spec, args.image, words, strategies=args.last_block, **given)
+        draw_heat_maps(spec, args.image, words, **given)
         return
     specs = [TowerSpec.parse(text) for text in args.towers]
+    if args.analysis == "segment":
+        print(form_table(score_forms(args.dataset, specs, **given)))
+        return
     if args.analysis == "pca":
-        draw_components(specs, args.image, strategies=args.last_block, **given)
+        draw_components(specs, args.image, **given)
         return
     sizes, output = tuple(args.sizes), given.pop("output")
+    given["forms"] = tuple(args.forms)
     options = AlignmentOptions(sizes=sizes, pad_to_square=not args.keep_shape, **given)
     print(report_accuracy(args.dataset, specs, options, output))
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from clipself_d2.backbones.features import Features
 from clipself_d2.clip import VisionTower
+from clipself_d2.clip.towers.dense_form import DenseForm
 from clipself_d2.clip.towers.drop_path import set_drop_path
+from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.image_tower import build_image_tower
 
 CLIP_FEATURE = "clip"
@@ -25,8 +27,10 @@ class ClipViTOptions(TypedDict):
 
     tower: VisionTower
     tap_blocks: Sequence[int]
-    last_block: str
+    dense_form: DenseForm | str
+    any_form: bool
     trainable_blocks: int
+    trainable_parts: str
     drop_path: float
 
 
@@ -42,15 +46,17 @@ class ClipViT(Backbone):
     Args:
         tower: Image tower. What of it is trained is set here.
         tap_blocks: 0-based numbers of the blocks to return; one may occur more than once.
-        last_block: "value", identity attention in the last block, or "attention".
+        dense_form: Form of the dense map, or its name in ``clip.towers.dense_form``.
+        any_form: Whether weights that were trained in another form may be run in this one.
         trainable_blocks: Number of last blocks to train; -1 trains all of them, the patch
             embedding and the positions. Final norm and projection stay, for the text behind them.
+        trainable_parts: What of those blocks learns: "all", "attention" or "query_value".
         drop_path: Probability of stochastic depth in the last block, growing from 0 in the first;
             it is applied to blocks that are trained.
 
     Raises:
-        ValueError: If the tower is a ResNet, ``last_block`` is unknown, there are fewer blocks, or
-            ``drop_path`` is no probability below 1.
+        ValueError: If the tower is a ResNet or cannot have ``dense_form``, there are fewer blocks,
+            or ``drop_path`` is no probability below 1.
 
     Reference: the backbone of F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
@@ -61,8 +67,10 @@ class ClipViT(Backbone):
         *,
         tower: VisionTower,
         tap_blocks: Sequence[int] = (),
-        last_block: str = "value",
+        dense_form: DenseForm | str = "clipself",
+        any_form: bool = False,
         trainable_blocks: int = 0,
+        trainable_parts: str = "all",
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -72,9 +80,10 @@ class ClipViT(Backbone):
                 "MODEL.BACKBONE.NAME to build_clip_resnet_fpn_backbone or "
                 "build_clip_resnet_backbone (LazyConfig: ClipResNet)"
             )
-        tower.last_block = tower.check_dense(tap_blocks, last_block)
+        tower.check_dense(tap_blocks, dense_form)
+        set_form(tower, dense_form, any_form=any_form)
         # The detector's losses read blocks; the dense embedding is for its tests.
-        tower.freeze(trainable_blocks, last_block=last_block, behind=False)
+        tower.freeze(trainable_blocks, behind=False, parts=trainable_parts)
         trained = tower.num_blocks if trainable_blocks < 0 else trainable_blocks
         set_drop_path(tower, drop_path, trained)
         self.tower = tower
@@ -101,15 +110,17 @@ class ClipViT(Backbone):
         return {
             "tower": tower,
             "tap_blocks": cfg.MODEL.CLIP.TAP_BLOCKS,
-            "last_block": tower.last_block,
+            "dense_form": tower.dense_form,
+            "any_form": tower.any_form,
             "trainable_blocks": tower.trained_blocks,
+            "trainable_parts": tower.trained_parts,
             "drop_path": tower.drop_path,
         }
 
     @property
-    def last_block(self) -> str:
-        """Form of the tower's last block."""
-        return self.tower.last_block
+    def dense_form(self) -> DenseForm:
+        """Form of the tower's dense map."""
+        return self.tower.dense_form
 
     @property
     def trainable_blocks(self) -> int:

@@ -15,8 +15,9 @@ from detectron2.modeling import (
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
+from clipself_d2.clip.fine_tuning import RULES as RULES_OF_PARTS
 from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.clip.towers.contract import LAST_BLOCKS
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
 from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
@@ -78,6 +79,7 @@ _RULES: dict[Rule, str] = {
         SOLVER.CLIP_GRADIENTS.NORM_TYPE""",
     _SHARE: """
         MODEL.OV_PANOPTIC.RECOGNITION
+        MODEL.OPEN_VOCAB.CLIP_OBJECTNESS
         MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA MODEL.OPEN_VOCAB.ENSEMBLE_BETA MODEL.DISTILL.STUDENT_SHARE
          MODEL.ROI_HEADS.SCORE_THRESH_TEST SOLVER.WARMUP_FACTOR
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.POSITIVE_FRACTION
@@ -121,7 +123,8 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.CLIP.PRECISION": PRECISIONS,
-    "MODEL.CLIP.LAST_BLOCK": LAST_BLOCKS,
+    "MODEL.CLIP.DENSE_FORM": DENSE_FORMS,
+    "MODEL.CLIP.TRAINABLE_PARTS": RULES_OF_PARTS,
     "MODEL.CRIS.NORM": NORMS,
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,

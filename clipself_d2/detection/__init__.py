@@ -1,8 +1,9 @@
 """Open-vocabulary detectors; importing the package registers heads and meta-architectures."""
 
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
-from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY
 
+from clipself_d2.detection.blended_rpn import BlendedRPN
 from clipself_d2.detection.cascade import OpenVocabCascadeROIHeads
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
@@ -19,9 +20,11 @@ META_ARCH_REGISTRY.register(OpenVocabRetinaNet)
 ROI_HEADS_REGISTRY.register(CLIPRes5ROIHeads)
 ROI_HEADS_REGISTRY.register(OpenVocabCascadeROIHeads)
 ROI_HEADS_REGISTRY.register(OpenVocabROIHeads)
+PROPOSAL_GENERATOR_REGISTRY.register(BlendedRPN)
 RPN_HEAD_REGISTRY.register(NormRPNHead)
 
 __all__ = [
+    "BlendedRPN",
     "CLIPRes5ROIHeads",
     "EmbeddingFastRCNNOutputLayers",
     "NormRPNHead",

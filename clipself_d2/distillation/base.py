@@ -260,7 +260,9 @@ class RegionDistiller(nn.Module, ABC):
         student, teacher = self.student.state_dict(), self.teacher.state_dict()
         if alpha == 1.0:
             return student
-        return {key: alpha * student[key] + (1 - alpha) * teacher[key] for key in student}
+        # What the original has not, the gate of a dense form, is the student's.
+        mixed = {key: alpha * student[key] + (1 - alpha) * teacher[key] for key in teacher}
+        return {**student, **mixed}
 
     def _split(
         self, items: list[Item], dense: Tensor, student_RD: Tensor

@@ -9,8 +9,9 @@ from clipself_d2.clip import VisionTower
 def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """Keep weight decay off rows of a matrix that are not trained, while others are.
 
-    Query and key of a last block in value mode share a matrix with the value, so they cannot be
-    frozen, and their gradient is zero. A model may name more in ``held_rows``.
+    Query and key that the dense form of the last block does not use may share a matrix with the
+    value, so that they cannot be frozen, and their gradient is zero. A model may name more in
+    ``held_rows``.
 
     Args:
         optimizer: Optimiser over the model's parameters.
@@ -21,13 +22,14 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
         reached them by another way, as by the embedding of a whole picture.
     """
     rows: list[tuple[nn.Parameter, slice]] = [
-        (parameter, slice(count))
+        row
         for tower in model.modules()
-        if isinstance(tower, VisionTower) and tower.last_block != "attention"
-        for parameter, count in tower.idle_rows()
-        if parameter.requires_grad
+        if isinstance(tower, VisionTower)
+        for row in tower.idle_rows()
+        if row[0].requires_grad
     ]
-    rows += getattr(model, "held_rows", ())
+    for module in model.modules():
+        rows += getattr(module, "held_rows", ())
     kept: list[Tensor] = []
 
     def before_step(*_: object) -> None:

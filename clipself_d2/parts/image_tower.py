@@ -13,8 +13,7 @@ from detectron2.config import CfgNode
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
-from clipself_d2.clip.weights.form import read_form
-from clipself_d2.parts.dense_form import check_form, form_from_config
+from clipself_d2.parts.dense_form import check_form
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def build_image_tower(
     """Turn MODEL.CLIP into the image tower that a model works with.
 
     Its weights are those of MODEL.CLIP.WEIGHTS, else of PRETRAINED, else random; windows,
-    checkpointing, stochastic depth, the form of the last block and what is trained are set.
+    checkpointing, stochastic depth, the form of dense features and what is trained are set.
 
     Args:
         cfg: The whole config.
@@ -96,21 +95,26 @@ def build_image_tower(
             tower = load_tower(options.NAME, weights, precision=options.PRECISION)
     else:
         tower = copy.deepcopy(original)
-    form = form_from_config(cfg)
-    if options.WEIGHTS:
-        check_form(form, read_form(options.WEIGHTS), "MODEL.CLIP.WEIGHTS")
-    tower.form = form  # type: ignore[assignment]
+    trained_form, tower.trained_form = tower.trained_form, None
+    tower.any_form = options.ANY_FORM
+    tower.pixel_form = {  # type: ignore[assignment]
+        f"MODEL.{key}": list(cfg.MODEL[key]) for key in ("PIXEL_MEAN", "PIXEL_STD")
+    }
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
-    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, LAST_BLOCK, TRAINABLE_BLOCKS and DROP_PATH"):
+    with _naming(
+        "WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS, TRAINABLE_PARTS and DROP_PATH"
+    ):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
-        tower.last_block = tower.check_dense((), options.LAST_BLOCK)
+        tower.set_dense_form(options.DENSE_FORM)
         tower.freeze(
-            options.TRAINABLE_BLOCKS, last_block=options.LAST_BLOCK, behind=reads_embedding
+            options.TRAINABLE_BLOCKS, behind=reads_embedding, parts=options.TRAINABLE_PARTS
         )
         trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
         set_drop_path(tower, options.DROP_PATH, trained)
+    if options.WEIGHTS:
+        check_form(tower, trained_form, "MODEL.CLIP.WEIGHTS")
     return tower
 
 

@@ -13,6 +13,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
 from clipself_d2.clip import VisionTower
+from clipself_d2.clip.fine_tuning import restrict_training
 from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
@@ -22,7 +23,6 @@ from clipself_d2.parts.text_embeddings import (
     training_vocabulary,
 )
 from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
-from clipself_d2.segmentation.fine_tuning import restrict_training
 from clipself_d2.segmentation.losses import check_labels, number_base, pixel_class_loss
 from clipself_d2.segmentation.published_checkpoints import is_published, rename_published
 from clipself_d2.segmentation.windows import WindowPlan
@@ -82,8 +82,8 @@ class CATSegmentor(nn.Module):
     the classes are embedded by that tower.
 
     Args:
-        tower: Image tower with what is trained of it set; its ``last_block`` is "value" for
-            distilled weights and "class_residual" for published checkpoints.
+        tower: Image tower with what is trained of it set; its ``dense_form`` is clipself for
+            distilled weights and catseg for published checkpoints.
         words: Text tower and classes of training, where the text tower is trained; None takes the
             embeddings of ``classifier`` as they are.
         classifier: Holds the class embeddings.

@@ -1,13 +1,19 @@
 """Parts of a CAT-Seg for LazyConfig, which builds them without a yaml file."""
 
 from clipself_d2.clip import VisionTower, load_clip, load_tower
+from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.text_embeddings import semantic_vocabulary
 from clipself_d2.segmentation.words import LearnedWords
 from clipself_d2.vocabulary import TextEmbeddings
 
 
 def learning_tower(
-    *, name: str, weights: str | None, trained_blocks: int = -1, last_block: str = "value"
+    *,
+    name: str,
+    weights: str | None,
+    trained_blocks: int = -1,
+    dense_form: str = "clipself",
+    any_form: bool = False,
 ) -> VisionTower:
     """Load an image tower whose last blocks learn.
 
@@ -15,14 +21,15 @@ def learning_tower(
         name: Name of the CLIP.
         weights: Its pretrained tag or a file, such as a distilled student; None for random weights.
         trained_blocks: Number of last blocks that learn; -1 for all.
-        last_block: Form of the last block: value, class_residual or attention.
+        dense_form: Name of the form of dense features, of ``clip.towers.dense_form``.
+        any_form: Whether weights that were trained in another form may be run in this one.
 
     Returns:
         The tower.
     """
     tower = load_tower(name, weights)
-    tower.last_block = tower.check_dense((), last_block)
-    tower.freeze(trained_blocks, last_block=last_block)
+    set_form(tower, dense_form, any_form=any_form)
+    tower.freeze(trained_blocks)
     return tower
 
 

@@ -1,7 +1,7 @@
 """CAT-Seg with OpenAI's ViT-B/16 on COCO-Stuff, as configs/coco_stuff/catseg_openai_b16.yaml.
 
 A distilled tower: ``model.tower.weights=output/distill/.../model_final.pth`` with
-``model.tower.last_block=value``. Another CLIP: ``shared.clip``, ``shared.weights``, the width of
+``model.tower.dense_form=clipself``. Another CLIP: ``shared.clip``, ``shared.weights``, the width of
 its joint embedding in ``model.aggregator.embed_dim``.
 """
 
@@ -41,7 +41,7 @@ words = {
 
 model = L(CATSegmentor)(
     tower=L(learning_tower)(
-        name="${shared.clip}", weights="${shared.weights}", last_block="class_residual"
+        name="${shared.clip}", weights="${shared.weights}", dense_form="catseg"
     ),
     words=L(learning_words)(**words),
     classifier=L(build_text_classifier)(

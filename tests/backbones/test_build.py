@@ -210,7 +210,7 @@ def test_lazy_config_states_the_defaults_of_the_yaml_keys():
     add_clipself_config(cfg)
     fpn, clip = cfg.MODEL.CLIP_FPN, cfg.MODEL.CLIP
     assert (list(lazy.strides), lazy.out_channels) == (fpn.STRIDES, cfg.MODEL.FPN.OUT_CHANNELS)
-    assert lazy.backbone.last_block == clip.LAST_BLOCK
+    assert str(lazy.backbone.dense_form) == clip.DENSE_FORM
     assert lazy.backbone.trainable_blocks == clip.TRAINABLE_BLOCKS
     assert (lazy.backbone.tower.name, lazy.backbone.tower.precision) == (clip.NAME, clip.PRECISION)
 

@@ -27,7 +27,7 @@ def test_features_are_those_of_the_tower(make_tower):
 def test_last_block_selects_its_attention(make_tower):
     tower = make_tower(patch_size=8)
     images = torch.randn(1, 3, 32, 32)
-    attended = ClipViT(tower=tower, last_block="attention")(images)["clip"]
+    attended = ClipViT(tower=tower, dense_form="attention")(images)["clip"]
     expected = tower.forward_dense(images, (), "attention").embedding
     torch.testing.assert_close(attended, expected, rtol=0, atol=0)
     assert (attended - ClipViT(tower=tower)(images)["clip"]).abs().max() > 1e-3
@@ -116,7 +116,7 @@ def test_a_block_may_be_tapped_twice(make_tower):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last_block": "maskclip"}, "last_block is 'maskclip'"),
+        ({"dense_form": "mask"}, "dense form is 'mask'"),
         ({"tap_blocks": [0, 4]}, r"not \[4\]"),
         ({"tap_blocks": [-1]}, r"not \[-1\]"),
         ({"trainable_blocks": 5}, "5 trainable blocks"),
@@ -130,7 +130,7 @@ def test_wrong_options_are_refused(make_tower, options, message):
 def test_yaml_sets_every_option(clip_cfg):
     clip_cfg.MODEL.BACKBONE.NAME = "build_clip_vit_backbone"
     clip_cfg.MODEL.CLIP.TAP_BLOCKS = [1, 4]
-    clip_cfg.MODEL.CLIP.LAST_BLOCK = "attention"
+    clip_cfg.MODEL.CLIP.DENSE_FORM = "attention"
     clip_cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 2
     clip_cfg.MODEL.CLIP.PRECISION = "bf16"
     clip_cfg.MODEL.CLIP.DROP_PATH = 0.2
@@ -138,7 +138,7 @@ def test_yaml_sets_every_option(clip_cfg):
     clip_cfg.MODEL.RPN.IN_FEATURES = ["clip"]
     backbone = build_backbone(clip_cfg)
     assert isinstance(backbone, ClipViT)
-    assert (backbone.tap_blocks, backbone.last_block) == ((1, 4), "attention")
+    assert (backbone.tap_blocks, str(backbone.dense_form)) == ((1, 4), "attention")
     assert (backbone.trainable_blocks, backbone.tower.precision) == (2, "bf16")
     assert backbone.tower.name == "ViT-Ti-8-emoji"
     blocks = backbone.tower.block_modules

@@ -106,13 +106,13 @@ def test_family_has_open_clips_embedding_and_a_consistent_map(name):
     images = torch.randn(1, 3, tower.image_size, tower.image_size)
     torch.testing.assert_close(tower.forward_image(images), visual(images), **TOLERANCE)
 
-    dense = tower.forward_dense(images, last_block="attention").embedding
+    dense = tower.forward_dense(images, form="attention").embedding
     cells = tower.image_size // tower.patch_size
     assert dense.shape == (1, tower.embed_dim, cells, cells)
     if getattr(tower, "num_prefix", 0) == 0:
         # A picture of one cell: what is pooled is what is projected.
         small = images[..., : tower.patch_size, : tower.patch_size]
-        cell = tower.forward_dense(small, last_block="attention").embedding[..., 0, 0]
+        cell = tower.forward_dense(small, form="attention").embedding[..., 0, 0]
         expected = F.normalize(tower.forward_image(small), dim=1)
         torch.testing.assert_close(cell, expected, **TOLERANCE)
     else:

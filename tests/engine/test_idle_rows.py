@@ -56,18 +56,18 @@ def test_rows_without_gradient_stay_as_they_are_in_a_detector(emoji_cfg) -> None
     check(tower, before)
 
 
-@pytest.mark.parametrize("last_block", ["attention", "value"])
-def test_rows_with_gradient_move(emoji_cfg, monkeypatch, last_block: str) -> None:
+@pytest.mark.parametrize("form", ["attention", "clipself"])
+def test_rows_with_gradient_move(emoji_cfg, monkeypatch, form: str) -> None:
     """The whole picture of the image loss passes the last block as it was trained."""
     cfg = emoji_cfg(
         "clipself_patches",
-        *("MODEL.CLIP.LAST_BLOCK", last_block),
+        *("MODEL.CLIP.DENSE_FORM", form),
         *("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WARMUP_ITERS", 0),
     )
-    if last_block == "value":
+    if form == "clipself":
         monkeypatch.setattr(data_build, "DistillMapper", partial(DistillMapper, whole_image=True))
     trainer = DistillTrainer(cfg)
-    trainer.model.image_loss_weight = float(last_block == "value")
+    trainer.model.image_loss_weight = float(form == "clipself")
     tower, before = steps(trainer)
     after = tower.state_dict()
     for name, rows in query_and_key(tower).items():

@@ -30,12 +30,16 @@ def cfg() -> CfgNode:
 
 def test_every_key_of_the_tower_is_set(cfg) -> None:
     clip = cfg.MODEL.CLIP
-    clip.WINDOW_SIZE, clip.GLOBAL_BLOCKS, clip.LAST_BLOCK = 4, [2], "attention"
+    clip.WINDOW_SIZE, clip.GLOBAL_BLOCKS, clip.DENSE_FORM = 4, [2], "attention"
     clip.ACTIVATION_CHECKPOINTING, clip.TRAINABLE_BLOCKS, clip.DROP_PATH = True, 2, 0.2
     clip.PRECISION = "bf16"
     tower = build_image_tower(cfg, reads_embedding=True)
     assert (tower.attention.window_size, tower.attention.global_blocks) == (4, (2,))
-    assert (tower.last_block, tower.checkpointing, tower.precision) == ("attention", True, "bf16")
+    assert (str(tower.dense_form), tower.checkpointing, tower.precision) == (
+        "attention",
+        True,
+        "bf16",
+    )
     assert (tower.trained_blocks, tower.drop_path) == (2, 0.2)
     trained = {name.split(".")[3] for name, p in tower.named_parameters() if p.requires_grad}
     assert trained == {"4", "5"}
@@ -64,7 +68,7 @@ def test_weights_replace_the_original(cfg, tmp_path) -> None:
         ("NAME", "ViT-B16", r"near: ViT-B-16.*check MODEL\.CLIP\.NAME"),
         ("WEIGHTS", "nowhere.pth", r"nowhere\.pth.*MODEL\.CLIP\.NAME, WEIGHTS"),
         ("WINDOW_SIZE", -1, r"window_size is -1.*MODEL\.CLIP\.WINDOW_SIZE"),
-        ("LAST_BLOCK", "none", r"last_block is 'none'.*LAST_BLOCK"),
+        ("DENSE_FORM", "none", r"form is 'none'.*DENSE_FORM"),
         ("TRAINABLE_BLOCKS", 7, r"7 trainable blocks.*TRAINABLE_BLOCKS"),
         ("DROP_PATH", 1.0, r"drop path is 1\.0.*DROP_PATH"),
     ],

@@ -17,9 +17,9 @@ FINETUNE = "MODEL.CAT_SEG.FINETUNE"
 
 
 @pytest.mark.parametrize("rule", ["query_value", "attention", "all"])
-@pytest.mark.parametrize("form", ["value", "class_residual"])
+@pytest.mark.parametrize("form", ["clipself", "catseg"])
 def test_every_trained_parameter_gets_a_gradient(make_model, items, rule, form):
-    model = make_model(FINETUNE, rule, "MODEL.CLIP.LAST_BLOCK", form).train()
+    model = make_model(FINETUNE, rule, "MODEL.CLIP.DENSE_FORM", form).train()
     sum(model(items).values()).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # A key's bias moves all scores of a query alike, so that its gradient is rounding.

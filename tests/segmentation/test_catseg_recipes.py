@@ -26,7 +26,7 @@ def test_a_recipe_has_the_published_schedule(path):
     assert bool(cfg.MODEL.CLIP.WEIGHTS) == ("clipself" in path.stem)
     # Distilled weights are read as they were distilled.
     if "clipself" in path.stem or "eva02" in path.stem:
-        assert cfg.MODEL.CLIP.LAST_BLOCK == "value"
+        assert cfg.MODEL.CLIP.DENSE_FORM == "clipself"
     assert f"output/catseg/{path.stem.removeprefix('catseg_')}" == cfg.OUTPUT_DIR
 
 

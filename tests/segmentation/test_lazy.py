@@ -24,7 +24,7 @@ def test_both_faces_build_the_same_model_and_rates(labelled, monkeypatch):
     first, second = build_model(yaml), instantiate(lazy.model)
     assert repr(first) == repr(second)
     assert first.options == second.options
-    assert first.tower.last_block == second.tower.last_block
+    assert first.tower.dense_form == second.tower.dense_form
     assert first.words.templates == second.words.templates
     pairs = [(n, p.shape, p.requires_grad) for n, p in first.named_parameters()]
     assert pairs == [(n, p.shape, p.requires_grad) for n, p in second.named_parameters()]

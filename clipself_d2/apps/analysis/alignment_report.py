@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -19,15 +20,15 @@ from clipself_d2.apps.analysis.tower_spec import TowerSpec
 logger = logging.getLogger(__name__)
 
 CSV_FILE, PLOT_FILE = "accuracy.csv", "accuracy.png"
-HEADERS = ("tower", "embedding", "last block", "px", "thing 1", "thing 5", "stuff 1", "stuff 5")
+HEADERS = ("tower", "embedding", "form", "px", "thing 1", "thing 5", "stuff 1", "stuff 5")
 PANELS = (
     ("roi", "thing", "boxes of things"),
     ("mask", "thing", "masks of things"),
     ("roi", "stuff", "boxes of stuff"),
     ("mask", "stuff", "masks of stuff"),
 )
-# Line styles of the last block's strategies.
-STYLES = {"value": "o-", "attention": "s--"}
+# Line styles of the forms of dense features, in the order that is asked for.
+STYLES = ("o-", "s--", "^-.", "d:")
 
 
 def report_accuracy(
@@ -74,7 +75,7 @@ def format_table(rows: Sequence[AlignmentRow]) -> str:
         rows: Figures, percent.
 
     Returns:
-        A Markdown table with a line for each tower, embedding, strategy and size; top-1 and top-5
+        A Markdown table with a line for each tower, embedding, form and size; top-1 and top-5
         of things and of stuff.
     """
     lines: dict[tuple[object, ...], dict[str, list[float | str]]] = {}
@@ -97,6 +98,7 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
         path: The picture; it is replaced.
     """
     towers = list(dict.fromkeys(row.tower for row in rows))
+    forms = list(dict.fromkeys(row.form for row in rows if row.form))
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
     columns = min(3, len(towers))
     height = 5.6 + 0.55 * -(-len(towers) // columns)
@@ -111,13 +113,13 @@ def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
                     axes.axhline(
                         row.macc1, color=color, ls=":", lw=1.6, label=f"{tower}, image crops"
                     )
-            for strategy, style in STYLES.items():
+            for form, style in zip(forms, cycle(STYLES), strict=False):
                 curve = sorted(
                     (row.size, row.macc1)
                     for row in own
-                    if (row.embedding, row.last_block) == (embedding, strategy)
+                    if (row.embedding, row.form) == (embedding, form)
                 )
-                label = f"{tower}, dense, last block {strategy}"
+                label = f"{tower}, dense, form {form}"
                 axes.plot(*zip(*curve, strict=True), style, color=color, ms=4, label=label)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)

@@ -42,19 +42,19 @@ def read_words(text: str) -> list[str]:
 
 
 @torch.no_grad()
-def dense_map(tower: VisionTower, picture: Image.Image, last_block: str = "value") -> Tensor:
+def dense_map(tower: VisionTower, picture: Image.Image, form: str = "clipself") -> Tensor:
     """Embed every patch of a picture.
 
     Args:
         tower: The tower.
         picture: RGB picture, padded with black to whole patches.
-        last_block: Strategy of the last block, "value" or "attention".
+        form: Name of the form of dense features.
 
     Returns:
         (D, h, w) float32 on the CPU, unit norm in every cell.
     """
     pixels = prepare_pixels(tower, [to_tensor(picture)], picture.height, picture.width)
-    return tower.forward_dense(pixels, last_block=last_block).embedding[0].cpu()
+    return tower.forward_dense(pixels, form=form).embedding[0].cpu()
 
 
 def similarity_maps(dense_Dhw: Tensor, text_KD: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def draw_heat_maps(
     output: Path,
     *,
     size: int = 0,
-    strategies: Sequence[str] = ("value",),
+    forms: Sequence[str] = ("clipself",),
     templates: str = "",
     device: str = "",
 ) -> Tensor:
@@ -133,25 +133,25 @@ def draw_heat_maps(
                 begins at the lower quartile of their cosines.
         output: The picture to write.
         size: Longest side of the tower's input, px; 0 keeps the picture's.
-        strategies: Strategies of the last block, a row each.
+        forms: Names of forms of dense features, a row each.
         templates: Prompt set; "" takes that of the CLIP.
         device: Where the tower works; "" is the accelerator of this machine, or its CPU.
 
     Returns:
-        (S, K, h, w) cosines of the S strategies.
+        (S, K, h, w) cosines of the S forms.
     """
     picture = _read(image, size)
     place = choose_device(device)
     tower = spec.load(device=place)
     text_KD = spec.embed(words, templates=templates, device=place).embeddings_KD
     maps = torch.stack(
-        [similarity_maps(dense_map(tower, picture, kind), text_KD) for kind in strategies]
+        [similarity_maps(dense_map(tower, picture, kind), text_KD) for kind in forms]
     )
-    figure, grid = _panels(picture, len(strategies), len(words))
+    figure, grid = _panels(picture, len(forms), len(words))
     low, high = float(maps.quantile(LOW_END)), float(maps.max())
-    for row, strategy in enumerate(strategies):
+    for row, form in enumerate(forms):
         _show(grid[row, 0], np.asarray(picture), picture, tower.patch_size)
-        grid[row, 0].set_title(f"{spec.label}\nlast block: {strategy}", fontsize=9)
+        grid[row, 0].set_title(f"{spec.label}\nform: {form}", fontsize=9)
         for axes, word, cosines in zip(grid[row, 1:], words, maps[row], strict=True):
             options = {"cmap": COLOR_MAP, "vmin": low, "vmax": high}
             shown = _show(axes, cosines.numpy(), picture, tower.patch_size, **options)
@@ -167,7 +167,7 @@ def draw_components(
     output: Path,
     *,
     size: int = 0,
-    strategies: Sequence[str] = ("value",),
+    forms: Sequence[str] = ("clipself",),
     device: str = "",
 ) -> Tensor:
     """Draw the first three principal components of each tower's dense map as red, green and blue.
@@ -177,7 +177,7 @@ def draw_components(
         image: The picture.
         output: The picture to write.
         size: Longest side of the towers' input, px; 0 keeps the picture's.
-        strategies: Strategies of the last block, a row each.
+        forms: Names of forms of dense features, a row each.
         device: Where the towers work; "" is the accelerator of this machine, or its CPU.
 
     Returns:
@@ -185,21 +185,19 @@ def draw_components(
     """
     picture = _read(image, size)
     place = choose_device(device)
-    figure, grid = _panels(picture, len(strategies), len(specs))
-    shares = torch.zeros(len(strategies), len(specs), 3)
+    figure, grid = _panels(picture, len(forms), len(specs))
+    shares = torch.zeros(len(forms), len(specs), 3)
     for column, spec in enumerate(specs):
         tower = spec.load(device=place)
-        for row, strategy in enumerate(strategies):
-            coordinates, shares[row, column] = principal_components(
-                dense_map(tower, picture, strategy)
-            )
+        for row, form in enumerate(forms):
+            coordinates, shares[row, column] = principal_components(dense_map(tower, picture, form))
             axes = grid[row, column + 1]
             _show(axes, component_colors(coordinates), picture, tower.patch_size)
             explained = 100 * float(shares[row, column].sum())
             axes.set_title(f"{spec.label}\n{explained:.0f} % of the variance", fontsize=9)
-    for axes, strategy in zip(grid[:, 0], strategies, strict=True):
+    for axes, form in zip(grid[:, 0], forms, strict=True):
         _show(axes, np.asarray(picture), picture, 1)
-        axes.set_title(f"last block: {strategy}", fontsize=9)
+        axes.set_title(f"form: {form}", fontsize=9)
     _save(figure, output)
     return shares
 

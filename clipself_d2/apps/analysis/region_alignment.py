@@ -23,8 +23,6 @@ from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
 logger = logging.getLogger(__name__)
 
 EVALUATOR_TYPE = "region_classification"
-# Strategies of the last block in dense features, all of which are measured.
-STRATEGIES = ("value", "attention")
 # Crops that a tower embeds at once.
 CROP_BATCH = 256
 
@@ -44,6 +42,7 @@ class AlignmentOptions:
         precision: Number type of the towers: fp32, bf16 or auto.
         device: Where they work; "" is the accelerator of this machine, or its CPU.
         num_workers: Processes that read images.
+        forms: Names of the forms of dense features.
 
     Raises:
         ValueError: If a number is out of range.
@@ -57,6 +56,7 @@ class AlignmentOptions:
     precision: str = "fp32"
     device: str = ""
     num_workers: int = 0
+    forms: tuple[str, ...] = ("clipself", "attention")
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -70,7 +70,7 @@ class AlignmentRow(NamedTuple):
     Attributes:
         tower: Label of the tower.
         embedding: "roi" and "mask" of dense features, or "crop".
-        last_block: Strategy of dense features; "" for crops, which take the block as trained.
+        form: Form of dense features; "" for crops, which take the block as trained.
         size: Longest side of the input, px; of crops, the side of a crop.
         split: "thing", "stuff", and "thing.novel" and "thing.base" where these are known.
         macc1: Macro mean over classes of the top-1 accuracy, percent.
@@ -80,7 +80,7 @@ class AlignmentRow(NamedTuple):
 
     tower: str
     embedding: str
-    last_block: str
+    form: str
     size: int
     split: str
     macc1: float
@@ -90,14 +90,14 @@ class AlignmentRow(NamedTuple):
 
 @torch.no_grad()
 def embed_dense(
-    tower: VisionTower, items: Sequence[Item], *, last_block: str, square_size: int = 0
+    tower: VisionTower, items: Sequence[Item], *, form: str, square_size: int = 0
 ) -> list[dict[str, Tensor]]:
     """Pool a tower's dense features over regions.
 
     Args:
         tower: The tower.
         items: Of ``RegionMapper``.
-        last_block: Strategy of the last block, "value" or "attention".
+        form: Name of the form of dense features.
         square_size: Side to which images are padded with black at the right and the bottom, px;
             0 pads to whole patches only.
 
@@ -114,7 +114,7 @@ def embed_dense(
         pixels = prepare_pixels(
             tower, [items[number]["image"] for number in numbers], height, width
         )
-        dense = tower.forward_dense(pixels, last_block=last_block).embedding
+        dense = tower.forward_dense(pixels, form=form).embedding
         for number, one in zip(numbers, dense.split(1), strict=True):
             boxes = items[number]["boxes"].to(one.device)
             masks = items[number]["masks"].to(one.device)
@@ -158,7 +158,7 @@ def measure_alignment(
 
     Returns:
         Rows by tower: first crops, cut from the original picture and scaled to the tower's native
-        size whatever the input's, then dense features by size and strategy.
+        size whatever the input's, then dense features by size and form.
 
     Raises:
         ValueError: If the data set or a tower is unknown, two towers have one label, or the images
@@ -182,7 +182,7 @@ def measure_alignment(
             embeddings = spec.embed(names, templates=options.templates, device=device)
             texts[key] = embeddings.embeddings_KD
         for number, size in enumerate(options.sizes):
-            kinds = STRATEGIES if number else ("", *STRATEGIES)
+            kinds = options.forms if number else ("", *options.forms)
             scorers = {
                 kind: build_evaluator(dataset_name, None, text_embeddings=texts[key])
                 for kind in kinds
@@ -205,7 +205,7 @@ def _score(
     size: int,
     options: AlignmentOptions,
 ) -> None:
-    """Show the regions of a data set to scorers by strategy; "" is that of crops."""
+    """Show the regions of a data set to scorers by form; "" is that of crops."""
     mapper = RegionMapper(
         image_size=size,
         crop_size=tower.image_size if "" in scorers else None,
@@ -221,7 +221,7 @@ def _score(
     for count, items in enumerate(loader, start=1):
         for kind, scorer in scorers.items():
             if kind:
-                output = embed_dense(tower, items, last_block=kind, square_size=square)
+                output = embed_dense(tower, items, form=kind, square_size=square)
             else:
                 output = embed_crops(tower, items)
             scorer.process(items, output)
@@ -230,7 +230,7 @@ def _score(
 
 
 def _rows(
-    scores: Mapping[str, float], label: str, last_block: str, size: int, images: int
+    scores: Mapping[str, float], label: str, form: str, size: int, images: int
 ) -> list[AlignmentRow]:
     """Read ``<kind>.<split>.macc<top>`` of the evaluator."""
     rows = []
@@ -239,9 +239,7 @@ def _rows(
         split, _, metric = rest.rpartition(".")
         if metric == "macc1":
             macc5 = scores[f"{embedding}.{split}.macc5"]
-            rows.append(
-                AlignmentRow(label, embedding, last_block, size, split, macc1, macc5, images)
-            )
+            rows.append(AlignmentRow(label, embedding, form, size, split, macc1, macc5, images))
     return rows
 
 

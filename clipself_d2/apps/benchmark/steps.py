@@ -233,9 +233,9 @@ def _run_twice(backbone: ClipViT) -> None:
     tower.freeze(tower.num_blocks)
 
     def forward(images: Tensor) -> dict[str, Tensor]:
-        first = tower.forward_dense(images, backbone.tap_blocks, backbone.last_block)
+        first = tower.forward_dense(images, backbone.tap_blocks, backbone.dense_form)
         names = [f"block{number}" for number in backbone.tap_blocks]
-        second = tower.forward_dense(images, (), backbone.last_block)
+        second = tower.forward_dense(images, (), backbone.dense_form)
         return {**dict(zip(names, first.blocks, strict=True)), "clip": second.embedding}
 
     backbone.forward = forward  # type: ignore[method-assign]

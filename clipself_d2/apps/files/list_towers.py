@@ -28,7 +28,7 @@ head |
 | ResNet | the attention pool with its column of the last stage as the query | the same with the \
 columns' average as the query |
 
-`MODEL.CLIP.LAST_BLOCK value` replaces the attention of the last transformer block by identity
+`MODEL.CLIP.DENSE_FORM clipself` replaces the attention of the last transformer block by identity
 attention, as CLIPSelf does. Only class-token towers leave the patch tokens of their last block
 untrained; averaging and attention-pooled towers were trained with that block's attention on every
 token, so `attention` is the other natural choice for them. ConvNeXts and ResNets have no such

@@ -3,7 +3,6 @@
 Legend: N images, D joint embedding, C width, H W pixels, h w cells.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipself_d2.clip.fine_tuning import HeldRows, restrict_training
 from clipself_d2.clip.precision import check_images
+from clipself_d2.clip.towers.attention import Heads
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS, DenseForm, dense_form
+from clipself_d2.clip.weights.form import Form
 
-LAST_BLOCKS = ("value", "attention", "class_residual")
 # Beginnings of the names of what stands behind the blocks, in open_clip's and timm's spelling.
 _BEHIND_BLOCKS = (
     "visual.ln_post.",
@@ -24,6 +26,7 @@ _BEHIND_BLOCKS = (
     "visual.trunk.fc_norm.",
     "visual.trunk.attn_pool.",
     "visual.trunk.head.",
+    "visual.dense_gate.",
 )
 # Number of trained blocks that stands for the whole tower.
 ALL_BLOCKS = -1
@@ -40,11 +43,14 @@ class DenseFeatures:
             ``block_strides`` of the tower.
         lengths: (N, 1, h, w) float32, norms of the cells before they were normalised; None from
             towers without tokens.
+        heads: Query, key and value of the patches in the last block as the form compares them,
+            (N, A, h * w, E) each; None where the value alone is computed, or the trained block.
     """
 
     embedding: Tensor
     blocks: tuple[Tensor, ...]
     lengths: Tensor | None = None
+    heads: Heads | None = None
 
 
 class VisionTower(nn.Module, ABC):
@@ -70,8 +76,11 @@ class VisionTower(nn.Module, ABC):
         path: How a cell becomes an embedding, in words.
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
-        last_block: Attention of the last block in the dense path where ``forward_dense`` is not
-            told: "value", "attention" or "class_residual".
+        dense_form: Form of the dense path where ``forward_dense`` is not told.
+        trained_parts: What of those blocks is trained, as ``freeze`` was told.
+        held_rows: Rows of trained parameters that stay as they are, as of ``restrict_training``.
+        trained_form: Form that the file of the weights tells, where it does.
+        any_form: Whether weights of another form may be loaded.
         trained_blocks: What ``freeze`` was last told; ``ALL_BLOCKS`` before.
         drop_path: Probability of stochastic depth in the last block, as ``set_drop_path`` set it.
         region_grid: Cells a side to which ``region_map`` is pooled for one region.
@@ -84,7 +93,11 @@ class VisionTower(nn.Module, ABC):
     num_blocks: int
     path: str
     checkpointing: bool = False
-    last_block: str = "value"
+    dense_form: DenseForm = DENSE_FORMS["clipself"]
+    trained_parts: str = "all"
+    held_rows: HeldRows | tuple[()] = ()
+    trained_form: Form | None = None
+    any_form: bool = False
     trained_blocks: int = ALL_BLOCKS
     drop_path: float = 0.0
     region_grid: int = 1
@@ -133,14 +146,14 @@ class VisionTower(nn.Module, ABC):
         """Parameters outside the blocks that may be trained; a ViT's projection is not one."""
 
     def idle_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the last block that its value-only form never uses."""
+        """Parameters of the last block that its dense form never uses."""
         return []
 
-    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
-        """Parameters of the last block of which its value-only form uses only the last rows.
+    def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Parameters of the last block of which its dense form uses only some rows.
 
         Returns:
-            Each with the number of its first rows that get no gradient.
+            Each with the rows that get no gradient.
         """
         return []
 
@@ -161,7 +174,10 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
     ) -> DenseFeatures:
         """Embed every cell.
 
@@ -169,18 +185,23 @@ class VisionTower(nn.Module, ABC):
             images: (N, 3, H, W) normalised pixels of any size and floating type. Sides that are no
                 multiple of the patch are padded with zeros at the right and the bottom.
             blocks: 0-based numbers of the blocks whose outputs are wanted.
-            last_block: "value": identity attention in the last block, with its residuals and
-                MLP; "class_residual": the same with the class token in the place of the patch's own
-                token as the residual, as CAT-Seg was published; "attention": the block as it was
-                trained; None: the tower's ``last_block``.
+            form: Form of the last block or its name; None: the tower's ``dense_form``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
 
         Raises:
-            ValueError: If ``last_block`` or a number in ``blocks`` is out of range, or the images
-                are anything else.
+            ValueError: If the tower cannot have the form, a number in ``blocks`` is out of range,
+                or the images are anything else.
         """
+
+    def set_dense_form(self, form: DenseForm | str) -> None:
+        """Choose the form of the dense path, or refuse it; ``freeze`` comes after.
+
+        Args:
+            form: Form of the last block, or its name.
+        """
+        self.dense_form = self.check_dense((), form)
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
@@ -256,33 +277,32 @@ class VisionTower(nn.Module, ABC):
         """
         return region_map
 
-    def freeze(
-        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
-    ) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
         """Freeze all but the last blocks.
 
-        What a loss on ``forward_dense`` never reaches is frozen too, so that every trainable
-        parameter gets a gradient. A ViT's projection always stays frozen, since text embeddings
-        live behind it.
+        What a loss on ``forward_dense`` in the tower's form never reaches is frozen too, so that
+        every trainable parameter gets a gradient. A ViT's projection always stays frozen, since
+        text embeddings live behind it.
 
         Args:
             trained_blocks: Number of last blocks that are trained; 0 freezes the whole tower,
                 ``ALL_BLOCKS`` trains all of them and what stands before: patch embedding or stem,
                 positions, first norm.
-            last_block: Form of the last block in the dense path, as of ``forward_dense``.
             behind: Whether the loss reads the embedding, so that what stands behind the blocks may
                 learn: a ViT's final norm with ``ALL_BLOCKS``, a ResNet's attention pool with any
                 trained block.
 
+            parts: What of the blocks is trained: "all", "attention" or "query_value".
+
         Raises:
-            ValueError: If the tower has fewer blocks.
+            ValueError: If the tower has fewer blocks, or no such parts.
         """
         if not ALL_BLOCKS <= trained_blocks <= self.num_blocks:
             raise ValueError(
                 f"{trained_blocks} trainable blocks asked for, but {self.name} has "
                 f"{self.num_blocks}; 0 trains none and {ALL_BLOCKS} the whole tower"
             )
-        self.trained_blocks = trained_blocks
+        self.trained_blocks, self.trained_parts = trained_blocks, parts
         self.requires_grad_(False)
         whole = trained_blocks == ALL_BLOCKS
         first = 0 if whole else self.num_blocks - trained_blocks
@@ -292,9 +312,11 @@ class VisionTower(nn.Module, ABC):
             hidden = {id(p) for p in self.parameters_behind()} if not behind else set()
             for parameter in self.outer_parameters():
                 parameter.requires_grad_(id(parameter) not in hidden)
-        if last_block != "attention":
-            for parameter in self.idle_parameters():
-                parameter.requires_grad_(False)
+        for parameter in self.idle_parameters():
+            parameter.requires_grad_(False)
+        if isinstance(self.held_rows, list):
+            self.held_rows.clear()
+        self.held_rows = restrict_training([self], parts)
 
     def parameters_behind(self) -> list[nn.Parameter]:
         """Parameters behind the last block: final norm, pool, projection."""
@@ -334,26 +356,26 @@ class VisionTower(nn.Module, ABC):
             if parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias"))
         }
 
-    def check_dense(self, blocks: Sequence[int], last_block: str | None) -> str:
+    def check_dense(self, blocks: Sequence[int], form: DenseForm | str | None) -> DenseForm:
         """Raise unless ``forward_dense`` can do what is asked.
 
-        Args:
-            blocks: 0-based numbers of blocks.
-            last_block: Name of the last block's form, None for the tower's own.
-
         Returns:
-            The form.
-
-        Raises:
-            ValueError: If one is out of range.
+            The form; None stands for the tower's own.
         """
-        form = last_block or self.last_block
-        if form not in LAST_BLOCKS:
-            raise ValueError(f"last_block is {form!r}, not one of {LAST_BLOCKS}")
+        found = self.dense_form if form is None else dense_form(form)
+        self.check_form(found)
         unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(f"{self.name} has blocks 0 to {self.num_blocks - 1}, not {unknown}")
-        return form
+        return found
+
+    def check_form(self, form: DenseForm) -> None:
+        """Raise a ValueError unless the tower can have a form; without attention there is one."""
+        if str(form) not in ("clipself", "attention"):
+            raise ValueError(
+                f"the dense form {form} changes the attention of the last block, which {self.name} "
+                "has not; its form is clipself"
+            )
 
     def take(self, images: Tensor) -> Tensor:
         """Give pictures the tower's number type; a ValueError refuses what are none."""
@@ -377,22 +399,3 @@ class VisionTower(nn.Module, ABC):
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
-
-
-def native_grid(num_patches: int, name: str) -> tuple[int, int]:
-    """Side of a square position table.
-
-    Args:
-        num_patches: Rows of the table without the class token.
-        name: Model name for the message.
-
-    Returns:
-        Grid (h, w).
-
-    Raises:
-        ValueError: If the table is not square.
-    """
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")
-    return side, side

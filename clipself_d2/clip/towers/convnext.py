@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipself_d2.clip.precision import compute_context
 from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.dense_form import DenseForm
 
 
 class ConvNeXtTower(VisionTower):
@@ -72,7 +73,10 @@ class ConvNeXtTower(VisionTower):
         return embedding.float()
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
     ) -> DenseFeatures:
         """Embed every cell of the last map; blocks are those of the last stage.
 
@@ -81,7 +85,7 @@ class ConvNeXtTower(VisionTower):
         Returns:
             A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
         """
-        self.check_dense(blocks, last_block)
+        self.check_dense(blocks, form)
         trunk = self.visual.trunk
         images = self.pad(images)
         outputs: dict[int, Tensor] = {}

@@ -3,6 +3,8 @@
 Legend: h w patch grid, C width.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from timm.layers import build_rotary_pos_embed
@@ -80,3 +82,22 @@ def rotary_table(
         device=device,
     )
     return torch.cat([sin, cos], dim=-1)
+
+
+def native_grid(num_patches: int, name: str) -> tuple[int, int]:
+    """Side of a square position table.
+
+    Args:
+        num_patches: Rows of the table without the class token.
+        name: Model name for the message.
+
+    Returns:
+        Grid (h, w).
+
+    Raises:
+        ValueError: If the table is not square.
+    """
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")
+    return side, side

@@ -11,8 +11,9 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import compute_context
-from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower, native_grid
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.dense_form import DenseForm
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 
 # Pixels per cell of each stage, and how many times the stem's channels it has.
 STAGE_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -85,22 +86,20 @@ class ResNetTower(VisionTower):
         stem = (visual.conv1, visual.bn1, visual.conv2, visual.bn2, visual.conv3, visual.bn3)
         return [p for module in (*stem, visual.attnpool) for p in module.parameters()]
 
-    def freeze(
-        self, trained_blocks: int = 0, *, last_block: str = "value", behind: bool = True
-    ) -> None:
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
         """Freeze all but the last stages; the pool learns with them where the loss reads it.
 
         Args:
             trained_blocks: Number of last stages that are trained: 3 is Detectron2's FREEZE_AT 2,
                 with the stem and res2 frozen; 0 freezes the tower, ``ALL_BLOCKS`` nothing.
-            last_block: Unused; stages have no attention.
             behind: Whether the attention pool learns.
+            parts: "all"; stages have no parts.
 
         Raises:
             ValueError: If there are fewer stages.
         """
         self._reads_pool = behind
-        super().freeze(trained_blocks, last_block=last_block, behind=behind)
+        super().freeze(trained_blocks, behind=behind, parts=parts)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
         self._freeze_norms()
 
@@ -116,7 +115,10 @@ class ResNetTower(VisionTower):
         return self.pool(self.forward_stages(images)["res5"])
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
     ) -> DenseFeatures:
         """Embed every cell of the last stage; block 0 is res2.
 
@@ -125,7 +127,7 @@ class ResNetTower(VisionTower):
         Returns:
             A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
         """
-        self.check_dense(blocks, last_block)
+        self.check_dense(blocks, form)
         stages = self.forward_stages(self.pad(images))
         embedding = F.normalize(self.pool_dense(stages["res5"]), dim=1)
         return DenseFeatures(embedding, tuple(stages[STAGES[number]] for number in blocks))

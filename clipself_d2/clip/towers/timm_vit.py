@@ -17,8 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.contract import native_grid
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 from clipself_d2.clip.towers.tokens import TokenTower
 
 AnyBlock: TypeAlias = Block | EvaBlock | EvaBlockPostNorm
@@ -114,7 +113,7 @@ class TimmViTTower(TokenTower):
 
     def heads(self, block: AnyBlock, tokens: Tensor, rotary: Tensor | None) -> Heads:
         """First norm, query, key and value, and rotary positions of the patches."""
-        attention, hidden = block.attn, _before_attention(block, tokens)
+        attention, hidden = block.attn, self.before_attention(block, tokens)
         if attention.qkv is None:
             fused = [
                 proj(hidden) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -130,7 +129,7 @@ class TimmViTTower(TokenTower):
 
     def value(self, block: AnyBlock, tokens: Tensor) -> Tensor:
         """First norm and value."""
-        attention, hidden = block.attn, _before_attention(block, tokens)
+        attention, hidden = block.attn, self.before_attention(block, tokens)
         if attention.qkv is None:
             value: Tensor = attention.v_proj(hidden)
             return value
@@ -139,15 +138,28 @@ class TimmViTTower(TokenTower):
             hidden, attention.qkv.weight[start:], None if bias is None else bias[start:]
         )
 
-    def finish(self, block: AnyBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """Output projection and MLP with norms, layer scales and stochastic depth as timm has."""
+    def before_attention(self, block: AnyBlock, tokens: Tensor) -> Tensor:
+        """First norm, which some blocks of EVA have behind the attention."""
+        if isinstance(block, EvaBlockPostNorm):
+            return tokens
+        normed: Tensor = block.norm1(tokens)
+        return normed
+
+    def attended(self, block: AnyBlock, mixed: Tensor) -> Tensor:
+        """Output projection with norms, layer scale and stochastic depth as timm has."""
         attention = block.attn
         mixed = attention.proj_drop(attention.proj(attention.norm(mixed)))
+        post_norm = isinstance(block, EvaBlockPostNorm)
+        added: Tensor = block.drop_path1(
+            block.norm1(mixed) if post_norm else _scale(block, 1, mixed)
+        )
+        return added
+
+    def feed_forward(self, block: AnyBlock, tokens: Tensor) -> Tensor:
+        """MLP with norms, layer scale and stochastic depth as timm has."""
         if isinstance(block, EvaBlockPostNorm):
-            tokens = tokens + block.drop_path1(block.norm1(mixed))
             hidden = block.norm2(block.mlp(tokens))
         else:
-            tokens = tokens + block.drop_path1(_scale(block, 1, mixed))
             hidden = _scale(block, 2, block.mlp(block.norm2(tokens)))
         output: Tensor = tokens + block.drop_path2(hidden)
         return output
@@ -175,23 +187,27 @@ class TimmViTTower(TokenTower):
         tables = [trunk.cls_token, trunk.pos_embed]
         return [*(table for table in tables if table is not None), *inner]
 
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """Query and key of the last block, where they are parameters of their own."""
-        attention = self.visual.trunk.blocks[-1].attn
-        modules = [attention.q_norm, attention.k_norm]
+    def own_parameters(self, block: AnyBlock) -> dict[str, list[nn.Parameter]]:
+        """Query and key where they are parameters of their own; MLP, its norm and layer scale."""
+        attention: Any = block.attn
+        query, key = [attention.q_norm], [attention.k_norm]
         if attention.qkv is None:
-            modules += [attention.q_proj, attention.k_proj]
-        idle = [parameter for module in modules for parameter in module.parameters()]
-        bias = getattr(attention, "q_bias", None)
-        return idle if bias is None else [*idle, bias]
+            query.append(attention.q_proj)
+            key.append(attention.k_proj)
+        mlp = [block.norm2, block.mlp, getattr(block, "ls2", nn.Identity())]
+        own = {
+            name: [p for module in modules for p in module.parameters()]
+            for name, modules in (("query", query), ("key", key), ("mlp", mlp))
+        }
+        bias, gain = getattr(attention, "q_bias", None), getattr(block, "gamma_2", None)
+        own["query"] += [] if bias is None else [bias]
+        own["mlp"] += [] if gain is None else [gain]
+        return own
 
-    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
-        """Query and key of the last block, where they share a matrix with the value."""
-        qkv = self.visual.trunk.blocks[-1].attn.qkv
-        if qkv is None:
-            return []
-        fused = [qkv.weight] if qkv.bias is None else [qkv.weight, qkv.bias]
-        return [(parameter, 2 * len(parameter) // 3) for parameter in fused]
+    def shared_parameters(self, block: AnyBlock) -> list[nn.Parameter]:
+        """The one matrix of query, key and value, and its bias, where there is one."""
+        qkv = block.attn.qkv
+        return [] if qkv is None else list(qkv.parameters())
 
 
 def pool_each(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
@@ -243,13 +259,6 @@ def _embed_dim(visual: TimmModel, width: int) -> int:
         if linears:
             return int(linears[-1].out_features)
     return width
-
-
-def _before_attention(block: AnyBlock, tokens: Tensor) -> Tensor:
-    if isinstance(block, EvaBlockPostNorm):
-        return tokens
-    hidden: Tensor = block.norm1(tokens)
-    return hidden
 
 
 def _fused_bias(attention: AnyAttention) -> Tensor | None:

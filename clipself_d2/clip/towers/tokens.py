@@ -4,8 +4,9 @@ Legend: N images, D joint embedding, C width, H W pixels, h w patch grid, T toke
 first, where there is one), R regions of the batch.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,81 +23,26 @@ from clipself_d2.clip.towers.attention import (
     quarter_blocks,
     window_attention,
 )
-from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.blocks import BlockTower
+from clipself_d2.clip.towers.contract import DenseFeatures
+from clipself_d2.clip.towers.dense_form import DenseForm, mix_values, proxy_affinity
 
 Grid = tuple[int, int]
+# Name of the gate in a tower's weights, below "visual.".
+GATE = "dense_gate"
 
 
-class TokenTower(VisionTower):
-    """A tower whose blocks are transformer blocks, each split into heads, value and the rest.
+class TokenTower(BlockTower):
+    """A tower of transformer blocks with its forward passes.
 
     Attributes:
-        num_prefix: Number of tokens before the patches: 1 with a class token, else 0.
-        reads_class_token: Whether the picture's embedding is the class token's.
         attention: Which block of the dense path uses which attention.
+        proxy: From RGB pixels (N, 3, H, W), 0 to 255, and the grid to the features (N, C, h', w')
+            of another model, whose affinity forms of external attention take where none is passed.
     """
 
-    num_prefix: int
-    reads_class_token: bool
     attention = AttentionPlan()
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn pixels into tokens.
-
-        Args:
-            images: (N, 3, H, W) with H and W multiples of the patch.
-
-        Returns:
-            (N, T, C) tokens with positions, and the rotary table (h * w, 2E) of trunks that rotate.
-        """
-
-    @abstractmethod
-    def heads(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Heads:
-        """Query, key and value of a block.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            rotary: Rotary table of the patches; None rotates nothing.
-
-        Returns:
-            (N, A, T, E) each.
-        """
-
-    @abstractmethod
-    def value(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Value of a block alone, heads side by side; (N, T, C) to (N, T, A * E)."""
-
-    @abstractmethod
-    def finish(self, block: nn.Module, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of a block: output projection, residuals and MLP.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            mixed: (N, T, A * E), values mixed by attention.
-
-        Returns:
-            (N, T, C).
-        """
-
-    @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
-        """Embed each token by itself; (N, ..., C) to (N, ..., D).
-
-        For one token alone this is ``pool``: where the tower averages, the mean of one; where it
-        pools by attention, that attention over one token, which passes the token's value.
-        """
-
-    @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Embed the picture from the last block's tokens; (N, T, C) to (N, D)."""
-
-    def run_block(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Tensor:
-        """Apply a block with its global self-attention; (N, T, C) to (N, T, C)."""
-        mixed = global_attention(self.heads(block, tokens, rotary))
-        return self.finish(block, tokens, merge_heads(mixed))
+    proxy: Callable[[Tensor, Grid], Tensor] | None = None
 
     def run_window_block(
         self, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid
@@ -110,16 +56,148 @@ class TokenTower(VisionTower):
         )
         return self.finish(block, tokens, merge_heads(mixed))
 
-    def run_value_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply a block in which every token attends to itself alone; (N, T, C) to (N, T, C)."""
-        return self.finish(block, tokens, self.value(block, tokens))
+    def branch(
+        self,
+        number: int,
+        tokens: Tensor,
+        rotary: Tensor | None,
+        form: DenseForm,
+        *,
+        grid: Grid,
+        affinity: Tensor | None = None,
+    ) -> tuple[Tensor, Heads | None]:
+        """Apply the attention of a form and the output projection of a block.
 
-    def run_class_residual_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply a block of values alone to the class token beside each; (N, T, C) to (N, T, C).
+        Args:
+            number: 0-based number of the block.
+            tokens: (N, T, C), input of the block.
+            rotary: Rotary table of the patches.
+            form: Form of the dense path.
+            grid: Grid (h, w).
+            affinity: Of ``mix_values``.
 
-        Reference: the released code of CAT-Seg, arXiv 2303.11797.
+        Returns:
+            (N, T, C), and query, key and value unless the value alone was computed.
         """
-        return self.finish(block, tokens[:, :1].expand_as(tokens), self.value(block, tokens))
+        block = self.block_modules[number]
+        gate = None
+        if form.gate:
+            # A tower without a trained gate weights all by half, as a new one does.
+            normed, learned = self.before_attention(block, tokens), self.gate
+            num_heads: int = block.attn.num_heads  # type: ignore[union-attr, assignment]
+            zero = normed.new_zeros(*normed.shape[:2], num_heads)
+            gate = (zero if learned is None else learned(normed)).sigmoid()
+        if form.attention == "identity":
+            value = self.value(block, tokens)
+            if gate is not None:
+                value = (value.unflatten(-1, (gate.shape[-1], -1)) * gate[..., None]).flatten(2)
+            return self.attended(block, value), None
+        heads = self.heads(block, tokens, rotary if form.rotary else None)
+        if gate is not None:
+            heads = heads._replace(value=heads.value * gate.transpose(1, 2)[..., None])
+
+        def attend(heads: Heads) -> Tensor:
+            if self.attention.strategy(number) == "global":
+                return global_attention(heads)
+            size = self.attention.window_size
+            return window_attention(heads, grid=grid, window_size=size, num_prefix=self.num_prefix)
+
+        mixed = mix_values(
+            form,
+            heads,
+            grid=grid,
+            num_prefix=self.num_prefix,
+            attend=attend,
+            affinity=affinity,
+        )
+        return self.attended(block, merge_heads(mixed)), heads
+
+    def run_last_block(self, tokens: Tensor, added: Tensor, form: DenseForm) -> Tensor:
+        """Add the residual of a form, and apply the MLP of the last block where the form has it.
+
+        Args:
+            tokens: (N, T, C), input of the block.
+            added: (N, T, C), sum of the branches of the form's layers.
+            form: Form of the dense path.
+
+        Returns:
+            (N, T, C).
+        """
+        if form.residual == "patch":
+            added = tokens + added
+        elif form.residual == "class":
+            added = tokens[:, :1].expand_as(tokens) + added
+        return self.feed_forward(self.block_modules[-1], added) if form.mlp else added
+
+    @property
+    def gate(self) -> nn.Linear | None:
+        """Learned weights of the heads in forms with a gate, C to A, or None."""
+        return getattr(self.visual, GATE, None)
+
+    def attach_gate(self) -> None:
+        """Add a gate that weights all heads of all tokens by half, unless there is one."""
+        if self.gate is None:
+            block = self.block_modules[-1]
+            weight = next(block.parameters())
+            gate = nn.Linear(self.width, block.attn.num_heads).to(weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(gate.weight)
+            nn.init.zeros_(gate.bias)
+            setattr(self.visual, GATE, gate)
+
+    def set_dense_form(self, form: DenseForm | str) -> None:
+        """Choose the form of the dense path; one with a gate gets one, others lose it.
+
+        Args:
+            form: Form of the last block, or its name.
+
+        Raises:
+            ValueError: If the tower cannot have it.
+        """
+        super().set_dense_form(form)
+        if self.dense_form.gate:
+            self.attach_gate()
+        elif self.gate is not None:
+            delattr(self.visual, GATE)
+
+    def check_form(self, form: DenseForm) -> None:
+        """Raise a ValueError unless the tower can have a form."""
+        if form.residual == "class" and not self.num_prefix:
+            raise ValueError(
+                f"{self.name} has no class token for the residual of the dense form {form}; use "
+                "clipself or attention"
+            )
+        if form.layers > self.num_blocks:
+            raise ValueError(
+                f"the dense form {form} sums {form.layers} blocks, and {self.name} has "
+                f"{self.num_blocks}"
+            )
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Query, key and MLP of the last block where its form does not use them."""
+        form, own = self.dense_form, self.own_parameters(self.block_modules[-1])
+        idle = {"query", "key"} - form.reads | (set() if form.mlp else {"mlp"})
+        return [parameter for part in sorted(idle) for parameter in own[part]]
+
+    def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Query and key of the last block where they share a matrix with the value."""
+        idle = [
+            number for number, name in enumerate(Heads._fields) if name not in self.dense_form.reads
+        ]
+        if not idle:
+            return []
+        return [
+            (parameter, slice(*(len(parameter) * n // 3 for n in (idle[0], idle[-1] + 1))))
+            for parameter in self.shared_parameters(self.block_modules[-1])
+        ]
+
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
+        """Freeze all but the last blocks; a gate learns with any of them.
+
+        Arguments and errors are those of ``VisionTower``.
+        """
+        super().freeze(trained_blocks, behind=behind, parts=parts)
+        if self.gate is not None:
+            self.gate.requires_grad_(trained_blocks != 0)
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
@@ -161,9 +239,21 @@ class TokenTower(VisionTower):
             return self.pool(tokens).float()
 
     def forward_dense(
-        self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
+        self,
+        images: Tensor,
+        blocks: Sequence[int] = (),
+        form: DenseForm | str | None = None,
+        *,
+        affinity: Tensor | None = None,
     ) -> DenseFeatures:
         """Embed every patch; arguments and errors are those of ``VisionTower``.
+
+        Args:
+            images: (N, 3, H, W) normalised pixels of any size and floating type.
+            blocks: 0-based numbers of the blocks whose outputs are wanted.
+            form: Form of the last block or its name; None: the tower's ``dense_form``.
+            affinity: (N, h * w, h * w), rows that sum to 1, for forms of external attention; None
+                takes that of the tower's ``proxy``.
 
         Returns:
             A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
@@ -172,20 +262,36 @@ class TokenTower(VisionTower):
         residual and the MLP of the last block are kept. Attention pools pass each cell's value, as
         MaskCLIP does with the pool of CLIP's ResNets.
         """
-        form = self.check_dense(blocks, last_block)
-        if form == "class_residual" and not self.num_prefix:
-            raise ValueError(
-                f"{self.name} has no class token for last_block {form}; use value or attention"
-            )
+        form = self.check_dense(blocks, form)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        if form.attention == "external" and affinity is None and self.proxy is not None:
+            mean, std = (
+                images.new_tensor(values).view(3, 1, 1)
+                for values in (self.pixel_mean, self.pixel_std)
+            )
+            affinity = proxy_affinity(self.proxy(images * std + mean, grid), grid)
         outputs: dict[int, Tensor] = {}
+        last = self.num_blocks - 1
+        # Branches of the form beside the trained blocks; of the last block alone, as a rule.
+        first = self.num_blocks if form.as_trained else self.num_blocks - form.layers
+        branches: list[Tensor] = []
+        heads = None
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             for number in range(self.num_blocks):
-                last = number == self.num_blocks - 1
-                strategy = form if last and form != "attention" else None
-                tokens = self._run(number, strategy, tokens, rotary, grid)
+                if number >= first:
+                    options = {"grid": grid, "affinity": affinity}
+                    run = partial(self.branch, number, rotary=rotary, form=form, **options)
+                    added, heads = self._recompute(run, tokens)
+                    branches.append(added)
+                if number == last and not form.as_trained:
+                    run = partial(self.run_last_block, form=form)
+                    tokens = self._recompute(run, tokens, sum(branches[1:], branches[0]))
+                else:
+                    tokens = self._recompute(
+                        partial(self._run_trained, number, rotary, grid), tokens
+                    )
                 if number in blocks:
                     outputs[number] = tokens
             embedding = self.project(tokens[:, self.num_prefix :])
@@ -193,7 +299,9 @@ class TokenTower(VisionTower):
         lengths = _to_map(embedding.norm(dim=-1, keepdim=True), grid)
         embedding = F.normalize(embedding, dim=-1)
         maps = tuple(_to_map(outputs[n][:, self.num_prefix :].float(), grid) for n in blocks)
-        return DenseFeatures(_to_map(embedding, grid), maps, lengths)
+        if heads is not None:
+            heads = Heads(*(part[:, :, self.num_prefix :] for part in heads))
+        return DenseFeatures(_to_map(embedding, grid), maps, lengths, heads)
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """Embed regions by copies of the class token that see their region alone.
@@ -240,28 +348,26 @@ class TokenTower(VisionTower):
         height, width = images.shape[-2:]
         return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
 
-    def _run(
-        self, number: int, strategy: str | None, tokens: Tensor, rotary: Tensor | None, grid: Grid
+    def _run_trained(
+        self, number: int, rotary: Tensor | None, grid: Grid, tokens: Tensor
     ) -> Tensor:
-        """Run a block of the dense path, recomputed in the backward pass where that is asked."""
+        """Run a block of the dense path as it was trained, in windows where that is set."""
         block = self.block_modules[number]
-        name = strategy or self.attention.strategy(number)
+        if self.attention.strategy(number) == "window":
+            return self.run_window_block(block, tokens, rotary, grid)
+        return self.run_block(block, tokens, rotary)
 
-        def step(tokens: Tensor) -> Tensor:
+    def _recompute(self, run: Callable[..., Any], tokens: Tensor, *others: Tensor) -> Any:
+        """Call a function, again in the backward pass where that is asked."""
+
+        def step(tokens: Tensor, *others: Tensor) -> Any:
             # The backward pass runs outside the caller's context.
             with compute_context(tokens.device, self.precision, tokens.shape[1]):
-                if name == "value":
-                    return self.run_value_block(block, tokens)
-                if name == "class_residual":
-                    return self.run_class_residual_block(block, tokens)
-                if name == "window":
-                    return self.run_window_block(block, tokens, rotary, grid)
-                return self.run_block(block, tokens, rotary)
+                return run(tokens, *others)
 
         if self.checkpointing and torch.is_grad_enabled():
-            output: Tensor = checkpoint(step, tokens, use_reentrant=False)
-            return output
-        return step(tokens)
+            return checkpoint(step, tokens, *others, use_reentrant=False)
+        return step(tokens, *others)
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:

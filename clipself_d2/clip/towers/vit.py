@@ -11,8 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.contract import native_grid
-from clipself_d2.clip.towers.positions import resize_positions
+from clipself_d2.clip.towers.positions import native_grid, resize_positions
 from clipself_d2.clip.towers.tokens import TokenTower
 
 # How a cell becomes an embedding, by open_clip's pooling.
@@ -78,18 +77,29 @@ class OpenClipViTTower(TokenTower):
     def heads(self, block: ResidualAttentionBlock, tokens: Tensor, rotary: Tensor | None) -> Heads:
         """First norm, and the three thirds of one matrix."""
         attention = block.attn
-        fused = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+        fused = F.linear(
+            self.before_attention(block, tokens), attention.in_proj_weight, attention.in_proj_bias
+        )
         return Heads(*(split_heads(part, attention.num_heads) for part in fused.chunk(3, dim=-1)))
 
     def value(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
         """First norm, and the last third of the matrix."""
         attention, width = block.attn, tokens.shape[-1]
         weight, bias = attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :]
-        return F.linear(block.ln_1(tokens), weight, bias)
+        return F.linear(self.before_attention(block, tokens), weight, bias)
 
-    def finish(self, block: ResidualAttentionBlock, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """Output projection, second norm, MLP, both with their layer scales."""
-        tokens = tokens + block.ls_1(block.attn.out_proj(mixed))
+    def before_attention(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+        """First norm."""
+        normed: Tensor = block.ln_1(tokens)
+        return normed
+
+    def attended(self, block: ResidualAttentionBlock, mixed: Tensor) -> Tensor:
+        """Output projection with its layer scale."""
+        added: Tensor = block.ls_1(block.attn.out_proj(mixed))
+        return added
+
+    def feed_forward(self, block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+        """Second norm and MLP with its layer scale."""
         output: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         return output
 
@@ -117,8 +127,12 @@ class OpenClipViTTower(TokenTower):
             *visual.ln_post.parameters(),
         ]
 
-    def idle_rows(self) -> list[tuple[nn.Parameter, int]]:
-        """Query and key of the last block, which share a matrix with the value."""
-        attention: Any = self.visual.transformer.resblocks[-1].attn
-        fused = (attention.in_proj_weight, attention.in_proj_bias)
-        return [(parameter, 2 * self.width) for parameter in fused]
+    def own_parameters(self, block: ResidualAttentionBlock) -> dict[str, list[nn.Parameter]]:
+        """MLP and second norm."""
+        modules = (block.ln_2, block.mlp, block.ls_2)
+        return {"query": [], "key": [], "mlp": [p for m in modules for p in m.parameters()]}
+
+    def shared_parameters(self, block: ResidualAttentionBlock) -> list[nn.Parameter]:
+        """The one matrix of query, key and value, and its bias."""
+        attention: Any = block.attn
+        return [attention.in_proj_weight, attention.in_proj_bias]

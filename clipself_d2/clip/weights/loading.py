@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipself_d2.clip.weights.form import read_form
 from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_open_clip
 from clipself_d2.clip.weights.reading import read_weights_file
 
@@ -88,8 +89,10 @@ def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
     beside = [key for key in named.tensors if is_beside_tower(key)]
     wanted = {key: value for key, value in named.tensors.items() if key not in set(beside)}
     owner = f"the image tower of {tower.name}"
+    attach_gate(tower, wanted)
     _fill([tower], wanted, path=path, owner=owner, first=list(named.tensors))
     ignored = tuple(sorted([*named.ignored, *beside]))
+    tower.trained_form = read_form(path)
     return LoadReport(str(path), named.layout, len(wanted), ignored)
 
 
@@ -118,8 +121,21 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
     text = model.text.clip
     state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
     parts = [model.tower, text]
+    attach_gate(model.tower, state)
     _fill(parts, state, path=path, owner=f"the CLIP {model.name}", first=list(state))
+    model.tower.trained_form = read_form(path)
     return LoadReport(str(path), named.layout, len(state), tuple(sorted(named.ignored)))
+
+
+def attach_gate(tower: "VisionTower", state: Mapping[str, Tensor]) -> None:
+    """Give a tower the gate of a dense form, where weights have one.
+
+    Args:
+        tower: The tower, changed in place.
+        state: Weights by open_clip's names.
+    """
+    if "visual.dense_gate.weight" in state and hasattr(tower, "attach_gate"):
+        tower.attach_gate()
 
 
 def _fill(

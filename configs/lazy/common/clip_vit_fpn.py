@@ -13,7 +13,7 @@ backbone = L(ClipViTPyramid)(
     backbone=L(ClipViT)(
         tower=L(load_tower)(name="ViT-B-16-quickgelu", weights="openai", precision="fp32"),
         tap_blocks=[3, 5, 7, 11],
-        last_block="value",
+        dense_form="clipself",
         trainable_blocks=0,
     ),
     strides=[4, 8, 16, 32],

@@ -22,7 +22,7 @@ def rows_of(tower: str, start: float) -> list[AlignmentRow]:
     rows = [AlignmentRow(tower, "crop", "", 64, "thing", 80.0, 90.0, 5)]
     rows.append(AlignmentRow(tower, "crop", "", 64, "stuff", NAN, NAN, 5))
     for size in (192, 96):
-        for strategy, shift in (("value", 0.0), ("attention", -5.0)):
+        for strategy, shift in (("clipself", 0.0), ("attention", -5.0)):
             score = start + shift + size / 8
             rows.append(AlignmentRow(tower, "roi", strategy, size, "thing", score, 99.5, 5))
             rows.append(AlignmentRow(tower, "roi", strategy, size, "stuff", NAN, NAN, 5))
@@ -55,7 +55,7 @@ def test_the_table_puts_things_beside_stuff() -> None:
     # Two lines of header; of each tower crops, and two embeddings by two strategies by two sizes.
     assert len(lines) == 2 + 2 * 9
     assert ["", "untouched", "crop", "", "64", "80.0", "90.0", "nan", "nan", ""] in lines
-    assert ["", "student", "roi", "value", "192", "64.0", "99.5", "nan", "nan", ""] in lines
+    assert ["", "student", "roi", "clipself", "192", "64.0", "99.5", "nan", "nan", ""] in lines
 
 
 def test_the_plot_has_a_color_for_every_tower(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_command_writes_csv_plot_and_table(
     printed = capsys.readouterr().out
     assert printed.count("| roi ") == 4
     assert printed.count("| crop ") == 1
-    assert (tmp_path / "out" / "accuracy.csv").read_text().startswith("tower,embedding,last_block")
+    assert (tmp_path / "out" / "accuracy.csv").read_text().startswith("tower,embedding,form")
     assert Image.open(tmp_path / "out" / "accuracy.png").width > 600
 
 
@@ -92,7 +92,7 @@ def test_the_commands_draw_a_picture(emoji_data: Path, tmp_path: Path, monkeypat
     heat = ["heatmap", "--tower", EMOJI, "--words", "dog,police car", "--image", image]
     assert call([*heat, "--output", tmp_path / "heat.png"], monkeypatch) == 0
     parts = ["pca", "--towers", EMOJI, f"b={EMOJI}", "--image", image, "--size", 128]
-    parts += ["--last-block", "value", "attention"]
+    parts += ["--forms", "clipself", "attention"]
     assert call([*parts, "--output", tmp_path / "pca.png"], monkeypatch) == 0
     # Three panels beside one another; two rows of three.
     heat_size, parts_size = (Image.open(tmp_path / f"{n}.png").size for n in ("heat", "pca"))

@@ -31,7 +31,7 @@ def image(tmp_path: Path, rng: np.random.Generator) -> Path:
 def test_a_heat_map_is_the_cosine_of_the_dense_embedding(image: Path, tmp_path: Path) -> None:
     words = ["dog", "police car"]
     maps = draw_heat_maps(
-        SPEC, image, words, tmp_path / "out.png", strategies=("value", "attention"), device="cpu"
+        SPEC, image, words, tmp_path / "out.png", forms=("clipself", "attention"), device="cpu"
     )
     clip = load_clip("ViT-Ti-8-emoji", "emoji")
     pixels = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1).float()
@@ -40,10 +40,10 @@ def test_a_heat_map_is_the_cosine_of_the_dense_embedding(image: Path, tmp_path: 
         torch.tensor(v)[:, None, None] for v in (clip.tower.pixel_mean, clip.tower.pixel_std)
     )
     text_KD = SPEC.embed(words).embeddings_KD
-    for strategy, found in zip(("value", "attention"), maps, strict=True):
+    for strategy, found in zip(("clipself", "attention"), maps, strict=True):
         with torch.no_grad():
             batch = ((pixels - mean) / std)[None]
-            dense = clip.tower.forward_dense(batch, last_block=strategy).embedding
+            dense = clip.tower.forward_dense(batch, form=strategy).embedding
         for word, cosines in zip(text_KD, found, strict=True):
             expected = F.cosine_similarity(dense[0], word[:, None, None], dim=0)
             torch.testing.assert_close(cosines, expected, atol=1e-5, rtol=1e-4)

@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_distillers_evaluation(emoji_cfg) -> None:
     rows = measure_alignment(
         DATASET, [SPEC], replace(OPTIONS, sizes=(96,), pad_to_square=False, batch_size=3)
     )
-    rows = [row for row in rows if row.last_block != "attention"]
+    rows = [row for row in rows if row.form != "attention"]
     found = {f"{row.embedding}.{row.split}.macc1": row.macc1 for row in rows}
     found |= {f"{row.embedding}.{row.split}.macc5": row.macc5 for row in rows}
     assert found == {key: expected[key] for key in found}
@@ -56,10 +56,10 @@ def test_figures_are_those_of_the_distillers_evaluation(emoji_cfg) -> None:
 
 
 def test_no_embedding_depends_on_the_batch(tower, items) -> None:
-    together = embed_dense(tower, items, last_block="attention")
+    together = embed_dense(tower, items, form="attention")
     crops = embed_crops(tower, items)
     for item, dense, crop in zip(items, together, crops, strict=True):
-        (alone,) = embed_dense(tower, [item], last_block="attention")
+        (alone,) = embed_dense(tower, [item], form="attention")
         (crop_alone,) = embed_crops(tower, [item])
         torch.testing.assert_close(dense["roi"], alone["roi"], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(dense["mask"], alone["mask"], atol=1e-5, rtol=1e-4)
@@ -74,9 +74,9 @@ def test_a_picture_of_one_patch_has_one_embedding(tower) -> None:
         "masks": torch.ones(1, 1, 1, dtype=torch.bool),
     }
     pixels = prepare_pixels(tower, [image], 8, 8)
-    for strategy in ("value", "attention"):
-        cell = tower.forward_dense(pixels, last_block=strategy).embedding[0, :, 0, 0]
-        (output,) = embed_dense(tower, [item], last_block=strategy)
+    for strategy in ("clipself", "attention"):
+        cell = tower.forward_dense(pixels, form=strategy).embedding[0, :, 0, 0]
+        (output,) = embed_dense(tower, [item], form=strategy)
         for row in (*output["roi"], *output["mask"]):
             torch.testing.assert_close(row, cell.detach(), atol=1e-5, rtol=1e-4)
 
@@ -95,11 +95,11 @@ def test_rows_name_towers_sizes_and_strategies(emoji_data) -> None:
     other = replace(SPEC, label="two")
     rows = measure_alignment(DATASET, [SPEC, other], replace(OPTIONS, sizes=(64, 40), limit=2))
     things = [row for row in rows if row.split == "thing"]
-    one = [(row.embedding, row.last_block, row.size) for row in things if row.tower == "one"]
+    one = [(row.embedding, row.form, row.size) for row in things if row.tower == "one"]
     dense = [
         (embedding, strategy, size)
         for size in (64, 40)
-        for strategy in ("value", "attention")
+        for strategy in ("clipself", "attention")
         for embedding in ("roi", "mask")
     ]
     assert one == [("crop", "", 64), *dense]
@@ -115,8 +115,8 @@ def test_square_padding_changes_the_dense_features_alone(tower, items) -> None:
     item = items[0]
     masks = torch.zeros(len(item["masks"]), 12, 12, dtype=torch.bool)
     masks[:, : item["masks"].shape[1]] = item["masks"]
-    (square,) = embed_dense(tower, [{**item, "masks": masks}], last_block="value", square_size=96)
-    (plain,) = embed_dense(tower, [item], last_block="value")
+    (square,) = embed_dense(tower, [{**item, "masks": masks}], form="clipself", square_size=96)
+    (plain,) = embed_dense(tower, [item], form="clipself")
     assert not torch.allclose(square["roi"], plain["roi"], atol=1e-2)
     assert square["mask"].shape == plain["mask"].shape
 
@@ -125,7 +125,7 @@ def test_pictures_without_regions_pass(tower, items) -> None:
     item = items[0]
     bare = {**item, "boxes": item["boxes"][:0], "masks": item["masks"][:0]}
     bare["crops"] = item["crops"][:0]
-    (dense,) = embed_dense(tower, [bare], last_block="value")
+    (dense,) = embed_dense(tower, [bare], form="clipself")
     (crop,) = embed_crops(tower, [bare])
     width = tower.embed_dim
     assert dense["roi"].shape == dense["mask"].shape == crop["crop"].shape == (0, width)

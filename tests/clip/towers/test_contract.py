@@ -123,7 +123,7 @@ def test_attention_variant_on_class_token_is_the_image_embedding(tower, images):
     for block in tower.block_modules:
         tokens = tower.run_block(block, tokens, extra)
     assert_close(tower.project(tokens)[:, 0], tower.forward_image(images))
-    dense = tower.forward_dense(images, last_block="attention").embedding
+    dense = tower.forward_dense(images, form="attention").embedding
     expected = F.normalize(tower.project(tokens)[:, 1:], dim=-1)
     assert_close(dense.flatten(2).transpose(1, 2), expected)
 
@@ -131,7 +131,7 @@ def test_attention_variant_on_class_token_is_the_image_embedding(tower, images):
 @torch.no_grad()
 def test_value_variant_differs_from_attention_only_in_the_last_block(tower, images):
     value = tower.forward_dense(images, blocks=(0, 1, 2))
-    attention = tower.forward_dense(images, blocks=(0, 1, 2), last_block="attention")
+    attention = tower.forward_dense(images, blocks=(0, 1, 2), form="attention")
     assert torch.equal(value.blocks[0], attention.blocks[0])
     assert torch.equal(value.blocks[1], attention.blocks[1])
     assert not torch.allclose(value.blocks[2], attention.blocks[2], atol=1e-2)
@@ -145,7 +145,8 @@ def test_value_variant_keeps_every_cell_to_itself_in_the_last_block(tower, image
     changed = tokens.clone()
     changed[:, 5] += 1.0
     difference = (
-        tower.run_value_block(block, changed) - tower.run_value_block(block, tokens)
+        tower.finish(block, changed, tower.value(block, changed))
+        - tower.finish(block, tokens, tower.value(block, tokens))
     ).abs()
     touched = difference.amax((0, 2)) > 1e-6
     assert touched.nonzero().flatten().tolist() == [5]
@@ -182,11 +183,12 @@ def test_images_of_a_batch_do_not_mix(tower):
     assert_close(together[1:2], tower.forward_dense(images[1:2]).embedding)
 
 
-@pytest.mark.parametrize("last_block", ["value", "attention"])
+@pytest.mark.parametrize("form", ["clipself", "attention"])
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, ALL_BLOCKS])
-def test_every_trainable_parameter_gets_a_gradient(tower, num_blocks, last_block):
-    tower.freeze(num_blocks, last_block=last_block)
-    dense = tower.forward_dense(torch.randn(2, 3, 48, 80), last_block=last_block).embedding
+def test_every_trainable_parameter_gets_a_gradient(tower, num_blocks, form):
+    tower.set_dense_form(form)
+    tower.freeze(num_blocks)
+    dense = tower.forward_dense(torch.randn(2, 3, 48, 80), form=form).embedding
     (dense * torch.randn_like(dense)).sum().backward()
     for name, parameter in tower.named_parameters():
         gradient = parameter.grad
@@ -217,7 +219,8 @@ def test_freeze_leaves_nothing_trainable_and_starts_afresh(tower):
 
 
 def test_attention_in_the_last_block_trains_its_query_and_key(tower):
-    tower.freeze(1, last_block="attention")
+    tower.set_dense_form("attention")
+    tower.freeze(1)
     frozen = {n for n, p in tower.block_modules[-1].named_parameters() if not p.requires_grad}
     assert frozen == set()
 
@@ -232,11 +235,11 @@ def test_what_stands_behind_the_blocks_can_stay(tower):
 
 @torch.no_grad()
 def test_the_last_block_follows_the_tower_unless_told(tower, images):
-    attended = tower.forward_dense(images, last_block="attention").embedding
-    tower.last_block = "attention"
+    attended = tower.forward_dense(images, form="attention").embedding
+    tower.set_dense_form("attention")
     assert torch.equal(tower.forward_dense(images).embedding, attended)
-    assert not torch.equal(tower.forward_dense(images, last_block="value").embedding, attended)
-    tower.last_block = "value"
+    assert not torch.equal(tower.forward_dense(images, form="clipself").embedding, attended)
+    tower.set_dense_form("clipself")
 
 
 @torch.no_grad()
@@ -253,8 +256,8 @@ def test_wrong_numbers_are_named(tower, images):
         tower.freeze(4)
     with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
         tower.forward_dense(images, blocks=(1, 3))
-    with pytest.raises(ValueError, match="last_block is 'none'"):
-        tower.forward_dense(images, last_block="none")
+    with pytest.raises(ValueError, match="form is 'none'"):
+        tower.forward_dense(images, form="none")
 
 
 def test_state_names_are_those_of_open_clip(new_clip, new_open_clip):

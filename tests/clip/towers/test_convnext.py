@@ -114,8 +114,8 @@ def test_blocks_are_those_of_the_last_stage(tower, picture):
 
 @torch.no_grad()
 def test_both_forms_of_the_last_block_are_one(tower, picture):
-    value = tower.forward_dense(picture, last_block="value").embedding
-    assert torch.equal(tower.forward_dense(picture, last_block="attention").embedding, value)
+    value = tower.forward_dense(picture, form="clipself").embedding
+    assert torch.equal(tower.forward_dense(picture, form="attention").embedding, value)
 
 
 @torch.no_grad()
@@ -172,8 +172,8 @@ def test_regions_need_a_class_token(tower, picture):
 def test_wrong_numbers_are_named(tower, picture):
     with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
         tower.forward_dense(picture, blocks=(3,))
-    with pytest.raises(ValueError, match="last_block is 'none'"):
-        tower.forward_dense(picture, last_block="none")
+    with pytest.raises(ValueError, match="form is 'none'"):
+        tower.forward_dense(picture, form="none")
     with pytest.raises(ValueError, match="has 3; 0 trains none"):
         tower.freeze(4)
 

@@ -47,7 +47,7 @@ def test_rectangle_equals_timm_built_for_that_rectangle():
     torch.testing.assert_close(tower.forward_image(picture), rectangle(picture), **TOLERANCE)
     trunk = rectangle.trunk
     tokens = trunk.head(trunk.forward_features(picture)[:, 1:])
-    dense = tower.forward_dense(picture, last_block="attention").embedding
+    dense = tower.forward_dense(picture, form="attention").embedding
     expected = F.normalize(tokens, dim=-1).transpose(1, 2).reshape(2, 24, 3, 7)
     torch.testing.assert_close(dense, expected, **TOLERANCE)
 
@@ -57,7 +57,7 @@ def test_native_dense_map_equals_the_path_without_resizing(images):
     torch.manual_seed(0)
     visual = make_visual()
     tokens = visual.trunk.head(visual.trunk.forward_features(images)[:, 1:])
-    dense = make_tower(visual).forward_dense(images, last_block="attention").embedding
+    dense = make_tower(visual).forward_dense(images, form="attention").embedding
     got = dense.flatten(2).transpose(1, 2)
     torch.testing.assert_close(got, F.normalize(tokens, dim=-1), **TOLERANCE)
 
@@ -69,7 +69,7 @@ def test_blocks_equal_timms_intermediates(images):
     expected = visual.trunk.forward_intermediates(
         images, indices=[0, 1, 2], intermediates_only=True
     )
-    features = make_tower(visual).forward_dense(images, blocks=(0, 1, 2), last_block="attention")
+    features = make_tower(visual).forward_dense(images, blocks=(0, 1, 2), form="attention")
     for got, wanted in zip(features.blocks, expected, strict=True):
         torch.testing.assert_close(got, wanted, **TOLERANCE)
 
@@ -98,7 +98,10 @@ def test_single_token_attention_equals_the_value_block():
     tower = make_tower(make_visual())
     tokens = torch.randn(5, 1, 64)
     for block in tower.block_modules:
-        got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
+        got, expected = (
+            tower.finish(block, tokens, tower.value(block, tokens)),
+            tower.run_block(block, tokens, None),
+        )
         torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -110,7 +113,7 @@ def test_layer_scale_is_kept_in_the_value_block():
     block = tower.block_modules[-1]
     block.gamma_1.zero_()
     block.gamma_2.zero_()
-    assert torch.equal(tower.run_value_block(block, tokens), tokens)
+    assert torch.equal(tower.finish(block, tokens, tower.value(block, tokens)), tokens)
 
 
 def test_query_and_key_of_the_last_block_are_never_trained():
@@ -150,7 +153,7 @@ def test_other_builds_equal_timm_at_native_size_and_on_rectangles(build, images)
         torch.testing.assert_close(tower.forward_image(picture), visual(picture), **TOLERANCE)
         features = visual.trunk.forward_features(picture)[:, tower.num_prefix :]
         alone = [visual.trunk.forward_head(features[:, i : i + 1]) for i in range(3)]
-        dense = tower.forward_dense(picture, last_block="attention").embedding.flatten(2)
+        dense = tower.forward_dense(picture, form="attention").embedding.flatten(2)
         for cell, expected in enumerate(alone):
             unit = F.normalize(expected, dim=1)
             torch.testing.assert_close(dense[..., cell], unit, **TOLERANCE)
@@ -163,7 +166,10 @@ def test_value_block_and_gradients_of_other_builds(build):
     tower = make_tower(make_visual(name, **changes))
     tokens = torch.randn(5, 1, 64)
     for block in tower.block_modules:
-        got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
+        got, expected = (
+            tower.finish(block, tokens, tower.value(block, tokens)),
+            tower.run_block(block, tokens, None),
+        )
         torch.testing.assert_close(got, expected, **TOLERANCE)
     tower.freeze(ALL_BLOCKS)
     dense = tower.forward_dense(torch.randn(2, 3, 48, 80)).embedding

@@ -82,7 +82,7 @@ def test_native_passes_equal_timms(family, images):
     tower, trunk = wrap(visual), visual.trunk
     assert_close(tower.forward_image(images), visual(images))
     blocks = trunk.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
-    dense = tower.forward_dense(images, blocks=(0, 1), last_block="attention")
+    dense = tower.forward_dense(images, blocks=(0, 1), form="attention")
     for got, expected in zip(dense.blocks, blocks, strict=True):
         assert_close(got, expected)
     tokens = tower.project(blocks[1].flatten(2).transpose(1, 2))
@@ -111,8 +111,8 @@ def test_picture_of_one_patch_has_the_embedding_of_its_cell(family):
     tower = wrap(cached_visual(family))
     picture = torch.randn(3, 3, 16, 16)
     expected = F.normalize(tower.forward_image(picture), dim=1)
-    for last_block in ("value", "attention"):
-        dense = tower.forward_dense(picture, last_block=last_block).embedding
+    for form in ("clipself", "attention"):
+        dense = tower.forward_dense(picture, form=form).embedding
         assert_close(dense[..., 0, 0], expected)
 
 
@@ -145,7 +145,10 @@ def test_single_token_attention_equals_the_value_block(family):
     tower = wrap(cached_visual(family))
     tokens = torch.randn(5, 1, tower.width)
     for block in tower.block_modules:
-        assert_close(tower.run_value_block(block, tokens), tower.run_block(block, tokens, None))
+        assert_close(
+            tower.finish(block, tokens, tower.value(block, tokens)),
+            tower.run_block(block, tokens, None),
+        )
 
 
 @torch.no_grad()
@@ -155,7 +158,7 @@ def test_layer_scale_is_kept_in_the_value_block():
     block.ls1.gamma.zero_()
     block.ls2.gamma.zero_()
     tokens = torch.randn(1, 3, 32)
-    assert torch.equal(tower.run_value_block(block, tokens), tokens)
+    assert torch.equal(tower.finish(block, tokens, tower.value(block, tokens)), tokens)
 
 
 def test_every_trainable_parameter_gets_a_gradient(family):

@@ -26,12 +26,12 @@ def rectangle():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("last_block", ["value", "attention"])
-def test_one_window_over_the_map_is_global_attention(tower, rectangle, last_block):
-    expected = tower.forward_dense(rectangle, blocks=(0, 1, 2), last_block=last_block)
+@pytest.mark.parametrize("form", ["clipself", "attention"])
+def test_one_window_over_the_map_is_global_attention(tower, rectangle, form):
+    expected = tower.forward_dense(rectangle, blocks=(0, 1, 2), form=form)
     # Every block but the first has a window.
     tower.set_attention(window_size=7, global_blocks=[0])
-    got = tower.forward_dense(rectangle, blocks=(0, 1, 2), last_block=last_block)
+    got = tower.forward_dense(rectangle, blocks=(0, 1, 2), form=form)
     assert_close(got.embedding, expected.embedding)
     for block, wanted in zip(got.blocks, expected.blocks, strict=True):
         assert_close(block, wanted)
@@ -130,8 +130,8 @@ def test_checkpointing_gives_the_same_gradients(tower, rectangle, window_size, p
 def test_checkpointing_runs_blocks_again_in_the_backward_pass(tower, rectangle, monkeypatch):
     tower.freeze(3)
     calls = []
-    plain = tower.finish
-    monkeypatch.setattr(tower, "finish", lambda *args: calls.append(1) or plain(*args))
+    plain = tower.feed_forward
+    monkeypatch.setattr(tower, "feed_forward", lambda *args: calls.append(1) or plain(*args))
     for checkpointing, expected in ((False, 3), (True, 6)):
         calls.clear()
         tower.checkpointing = checkpointing

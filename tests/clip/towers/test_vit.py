@@ -46,7 +46,7 @@ def test_rectangle_equals_open_clip_built_for_that_rectangle():
     pooled, tokens = rectangle(picture)
     tower = make_tower(square)
     torch.testing.assert_close(tower.forward_image(picture), pooled, **TOLERANCE)
-    dense = tower.forward_dense(picture, last_block="attention").embedding
+    dense = tower.forward_dense(picture, form="attention").embedding
     expected = F.normalize(tokens @ rectangle.proj, dim=-1).transpose(1, 2).reshape(2, 24, 3, 7)
     torch.testing.assert_close(dense, expected, **TOLERANCE)
 
@@ -56,7 +56,7 @@ def test_native_dense_map_equals_the_path_without_resizing(images):
     torch.manual_seed(0)
     visual = make_visual(output_tokens=True)
     tokens = visual(images)[1] @ visual.proj
-    dense = make_tower(visual).forward_dense(images, last_block="attention").embedding
+    dense = make_tower(visual).forward_dense(images, form="attention").embedding
     got = dense.flatten(2).transpose(1, 2)
     torch.testing.assert_close(got, F.normalize(tokens, dim=-1), **TOLERANCE)
 
@@ -66,7 +66,7 @@ def test_blocks_equal_open_clips_intermediates(images):
     torch.manual_seed(0)
     visual = make_visual(layers=3)
     expected = visual.forward_intermediates(images, indices=[0, 1, 2])["image_intermediates"]
-    features = make_tower(visual).forward_dense(images, blocks=(0, 1, 2), last_block="attention")
+    features = make_tower(visual).forward_dense(images, blocks=(0, 1, 2), form="attention")
     for got, wanted in zip(features.blocks, expected, strict=True):
         torch.testing.assert_close(got, wanted, **TOLERANCE)
 
@@ -80,7 +80,7 @@ def test_layer_scale_is_kept_in_the_value_block():
     block = tower.block_modules[-1]
     block.ls_1.gamma.zero_()
     block.ls_2.gamma.zero_()
-    assert torch.equal(tower.run_value_block(block, tokens), tokens)
+    assert torch.equal(tower.finish(block, tokens, tower.value(block, tokens)), tokens)
 
 
 def test_single_token_attention_equals_the_value_block():
@@ -89,7 +89,10 @@ def test_single_token_attention_equals_the_value_block():
     tower = make_tower(make_visual())
     tokens = torch.randn(5, 1, 64)
     for block in tower.block_modules:
-        got, expected = tower.run_value_block(block, tokens), tower.run_block(block, tokens, None)
+        got, expected = (
+            tower.finish(block, tokens, tower.value(block, tokens)),
+            tower.run_block(block, tokens, None),
+        )
         torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
@@ -113,7 +116,7 @@ def test_picture_of_one_patch_has_the_embedding_of_its_cell(changes):
     torch.manual_seed(0)
     tower = make_tower(make_visual(**changes))
     picture = torch.randn(2, 3, 16, 16)
-    dense = tower.forward_dense(picture, last_block="attention").embedding
+    dense = tower.forward_dense(picture, form="attention").embedding
     expected = F.normalize(tower.forward_image(picture), dim=1)
     torch.testing.assert_close(dense[..., 0, 0], expected, **TOLERANCE)
 
@@ -156,7 +159,7 @@ def test_only_query_and_key_rows_lack_a_gradient_in_the_fused_matrix():
 
 
 @torch.no_grad()
-def test_class_residual_is_the_dense_map_of_the_published_cat_seg():
+def test_catseg_is_the_dense_map_of_the_published_cat_seg():
     with np.load(CATSEG) as arrays:
         golden = {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
     state = {key[6:]: value for key, value in golden.items() if key.startswith("param/")}
@@ -168,7 +171,7 @@ def test_class_residual_is_the_dense_map_of_the_published_cat_seg():
     visual.load_state_dict(state)
     tower = make_tower(visual)
     for picture, name in (("image", "dense"), ("image_native", "dense_native")):
-        found = tower.forward_dense(golden[picture], (0, 1), "class_residual")
+        found = tower.forward_dense(golden[picture], (0, 1), "catseg")
         raw = (found.embedding * found.lengths).flatten(2).transpose(1, 2)
         torch.testing.assert_close(raw, golden[name][:, 1:], **TOLERANCE)
     blocks = tower.forward_dense(golden["image"], (0, 1)).blocks

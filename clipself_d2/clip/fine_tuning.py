@@ -48,7 +48,10 @@ def restrict_training(towers: Iterable[nn.Module], rule: str) -> HeldRows:
                 f"the rule {rule} leaves nothing of {type(tower).__name__} to train; use all"
             )
     for parameter, rows in held:
-        parameter.register_hook(lambda gradient, rows=rows: _without(gradient, rows))
+        # A list that is emptied holds nothing any more.
+        parameter.register_hook(
+            lambda gradient, rows=rows: _without(gradient, rows) if held else gradient
+        )
     return held
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipself_d2.clip import load_clip, load_tower
-from clipself_d2.segmentation.fine_tuning import restrict_training
+from clipself_d2.clip.fine_tuning import restrict_training
 
 
 def trained(module: torch.nn.Module) -> set[str]:

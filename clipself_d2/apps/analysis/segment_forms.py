@@ -1,0 +1,94 @@
+"""Training-free segmentation: every pixel takes the class nearest to its cell, in each dense form.
+
+Legend: K classes, D joint embedding, h w patch grid, H W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tabulate import tabulate
+from tqdm import tqdm
+
+from clipself_d2.apps.analysis.heat_maps import dense_map, similarity_maps
+from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device
+from clipself_d2.data.pictures import fit_longest, read_picture
+from clipself_d2.evaluation.build import build_evaluator
+from clipself_d2.parts.metadata import SEGMENT_TYPES
+from clipself_d2.parts.text_embeddings import semantic_vocabulary
+
+METRICS = ("mIoU", "mIoU_stuff", "mIoU_thing", "pACC")
+
+
+def score_forms(
+    dataset: str,
+    specs: Sequence[TowerSpec],
+    forms: Sequence[str],
+    *,
+    size: int = 0,
+    limit: int = 0,
+    templates: str = "",
+    device: str = "",
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Segment a data set with the dense map of every tower in every form.
+
+    Args:
+        dataset: Registered data set of label maps with things and stuff.
+        specs: The towers.
+        forms: Names of dense forms.
+        size: Longest side of the towers' input, px; 0 keeps the pictures'.
+        limit: Number of pictures, the first of the data set; 0 takes all.
+        templates: Prompt set; "" takes that of each CLIP.
+        device: Where the towers work; "" is the accelerator of this machine, or its CPU.
+
+    Returns:
+        ``METRICS`` in percent by label of the tower and name of the form.
+
+    Raises:
+        ValueError: If the data set has no label maps, or a tower cannot have a form.
+    """
+    names = semantic_vocabulary(dataset, "--dataset").names
+    if MetadataCatalog.get(dataset).get("evaluator_type") not in SEGMENT_TYPES:
+        raise ValueError(
+            f"--dataset {dataset} has no evaluator_type of {', '.join(SEGMENT_TYPES)}; take one "
+            "with label maps of things and stuff, such as emoji_ov_sem_seg_val"
+        )
+    records = DatasetCatalog.get(dataset)[: limit or None]
+    place = choose_device(device)
+    scores = {}
+    for spec in specs:
+        tower = spec.load(device=place)
+        text_KD = spec.embed(names, templates=templates, device=place).embeddings_KD
+        evaluators = {form: build_evaluator(dataset) for form in forms}
+        for record in tqdm(records, desc=spec.label, mininterval=1.0):
+            picture = read_picture(record["file_name"])
+            seen = fit_longest(picture, size) if size else picture
+            for form, evaluator in evaluators.items():
+                maps = similarity_maps(dense_map(tower, seen, form), text_KD)
+                # What the padding of the last cells shows is no pixel of the picture.
+                side = tower.patch_size
+                pixels = [side * length for length in maps.shape[1:]]
+                enlarged = F.interpolate(maps[None], pixels, mode="bilinear")
+                cut = enlarged[..., : seen.height, : seen.width]
+                output = F.interpolate(cut, (picture.height, picture.width), mode="bilinear")[0]
+                evaluator.process([record], [{"sem_seg": output}])
+        for form, evaluator in evaluators.items():
+            scores[spec.label, form] = (evaluator.evaluate() or {})["sem_seg"]
+    return scores
+
+
+def form_table(scores: dict[tuple[str, str], dict[str, float]]) -> str:
+    """Lay scores out.
+
+    Args:
+        scores: Of ``score_forms``.
+
+    Returns:
+        A Markdown table with a line for each tower and form.
+    """
+    rows = [
+        [*key, *(found.get(metric, float("nan")) for metric in METRICS)]
+        for key, found in scores.items()
+    ]
+    headers = ("tower", "form", *METRICS)
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=".1f")

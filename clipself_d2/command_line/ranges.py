@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.compiling import COMPILE_MODES
 from clipself_d2.clip.towers.contract import LAST_BLOCKS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
@@ -121,6 +122,7 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.CLIP.PRECISION": PRECISIONS,
+    "MODEL.CLIP.COMPILE": COMPILE_MODES,
     "MODEL.CLIP.LAST_BLOCK": LAST_BLOCKS,
     "MODEL.CRIS.NORM": NORMS,
     "MODEL.FPN.NORM": _NORMS,

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
+from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.clip.weights.form import read_form
 from clipself_d2.parts.dense_form import check_form, form_from_config
 
@@ -58,7 +59,10 @@ def load_original_tower(cfg: CfgNode) -> VisionTower:
     """
     options = cfg.MODEL.CLIP
     with _naming("NAME and PRETRAINED"):
-        return load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+        tower = load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+    if isinstance(tower, TokenTower):
+        tower.set_compile(options.COMPILE)
+    return tower
 
 
 def build_image_tower(
@@ -105,6 +109,7 @@ def build_image_tower(
     with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, LAST_BLOCK, TRAINABLE_BLOCKS and DROP_PATH"):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
+        _set_compile(tower, options.COMPILE)
         tower.last_block = tower.check_dense((), options.LAST_BLOCK)
         tower.freeze(
             options.TRAINABLE_BLOCKS, last_block=options.LAST_BLOCK, behind=reads_embedding
@@ -112,6 +117,15 @@ def build_image_tower(
         trained = tower.num_blocks if tower.trained_blocks < 0 else tower.trained_blocks
         set_drop_path(tower, options.DROP_PATH, trained)
     return tower
+
+
+def _set_compile(tower: VisionTower, mode: str) -> None:
+    if isinstance(tower, TokenTower):
+        tower.set_compile(mode)
+    elif mode != "off":
+        logger.warning(
+            "MODEL.CLIP.COMPILE %s is for transformers; %s runs without it", mode, tower.name
+        )
 
 
 def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:

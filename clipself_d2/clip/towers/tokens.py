@@ -5,14 +5,16 @@ first, where there is one), R regions of the batch.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipself_d2.clip.precision import compute_context
+from clipself_d2.clip.precision import autocast_dtype, compute_context
 from clipself_d2.clip.towers.attention import (
     AttentionPlan,
     Heads,
@@ -22,7 +24,10 @@ from clipself_d2.clip.towers.attention import (
     quarter_blocks,
     window_attention,
 )
+from clipself_d2.clip.towers.compiling import COMPILE_MODES, Compiler
 from clipself_d2.clip.towers.contract import DenseFeatures, VisionTower
+from clipself_d2.clip.towers.held import Held, working_blocks
+from clipself_d2.clip.towers.positions import resize_positions
 
 Grid = tuple[int, int]
 
@@ -32,13 +37,24 @@ class TokenTower(VisionTower):
 
     Attributes:
         num_prefix: Number of tokens before the patches: 1 with a class token, else 0.
+        native: Grid (h, w) of the native input.
         reads_class_token: Whether the picture's embedding is the class token's.
         attention: Which block of the dense path uses which attention.
+        compile_mode: As of ``set_compile``.
+        compiler: What compiles blocks where ``compile_mode`` is not "off".
+        held: Position tables, rotary tables and narrow copies of what is frozen.
     """
 
     num_prefix: int
+    native: Grid
     reads_class_token: bool
     attention = AttentionPlan()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.compile_mode = "off"
+        self.compiler = Compiler()
+        self.held = Held()
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -48,7 +64,7 @@ class TokenTower(VisionTower):
             images: (N, 3, H, W) with H and W multiples of the patch.
 
         Returns:
-            (N, T, C) tokens with positions, and the rotary table (h * w, 2E) of trunks that rotate.
+            (N, T, C) tokens with positions, and the rotary table (T, 2E) of trunks that rotate.
         """
 
     @abstractmethod
@@ -58,7 +74,7 @@ class TokenTower(VisionTower):
         Args:
             block: One of ``block_modules``.
             tokens: (N, T, C), input of the block.
-            rotary: Rotary table of the patches; None rotates nothing.
+            rotary: Rotary table of all tokens; None rotates nothing.
 
         Returns:
             (N, A, T, E) each.
@@ -144,6 +160,25 @@ class TokenTower(VisionTower):
         chosen = tuple(global_blocks) or quarter_blocks(self.num_blocks)
         self.attention = AttentionPlan(window_size, chosen if window_size else ())
 
+    def positions(self, table_TC: Tensor, grid: Grid, *, num_prefix: int) -> Tensor:
+        """``resize_positions`` from the native grid; that of a frozen table is held."""
+        resize = partial(resize_positions, table_TC, self.native, grid, num_prefix=num_prefix)
+        return self.held.get("positions", grid, (table_TC,), resize)
+
+    def set_compile(self, mode: str) -> None:
+        """Choose what torch.compile makes one graph of.
+
+        Args:
+            mode: "off"; "blocks": each form of a block; "step": all blocks and what stands behind
+                them, on a GPU with launches that are recorded and played again.
+
+        Raises:
+            ValueError: If there is no such mode.
+        """
+        if mode not in COMPILE_MODES:
+            raise ValueError(f"compile mode is {mode!r}, expected one of {COMPILE_MODES}")
+        self.compile_mode = mode
+
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures; attention is global in every block.
 
@@ -156,9 +191,10 @@ class TokenTower(VisionTower):
         images = self.pad(images)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            for block in self.block_modules:
-                tokens = self.run_block(block, tokens, rotary)
-            return self.pool(tokens).float()
+            inputs = (self, self._working_blocks(tokens), tokens, rotary)
+            if self.compile_mode == "step":
+                return _own(self.compiler.run(_image_pass, *inputs, replay=tokens.is_cuda))
+            return _image_pass(*inputs, run=TokenTower._run).float()
 
     def forward_dense(
         self, images: Tensor, blocks: Sequence[int] = (), last_block: str | None = None
@@ -179,20 +215,30 @@ class TokenTower(VisionTower):
             )
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        outputs: dict[int, Tensor] = {}
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            for number in range(self.num_blocks):
-                last = number == self.num_blocks - 1
-                strategy = form if last and form != "attention" else None
-                tokens = self._run(number, strategy, tokens, rotary, grid)
-                if number in blocks:
-                    outputs[number] = tokens
-            embedding = self.project(tokens[:, self.num_prefix :])
-        embedding = embedding.float()
+            forms = [self.attention.strategy(number) for number in range(self.num_blocks)]
+            if form != "attention":
+                forms[-1] = form
+            inputs = (
+                self,
+                self._working_blocks(tokens),
+                tokens,
+                rotary,
+                grid,
+                forms,
+                tuple(blocks),
+            )
+            # A block that is computed again in the backward pass is a graph of its own.
+            if self.compile_mode == "step" and not self.checkpointing:
+                parts = self.compiler.run(_dense_pass, *inputs, replay=tokens.is_cuda)
+                embedding, *outputs = map(_own, parts)
+            else:
+                parts = _dense_pass(*inputs, run=TokenTower._run)
+                embedding, *outputs = (part.float() for part in parts)
         lengths = _to_map(embedding.norm(dim=-1, keepdim=True), grid)
         embedding = F.normalize(embedding, dim=-1)
-        maps = tuple(_to_map(outputs[n][:, self.num_prefix :].float(), grid) for n in blocks)
+        maps = tuple(_to_map(output, grid) for output in outputs)
         return DenseFeatures(_to_map(embedding, grid), maps, lengths)
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -240,28 +286,81 @@ class TokenTower(VisionTower):
         height, width = images.shape[-2:]
         return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
 
-    def _run(
-        self, number: int, strategy: str | None, tokens: Tensor, rotary: Tensor | None, grid: Grid
+    def _working_blocks(self, tokens: Tensor) -> list[nn.Module]:
+        return working_blocks(self.block_modules, self.held, autocast_dtype(tokens.device))
+
+    def run_form(
+        self, form: str, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid | None
     ) -> Tensor:
-        """Run a block of the dense path, recomputed in the backward pass where that is asked."""
-        block = self.block_modules[number]
-        name = strategy or self.attention.strategy(number)
+        """Apply a block in a named form: global, window, value or class_residual."""
+        if form == "value":
+            return self.run_value_block(block, tokens)
+        if form == "class_residual":
+            return self.run_class_residual_block(block, tokens)
+        if form == "window":
+            assert grid is not None, "windows need the grid"
+            return self.run_window_block(block, tokens, rotary, grid)
+        return self.run_block(block, tokens, rotary)
+
+    def _run(
+        self, form: str, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid | None
+    ) -> Tensor:
+        """Run a block, compiled and recomputed in the backward pass where that is asked."""
 
         def step(tokens: Tensor) -> Tensor:
             # The backward pass runs outside the caller's context.
             with compute_context(tokens.device, self.precision, tokens.shape[1]):
-                if name == "value":
-                    return self.run_value_block(block, tokens)
-                if name == "class_residual":
-                    return self.run_class_residual_block(block, tokens)
-                if name == "window":
-                    return self.run_window_block(block, tokens, rotary, grid)
-                return self.run_block(block, tokens, rotary)
+                inputs = (self, form, block, tokens, rotary, grid)
+                if self.compile_mode == "off":
+                    return TokenTower.run_form(*inputs)
+                return self.compiler.run(TokenTower.run_form, *inputs)
 
-        if self.checkpointing and torch.is_grad_enabled():
+        # Of a whole picture (without a grid) activations are kept.
+        if self.checkpointing and grid is not None and torch.is_grad_enabled():
             output: Tensor = checkpoint(step, tokens, use_reentrant=False)
             return output
         return step(tokens)
+
+
+RunForm = Callable[[TokenTower, str, nn.Module, Tensor, Tensor | None, Grid | None], Tensor]
+
+
+def _image_pass(
+    tower: TokenTower,
+    blocks: list[nn.Module],
+    tokens: Tensor,
+    rotary: Tensor | None,
+    run: RunForm = TokenTower.run_form,
+) -> Tensor:
+    """Tokens of a picture to its embedding, (N, T, C) to (N, D)."""
+    for block in blocks:
+        tokens = run(tower, "global", block, tokens, rotary, None)
+    return tower.pool(tokens)
+
+
+def _dense_pass(
+    tower: TokenTower,
+    blocks: list[nn.Module],
+    tokens: Tensor,
+    rotary: Tensor | None,
+    grid: Grid,
+    forms: list[str],
+    wanted: tuple[int, ...],
+    run: RunForm = TokenTower.run_form,
+) -> list[Tensor]:
+    """Tokens to the embedding of every patch, (N, h * w, D), and the patches of some blocks."""
+    outputs = {}
+    for number, (block, form) in enumerate(zip(blocks, forms, strict=True)):
+        tokens = run(tower, form, block, tokens, rotary, grid)
+        if number in wanted:
+            outputs[number] = tokens[:, tower.num_prefix :]
+    embedding = tower.project(tokens[:, tower.num_prefix :])
+    return [embedding, *(outputs[number] for number in wanted)]
+
+
+def _own(result: Tensor) -> Tensor:
+    """Copy to float32; a recorded pass writes its next results over the last ones."""
+    return result.to(torch.float32, copy=True)
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:

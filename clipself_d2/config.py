@@ -75,6 +75,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.PRECISION = "fp32"
     # Whether blocks are computed again in the backward pass instead of kept, to save memory.
     cfg.MODEL.CLIP.ACTIVATION_CHECKPOINTING = False
+    # What torch.compile makes one graph of: off; blocks, each form of a transformer block; step,
+    # all blocks and what stands behind them, on a GPU with recorded launches (docs/performance.md).
+    cfg.MODEL.CLIP.COMPILE = "off"
     # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
     # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0

@@ -105,7 +105,7 @@ def emoji_cfg(emoji_data: Path, tmp_path: Path):
         cfg = load_config(
             str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
             ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
-            + ["MODEL.CLIP.PRECISION", "fp32"],
+            + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],
         )
         cfg.merge_from_list(
             ["OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", 0]

@@ -117,6 +117,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (CLIP + "PRETRAINED", "emoji", "fvit_untouched", model, ()),
     (CLIP + "WEIGHTS", "{tmp}/student.pth", "fvit_untouched", model, ()),
     (CLIP + "PRECISION", "bf16", "fvit_untouched", model, ()),
+    (CLIP + "COMPILE", "blocks", "fvit_untouched", model, ()),
     (CLIP + "ACTIVATION_CHECKPOINTING", True, "fvit_untouched", model, ()),
     (CLIP + "TRAINABLE_BLOCKS", 2, "fvit_untouched", model, ()),
     (CLIP + "TEXT_TRAINABLE_BLOCKS", 1, "cris", model, ()),

@@ -1,4 +1,4 @@
-"""Measure speed and memory against plain versions of the same work, in one run."""
+"""Measure speed and memory against the published step and plain versions of other work."""
 
 import sys
 
@@ -9,10 +9,11 @@ from clipself_d2.apps.benchmark.measure import BenchmarkOptions
 from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, tables, write_report
 from clipself_d2.apps.paths import user_path
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.compiling import COMPILE_MODES
 from clipself_d2.command_line.flags import device, positive, real
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
-EXAMPLE = "python tools/benchmark.py distill --size 384 256 --output output/benchmark.json"
+EXAMPLE = "python tools/benchmark.py distill --size 384 --batch 2 --output output/benchmark.json"
 
 
 def main() -> int:
@@ -24,19 +25,22 @@ def main() -> int:
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
     parser.add_argument("--device", type=device, choices=DEFAULTS, help="default: a GPU")
-    parser.add_argument("--model", default="ViT-B-16-quickgelu", help="CLIP, with random weights")
+    parser.add_argument("--model", help="CLIP with random weights; default: those of the papers")
     parser.add_argument(
         "--size",
         type=positive,
         nargs="+",
         help="sides of the image in px; default: 1024 512 on a GPU, 384 256 on a CPU",
     )
+    parser.add_argument("--batch", type=positive, nargs="+", help="distill: images of a step")
+    parser.add_argument("--compile", choices=COMPILE_MODES, nargs="+", help="distill: our variants")
+    parser.add_argument("--minutes", type=real(0, 600), help="distill: begin no case after")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our variants")
     parser.add_argument("--repeats", type=positive, default=5, help="runs; their median is taken")
     parser.add_argument(
         "--classes",
         type=positive,
-        help="text: classes; default: 1203 on a GPU, 2 on a CPU",
+        help="text: classes; default: 5 on a GPU, 2 on a CPU",
     )
     parser.add_argument("--scale", type=real(1e-6, 1), default=0.1, help="share of LVIS val")
     parser.add_argument(
@@ -50,10 +54,16 @@ def main() -> int:
         place = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         given = {
             "sizes": args.size and tuple(args.size),
+            "batches": args.batch and tuple(args.batch),
+            "compile_modes": args.compile and tuple(args.compile),
             "text_classes": args.classes,
             **{name: vars(args)[name] for name in ("model", "precision", "repeats")},
-            **{name: vars(args)[name] for name in ("scale", "reference")},
+            **{name: vars(args)[name] for name in ("scale", "reference", "minutes")},
         }
+        if args.model or args.size:
+            default = DEFAULTS[place]["sizes"]
+            name, sizes = args.model or BenchmarkOptions.model, args.size or default
+            given["cases"] = tuple((name, size) for size in sizes)
         chosen = {name: value for name, value in given.items() if value is not None}
         options = BenchmarkOptions(device=place, **{**DEFAULTS[place], **chosen})
         report = run_benchmark(list(PARTS) if args.part == "all" else [args.part], options)

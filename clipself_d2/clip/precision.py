@@ -81,6 +81,33 @@ def has_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Tell in which number type matrices are multiplied at the moment.
+
+    Args:
+        device: Where the tensors are.
+
+    Returns:
+        That of the autocast; None outside of one.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def as_operand(tensor: Tensor) -> Tensor:
+    """Cast what several products read once, instead of for each of them.
+
+    Args:
+        tensor: Input of products.
+
+    Returns:
+        It in the number type of the autocast; outside of one as it is.
+    """
+    dtype = autocast_dtype(tensor.device)
+    return tensor if dtype is None else tensor.to(dtype)
+
+
 @contextmanager
 def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -> Iterator[None]:
     """Run a with block in the number type asked for.

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipself_d2.clip.fine_tuning import RULES as RULES_OF_PARTS
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.compiling import COMPILE_MODES
 from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
@@ -123,6 +124,7 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.CLIP.PRECISION": PRECISIONS,
+    "MODEL.CLIP.COMPILE": COMPILE_MODES,
     "MODEL.CLIP.DENSE_FORM": DENSE_FORMS,
     "MODEL.CLIP.TRAINABLE_PARTS": RULES_OF_PARTS,
     "MODEL.CRIS.NORM": NORMS,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ Losses = dict[str, Tensor]
 TOOL = "tools/distill_train_net.py"
 # Crops that the teacher embeds at once.
 TEACHER_BATCH = 256
+# A compiled teacher sees multiples of it, so that few numbers of regions make few graphs.
+CROP_STEP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +196,15 @@ class RegionDistiller(nn.Module, ABC):
         parts = [torch.zeros(0, self.teacher.embed_dim, device=self.device)]
         for chunk in self.preprocess_crops(items, "crops").split(TEACHER_BATCH):
             if len(chunk):
-                parts.append(self.teacher.forward_image(chunk))
+                fitted = self._round_up(chunk)
+                parts.append(self.teacher.forward_image(fitted)[: len(chunk)])
         return torch.cat(parts)
+
+    def _round_up(self, crops: Tensor) -> Tensor:
+        """Add black crops where the teacher's graph is of a fixed number of them."""
+        if getattr(self.teacher, "compile_mode", "off") != "step":
+            return crops
+        return F.pad(crops, (0, 0, 0, 0, 0, 0, 0, -len(crops) % CROP_STEP))
 
     def loss_weight(self, items: Sequence[Item]) -> float:
         """Tell how much a part of a batch counts against its other parts.

@@ -212,6 +212,9 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
         raise ValueError(
             f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it is one of {', '.join(_OPTIMIZERS)}"
         )
+    # A fused step takes gradients that are still scaled, which clipping must not see.
+    if solver.OPTIMIZER != "SGD" and not clipping.ENABLED:
+        options |= fused_options([p for group in groups for p in group["params"]])
     made: Callable[..., torch.optim.Optimizer]
     if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
         if kind is not torch.optim.AdamW:
@@ -223,6 +226,19 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
     else:
         made = maybe_add_gradient_clipping(cfg, kind)
     return made(groups, **options)
+
+
+def fused_options(parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """Choose the one-kernel form of Adam and AdamW where the device has it.
+
+    Args:
+        parameters: What is trained.
+
+    Returns:
+        Arguments of the optimiser; none where a parameter is not on a GPU: on a CPU that form
+        rounds otherwise.
+    """
+    return {"fused": True} if all(parameter.is_cuda for parameter in parameters) else {}
 
 
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}

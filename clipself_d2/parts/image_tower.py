@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
+from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.parts.dense_form import check_form
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ def load_original_tower(cfg: CfgNode) -> VisionTower:
     """
     options = cfg.MODEL.CLIP
     with _naming("NAME and PRETRAINED"):
-        return load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+        tower = load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
+    if isinstance(tower, TokenTower):
+        tower.set_compile(options.COMPILE)
+    return tower
 
 
 def build_image_tower(
@@ -107,6 +111,7 @@ def build_image_tower(
     ):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
+        _set_compile(tower, options.COMPILE)
         tower.set_dense_form(options.DENSE_FORM)
         tower.freeze(
             options.TRAINABLE_BLOCKS, behind=reads_embedding, parts=options.TRAINABLE_PARTS
@@ -116,6 +121,15 @@ def build_image_tower(
     if options.WEIGHTS:
         check_form(tower, trained_form, "MODEL.CLIP.WEIGHTS")
     return tower
+
+
+def _set_compile(tower: VisionTower, mode: str) -> None:
+    if isinstance(tower, TokenTower):
+        tower.set_compile(mode)
+    elif mode != "off":
+        logger.warning(
+            "MODEL.CLIP.COMPILE %s is for transformers; %s runs without it", mode, tower.name
+        )
 
 
 def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:

@@ -34,6 +34,21 @@ def test_the_teacher_stays_in_eval_and_never_changes(make, make_item) -> None:
     assert any(not torch.equal(before[key], student[key]) for key in before)
 
 
+@pytest.mark.parametrize("mode", ["off", "step"])
+def test_the_loss_is_the_same_with_the_crops_that_make_up_the_numbers(
+    make_clipself, make_item, mode: str
+) -> None:
+    model = make_clipself().train()
+    expected = total(model, [make_item(0, 3), make_item(1, 2)])
+    model.teacher.set_compile(mode)
+    model.teacher.compiler.failed = True  # the pass of that mode, without a graph
+    seen = []
+    embed = model.teacher.forward_image
+    model.teacher.forward_image = lambda crops: seen.append(len(crops)) or embed(crops)
+    assert torch.equal(total(model, [make_item(0, 3), make_item(1, 2)]), expected)
+    assert seen == [16 if mode == "step" else 5]
+
+
 @pytest.mark.parametrize("trained_blocks", [-1, 6])
 def test_every_trainable_parameter_gets_a_gradient(make, make_item, trained_blocks: int) -> None:
     model = make().train()

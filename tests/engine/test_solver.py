@@ -1,5 +1,7 @@
 """Optimisers, and learning rates by part of a model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -16,6 +18,7 @@ from clipself_d2.engine.solver import (
     ClippedAdamW,
     build_optimizer,
     decayed_optimizer_params,
+    fused_options,
     layer_decay,
     optimizer_params_from_cfg,
     pretrained_parameters,
@@ -217,3 +220,10 @@ def test_small_gradients_are_left_alone() -> None:
     parameter.grad = torch.tensor([0.3, 0.4])
     optimizer.step()
     assert parameter.grad.tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_a_fused_step_is_for_parameters_on_a_gpu() -> None:
+    assert fused_options([nn.Parameter(torch.zeros(1))]) == {}
+    assert fused_options([SimpleNamespace(is_cuda=True)]) == {"fused": True}
+    mixed = [SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)]
+    assert fused_options(mixed) == {}

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
 Row = dict[str, object]
 
 MIB = 2**20
+# Calls of CUDA that put work on the device.
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMem")
 # Side of the square matrices of the matrix-product peak.
 _PEAK_SIDE = {"cuda": 8192, "cpu": 1536}
 
@@ -29,8 +33,12 @@ class BenchmarkOptions:
 
     Attributes:
         device: cpu or cuda.
-        model: Name of a CLIP; its weights are random.
-        sizes: Sides of the square images, px.
+        model: Name of the detector's and the text's CLIP; weights are random.
+        sizes: Sides of the square images of the detector, px.
+        cases: Models and sides of the square images of the distillation, the most telling first.
+        batches: Images in a step of the distillation, all cases of one before the next.
+        compile_modes: Our variants of the distillation, as MODEL.CLIP.COMPILE.
+        minutes: Time after which the distillation begins no other case.
         precision: Number type of our variants: fp32, bf16, fp16 or auto.
         repeats: Measured runs of every variant; their median is reported.
         num_crops: Regions of the image in a distillation step, at most 16.
@@ -46,6 +54,10 @@ class BenchmarkOptions:
     device: str = "cpu"
     model: str = "ViT-B-16-quickgelu"
     sizes: tuple[int, ...] = (384, 256)
+    cases: tuple[tuple[str, int], ...] = (("ViT-B-16-quickgelu", 256),)
+    batches: tuple[int, ...] = (2,)
+    compile_modes: tuple[str, ...] = ("off", "blocks")
+    minutes: float = 60.0
     precision: str = "auto"
     repeats: int = 5
     num_crops: int = 13
@@ -55,6 +67,21 @@ class BenchmarkOptions:
     text_classes: int = 2
     class_counts: tuple[int, ...] = (65, 1203, 13204)
     isolated: bool = True
+
+
+class Launches(NamedTuple):
+    """What one run of a step gives a device to do.
+
+    Attributes:
+        count: Kernels, copies and recorded graphs that the processor launches on a GPU; operations
+            of torch on a CPU.
+        casts: Changes of a number type outside of compiled graphs.
+        busy: Time that the GPU works, s; 0 on a CPU.
+    """
+
+    count: int
+    casts: int
+    busy: float
 
 
 class Memory(NamedTuple):
@@ -192,6 +219,34 @@ def matrix_peak(device: str, dtype: torch.dtype) -> float:
         torch.mm(matrix, matrix)
         best = min(best, now() - start)
     return 2 * side**3 / best
+
+
+def launches(step: Step, device: str) -> Launches:
+    """Watch one run of a step.
+
+    Args:
+        step: The step, warmed up.
+        device: cpu or cuda.
+
+    Returns:
+        What it launched.
+    """
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
+    with profile(activities=activities) as profiler:
+        step()
+        clock(device)()
+    events = profiler.events()
+    prefixes = _LAUNCHES if device != "cpu" else ("aten::",)
+    on_device = [
+        event
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return Launches(
+        sum(event.name.startswith(prefixes) for event in events),
+        sum(event.name == "aten::_to_copy" for event in events),
+        sum(event.time_range.elapsed_us() for event in on_device) / 1e6,
+    )
 
 
 def machine(device: str) -> Row:

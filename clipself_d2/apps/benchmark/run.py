@@ -10,11 +10,19 @@ import torch
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipself_d2.apps.benchmark.distillation import (
+    build_ours,
+    build_published,
+    number_type,
+    published_type,
+)
 from clipself_d2.apps.benchmark.measure import (
     MIB,
     BenchmarkOptions,
+    Launches,
     Row,
     Step,
+    launches,
     machine,
     matrix_peak,
     median_seconds,
@@ -23,8 +31,6 @@ from clipself_d2.apps.benchmark.measure import (
 from clipself_d2.apps.benchmark.steps import (
     build_detector,
     build_detector_step,
-    build_ours,
-    build_plain,
     detector_step,
     watch_tower,
 )
@@ -36,7 +42,6 @@ from clipself_d2.apps.benchmark.vocabulary import (
     lvis_dataset,
 )
 from clipself_d2.clip import load_clip
-from clipself_d2.clip.precision import compute_context
 from clipself_d2.evaluation import LVISOVEvaluator
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
@@ -47,59 +52,92 @@ logger = logging.getLogger(__name__)
 # What fits the device: the published sizes on a GPU, what a laptop can do on a CPU (there few
 # regions, so that the ViT is still most of the work at small sizes). A class has 63 prompts.
 DEFAULTS: dict[str, Row] = {
-    "cuda": {"sizes": (1024, 512), "regions": (512, 1000), "text_classes": 1203},
+    "cuda": {
+        "sizes": (1024, 512),
+        "cases": (
+            ("EVA02-B-16", 1024),
+            ("EVA02-L-14-336", 896),
+            ("EVA02-B-16", 512),
+            ("ViT-B-16-quickgelu", 1024),
+        ),
+        "batches": (2, 8, 4),
+        "minutes": 5.0,
+        "regions": (512, 1000),
+        "text_classes": 5,
+    },
     "cpu": {"sizes": (384, 256), "regions": (32, 64), "text_classes": 2},
 }
 Report = dict[str, object]
+Variants = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]
 
-# The plain version comes first: the others are compared with it.
-DISTILL_VARIANTS: dict[str, tuple[Callable[..., Step], tuple[object, ...]]] = {
-    "plain": (build_plain, ()),
-    "ours": (build_ours, ()),
-    "ours, crops resized in the step": (build_ours, (True,)),
-}
 DETECTOR_VARIANTS = {"two passes, graph": True, "ours": False}
 
 
 def _distill(options: BenchmarkOptions) -> list[Row]:
-    """A step of CLIPSelf; ratios compare with the plain version, above 1 we are better."""
-    with compute_context(torch.device(options.device), options.precision):
-        halved = torch.is_autocast_enabled(options.device)
-        ours = torch.get_autocast_dtype(options.device) if halved else torch.float32
-    plain = torch.float16 if options.device == "cuda" else torch.float32
-    dtypes = {name: plain if name == "plain" else ours for name in DISTILL_VARIANTS}
-    peaks = {dtype: matrix_peak(options.device, dtype) for dtype in {ours, plain}}
+    """A step of CLIPSelf; ratios compare with the published step, above 1 we are better."""
+    end = time.monotonic() + 60 * options.minutes
+    dtypes = {"published": published_type(options), "ours": number_type(options)}
+    peaks = {dtype: matrix_peak(options.device, dtype) for dtype in {*dtypes.values()}}
+    cases = [(*case, batch) for batch in options.batches for case in options.cases]
     rows: list[Row] = []
-    for size in options.sizes:
-        memory = {
-            name: peak_memory(build, options, size, *more, options=options)
-            for name, (build, more) in DISTILL_VARIANTS.items()
-        }
-        steps = {
-            name: build(options, size, *more) for name, (build, more) in DISTILL_VARIANTS.items()
-        }
-        flops = {name: _flops(step) for name, step in steps.items()}
-        # Counting has warmed them up.
-        seconds = median_seconds(steps, options.repeats, options.device, warm_up=False)
-        for name in DISTILL_VARIANTS:
-            reached = flops[name] / seconds[name]
-            rows.append(
-                {
-                    "size": size,
-                    "variant": name,
-                    "type": str(dtypes[name]).removeprefix("torch."),
-                    "images/s": 1 / seconds[name],
-                    "speed ratio": seconds["plain"] / seconds[name],
-                    "peak MiB": memory[name].total,
-                    "peak ratio": memory["plain"].total / max(1, memory[name].total),
-                    "step MiB": memory[name].step,
-                    "step ratio": memory["plain"].step / max(1, memory[name].step),
-                    "GFLOP": flops[name] / 1e9,
-                    "GFLOP/s": reached / 1e9,
-                    "share of product peak": reached / peaks[dtypes[name]],
-                }
-            )
+    for number, case in enumerate(cases):
+        if time.monotonic() > end:
+            logger.warning("--minutes %g are over; left out: %s", options.minutes, cases[number:])
+            break
+        # Shapes of the last case would make this one's graphs those of any shape.
+        torch.compiler.reset()
+        variants: Variants = {"published": (build_published, (options, *case))}
+        for mode in dict.fromkeys(("off", *options.compile_modes)):
+            variants[f"ours, {mode}"] = (build_ours, (options, *case, mode))
+        measured: dict[str, tuple[float, float, Launches, int]] = {}
+        # On a GPU one after another, for its memory; on a CPU in turns, for a busy machine.
+        names = [[name] for name in variants] if options.device == "cuda" else [[*variants]]
+        for group in names:
+            try:
+                measured |= _measure({name: variants[name] for name in group}, options)
+            except torch.OutOfMemoryError:
+                logger.warning("%s: %s does not fit the memory", case, group)
+        for name, (seconds, memory, launched, flops) in measured.items():
+            dtype = dtypes[name.partition(",")[0]]
+            # The counter does not see into graphs, whose products are those of the blocks.
+            rate = (flops or measured["ours, off"][3]) / seconds
+            row: Row = {
+                **dict(zip(("model", "size", "images"), case, strict=True)),
+                "variant": name,
+                "type": str(dtype).removeprefix("torch."),
+                "images/s": case[2] / seconds,
+                "peak MiB": memory,
+                "GFLOP": rate * seconds / 1e9,
+                "share of product peak": rate / peaks[dtype],
+                "launches": launched.count,
+                "casts": launched.casts,
+                "idle share": 1 - launched.busy / seconds if launched.busy else None,
+            }
+            if "published" in measured:
+                first_seconds, first_memory, *_ = measured["published"]
+                row["speed ratio"] = first_seconds / seconds
+                row["peak ratio"] = first_memory / max(1, memory)
+            rows.append(row)
     return rows
+
+
+def _measure(
+    variants: Variants, options: BenchmarkOptions
+) -> dict[str, tuple[float, float, Launches, int]]:
+    """Seconds, peak MiB, launches and counted FLOPs of each variant, in turns."""
+    memory = {
+        name: peak_memory(build, *arguments, options=options).total
+        for name, (build, arguments) in variants.items()
+    }
+    steps = {name: build(*arguments) for name, (build, arguments) in variants.items()}
+    flops = {
+        name: _flops(step) for name, step in steps.items() if name in ("published", "ours, off")
+    }
+    seconds = median_seconds(steps, options.repeats, options.device)
+    return {
+        name: (seconds[name], memory[name], launches(step, options.device), flops.get(name, 0))
+        for name, step in steps.items()
+    }
 
 
 def _flops(step: Step) -> int:
@@ -255,8 +293,8 @@ def run_benchmark(parts: Sequence[str], options: BenchmarkOptions) -> Report:
     Raises:
         ValueError: If a number is out of range.
     """
-    if min(options.repeats, options.text_classes, *options.sizes) < 1:
-        raise ValueError("--repeats, --classes and --size are positive numbers")
+    if min(options.repeats, options.text_classes, *options.sizes, *options.batches) < 1:
+        raise ValueError("--repeats, --classes, --size and --batch are positive numbers")
     if not 0 < options.scale <= 1:
         raise ValueError(f"--scale is {options.scale}; it is a share of LVIS val in (0, 1]")
     report: Report = {"machine": machine(options.device), "options": vars(options)}

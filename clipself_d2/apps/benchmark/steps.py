@@ -1,12 +1,8 @@
-"""Steps of distillation and of a detector on a frozen ViT, and the plain versions of both.
+"""Steps of a detector on a frozen ViT, and a careless version of it."""
 
-Legend: N images, R regions, K classes, T tokens, C tower width, D joint embedding, h w patch grid.
-"""
-
-import copy
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,179 +14,15 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from clipself_d2.apps.benchmark.measure import BenchmarkOptions, Step
 from clipself_d2.backbones.clip_vit import ClipViT
-from clipself_d2.clip import VisionTower, load_tower
-from clipself_d2.distillation import CLIPSelfDistiller
-from clipself_d2.distillation.base import Towers
+from clipself_d2.clip import load_tower
 from clipself_d2.engine.cli import load_config
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
-# Slots of the plain distillation's batch; those beyond the image's own regions are zeros.
-NUM_SLOTS = 20
-_GRID = 4
 _RECIPE = Path(__file__).parents[3] / "configs" / "Base-fvit.yaml"
 _DATASET = "clipself_d2_benchmark"
-
-
-class PlainDistiller(nn.Module):
-    """CLIPSelf's step on open_clip's own ViT modules, as it was published.
-
-    Autocast half precision on CUDA, fused attention, crops in padded slots, and the last block run
-    once with attention, whose result is thrown away, and once without.
-
-    Args:
-        tower: Tower of open_clip's ViT; its network is the student, a copy the teacher.
-
-    Raises:
-        ValueError: If it is another network.
-
-    Reference: CLIPSelf, arXiv 2310.01403, section 3.2.
-    """
-
-    # open_clip's class is not imported outside clip/.
-    student: Any
-    teacher: Any
-
-    def __init__(self, tower: VisionTower) -> None:
-        super().__init__()
-        if not hasattr(tower.visual, "ln_pre"):
-            raise ValueError(
-                f"the plain step is written for open_clip's ViT, and {tower.name} is another "
-                "network; use --model ViT-B-16-quickgelu"
-            )
-        self.teacher = copy.deepcopy(tower.visual).requires_grad_(False)
-        tower.freeze(tower.num_blocks)
-        self.student = tower.visual
-
-    def _embed_patches(self, images: Tensor) -> Tensor:
-        """Every patch by the student: (N, 3, H, W) to (N, D, h, w)."""
-        visual = self.student
-        patches, table = visual.conv1(images), visual.positional_embedding
-        side = round((len(table) - 1) ** 0.5)
-        native = table[1:].T.reshape(1, -1, side, side)
-        resized = F.interpolate(native, patches.shape[2:], mode="bicubic", align_corners=False)
-        tokens = torch.cat(
-            [visual.class_embedding.expand(len(images), 1, -1), patches.flatten(2).mT], dim=1
-        )
-        tokens = visual.ln_pre(tokens + torch.cat([table[:1], resized[0].flatten(1).T]))
-        *blocks, last = visual.transformer.resblocks
-        for block in blocks:
-            tokens = block(tokens)
-        last(tokens)
-        attention = last.attn
-        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
-        tokens = tokens + attention.out_proj(F.linear(last.ln_1(tokens), weight, bias))
-        tokens = tokens + last.mlp(last.ln_2(tokens))
-        embedding = visual.ln_post(tokens[:, 1:]) @ visual.proj
-        return embedding.mT.unflatten(2, patches.shape[2:])
-
-    def forward(self, images: Tensor, slots: Tensor, crops: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            images: (N, 3, S, S) normalised.
-            slots: (N, 20, 5) XYXY in [0, 1] and whether the slot is used.
-            crops: (N, 20, 3, s, s) normalised; zeros in unused slots.
-
-        Returns:
-            One minus the mean cosine over the used slots, a scalar.
-        """
-        used = slots[..., 4] > 0.5
-        with torch.autocast(images.device.type, torch.float16, enabled=images.is_cuda):
-            with torch.no_grad():
-                teacher_RD = self.teacher(crops[used])
-            dense = self._embed_patches(images)
-        dense = F.normalize(dense.float(), dim=1)
-        scale = slots.new_tensor([dense.shape[3], dense.shape[2]] * 2)
-        rois = [rows[keep, :4] * scale for rows, keep in zip(slots, used, strict=True)]
-        pooled = roi_align(dense, rois, 1, 1.0, -1, aligned=True)[..., 0, 0]
-        return 1 - F.cosine_similarity(pooled, teacher_RD.float(), dim=1).mean()
-
-
-def _make_item(size: int, crop_size: int, num_crops: int) -> dict[str, Any]:
-    """A random picture (3, size, size), tiles of it (R, 4) XYXY px, and R random crops."""
-    rng = torch.Generator().manual_seed(0)
-    step = size / _GRID
-    corners = torch.tensor([[x, y] for y in range(_GRID) for x in range(_GRID)]) * step
-    image = torch.randint(0, 256, (3, size, size), generator=rng, dtype=torch.uint8)
-    shape = (num_crops, 3, crop_size, crop_size)
-    crops = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
-    boxes = torch.cat([corners, corners + step], dim=1)[:num_crops]
-    return {"image": image, "crops": crops, "boxes": boxes}
-
-
-def _pad_slots(item: dict[str, Any], tower: VisionTower) -> tuple[Tensor, Tensor, Tensor]:
-    """An item as the plain version's batch, on the CPU."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tower.pixel_mean, tower.pixel_std))
-    count, size = len(item["boxes"]), item["image"].shape[-1]
-    slots = torch.zeros(1, NUM_SLOTS, 5)
-    slots[0, :count, :4], slots[0, :count, 4] = item["boxes"] / size, 1
-    crops = torch.zeros(1, NUM_SLOTS, *item["crops"].shape[1:])
-    crops[0, :count] = (item["crops"] - mean) / std
-    return (item["image"][None] - mean) / std, slots, crops
-
-
-def _training_step(model: nn.Module, loss: Callable[[], Tensor], scaled: bool = False) -> Step:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    scaler = torch.amp.GradScaler(enabled=scaled)
-
-    def step() -> float:
-        value = loss()
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        return value.item()
-
-    return step
-
-
-def build_plain(options: BenchmarkOptions, size: int) -> Step:
-    """Make the plain distillation step: forward, backward, AdamW; it returns its loss."""
-    torch.manual_seed(0)
-    tower = load_tower(options.model, precision="fp32")
-    batch = _pad_slots(_make_item(size, tower.image_size, options.num_crops), tower)
-    # In evaluation mode the teacher would take PyTorch's fast path, whose products are not counted.
-    model = PlainDistiller(tower).to(options.device).train()
-    return _training_step(
-        model,
-        lambda: model(*(part.to(options.device) for part in batch)),
-        scaled=options.device == "cuda",
-    )
-
-
-def build_ours(options: BenchmarkOptions, size: int, cut_as_found: bool = False) -> Step:
-    """Make our distillation step: forward, backward, AdamW.
-
-    Args:
-        options: Model, device, precision, number of crops.
-        size: Side of the image, px.
-        cut_as_found: Whether crops come as they were cut and are resized on the device.
-
-    Returns:
-        Function that takes one step and returns its loss.
-    """
-    torch.manual_seed(0)
-    teacher = load_tower(options.model, precision=options.precision)
-    student = copy.deepcopy(teacher)
-    student.freeze(student.num_blocks)
-    towers = Towers(
-        student=student,
-        teacher=teacher,
-        pixel_mean=teacher.pixel_mean,
-        pixel_std=teacher.pixel_std,
-    )
-    model = CLIPSelfDistiller(towers=towers)
-    model.to(options.device).train()
-    item = _make_item(size, teacher.image_size, options.num_crops)
-    if cut_as_found:
-        # The tiles of a picture of 640 x 480 px.
-        pieces = _make_item(640, 640 // _GRID, options.num_crops)["crops"]
-        item["crops"] = [piece[:, : 480 // _GRID] for piece in pieces]
-    return _training_step(model, lambda: model([item])["loss_cosine"])
 
 
 def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module, ClipViT]:

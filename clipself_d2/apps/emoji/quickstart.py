@@ -14,7 +14,7 @@ from typing import Any
 
 from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
 from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.command_line.flags import count, positive
+from clipself_d2.command_line.flags import count, device, positive
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
@@ -230,9 +230,11 @@ def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
         parser.add_argument(f"--{name}", type=positive, default=value)
     parser.add_argument("--regions", choices=["proposals", "grid", "both"], default="proposals")
     parser.add_argument("--seed", type=count, default=0)
+    parser.add_argument("--device", type=device, help="default: a GPU where there is one")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = vars(parser.parse_args(arguments))
     del args["debug"]
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
-    args["overrides"] = tuple(args["overrides"])
+    chosen = args.pop("device")
+    args["overrides"] = (*args["overrides"], *(("MODEL.DEVICE", chosen) if chosen else ()))
     return QuickstartOptions(**args)

@@ -4,6 +4,7 @@ Legend: N images, A heads, E channels of a head, T tokens (prefix tokens first, 
 row), R regions, h w patch grid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -177,3 +178,30 @@ def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: in
     cells = windows.reshape(-1, rows, columns, num_heads, height, width, channels)
     cells = cells.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return cells[:, :, : grid[0], : grid[1]].flatten(2, 3)
+
+
+def seen_tokens(masks: Sequence[Tensor], grid: tuple[int, int], num_images: int) -> Tensor:
+    """Say which tokens the copies of the class token see that stand for regions.
+
+    Args:
+        masks: One (Ki, h, w) bool tensor for each image.
+        grid: Grid (h, w).
+        num_images: N.
+
+    Returns:
+        (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one image.
+
+    Raises:
+        ValueError: If there are masks of another number of images or of another grid.
+    """
+    if len(masks) != num_images:
+        raise ValueError(f"got masks for {len(masks)} images but {num_images} images")
+    wrong = [tuple(mask.shape[1:]) for mask in masks if tuple(mask.shape[1:]) != grid]
+    if wrong:
+        raise ValueError(f"mask grid {wrong[0]} is not the tower's {grid}")
+    most = max((len(mask) for mask in masks), default=0)
+    seen = torch.zeros((num_images, 1, most, 1 + grid[0] * grid[1]), dtype=torch.bool)
+    seen[..., 0] = True
+    for number, mask in enumerate(masks):
+        seen[number, 0, : len(mask), 1:] = mask.flatten(1).bool().cpu()
+    return seen

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, global_attention, merge_heads
 from clipself_d2.clip.towers.contract import VisionTower
+from clipself_d2.clip.towers.dense_form import DenseForm
+
+# Name of the gate in a tower's weights, below "visual.".
+GATE = "dense_gate"
 
 
 class BlockTower(VisionTower):
@@ -17,10 +21,12 @@ class BlockTower(VisionTower):
 
     Attributes:
         num_prefix: Number of tokens before the patches: 1 with a class token, else 0.
+        native: Grid (h, w) of the native input.
         reads_class_token: Whether the picture's embedding is the class token's.
     """
 
     num_prefix: int
+    native: tuple[int, int]
     reads_class_token: bool
 
     @abstractmethod
@@ -31,7 +37,7 @@ class BlockTower(VisionTower):
             images: (N, 3, H, W) with H and W multiples of the patch.
 
         Returns:
-            (N, T, C) tokens with positions, and the rotary table (h * w, 2E) of trunks that rotate.
+            (N, T, C) tokens with positions, and the rotary table (T, 2E) of trunks that rotate.
         """
 
     @abstractmethod
@@ -41,7 +47,7 @@ class BlockTower(VisionTower):
         Args:
             block: One of ``block_modules``.
             tokens: (N, T, C), input of the block.
-            rotary: Rotary table of the patches; None rotates nothing.
+            rotary: Rotary table of all tokens; None rotates nothing.
 
         Returns:
             (N, A, T, E) each.
@@ -108,3 +114,73 @@ class BlockTower(VisionTower):
         """Apply a block with its global self-attention; (N, T, C) to (N, T, C)."""
         mixed = global_attention(self.heads(block, tokens, rotary))
         return self.finish(block, tokens, merge_heads(mixed))
+
+    @property
+    def gate(self) -> nn.Linear | None:
+        """Learned weights of the heads in forms with a gate, C to A, or None."""
+        return getattr(self.visual, GATE, None)
+
+    def attach_gate(self) -> None:
+        """Add a gate that weights all heads of all tokens by half, unless there is one."""
+        if self.gate is None:
+            block = self.block_modules[-1]
+            weight = next(block.parameters())
+            gate = nn.Linear(self.width, block.attn.num_heads).to(weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(gate.weight)
+            nn.init.zeros_(gate.bias)
+            setattr(self.visual, GATE, gate)
+
+    def set_dense_form(self, form: DenseForm | str) -> None:
+        """Choose the form of the dense path; one with a gate gets one, others lose it.
+
+        Args:
+            form: Form of the last block, or its name.
+
+        Raises:
+            ValueError: If the tower cannot have it.
+        """
+        super().set_dense_form(form)
+        if self.dense_form.gate:
+            self.attach_gate()
+        elif self.gate is not None:
+            delattr(self.visual, GATE)
+
+    def check_form(self, form: DenseForm) -> None:
+        """Raise a ValueError unless the tower can have a form."""
+        if form.residual == "class" and not self.num_prefix:
+            raise ValueError(
+                f"{self.name} has no class token for the residual of the dense form {form}; use "
+                "clipself or attention"
+            )
+        if form.layers > self.num_blocks:
+            raise ValueError(
+                f"the dense form {form} sums {form.layers} blocks, and {self.name} has "
+                f"{self.num_blocks}"
+            )
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Query, key and MLP of the last block where its form does not use them."""
+        form, own = self.dense_form, self.own_parameters(self.block_modules[-1])
+        idle = {"query", "key"} - form.reads | (set() if form.mlp else {"mlp"})
+        return [parameter for part in sorted(idle) for parameter in own[part]]
+
+    def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Query and key of the last block where they share a matrix with the value."""
+        idle = [
+            number for number, name in enumerate(Heads._fields) if name not in self.dense_form.reads
+        ]
+        if not idle:
+            return []
+        return [
+            (parameter, slice(*(len(parameter) * n // 3 for n in (idle[0], idle[-1] + 1))))
+            for parameter in self.shared_parameters(self.block_modules[-1])
+        ]
+
+    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
+        """Freeze all but the last blocks; a gate learns with any of them.
+
+        Arguments and errors are those of ``VisionTower``.
+        """
+        super().freeze(trained_blocks, behind=behind, parts=parts)
+        if self.gate is not None:
+            self.gate.requires_grad_(trained_blocks != 0)

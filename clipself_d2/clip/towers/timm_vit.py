@@ -16,8 +16,9 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from clipself_d2.clip.precision import as_operand
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.positions import native_grid, resize_positions
+from clipself_d2.clip.towers.positions import native_grid
 from clipself_d2.clip.towers.tokens import TokenTower
 
 AnyBlock: TypeAlias = Block | EvaBlock | EvaBlockPostNorm
@@ -100,12 +101,23 @@ class TimmViTTower(TokenTower):
             cls = trunk.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         if trunk.pos_embed is not None:
-            positions = resize_positions(
-                trunk.pos_embed[0], self.native, grid, num_prefix=self.num_placed
-            )
+            positions = self.positions(trunk.pos_embed[0], grid, num_prefix=self.num_placed)
             unplaced = self.num_prefix - self.num_placed
             tokens = tokens + F.pad(positions, (0, 0, unplaced, 0)).to(tokens.dtype)
-        return trunk.norm_pre(tokens), self.rotary(grid, images.device)
+        return trunk.norm_pre(tokens), self._held_rotary(grid, images.device)
+
+    def _held_rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        """Rotary table of all tokens: the identity for those before the patches."""
+
+        def make() -> Tensor | None:
+            table = self.rotary(grid, device)
+            if table is None:
+                return None
+            identity = torch.zeros_like(table[: self.num_prefix])
+            identity[:, table.shape[1] // 2 :] = 1.0
+            return torch.cat([identity, table])
+
+        return self.held.get("rotary", (grid, device), (), make)
 
     def rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
         """Rotary positions of a grid; None, since this trunk has a learned table alone."""
@@ -124,7 +136,7 @@ class TimmViTTower(TokenTower):
         query, key, value = (split_heads(part, attention.num_heads) for part in fused)
         query, key = attention.q_norm(query), attention.k_norm(key)
         if rotary is not None:
-            query, key = (_rotate(part, rotary, self.num_prefix) for part in (query, key))
+            query, key = (apply_rot_embed_cat(part, rotary) for part in (query, key))
         return Heads(query.type_as(value), key.type_as(value), value)
 
     def value(self, block: AnyBlock, tokens: Tensor) -> Tensor:
@@ -140,10 +152,7 @@ class TimmViTTower(TokenTower):
 
     def before_attention(self, block: AnyBlock, tokens: Tensor) -> Tensor:
         """First norm, which some blocks of EVA have behind the attention."""
-        if isinstance(block, EvaBlockPostNorm):
-            return tokens
-        normed: Tensor = block.norm1(tokens)
-        return normed
+        return as_operand(tokens if isinstance(block, EvaBlockPostNorm) else block.norm1(tokens))
 
     def attended(self, block: AnyBlock, mixed: Tensor) -> Tensor:
         """Output projection with norms, layer scale and stochastic depth as timm has."""
@@ -160,7 +169,7 @@ class TimmViTTower(TokenTower):
         if isinstance(block, EvaBlockPostNorm):
             hidden = block.norm2(block.mlp(tokens))
         else:
-            hidden = _scale(block, 2, block.mlp(block.norm2(tokens)))
+            hidden = _scale(block, 2, block.mlp(as_operand(block.norm2(tokens))))
         output: Tensor = tokens + block.drop_path2(hidden)
         return output
 
@@ -267,11 +276,6 @@ def _fused_bias(attention: AnyAttention) -> Tensor | None:
         return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
     bias: Tensor | None = attention.qkv.bias
     return bias
-
-
-def _rotate(part: Tensor, rotary: Tensor, num_prefix: int) -> Tensor:
-    prefix, patches = part[:, :, :num_prefix], part[:, :, num_prefix:]
-    return torch.cat([prefix, apply_rot_embed_cat(patches, rotary).type_as(prefix)], dim=2)
 
 
 def _scale(block: AnyBlock, half: int, hidden: Tensor) -> Tensor:

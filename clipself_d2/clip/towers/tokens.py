@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from clipself_d2.clip.precision import compute_context
+from clipself_d2.clip.precision import autocast_dtype, compute_context
 from clipself_d2.clip.towers.attention import (
     AttentionPlan,
     Heads,
@@ -21,15 +22,17 @@ from clipself_d2.clip.towers.attention import (
     masked_attention,
     merge_heads,
     quarter_blocks,
+    seen_tokens,
     window_attention,
 )
 from clipself_d2.clip.towers.blocks import BlockTower
+from clipself_d2.clip.towers.compiling import COMPILE_MODES, Compiler
 from clipself_d2.clip.towers.contract import DenseFeatures
 from clipself_d2.clip.towers.dense_form import DenseForm, mix_values, proxy_affinity
+from clipself_d2.clip.towers.held import Held, working_blocks
+from clipself_d2.clip.towers.positions import resize_positions
 
 Grid = tuple[int, int]
-# Name of the gate in a tower's weights, below "visual.".
-GATE = "dense_gate"
 
 
 class TokenTower(BlockTower):
@@ -39,10 +42,19 @@ class TokenTower(BlockTower):
         attention: Which block of the dense path uses which attention.
         proxy: From RGB pixels (N, 3, H, W), 0 to 255, and the grid to the features (N, C, h', w')
             of another model, whose affinity forms of external attention take where none is passed.
+        compile_mode: As of ``set_compile``.
+        compiler: What compiles blocks where ``compile_mode`` is not "off".
+        held: Position tables, rotary tables and narrow copies of what is frozen.
     """
 
     attention = AttentionPlan()
     proxy: Callable[[Tensor, Grid], Tensor] | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.compile_mode = "off"
+        self.compiler = Compiler()
+        self.held = Held()
 
     def run_window_block(
         self, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid
@@ -58,28 +70,28 @@ class TokenTower(BlockTower):
 
     def branch(
         self,
-        number: int,
+        block: nn.Module,
         tokens: Tensor,
         rotary: Tensor | None,
-        form: DenseForm,
-        *,
         grid: Grid,
+        form: DenseForm,
+        strategy: str = "global",
         affinity: Tensor | None = None,
     ) -> tuple[Tensor, Heads | None]:
         """Apply the attention of a form and the output projection of a block.
 
         Args:
-            number: 0-based number of the block.
+            block: One of ``block_modules``, or a working copy.
             tokens: (N, T, C), input of the block.
-            rotary: Rotary table of the patches.
-            form: Form of the dense path.
+            rotary: Rotary table of all tokens.
             grid: Grid (h, w).
+            form: Form of the dense path.
+            strategy: "global" or "window", of the attention that is the block's own.
             affinity: Of ``mix_values``.
 
         Returns:
             (N, T, C), and query, key and value unless the value alone was computed.
         """
-        block = self.block_modules[number]
         gate = None
         if form.gate:
             # A tower without a trained gate weights all by half, as a new one does.
@@ -97,7 +109,7 @@ class TokenTower(BlockTower):
             heads = heads._replace(value=heads.value * gate.transpose(1, 2)[..., None])
 
         def attend(heads: Heads) -> Tensor:
-            if self.attention.strategy(number) == "global":
+            if strategy == "global":
                 return global_attention(heads)
             size = self.attention.window_size
             return window_attention(heads, grid=grid, window_size=size, num_prefix=self.num_prefix)
@@ -112,92 +124,40 @@ class TokenTower(BlockTower):
         )
         return self.attended(block, merge_heads(mixed)), heads
 
-    def run_last_block(self, tokens: Tensor, added: Tensor, form: DenseForm) -> Tensor:
-        """Add the residual of a form, and apply the MLP of the last block where the form has it.
+    def run_form_block(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        rotary: Tensor | None,
+        grid: Grid,
+        form: DenseForm,
+        strategy: str = "global",
+        affinity: Tensor | None = None,
+        earlier: Tensor | None = None,
+    ) -> tuple[Tensor, Heads | None]:
+        """Apply the last block in a form: attention, its residual, and the MLP where it has one.
 
         Args:
+            block: The last block, or its working copy.
             tokens: (N, T, C), input of the block.
-            added: (N, T, C), sum of the branches of the form's layers.
+            rotary: Rotary table of all tokens.
+            grid: Grid (h, w).
             form: Form of the dense path.
+            strategy: Of ``branch``.
+            affinity: Of ``mix_values``.
+            earlier: (N, T, C), sum of the branches of the form's earlier layers.
 
         Returns:
-            (N, T, C).
+            (N, T, C), and query, key and value unless the value alone was computed.
         """
+        added, heads = self.branch(block, tokens, rotary, grid, form, strategy, affinity)
+        if earlier is not None:
+            added = earlier + added
         if form.residual == "patch":
             added = tokens + added
         elif form.residual == "class":
             added = tokens[:, :1].expand_as(tokens) + added
-        return self.feed_forward(self.block_modules[-1], added) if form.mlp else added
-
-    @property
-    def gate(self) -> nn.Linear | None:
-        """Learned weights of the heads in forms with a gate, C to A, or None."""
-        return getattr(self.visual, GATE, None)
-
-    def attach_gate(self) -> None:
-        """Add a gate that weights all heads of all tokens by half, unless there is one."""
-        if self.gate is None:
-            block = self.block_modules[-1]
-            weight = next(block.parameters())
-            gate = nn.Linear(self.width, block.attn.num_heads).to(weight)  # type: ignore[union-attr, arg-type]
-            nn.init.zeros_(gate.weight)
-            nn.init.zeros_(gate.bias)
-            setattr(self.visual, GATE, gate)
-
-    def set_dense_form(self, form: DenseForm | str) -> None:
-        """Choose the form of the dense path; one with a gate gets one, others lose it.
-
-        Args:
-            form: Form of the last block, or its name.
-
-        Raises:
-            ValueError: If the tower cannot have it.
-        """
-        super().set_dense_form(form)
-        if self.dense_form.gate:
-            self.attach_gate()
-        elif self.gate is not None:
-            delattr(self.visual, GATE)
-
-    def check_form(self, form: DenseForm) -> None:
-        """Raise a ValueError unless the tower can have a form."""
-        if form.residual == "class" and not self.num_prefix:
-            raise ValueError(
-                f"{self.name} has no class token for the residual of the dense form {form}; use "
-                "clipself or attention"
-            )
-        if form.layers > self.num_blocks:
-            raise ValueError(
-                f"the dense form {form} sums {form.layers} blocks, and {self.name} has "
-                f"{self.num_blocks}"
-            )
-
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """Query, key and MLP of the last block where its form does not use them."""
-        form, own = self.dense_form, self.own_parameters(self.block_modules[-1])
-        idle = {"query", "key"} - form.reads | (set() if form.mlp else {"mlp"})
-        return [parameter for part in sorted(idle) for parameter in own[part]]
-
-    def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
-        """Query and key of the last block where they share a matrix with the value."""
-        idle = [
-            number for number, name in enumerate(Heads._fields) if name not in self.dense_form.reads
-        ]
-        if not idle:
-            return []
-        return [
-            (parameter, slice(*(len(parameter) * n // 3 for n in (idle[0], idle[-1] + 1))))
-            for parameter in self.shared_parameters(self.block_modules[-1])
-        ]
-
-    def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
-        """Freeze all but the last blocks; a gate learns with any of them.
-
-        Arguments and errors are those of ``VisionTower``.
-        """
-        super().freeze(trained_blocks, behind=behind, parts=parts)
-        if self.gate is not None:
-            self.gate.requires_grad_(trained_blocks != 0)
+        return self.feed_forward(block, added) if form.mlp else added, heads
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
         """Choose the attention of the dense path; ``forward_image`` stays global.
@@ -222,6 +182,25 @@ class TokenTower(BlockTower):
         chosen = tuple(global_blocks) or quarter_blocks(self.num_blocks)
         self.attention = AttentionPlan(window_size, chosen if window_size else ())
 
+    def positions(self, table_TC: Tensor, grid: Grid, *, num_prefix: int) -> Tensor:
+        """``resize_positions`` from the native grid; that of a frozen table is held."""
+        resize = partial(resize_positions, table_TC, self.native, grid, num_prefix=num_prefix)
+        return self.held.get("positions", grid, (table_TC,), resize)
+
+    def set_compile(self, mode: str) -> None:
+        """Choose what torch.compile makes one graph of.
+
+        Args:
+            mode: "off"; "blocks": each form of a block; "step": all blocks and what stands behind
+                them, on a GPU with launches that are recorded and played again.
+
+        Raises:
+            ValueError: If there is no such mode.
+        """
+        if mode not in COMPILE_MODES:
+            raise ValueError(f"compile mode is {mode!r}, expected one of {COMPILE_MODES}")
+        self.compile_mode = mode
+
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures; attention is global in every block.
 
@@ -234,9 +213,10 @@ class TokenTower(BlockTower):
         images = self.pad(images)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            for block in self.block_modules:
-                tokens = self.run_block(block, tokens, rotary)
-            return self.pool(tokens).float()
+            inputs = (self, self._working_blocks(tokens), tokens, rotary)
+            if self.compile_mode == "step":
+                return _own(self.compiler.run(_image_pass, *inputs, replay=tokens.is_cuda))
+            return _image_pass(*inputs, run=TokenTower._run_whole).float()
 
     def forward_dense(
         self,
@@ -271,34 +251,20 @@ class TokenTower(BlockTower):
                 for values in (self.pixel_mean, self.pixel_std)
             )
             affinity = proxy_affinity(self.proxy(images * std + mean, grid), grid)
-        outputs: dict[int, Tensor] = {}
-        last = self.num_blocks - 1
-        # Branches of the form beside the trained blocks; of the last block alone, as a rule.
-        first = self.num_blocks if form.as_trained else self.num_blocks - form.layers
-        branches: list[Tensor] = []
-        heads = None
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            for number in range(self.num_blocks):
-                if number >= first:
-                    options = {"grid": grid, "affinity": affinity}
-                    run = partial(self.branch, number, rotary=rotary, form=form, **options)
-                    added, heads = self._recompute(run, tokens)
-                    branches.append(added)
-                if number == last and not form.as_trained:
-                    run = partial(self.run_last_block, form=form)
-                    tokens = self._recompute(run, tokens, sum(branches[1:], branches[0]))
-                else:
-                    tokens = self._recompute(
-                        partial(self._run_trained, number, rotary, grid), tokens
-                    )
-                if number in blocks:
-                    outputs[number] = tokens
-            embedding = self.project(tokens[:, self.num_prefix :])
+            working = self._working_blocks(tokens)
+            inputs = (self, working, tokens, rotary, grid, form, affinity, tuple(blocks))
+            # A block that is computed again in the backward pass is a graph of its own.
+            if self.compile_mode == "step" and not self.checkpointing:
+                parts = self.compiler.run(_dense_pass, *inputs, replay=tokens.is_cuda)
+                embedding, outputs, heads = tree_map_only(Tensor, _own, parts)
+            else:
+                embedding, outputs, heads = _dense_pass(*inputs, run=TokenTower._run)
         embedding = embedding.float()
         lengths = _to_map(embedding.norm(dim=-1, keepdim=True), grid)
         embedding = F.normalize(embedding, dim=-1)
-        maps = tuple(_to_map(outputs[n][:, self.num_prefix :].float(), grid) for n in blocks)
+        maps = tuple(_to_map(output.float(), grid) for output in outputs)
         if heads is not None:
             heads = Heads(*(part[:, :, self.num_prefix :] for part in heads))
         return DenseFeatures(_to_map(embedding, grid), maps, lengths, heads)
@@ -329,7 +295,7 @@ class TokenTower(BlockTower):
             return super().forward_regions(images, masks)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        seen = _seen_tokens(masks, grid, len(images)).to(images.device)
+        seen = seen_tokens(masks, grid, len(images)).to(images.device)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             copies = tokens[:, :1].expand(-1, seen.shape[2], -1)
@@ -348,42 +314,83 @@ class TokenTower(BlockTower):
         height, width = images.shape[-2:]
         return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
 
-    def _run_trained(
-        self, number: int, rotary: Tensor | None, grid: Grid, tokens: Tensor
-    ) -> Tensor:
-        """Run a block of the dense path as it was trained, in windows where that is set."""
-        block = self.block_modules[number]
-        if self.attention.strategy(number) == "window":
-            return self.run_window_block(block, tokens, rotary, grid)
-        return self.run_block(block, tokens, rotary)
+    def _working_blocks(self, tokens: Tensor) -> list[nn.Module]:
+        return working_blocks(self.block_modules, self.held, autocast_dtype(tokens.device))
 
-    def _recompute(self, run: Callable[..., Any], tokens: Tensor, *others: Tensor) -> Any:
-        """Call a function, again in the backward pass where that is asked."""
-
-        def step(tokens: Tensor, *others: Tensor) -> Any:
-            # The backward pass runs outside the caller's context.
-            with compute_context(tokens.device, self.precision, tokens.shape[1]):
-                return run(tokens, *others)
-
+    def _run(self, method: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a block of the dense path, again in the backward pass where that is asked."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(step, tokens, *others, use_reentrant=False)
-        return step(tokens, *others)
+            return checkpoint(partial(self._run_whole, method), *inputs, use_reentrant=False)
+        return self._run_whole(method, *inputs)
+
+    def _run_whole(self, method: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a block, compiled where that is asked."""
+        tokens = inputs[1]
+        # The backward pass runs outside the caller's context.
+        with compute_context(tokens.device, self.precision, tokens.shape[1]):
+            if self.compile_mode == "off":
+                return method(self, *inputs)
+            return self.compiler.run(method, self, *inputs)
+
+
+def _plain(tower: TokenTower, method: Callable[..., Any], *inputs: Any) -> Any:
+    return method(tower, *inputs)
+
+
+def _image_pass(
+    tower: TokenTower,
+    blocks: list[nn.Module],
+    tokens: Tensor,
+    rotary: Tensor | None,
+    run: Callable[..., Any] = _plain,
+) -> Tensor:
+    """Tokens of a picture to its embedding, (N, T, C) to (N, D)."""
+    for block in blocks:
+        tokens = run(tower, BlockTower.run_block, block, tokens, rotary)
+    return tower.pool(tokens)
+
+
+def _dense_pass(
+    tower: TokenTower,
+    blocks: list[nn.Module],
+    tokens: Tensor,
+    rotary: Tensor | None,
+    grid: Grid,
+    form: DenseForm,
+    affinity: Tensor | None,
+    wanted: tuple[int, ...],
+    run: Callable[..., Any] = _plain,
+) -> tuple[Tensor, list[Tensor], Heads | None]:
+    """Tokens to the embedding of every patch, (N, h * w, D), the patches of blocks, the heads."""
+    outputs: dict[int, Tensor] = {}
+    last = len(blocks) - 1
+    # Branches of the form beside the trained blocks; of the last block alone, as a rule.
+    first = len(blocks) if form.as_trained else len(blocks) - form.layers
+    earlier: Tensor | None = None
+    heads = None
+    for number, block in enumerate(blocks):
+        strategy = tower.attention.strategy(number)
+        inputs = (block, tokens, rotary, grid, form, strategy, affinity)
+        if number == last and not form.as_trained:
+            tokens, heads = run(tower, TokenTower.run_form_block, *inputs, earlier)
+        else:
+            if number >= first:
+                added, _ = run(tower, TokenTower.branch, *inputs)
+                earlier = added if earlier is None else earlier + added
+            if strategy == "window":
+                tokens = run(tower, TokenTower.run_window_block, block, tokens, rotary, grid)
+            else:
+                tokens = run(tower, BlockTower.run_block, block, tokens, rotary)
+        if number in wanted:
+            outputs[number] = tokens[:, tower.num_prefix :]
+    embedding = tower.project(tokens[:, tower.num_prefix :])
+    return embedding, [outputs[number] for number in wanted], heads
+
+
+def _own(result: Tensor) -> Tensor:
+    """Copy to float32; a recorded pass writes its next results over the last ones."""
+    return result.to(torch.float32, copy=True)
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
-
-
-def _seen_tokens(masks: Sequence[Tensor], grid: Grid, num_images: int) -> Tensor:
-    """Masks as (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one."""
-    if len(masks) != num_images:
-        raise ValueError(f"got masks for {len(masks)} images but {num_images} images")
-    wrong = [tuple(mask.shape[1:]) for mask in masks if tuple(mask.shape[1:]) != grid]
-    if wrong:
-        raise ValueError(f"mask grid {wrong[0]} is not the tower's {grid}")
-    most = max((len(mask) for mask in masks), default=0)
-    seen = torch.zeros((num_images, 1, most, 1 + grid[0] * grid[1]), dtype=torch.bool)
-    seen[..., 0] = True
-    for number, mask in enumerate(masks):
-        seen[number, 0, : len(mask), 1:] = mask.flatten(1).bool().cpu()
-    return seen

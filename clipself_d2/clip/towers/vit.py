@@ -11,7 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.positions import native_grid, resize_positions
+from clipself_d2.clip.towers.positions import native_grid
 from clipself_d2.clip.towers.tokens import TokenTower
 
 # How a cell becomes an embedding, by open_clip's pooling.
@@ -66,8 +66,8 @@ class OpenClipViTTower(TokenTower):
         """Patches, class token, positions, first norm."""
         visual = self.visual
         patches = visual.conv1(images)
-        positions = resize_positions(
-            visual.positional_embedding, self.native, (patches.shape[2], patches.shape[3])
+        positions = self.positions(
+            visual.positional_embedding, (patches.shape[2], patches.shape[3]), num_prefix=1
         )
         tokens = patches.flatten(2).transpose(1, 2)
         cls = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[3]
 TINY = BenchmarkOptions(
     model="ViT-Ti-8-emoji",
     sizes=(96,),
+    cases=(("ViT-Ti-8-emoji", 96),),
+    batches=(2,),
     precision="fp32",
     repeats=1,
     num_crops=3,
@@ -26,13 +28,25 @@ TINY = BenchmarkOptions(
 )
 
 
-def test_distillation_compares_with_the_plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distillation_compares_with_the_published_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_PEAK_SIDE", {"cpu": 64})
-    rows = PARTS["distill"](TINY)
-    assert [row["variant"] for row in rows] == ["plain", "ours", "ours, crops resized in the step"]
-    assert rows[0]["speed ratio"] == rows[0]["step ratio"] == 1
+    rows = PARTS["distill"](replace(TINY, compile_modes=("off",)))
+    assert [(row["variant"], row["images"]) for row in rows] == [
+        ("published", 2),
+        ("ours, off", 2),
+    ]
+    assert rows[0]["speed ratio"] == rows[0]["peak ratio"] == 1
     # The last block's attention that is thrown away costs products.
     assert rows[0]["GFLOP"] > rows[1]["GFLOP"] > 0
+    assert rows[0]["launches"] > rows[1]["launches"] > 100
+
+
+def test_no_case_begins_after_the_minutes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(measure, "_PEAK_SIDE", {"cpu": 64})
+    assert PARTS["distill"](replace(TINY, minutes=-1.0)) == []
+    assert "left out: [('ViT-Ti-8-emoji', 96, 2)]" in caplog.text
 
 
 @pytest.mark.slow

@@ -104,9 +104,9 @@ def test_the_summary_takes_each_figure_from_its_stage(tmp_path: Path) -> None:
 
 
 def test_the_flags_have_the_defaults_of_the_options() -> None:
-    parsed = parse_arguments(["--regions", "both", "SOLVER.BASE_LR", "0.1"])
+    parsed = parse_arguments(["--device", "cpu", "--regions", "both", "SOLVER.BASE_LR", "0.1"])
     assert parsed.regions == "both"
-    assert parsed.overrides == ("SOLVER.BASE_LR", "0.1")
+    assert parsed.overrides == ("SOLVER.BASE_LR", "0.1", "MODEL.DEVICE", "cpu")
     assert parsed.train == QuickstartOptions(Path(), Path()).train
     assert parsed.output.is_absolute()
     assert sys.executable

@@ -1,0 +1,96 @@
+"""What is computed of frozen weights, held until they change."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+class Held:
+    """Values by name, each with the frozen tensors that it was made of."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[object, ...], list[Tensor], Any]] = {}
+
+    def get(
+        self, name: str, key: object, sources: Sequence[Tensor], make: Callable[[], Value]
+    ) -> Value:
+        """Look a value up, or make it.
+
+        Args:
+            name: What it is; of each name the last value is held.
+            key: What else it depends on.
+            sources: Tensors of which it is made.
+            make: Makes it.
+
+        Returns:
+            The value; a new one where a source is trained, so that gradients reach it.
+        """
+        if any(source.requires_grad or source.is_inference() for source in sources):
+            return make()
+        # Tensors of inference mode are of no use outside.
+        stamp = (key, torch.is_inference_mode_enabled())
+        stamp += tuple((source.data_ptr(), source._version) for source in sources)
+        if name not in self._kept or self._kept[name][0] != stamp:
+            # The sources' memory is kept, so that no other weights can come to its address.
+            self._kept[name] = (stamp, [source.detach() for source in sources], make())
+        value: Value = self._kept[name][2]
+        return value
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Held":
+        """A copy of a tower begins with nothing."""
+        return Held()
+
+    def __reduce__(self) -> tuple[type["Held"], tuple[()]]:
+        """So does one that is read from a file."""
+        return Held, ()
+
+
+def narrow_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a block with the matrices in the number type in which autocast multiplies them.
+
+    Args:
+        block: A block of a tower.
+        dtype: bfloat16 or float16.
+
+    Returns:
+        The copy; norms and scales, which autocast computes in float32, stay as they are.
+    """
+    twin = copy.deepcopy(block)
+    for module in twin.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    return twin
+
+
+def working_blocks(
+    blocks: Sequence[nn.Module], held: Held, dtype: torch.dtype | None
+) -> list[nn.Module]:
+    """Choose the blocks to compute with: narrow copies of those that are frozen.
+
+    Args:
+        blocks: Blocks of a tower.
+        held: Holds the copies.
+        dtype: Number type of the autocast; None outside of one, which wants no copies.
+
+    Returns:
+        As many blocks. Frozen weights would else be cast at every use.
+    """
+    working = []
+    for number, block in enumerate(blocks):
+        sources = list(block.parameters())
+        if dtype is not None and not any(source.requires_grad for source in sources):
+            make = partial(narrow_copy, block, dtype)
+            twin = held.get(f"block {number}", dtype, sources, make)
+            if twin.training != block.training:
+                twin.train(block.training)
+            working.append(twin)
+        else:
+            working.append(block)
+    return working

@@ -80,8 +80,8 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
     # The same of the text tower, where a model can train it.
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
-    # What of the image tower's trained blocks learns: all, attention, or query_value (the weights of
-    # the query and value projections, as in DeCLIP's detectors; docs/dense_forms.md).
+    # What of the image tower's trained blocks learns: all, attention, or query_value (the weights
+    # of the query and value projections, as in DeCLIP's detectors; docs/dense_forms.md).
     cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0

@@ -265,12 +265,8 @@ class TokenTower(BlockTower):
         form = self.check_dense(blocks, form)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        if form.attention == "external" and affinity is None and self.proxy is not None:
-            mean, std = (
-                images.new_tensor(values).view(3, 1, 1)
-                for values in (self.pixel_mean, self.pixel_std)
-            )
-            affinity = proxy_affinity(self.proxy(images * std + mean, grid), grid)
+        if form.attention == "external" and affinity is None:
+            affinity = self._proxy_affinity(images, grid)
         outputs: dict[int, Tensor] = {}
         last = self.num_blocks - 1
         # Branches of the form beside the trained blocks; of the last block alone, as a rule.
@@ -347,6 +343,15 @@ class TokenTower(BlockTower):
     def _num_tokens(self, images: Tensor) -> int:
         height, width = images.shape[-2:]
         return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
+
+    def _proxy_affinity(self, images: Tensor, grid: Grid) -> Tensor | None:
+        """The affinity by the tower's proxy, which sees pixels, or None without one."""
+        if self.proxy is None:
+            return None
+        mean, std = (
+            images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std)
+        )
+        return proxy_affinity(self.proxy(images * std + mean, grid), grid)
 
     def _run_trained(
         self, number: int, rotary: Tensor | None, grid: Grid, tokens: Tensor

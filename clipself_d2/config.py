@@ -81,11 +81,11 @@ def _add_clip(cfg: CN) -> None:
     # Number of last blocks of the image tower that are trained, stages of a ResNet; 0 freezes the
     # whole tower, -1 trains it with patch embedding (stem), positions and norms.
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
-    # What of those blocks learns: all, attention, or query_value (the weights of the query and the
-    # value projections, as in the detectors of DeCLIP and SynCLIP; docs/dense_forms.md).
-    cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # The same of the text tower, where a model can train it.
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
+    # What of the image tower's trained blocks learns: all, attention, or query_value (the weights
+    # of the query and value projections, as in DeCLIP's detectors; docs/dense_forms.md).
+    cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
     # What the last block does in dense features (docs/dense_forms.md): clipself, attention, catseg,

@@ -123,7 +123,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (CLIP + "TEXT_TRAINABLE_BLOCKS", 1, "cris", model, ()),
     (CLIP + "DROP_PATH", 0.2, "fvit_untouched", model, TRAINED),
     (CLIP + "DENSE_FORM", "attention", "fvit_untouched", model, ()),
-    (CLIP + "TRAINABLE_PARTS", "attention", "fvit_untouched", model, (CLIP + "TRAINABLE_BLOCKS", 1)),
+    (CLIP + "TRAINABLE_PARTS", "attention", "fvit_untouched", model, TRAINED),
     (CLIP + "ANY_FORM", True, "fvit_untouched", model, ()),
     (CLIP + "WINDOW_SIZE", 4, "fvit_untouched", model, ()),
     (CLIP + "GLOBAL_BLOCKS", [1], "fvit_untouched", model, (CLIP + "WINDOW_SIZE", 4)),

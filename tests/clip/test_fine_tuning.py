@@ -53,6 +53,18 @@ def test_rows_of_the_key_get_no_gradient():
         assert parameter.grad[rows.stop :].any()
 
 
+def test_freeze_takes_the_rule_and_begins_afresh():
+    tower = load_tower("ViT-Ti-8-emoji")
+    tower.set_dense_form("attention")
+    tower.freeze(-1, parts="query_value")
+    assert len(trained(tower)) == tower.num_blocks == len(tower.held_rows)
+    tower.freeze(-1)
+    tower.forward_dense(torch.rand(1, 3, 32, 32)).embedding.square()[:, 0].sum().backward()
+    weight = tower.shared_parameters(tower.block_modules[-1])[0]
+    assert weight.grad[tower.width : 2 * tower.width].any()
+    assert not tower.held_rows
+
+
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="rule is 'some'"):
         restrict_training([], "some")

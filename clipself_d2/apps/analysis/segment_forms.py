@@ -59,7 +59,7 @@ def score_forms(
     for spec in specs:
         tower = spec.load(device=place)
         text_KD = spec.embed(names, templates=templates, device=place).embeddings_KD
-        evaluators = {form: build_evaluator(dataset) for form in forms}
+        evaluators = {form: build_evaluator(dataset, None) for form in forms}
         for record in tqdm(records, desc=spec.label, mininterval=1.0):
             picture = read_picture(record["file_name"])
             seen = fit_longest(picture, size) if size else picture

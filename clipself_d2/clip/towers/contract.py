@@ -77,7 +77,7 @@ class VisionTower(nn.Module, ABC):
         checkpointing: Whether the dense path recomputes each block in the backward pass instead of
             keeping its activations.
         dense_form: Form of the dense path where ``forward_dense`` is not told.
-        trained_parts: What of those blocks is trained, as ``freeze`` was told.
+        trained_parts: What of those blocks is trained.
         held_rows: Rows of trained parameters that stay as they are, as of ``restrict_training``.
         trained_form: Form that the file of the weights tells, where it does.
         any_form: Whether weights of another form may be loaded.
@@ -346,9 +346,7 @@ class VisionTower(nn.Module, ABC):
         """Name the parameters without weight decay: vectors, norms, biases.
 
         Returns:
-            Names as in ``named_parameters``.
-
-        Reference: the grouping of open_clip's training, as CLIPSelf uses it.
+            Names as in ``named_parameters``, by the grouping of open_clip's training.
         """
         return {
             name

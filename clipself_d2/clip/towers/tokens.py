@@ -245,12 +245,8 @@ class TokenTower(BlockTower):
         form = self.check_dense(blocks, form)
         images = self.pad(images)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        if form.attention == "external" and affinity is None and self.proxy is not None:
-            mean, std = (
-                images.new_tensor(values).view(3, 1, 1)
-                for values in (self.pixel_mean, self.pixel_std)
-            )
-            affinity = proxy_affinity(self.proxy(images * std + mean, grid), grid)
+        if form.attention == "external" and affinity is None:
+            affinity = self._proxy_affinity(images, grid)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
             working = self._working_blocks(tokens)
@@ -313,6 +309,15 @@ class TokenTower(BlockTower):
     def _num_tokens(self, images: Tensor) -> int:
         height, width = images.shape[-2:]
         return self.num_prefix + (height // self.patch_size) * (width // self.patch_size)
+
+    def _proxy_affinity(self, images: Tensor, grid: Grid) -> Tensor | None:
+        """The affinity by the tower's proxy, which sees pixels, or None without one."""
+        if self.proxy is None:
+            return None
+        mean, std = (
+            images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std)
+        )
+        return proxy_affinity(self.proxy(images * std + mean, grid), grid)
 
     def _working_blocks(self, tokens: Tensor) -> list[nn.Module]:
         return working_blocks(self.block_modules, self.held, autocast_dtype(tokens.device))

@@ -116,6 +116,8 @@ def test_blocks_are_those_of_the_last_stage(tower, picture):
 def test_both_forms_of_the_last_block_are_one(tower, picture):
     value = tower.forward_dense(picture, form="clipself").embedding
     assert torch.equal(tower.forward_dense(picture, form="attention").embedding, value)
+    with pytest.raises(ValueError, match="declip_csa changes the attention .* has not"):
+        tower.set_dense_form("declip_csa")
 
 
 @torch.no_grad()

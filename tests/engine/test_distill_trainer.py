@@ -12,6 +12,7 @@ from detectron2.engine import hooks
 from clipself_d2.clip import load_tower
 from clipself_d2.data import build as data_build
 from clipself_d2.data.distill_mapper import DistillMapper
+from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.distill_trainer import DistillTrainer, StudentCheckpointer
 from clipself_d2.runs.interrupts import Interrupted
 
@@ -45,6 +46,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(emoji_cfg, tmp_path, alpha: f
     theirs, ours = whole.model.student.state_dict(), resumed.model.student.state_dict()
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     assert set(model_file(straight)["model"]) == set(model_file(broken)["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocks", "step"])
+def test_a_compiled_run_resumes_accumulates_and_checkpoints(emoji_cfg, tmp_path, mode) -> None:
+    keys = ("MODEL.CLIP.COMPILE", mode, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 3)
+    keys += ("SOLVER.ACCUMULATION_STEPS", 2, "MODEL.CLIP.WINDOW_SIZE", 3)
+    keys += ("MODEL.CLIP.ACTIVATION_CHECKPOINTING", mode == "blocks")
+    cfg = emoji_cfg("clipself_patches", *keys, "OUTPUT_DIR", str(tmp_path / "a"))
+    whole = unwrap(run(cfg).model)
+    assert not whole.student.compiler.failed
+    assert not whole.teacher.compiler.failed
+    (tmp_path / "b").mkdir()
+    torch.save(model_file(cfg, "model_0000001.pth"), tmp_path / "b" / "model_0000001.pth")
+    (tmp_path / "b" / "last_checkpoint").write_text("model_0000001.pth")
+    again = emoji_cfg("clipself_patches", *keys, "OUTPUT_DIR", str(tmp_path / "b"))
+    resumed = unwrap(run(again, resume=True).model).student.state_dict()
+    assert all(
+        torch.equal(v, resumed[k]) for k, v in whole.model.module.student.state_dict().items()
+    )
+    plain = run(emoji_cfg("clipself_patches", *keys, "MODEL.CLIP.COMPILE", "off"))
+    for name, value in unwrap(plain.model).student.state_dict().items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-3)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits_and_says_so(emoji_cfg, tmp_path) -> None:

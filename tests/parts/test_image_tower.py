@@ -45,6 +45,20 @@ def test_every_key_of_the_tower_is_set(cfg) -> None:
     assert trained == {"4", "5"}
 
 
+def test_student_and_teacher_are_compiled_and_other_towers_say_that_they_are_not(
+    cfg, caplog
+) -> None:
+    cfg.MODEL.CLIP.COMPILE = "blocks"
+    original = load_original_tower(cfg)
+    tower = build_image_tower(cfg, original=original, reads_embedding=True)
+    assert original.compile_mode == tower.compile_mode == "blocks"
+    assert tower.compiler is not original.compiler
+    cfg.MODEL.CLIP.NAME = "convnext_base"
+    with torch.device("meta"):
+        build_image_tower(cfg, reads_embedding=True)
+    assert "MODEL.CLIP.COMPILE blocks is for transformers; convnext_base runs" in caplog.text
+
+
 def test_the_original_is_copied_not_shared(cfg) -> None:
     original = load_original_tower(cfg)
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = -1

@@ -29,8 +29,11 @@ class Held:
             make: Makes it.
 
         Returns:
-            The value; a new one where a source is trained, so that gradients reach it.
+            The value; a new one where a source is trained, so that gradients reach it, and where
+            the call is traced, for an export for example, whose tensors are of no use afterwards.
         """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return make()
         if any(source.requires_grad or source.is_inference() for source in sources):
             return make()
         # Tensors of inference mode are of no use outside.

@@ -101,7 +101,7 @@ class TimmViTTower(TokenTower):
             cls = trunk.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         if trunk.pos_embed is not None:
-            positions = self.positions(trunk.pos_embed[0], grid, num_prefix=self.num_placed)
+            positions = self.positions(trunk.pos_embed, grid, num_prefix=self.num_placed)
             unplaced = self.num_prefix - self.num_placed
             tokens = tokens + F.pad(positions, (0, 0, unplaced, 0)).to(tokens.dtype)
         return trunk.norm_pre(tokens), self._held_rotary(grid, images.device)

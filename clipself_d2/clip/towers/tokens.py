@@ -5,7 +5,6 @@ first, where there is one), R regions of the batch.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -182,10 +181,14 @@ class TokenTower(BlockTower):
         chosen = tuple(global_blocks) or quarter_blocks(self.num_blocks)
         self.attention = AttentionPlan(window_size, chosen if window_size else ())
 
-    def positions(self, table_TC: Tensor, grid: Grid, *, num_prefix: int) -> Tensor:
-        """``resize_positions`` from the native grid; that of a frozen table is held."""
-        resize = partial(resize_positions, table_TC, self.native, grid, num_prefix=num_prefix)
-        return self.held.get("positions", grid, (table_TC,), resize)
+    def positions(self, table: nn.Parameter, grid: Grid, *, num_prefix: int) -> Tensor:
+        """Resize positions (..., T, C) of the native grid; those of a frozen table are held."""
+
+        def resize() -> Tensor:
+            rows = table.flatten(0, -2)
+            return resize_positions(rows, self.native, grid, num_prefix=num_prefix)
+
+        return self.held.get("positions", grid, (table,), resize)
 
     def set_compile(self, mode: str) -> None:
         """Choose what torch.compile makes one graph of.

@@ -47,7 +47,7 @@ def gradients(tower, images):
     return {n: p.grad.clone() for n, p in tower.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("depth", [2, 14])
+@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 10])
 def test_there_are_as_many_graphs_as_forms_of_blocks_at_any_depth(depth):
     graphs = []
     tower = compiled("blocks", count(graphs), depth=depth)
@@ -73,6 +73,7 @@ def test_windows_are_a_form_more():
     assert len(graphs) == 3
 
 
+@pytest.mark.slow
 def test_many_sizes_of_pictures_make_one_graph_more_of_each_form():
     graphs = []
     tower = compiled("blocks", count(graphs))
@@ -89,8 +90,8 @@ def test_the_step_is_one_graph():
     assert len(graphs) == 1
 
 
-def prepared(mode, change):
-    tower = compiled(mode, "aot_eager")
+def prepared(mode, change, backend="eager"):
+    tower = compiled(mode, backend)
     tower.checkpointing = change == "checkpointing"
     tower.set_attention(window_size=2 if change == "windows" else 0, global_blocks=[1])
     tower.precision = "bf16" if change == "bf16" else "fp32"
@@ -107,6 +108,20 @@ def test_compiled_gradients_are_those_of_the_plain_tower(mode, change):
     assert got.keys() == expected.keys()
     for name, gradient in got.items():
         assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("mode", ["blocks", "step"])
+@pytest.mark.parametrize("change", ["checkpointing", "windows", "bf16"])
+def test_so_are_those_of_a_compiled_backward_pass(mode, change, backend):
+    expected = gradients(prepared("off", change), pictures())
+    tower = prepared(mode, change, backend)
+    got = gradients(tower, pictures())
+    assert not tower.compiler.failed
+    for name, gradient in got.items():
+        cosine = torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0)
+        assert cosine > (0.999 if change == "bf16" else 0.999999), f"{name}: {cosine}"
 
 
 @pytest.mark.parametrize("mode", ["off", "blocks"])

@@ -49,6 +49,14 @@ def test_values_of_inference_mode_stay_there(source):
     assert not double(held, source).is_inference()
 
 
+def test_what_is_traced_is_not_held(source, monkeypatch):
+    held = Held()
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    traced = double(held, source)
+    monkeypatch.undo()
+    assert double(held, source) is not traced
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda held: pickle.loads(pickle.dumps(held))])
 def test_copies_begin_with_nothing(source, copied):
     held = Held()

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from clipself_d2.detection.base_losses import base_only_loss, mask_novel
+from clipself_d2.layers.limited_nms import limited_nms
 from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS, batched_soft_nms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import build_text_classifier, training_embeddings
@@ -220,35 +221,64 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             Detections of each image, and the numbers of their proposals.
         """
-        if not self.soft_nms:
-            return super().inference(predictions, proposals)  # type: ignore[no-any-return]
         boxes = self.predict_boxes(predictions, proposals)
-        scores = self.predict_probs(predictions, proposals)
         chosen = [
-            self._select(own_boxes, own_scores, item.image_size)
-            for own_boxes, own_scores, item in zip(boxes, scores, proposals, strict=True)
+            self._select(own_boxes, *passing, item.image_size)
+            for own_boxes, passing, item in zip(
+                boxes, self.passing_scores(predictions, proposals), proposals, strict=True
+            )
         ]
         return [found for found, _ in chosen], [rows for _, rows in chosen]
 
+    def passing_scores(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Score regions, and keep what is above the threshold.
+
+        Args:
+            predictions: (R, K + 1) logits and (R, 4) deltas.
+            proposals: Proposals of each image.
+
+        Returns:
+            For each image region numbers, class numbers and scores, (P,) each, by region and class;
+            a region with a score that is not finite has none.
+        """
+        found = []
+        for scores_RK1 in self.predict_probs(predictions, proposals):
+            finite_R = scores_RK1.isfinite().all(dim=1)
+            passing_RK = (scores_RK1[:, :-1] > self.test_score_thresh) & finite_R[:, None]
+            rows, classes = passing_RK.nonzero(as_tuple=True)
+            found.append((rows, classes, scores_RK1[rows, classes]))
+        return found
+
     def _select(
-        self, boxes_R4: Tensor, scores_RK1: Tensor, image_size: tuple[int, int]
+        self,
+        boxes_R4: Tensor,
+        rows: Tensor,
+        classes: Tensor,
+        scores: Tensor,
+        image_size: tuple[int, int],
     ) -> tuple[Instances, Tensor]:
-        """Threshold, soft-NMS and limit of one image; the threshold is not applied twice."""
-        finite = boxes_R4.isfinite().all(dim=1) & scores_RK1.isfinite().all(dim=1)
-        passing_RK = (scores_RK1[:, :-1] > self.test_score_thresh) & finite[:, None]
-        rows, classes = passing_RK.nonzero(as_tuple=True)
-        clipped = Boxes(boxes_R4[rows].clone())
+        """NMS and limit of one image; the threshold is not applied twice."""
+        finite = boxes_R4.isfinite().all(dim=1)[rows]
+        rows, classes, scores = rows[finite], classes[finite], scores[finite]
+        clipped = Boxes(boxes_R4[rows])
         clipped.clip(image_size)
-        kept, scores = batched_soft_nms(
-            clipped.tensor,
-            scores_RK1[rows, classes],
-            classes,
-            method=self.soft_nms,
-            sigma=self.soft_nms_sigma,
-            threshold=self.test_nms_thresh,
-        )
-        if self.test_topk_per_image >= 0:
-            kept, scores = (part[: self.test_topk_per_image] for part in (kept, scores))
+        limit = self.test_topk_per_image
+        if self.soft_nms:
+            kept, scores = batched_soft_nms(
+                clipped.tensor,
+                scores,
+                classes,
+                method=self.soft_nms,
+                sigma=self.soft_nms_sigma,
+                threshold=self.test_nms_thresh,
+            )
+            if limit >= 0:
+                kept, scores = kept[:limit], scores[:limit]
+        else:
+            kept = limited_nms(clipped.tensor, scores, classes, self.test_nms_thresh, limit)
+            scores = scores[kept]
         found = Instances(image_size)
         found.pred_boxes, found.scores = clipped[kept], scores
         found.pred_classes = classes[kept]

@@ -20,6 +20,8 @@ from clipself_d2.layers.text_classifier import TextClassifier
 
 # Field of the proposals that holds CLIP's (R, D) embeddings at test time.
 CLIP_FIELD = "clip_embeddings"
+# Fusing the scores of all of them costs next to nothing.
+_FEW_CLASSES = 256
 
 
 class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
@@ -124,13 +126,14 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
             proposals: Proposals with ``clip_embeddings`` (Ri, D).
 
         Returns:
-            As the parent, to the last bit what ``predict_probs`` gives.
+            As the parent; of few classes to the last bit what ``predict_probs`` gives, of more but
+            for the last bit, which depends on how the processor groups powers.
 
         Raises:
             ValueError: As ``predict_probs``.
         """
         # With the objectness the threshold is another one in every row.
-        if self.rpn_score:
+        if self.rpn_score or self.classifier.num_classes <= _FEW_CLASSES:
             return super().passing_scores(predictions, proposals)
         rows, classes, scores = fuse_passing(
             *self._two_scores(predictions[0], proposals),

@@ -26,14 +26,14 @@ def limited_nms(
 
     Returns:
         Numbers of the kept boxes, best first: the beginning of what torchvision's ``batched_nms``
-        gives for all boxes.
+        gives for all boxes, which leaves the order of equal scores open.
     """
     total, count = len(boxes_P4), 4 * limit
     if limit <= 0 or total <= _ONE_CALL.get(boxes_P4.device.type, _ONE_CALL_ELSEWHERE):
         kept = batched_nms(boxes_P4.float(), scores_P, classes_P, threshold)
         return kept if limit < 0 else kept[:limit]
     while True:
-        # All boxes that share the last score, so that the order among equals stays.
+        # All boxes that share the last score.
         least = scores_P.topk(min(count, total)).values[-1]
         best = (scores_P >= least).nonzero()[:, 0]
         kept = best[
@@ -52,4 +52,4 @@ def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: f
         for rows in order.split(sizes)
     ]
     kept = torch.cat(groups).sort().values
-    return kept[scores[kept].argsort(descending=True)]
+    return kept[scores[kept].argsort(descending=True, stable=True)]

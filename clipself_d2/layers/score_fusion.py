@@ -68,7 +68,8 @@ def fuse_passing(
 
     Returns:
         Numbers of regions and of classes, background left out, and scores, (P,) each, by region and
-        class; a region with a probability that is NaN has none.
+        class; a region with a probability that is NaN has none. Scores are those of ``fuse_scores``
+        but for the last bit.
     """
     exponent_K = torch.where(base_mask.bool(), alpha, beta).to(detector_RK1)
     least_detector = _least_factor(threshold, 1 - exponent_K)

@@ -321,6 +321,9 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_test(cfg: CN) -> None:
     """Tests."""
+    # Most pictures that a detector looks at together, in each process; those of a batch have one
+    # size, so that detections stay those of the pictures one by one.
+    cfg.TEST.IMS_PER_BATCH = 1
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no

@@ -1,6 +1,8 @@
 """Loaders for distillation, for region classification and for the training of detectors."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
 
 from detectron2.config import CfgNode
 from detectron2.data import build as detectron2_build
@@ -160,21 +162,49 @@ def build_detection_train_loader(
 
 
 def build_detection_test_loader_from_cfg(
-    cfg: CfgNode, dataset_name: str, *, batch_size: int = 1
+    cfg: CfgNode, dataset_name: str, *, batch_size: int | None = None
 ) -> DataLoader:
     """Build a detector's loader of a test set.
+
+    Pictures of a batch have one size, so that none is padded and detections are those of the
+    pictures one by one.
 
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        batch_size: Images at a time, in each process.
+        batch_size: Most images at a time, in each process; None: TEST.IMS_PER_BATCH.
 
     Returns:
         A loader of lists of items, each image once over all processes.
     """
     check_proposal_files(cfg, "TEST")
     mapper = PictureMapper(cfg, is_train=False)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
+    parts = detectron2_build._test_loader_from_config(cfg, dataset_name, mapper=mapper)
+    most = cfg.TEST.IMS_PER_BATCH if batch_size is None else batch_size
+    if most == 1 or not isinstance(parts["dataset"], list):
+        return build_detection_test_loader(**parts, batch_size=most)
+    return build_detection_test_loader(
+        _group_by_size(parts["dataset"], most),
+        mapper=partial(_map_all, mapper),
+        num_workers=parts["num_workers"],
+        collate_fn=itemgetter(0),
+    )
+
+
+def _group_by_size(records: Sequence[Record], most: int) -> list[list[Record]]:
+    """Parts of like size and at most so many records; what has no size stays alone."""
+    groups: dict[object, list[list[Record]]] = {}
+    for number, record in enumerate(records):
+        size = (record["width"], record["height"]) if "width" in record else number
+        parts = groups.setdefault(size, [[]])
+        if len(parts[-1]) == most:
+            parts.append([])
+        parts[-1].append(record)
+    return [part for parts in groups.values() for part in parts]
+
+
+def _map_all(mapper: Callable[[Record], Item], records: Sequence[Record]) -> list[Item]:
+    return [mapper(record) for record in records]
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

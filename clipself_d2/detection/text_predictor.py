@@ -12,8 +12,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from clipself_d2.detection.base_losses import base_only_loss, mask_novel
+from clipself_d2.detection.base_losses import base_only_loss, log_accuracy, mask_novel
 from clipself_d2.layers.limited_nms import limited_nms
 from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS, batched_soft_nms
 from clipself_d2.layers.text_classifier import TextClassifier
@@ -159,11 +160,17 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
             gamma=self.focal_gamma,
             normalize=self.normalize_weights,
         )
-        losses: dict[str, Tensor] = super().losses(
-            (mask_novel(logits, base_mask), deltas), proposals
+        log_accuracy(mask_novel(logits.detach(), base_mask), labels)
+        # Images without objects have no such field, and none of their boxes is read.
+        aims = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+        box_loss = self.box_reg_loss(
+            Boxes.cat([item.proposal_boxes for item in proposals]).tensor,
+            Boxes.cat(aims).tensor,
+            deltas,
+            labels,
         )
-        losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
-        return losses
+        losses = {"loss_cls": loss, "loss_box_reg": box_loss}
+        return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
 
     def with_objectness(
         self, scores: Sequence[Tensor], proposals: Sequence[Instances]
@@ -260,14 +267,14 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         image_size: tuple[int, int],
     ) -> tuple[Instances, Tensor]:
         """NMS and limit of one image; the threshold is not applied twice."""
-        finite = boxes_R4.isfinite().all(dim=1)[rows]
+        # Masks would each make the host wait for the device; numbers do so once.
+        finite = boxes_R4.isfinite().all(dim=1)[rows].nonzero()[:, 0]
         rows, classes, scores = rows[finite], classes[finite], scores[finite]
-        clipped = Boxes(boxes_R4[rows])
-        clipped.clip(image_size)
+        boxes = clip_boxes_to_image(boxes_R4[rows], image_size)
         limit = self.test_topk_per_image
         if self.soft_nms:
             kept, scores = batched_soft_nms(
-                clipped.tensor,
+                boxes,
                 scores,
                 classes,
                 method=self.soft_nms,
@@ -277,10 +284,10 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
             if limit >= 0:
                 kept, scores = kept[:limit], scores[:limit]
         else:
-            kept = limited_nms(clipped.tensor, scores, classes, self.test_nms_thresh, limit)
+            kept = limited_nms(boxes, scores, classes, self.test_nms_thresh, limit)
             scores = scores[kept]
         found = Instances(image_size)
-        found.pred_boxes, found.scores = clipped[kept], scores
+        found.pred_boxes, found.scores = Boxes(boxes[kept]), scores
         found.pred_classes = classes[kept]
         return found, rows[kept]
 

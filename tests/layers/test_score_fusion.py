@@ -109,7 +109,7 @@ def test_passing_scores_are_all_that_pass(exponents: tuple[float, float], thresh
     detector, clip = (
         (width * torch.randn(40, 301, generator=rng)).softmax(1) for width in (4.0, 30.0)
     )
-    if 0 < min(exponents):
+    if min(exponents) > 0:
         detector[3], clip[5] = float("nan"), float("nan")
     clip[7, 1], detector[7, 2] = 0.0, 0.0
     base = torch.arange(300) % 3 != 0

@@ -285,6 +285,12 @@ def _add_regions(cfg: CN) -> None:
     cfg.INPUT.REGIONS.SIZE_RANGE = [8, 1024]
     # Factor by which the teacher's crop of a proposal exceeds the proposal.
     cfg.INPUT.REGIONS.CROP_ENLARGE = 1.5
+    # Whether the student's image is sent as it was read and resized on the device, as the crops
+    # are on a GPU: faster loading, and values that differ from PIL's now and then.
+    cfg.INPUT.REGIONS.RESIZE_ON_DEVICE = False
+    # Whether upright and broad pictures are kept apart, so that without MODEL.DISTILL.PAD_TO_SQUARE
+    # less of a batch is padding; the order of the pictures is then another one.
+    cfg.INPUT.REGIONS.GROUP_ASPECTS = False
 
 
 def _add_input(cfg: CN) -> None:

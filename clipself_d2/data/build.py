@@ -42,6 +42,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         sizes=_image_sizes(cfg),
+        groups=_aspects(records) if cfg.INPUT.REGIONS.GROUP_ASPECTS else (),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -60,6 +61,7 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
         return DistillMapper(
             sampler=_build_region_sampler(cfg, records),
             crop_size=_crop_size(cfg),
+            resize_image=not cfg.INPUT.REGIONS.RESIZE_ON_DEVICE,
         )
     return CaptionMapper(
         sampler=None if model_proposes else _build_region_sampler(cfg, records),
@@ -145,10 +147,6 @@ def build_detection_train_loader(
     Returns:
         An endless loader of lists of this process's items.
     """
-    groups = []
-    if aspect_ratio_grouping:
-        # A record without a size is taken for upright; its batch may be padded the more.
-        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in dataset]
     return build_counted_loader(
         records=dataset,
         mapper=SeededMapper(mapper),
@@ -156,9 +154,14 @@ def build_detection_train_loader(
         seed=max(seed, 0),
         # The order of all processes; iterating the sampler gives that of one.
         order=getattr(sampler, "_infinite_indices", None),
-        groups=groups,
+        groups=_aspects(dataset) if aspect_ratio_grouping else (),
         num_workers=num_workers,
     )
+
+
+def _aspects(records: Sequence[Record]) -> list[int]:
+    """1 for broad pictures; one without a size is taken for upright and may be padded the more."""
+    return [int(r.get("width", 0) > r.get("height", 0)) for r in records]
 
 
 def build_detection_test_loader_from_cfg(

@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipself_d2.apps.benchmark.data_feed import data_rows, padding_rows
 from clipself_d2.apps.benchmark.measure import (
     MIB,
     BenchmarkOptions,
@@ -239,6 +240,8 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
     "evaluation": _evaluation,
     "text": _text,
     "classes": _classes,
+    "data": data_rows,
+    "padding": padding_rows,
 }
 
 

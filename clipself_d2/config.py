@@ -295,6 +295,12 @@ def _add_regions(cfg: CN) -> None:
     cfg.INPUT.REGIONS.SIZE_RANGE = [8, 1024]
     # Factor by which the teacher's crop of a proposal exceeds the proposal.
     cfg.INPUT.REGIONS.CROP_ENLARGE = 1.5
+    # Whether the student's image is sent as it was read and resized on the device, as the crops
+    # are on a GPU: faster loading, and values that differ from PIL's now and then.
+    cfg.INPUT.REGIONS.RESIZE_ON_DEVICE = False
+    # Whether upright and broad pictures are kept apart, so that without MODEL.DISTILL.PAD_TO_SQUARE
+    # less of a batch is padding; the order of the pictures is then another one.
+    cfg.INPUT.REGIONS.GROUP_ASPECTS = False
 
 
 def _add_input(cfg: CN) -> None:
@@ -331,6 +337,9 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_test(cfg: CN) -> None:
     """Tests."""
+    # Most pictures that a detector looks at together, in each process; those of a batch have one
+    # size, so that detections stay those of the pictures one by one.
+    cfg.TEST.IMS_PER_BATCH = 1
     # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no

@@ -87,6 +87,14 @@ def evaluator(cfg: CfgNode) -> object:
     return Trainer.build_evaluator(cfg, "emoji_lvis_val").protocol()
 
 
+def tested_together(cfg: CfgNode) -> object:
+    return len(next(iter(Trainer.build_test_loader(cfg, "emoji_ov_val"))))
+
+
+def grouped(cfg: CfgNode) -> object:
+    return bool(DistillTrainer.build_train_loader(cfg).batch_sampler._groups)
+
+
 def prompted(cfg: CfgNode) -> object:
     metadata = MetadataCatalog.get("emoji_ov_val")
     metadata.set(class_synonyms=[["hound"], *[[] for _ in metadata.thing_classes[1:]]])
@@ -190,6 +198,8 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (REGIONS + "MAX_BOXES", 3, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "SIZE_RANGE", [60, 70], "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "CROP_ENLARGE", 2.0, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
+    (REGIONS + "RESIZE_ON_DEVICE", True, "clipself_patches", batch, ()),
+    (REGIONS + "GROUP_ASPECTS", True, "clipself_patches", grouped, ()),
     ("INPUT.LSJ_SIZE", 96, "fvit_untouched", batch, ()),
     ("INPUT.SEMANTIC_MAX_AREA", 1.0, "fvit_untouched", batch, ()),
     ("INPUT.REFER_SIZE", 96, "cris", batch, ("DATASETS.TRAIN", ("tiny_refer_train",))),
@@ -199,6 +209,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("SOLVER.BACKBONE_MULTIPLIER", 0.5, "rpn", optimizer, TRAINED),
     ("SOLVER.LAYER_DECAY", 0.5, "rpn", optimizer, TRAINED),
     ("SOLVER.ACCUMULATION_STEPS", 2, "rpn", loop, ()),
+    ("TEST.IMS_PER_BATCH", 2, "fvit_untouched", tested_together, ()),
     ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Characters of a text that a message shows.
 _SHOWN = 60
+# Texts at a time where small batches would leave the device waiting.
+_BATCH_SIZES = {"cuda": 4096}
 
 
 class TextEncoder(nn.Module):
@@ -164,7 +166,7 @@ class TextEncoder(nn.Module):
     def encode(
         self,
         texts: Sequence[str],
-        batch_size: int = 256,
+        batch_size: int | None = None,
         on_batch: Callable[[int], object] | None = None,
     ) -> Tensor:
         """Embed texts without gradient.
@@ -174,7 +176,7 @@ class TextEncoder(nn.Module):
 
         Args:
             texts: Any number of texts.
-            batch_size: Texts at a time.
+            batch_size: Texts at a time; None: as many as keep the device busy.
             on_batch: Called after each batch with its number of texts, such as to show progress.
 
         Returns:
@@ -193,8 +195,8 @@ class TextEncoder(nn.Module):
         if self.reads_end_token:
             lengths = tokens.argmax(dim=1) + 1
         order = lengths.argsort(stable=True)
-        for rows in torch.split(order, batch_size):
-            length = int(lengths[rows].max())
+        for rows in torch.split(order, batch_size or _BATCH_SIZES.get(device.type, 256)):
+            length = int(lengths[rows[-1]])
             batch = tokens[rows, :length].to(device)
             short = length < tokens.shape[1]
             features = self.word_features(batch)[1] if short else self(batch)

@@ -1,6 +1,8 @@
 """Loaders for distillation, for region classification and for the training of detectors."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
 
 from detectron2.config import CfgNode
 from detectron2.data import build as detectron2_build
@@ -40,6 +42,7 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         sizes=_image_sizes(cfg),
+        groups=_aspects(records) if cfg.INPUT.REGIONS.GROUP_ASPECTS else (),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -58,6 +61,7 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
         return DistillMapper(
             sampler=_build_region_sampler(cfg, records),
             crop_size=_crop_size(cfg),
+            resize_image=not cfg.INPUT.REGIONS.RESIZE_ON_DEVICE,
         )
     return CaptionMapper(
         sampler=None if model_proposes else _build_region_sampler(cfg, records),
@@ -143,10 +147,6 @@ def build_detection_train_loader(
     Returns:
         An endless loader of lists of this process's items.
     """
-    groups = []
-    if aspect_ratio_grouping:
-        # A record without a size is taken for upright; its batch may be padded the more.
-        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in dataset]
     return build_counted_loader(
         records=dataset,
         mapper=SeededMapper(mapper),
@@ -154,27 +154,60 @@ def build_detection_train_loader(
         seed=max(seed, 0),
         # The order of all processes; iterating the sampler gives that of one.
         order=getattr(sampler, "_infinite_indices", None),
-        groups=groups,
+        groups=_aspects(dataset) if aspect_ratio_grouping else (),
         num_workers=num_workers,
     )
 
 
+def _aspects(records: Sequence[Record]) -> list[int]:
+    """1 for broad pictures; one without a size is taken for upright and may be padded the more."""
+    return [int(r.get("width", 0) > r.get("height", 0)) for r in records]
+
+
 def build_detection_test_loader_from_cfg(
-    cfg: CfgNode, dataset_name: str, *, batch_size: int = 1
+    cfg: CfgNode, dataset_name: str, *, batch_size: int | None = None
 ) -> DataLoader:
     """Build a detector's loader of a test set.
+
+    Pictures of a batch have one size, so that none is padded and detections are those of the
+    pictures one by one.
 
     Args:
         cfg: The whole config.
         dataset_name: Registered name.
-        batch_size: Images at a time, in each process.
+        batch_size: Most images at a time, in each process; None: TEST.IMS_PER_BATCH.
 
     Returns:
         A loader of lists of items, each image once over all processes.
     """
     check_proposal_files(cfg, "TEST")
     mapper = PictureMapper(cfg, is_train=False)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
+    parts = detectron2_build._test_loader_from_config(cfg, dataset_name, mapper=mapper)
+    most = cfg.TEST.IMS_PER_BATCH if batch_size is None else batch_size
+    if most == 1 or not isinstance(parts["dataset"], list):
+        return build_detection_test_loader(**parts, batch_size=most)
+    return build_detection_test_loader(
+        _group_by_size(parts["dataset"], most),
+        mapper=partial(_map_all, mapper),
+        num_workers=parts["num_workers"],
+        collate_fn=itemgetter(0),
+    )
+
+
+def _group_by_size(records: Sequence[Record], most: int) -> list[list[Record]]:
+    """Parts of like size and at most so many records; what has no size stays alone."""
+    groups: dict[object, list[list[Record]]] = {}
+    for number, record in enumerate(records):
+        size = (record["width"], record["height"]) if "width" in record else number
+        parts = groups.setdefault(size, [[]])
+        if len(parts[-1]) == most:
+            parts.append([])
+        parts[-1].append(record)
+    return [part for parts in groups.values() for part in parts]
+
+
+def _map_all(mapper: Callable[[Record], Item], records: Sequence[Record]) -> list[Item]:
+    return [mapper(record) for record in records]
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:

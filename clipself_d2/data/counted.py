@@ -202,6 +202,8 @@ def build_counted_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=list,
+        # Transfers to a GPU then go on while it computes.
+        pin_memory=torch.cuda.is_available(),
         # Else torch would draw from the run's generator when the first batch is asked for.
         generator=torch.Generator(),
     )

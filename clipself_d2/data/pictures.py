@@ -113,7 +113,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     Returns:
         (3, H, W) uint8.
     """
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def fit_longest(image: Image.Image, size: int) -> Image.Image:
@@ -128,9 +128,22 @@ def fit_longest(image: Image.Image, size: int) -> Image.Image:
 
     Reference: the student's preprocessing of CLIPSelf, arXiv 2310.01403, without its padding.
     """
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize(fitted_size(image.size, size), Image.Resampling.BICUBIC)
+
+
+def fitted_size(sides: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Scale two sides so that the longest has a given length.
+
+    Args:
+        sides: Width and height, or height and width, px.
+        longest: Length wanted, px.
+
+    Returns:
+        The two, at least 1 each.
+    """
+    scale = longest / max(sides)
+    first, second = (max(1, round(side * scale)) for side in sides)
+    return first, second
 
 
 def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:

@@ -4,6 +4,7 @@ Legend: R regions, K classes.
 """
 
 import torch
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from clipself_d2.layers.focal_scaling import focal_scaled_loss
@@ -60,6 +61,27 @@ def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
     return logits_RK1.masked_fill(novel, float("-inf"))
 
 
+def log_accuracy(logits_RK1: Tensor, labels_R: Tensor) -> None:
+    """Put the scalars into the EventStorage that Detectron2's predictor does, in one transfer.
+
+    Args:
+        logits_RK1: (R, K + 1), background last.
+        labels_R: (R,) class numbers, K for background.
+    """
+    if not len(labels_R):
+        return
+    background = logits_RK1.shape[1] - 1
+    guess_R, is_object_R = logits_RK1.argmax(dim=1), labels_R < background
+    right_R, missed_R = guess_R == labels_R, is_object_R & (guess_R == background)
+    counted = torch.stack([right_R, is_object_R, is_object_R & right_R, missed_R]).sum(dim=1)
+    right, objects, right_objects, missed = counted.tolist()
+    storage = get_event_storage()
+    storage.put_scalar("fast_rcnn/cls_accuracy", right / len(labels_R))
+    if objects:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", right_objects / objects)
+        storage.put_scalar("fast_rcnn/false_negative", missed / objects)
+
+
 def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
     """Refuse training labels of classes that are not trained.
 
@@ -73,10 +95,10 @@ def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
     num_classes = len(base_mask_K)
     trained = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
     inside = (labels_R >= 0) & (labels_R <= num_classes)
-    wrong = labels_R[~(inside & trained[labels_R.clamp(0, num_classes)])]
-    if not len(wrong):
+    right = inside & trained[labels_R.clamp(0, num_classes)]
+    if right.all():
         return
-    label = int(wrong[0])
+    label = int(labels_R[~right][0])
     if not 0 <= label <= num_classes:
         raise ValueError(
             f"a training box has class number {label}, but the vocabulary has {num_classes} "

@@ -3,6 +3,7 @@
 Legend: R regions, K classes, D joint embedding.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -14,11 +15,13 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.detection.text_predictor import TextFastRCNNOutputLayers
-from clipself_d2.layers.score_fusion import fuse_scores
+from clipself_d2.layers.score_fusion import fuse_passing, fuse_scores
 from clipself_d2.layers.text_classifier import TextClassifier
 
 # Field of the proposals that holds CLIP's (R, D) embeddings at test time.
 CLIP_FIELD = "clip_embeddings"
+# Fusing the scores of all of them costs next to nothing.
+_FEW_CLASSES = 256
 
 
 class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
@@ -107,15 +110,55 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         Raises:
             ValueError: If proposals have no such field.
         """
+        detector, clip = self._two_scores(predictions[0], proposals)
+        base_mask = self.classifier.base_mask
+        counts = [len(item) for item in proposals]
+        scores = torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)
+        return self.with_objectness(scores, proposals)
+
+    def passing_scores(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Fuse the scores of those classes alone that can be above the threshold.
+
+        Args:
+            predictions: (R, K + 1) logits and (R, 4) deltas.
+            proposals: Proposals with ``clip_embeddings`` (Ri, D).
+
+        Returns:
+            As the parent; of few classes to the last bit what ``predict_probs`` gives, of more but
+            for the last bit, which depends on how the processor groups powers.
+
+        Raises:
+            ValueError: As ``predict_probs``.
+        """
+        # With the objectness the threshold is another one in every row.
+        if self.rpn_score or self.classifier.num_classes <= _FEW_CLASSES:
+            return super().passing_scores(predictions, proposals)
+        rows, classes, scores = fuse_passing(
+            *self._two_scores(predictions[0], proposals),
+            self.classifier.base_mask,
+            self.alpha,
+            self.beta,
+            self.test_score_thresh,
+        )
+        starts = [0, *itertools.accumulate(len(item) for item in proposals)]
+        # Rows come in order, so that one search finds the ends of all images.
+        ends = torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
+        return [
+            (rows[first:last] - start, classes[first:last], scores[first:last])
+            for start, (first, last) in zip(starts, itertools.pairwise(ends), strict=False)
+        ]
+
+    def _two_scores(
+        self, logits_RK1: Tensor, proposals: Sequence[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Probabilities (R, K + 1) of the detector and of CLIP."""
         if not all(item.has(CLIP_FIELD) for item in proposals):
             raise ValueError(
                 f"proposals have no field {CLIP_FIELD!r} with the embeddings of their boxes; set "
                 "MODEL.ROI_HEADS.NAME to OpenVocabROIHeads, which makes it"
             )
-        detector = F.softmax(predictions[0], dim=1)
-        counts = [len(item) for item in proposals]
         embeddings = torch.cat([item.get(CLIP_FIELD) for item in proposals])
         clip = F.softmax(self.clip_scale * self.classifier.cosine(embeddings), dim=1)
-        base_mask = self.classifier.base_mask
-        scores = torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)
-        return self.with_objectness(scores, proposals)
+        return F.softmax(logits_RK1, dim=1), clip

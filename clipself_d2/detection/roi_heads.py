@@ -159,4 +159,4 @@ def check_widths(classifier: TextClassifier, clip_width: int) -> None:
 
 
 def _any_object(instances: list[Instances], num_classes: int) -> bool:
-    return any(bool((item.gt_classes < num_classes).any()) for item in instances)
+    return bool(torch.cat([item.gt_classes < num_classes for item in instances]).any())

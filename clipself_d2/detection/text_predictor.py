@@ -12,8 +12,10 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from clipself_d2.detection.base_losses import base_only_loss, mask_novel
+from clipself_d2.detection.base_losses import base_only_loss, log_accuracy, mask_novel
+from clipself_d2.layers.limited_nms import limited_nms
 from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS, batched_soft_nms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import build_text_classifier, training_embeddings
@@ -158,11 +160,17 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
             gamma=self.focal_gamma,
             normalize=self.normalize_weights,
         )
-        losses: dict[str, Tensor] = super().losses(
-            (mask_novel(logits, base_mask), deltas), proposals
+        log_accuracy(mask_novel(logits.detach(), base_mask), labels)
+        # Images without objects have no such field, and none of their boxes is read.
+        aims = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+        box_loss = self.box_reg_loss(
+            Boxes.cat([item.proposal_boxes for item in proposals]).tensor,
+            Boxes.cat(aims).tensor,
+            deltas,
+            labels,
         )
-        losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
-        return losses
+        losses = {"loss_cls": loss, "loss_box_reg": box_loss}
+        return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
 
     def with_objectness(
         self, scores: Sequence[Tensor], proposals: Sequence[Instances]
@@ -220,37 +228,66 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             Detections of each image, and the numbers of their proposals.
         """
-        if not self.soft_nms:
-            return super().inference(predictions, proposals)  # type: ignore[no-any-return]
         boxes = self.predict_boxes(predictions, proposals)
-        scores = self.predict_probs(predictions, proposals)
         chosen = [
-            self._select(own_boxes, own_scores, item.image_size)
-            for own_boxes, own_scores, item in zip(boxes, scores, proposals, strict=True)
+            self._select(own_boxes, *passing, item.image_size)
+            for own_boxes, passing, item in zip(
+                boxes, self.passing_scores(predictions, proposals), proposals, strict=True
+            )
         ]
         return [found for found, _ in chosen], [rows for _, rows in chosen]
 
+    def passing_scores(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Score regions, and keep what is above the threshold.
+
+        Args:
+            predictions: (R, K + 1) logits and (R, 4) deltas.
+            proposals: Proposals of each image.
+
+        Returns:
+            For each image region numbers, class numbers and scores, (P,) each, by region and class;
+            a region with a score that is not finite has none.
+        """
+        found = []
+        for scores_RK1 in self.predict_probs(predictions, proposals):
+            finite_R = scores_RK1.isfinite().all(dim=1)
+            passing_RK = (scores_RK1[:, :-1] > self.test_score_thresh) & finite_R[:, None]
+            rows, classes = passing_RK.nonzero(as_tuple=True)
+            found.append((rows, classes, scores_RK1[rows, classes]))
+        return found
+
     def _select(
-        self, boxes_R4: Tensor, scores_RK1: Tensor, image_size: tuple[int, int]
+        self,
+        boxes_R4: Tensor,
+        rows: Tensor,
+        classes: Tensor,
+        scores: Tensor,
+        image_size: tuple[int, int],
     ) -> tuple[Instances, Tensor]:
-        """Threshold, soft-NMS and limit of one image; the threshold is not applied twice."""
-        finite = boxes_R4.isfinite().all(dim=1) & scores_RK1.isfinite().all(dim=1)
-        passing_RK = (scores_RK1[:, :-1] > self.test_score_thresh) & finite[:, None]
-        rows, classes = passing_RK.nonzero(as_tuple=True)
-        clipped = Boxes(boxes_R4[rows].clone())
-        clipped.clip(image_size)
-        kept, scores = batched_soft_nms(
-            clipped.tensor,
-            scores_RK1[rows, classes],
-            classes,
-            method=self.soft_nms,
-            sigma=self.soft_nms_sigma,
-            threshold=self.test_nms_thresh,
-        )
-        if self.test_topk_per_image >= 0:
-            kept, scores = (part[: self.test_topk_per_image] for part in (kept, scores))
+        """NMS and limit of one image; the threshold is not applied twice."""
+        # Masks would each make the host wait for the device; numbers do so once.
+        finite = boxes_R4.isfinite().all(dim=1)[rows].nonzero()[:, 0]
+        rows, classes, scores = rows[finite], classes[finite], scores[finite]
+        boxes = clip_boxes_to_image(boxes_R4[rows], image_size)
+        limit = self.test_topk_per_image
+        if self.soft_nms:
+            kept, scores = batched_soft_nms(
+                boxes,
+                scores,
+                classes,
+                method=self.soft_nms,
+                sigma=self.soft_nms_sigma,
+                threshold=self.test_nms_thresh,
+            )
+            if limit >= 0:
+                kept, scores = kept[:limit], scores[:limit]
+        else:
+            kept = limited_nms(boxes, scores, classes, self.test_nms_thresh, limit)
+            scores = scores[kept]
         found = Instances(image_size)
-        found.pred_boxes, found.scores = clipped[kept], scores
+        found.pred_boxes, found.scores = Boxes(boxes[kept]), scores
         found.pred_classes = classes[kept]
         return found, rows[kept]
 

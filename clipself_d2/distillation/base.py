@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip import VisionTower
 from clipself_d2.data.items import check_items
-from clipself_d2.layers import mask_embeddings, resize_crops, roi_embeddings
+from clipself_d2.layers import mask_embeddings, resize_crops, resize_longest, roi_embeddings
 
 Item = dict[str, object]
 Losses = dict[str, Tensor]
@@ -113,7 +113,7 @@ class RegionDistiller(nn.Module, ABC):
             ValueError: If the items are those of another loader.
         """
         check_items(batched_inputs, ("boxes",), self, TOOL)
-        images = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
+        images = self.preprocess_images([self._fitted(item) for item in batched_inputs])
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
         dense = self.student.forward_dense(images).embedding
         student_RD = roi_embeddings(dense, boxes, self.student.patch_size)
@@ -132,6 +132,13 @@ class RegionDistiller(nn.Module, ABC):
         Returns:
             Scalars by name; their sum is minimised.
         """
+
+    def _fitted(self, item: Item) -> Tensor:
+        """The student's image; one that comes as it was read is resized here."""
+        image: Tensor = item["image"]  # type: ignore[assignment]
+        if "longest_side" in item:
+            return resize_longest(image, item["longest_side"], self.device)  # type: ignore[arg-type]
+        return image
 
     def preprocess_images(
         self, images: Sequence[Tensor], least: tuple[int, int] = (0, 0)
@@ -153,7 +160,7 @@ class RegionDistiller(nn.Module, ABC):
         height, width = -(-height // patch) * patch, -(-width // patch) * patch
         batch = torch.zeros(len(images), 3, height, width, device=self.device)
         for canvas, image in zip(batch, images, strict=True):
-            canvas[:, : image.shape[1], : image.shape[2]] = image.to(self.device)
+            canvas[:, : image.shape[1], : image.shape[2]] = image.to(self.device, non_blocking=True)
         return (batch - self.pixel_mean) / self.pixel_std
 
     def preprocess_crops(self, items: Sequence[Item], key: str) -> Tensor:

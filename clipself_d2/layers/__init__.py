@@ -1,6 +1,6 @@
 """Tensor maths without config or registry."""
 
-from clipself_d2.layers.crop_resize import resize_crops
+from clipself_d2.layers.crop_resize import resize_crops, resize_longest
 from clipself_d2.layers.region_pool import (
     box_masks,
     mask_embeddings,
@@ -18,5 +18,6 @@ __all__ = [
     "mask_embeddings",
     "masked_attention",
     "resize_crops",
+    "resize_longest",
     "roi_embeddings",
 ]

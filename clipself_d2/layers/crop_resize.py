@@ -1,4 +1,4 @@
-"""Resizing of crops on the device, equal to PIL's bicubic filter.
+"""Resizing of pictures and crops on the device, equal to PIL's bicubic filter.
 
 Legend: R crops.
 """
@@ -33,14 +33,27 @@ def resize_crops(crops: Sequence[Tensor], size: int, device: torch.device) -> Te
         raise ValueError(f"crops are to have {size} px; the size must be positive")
     canvas = torch.zeros(len(crops), 3, size, size, device=device)
     for number, crop in enumerate(crops):
-        height, width = crop.shape[-2:]
-        scale = size / max(height, width)
-        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        resized = resize_longest(crop, size, device)
+        rows, columns = resized.shape[1:]
         top, left = (size - rows) // 2, (size - columns) // 2
-        canvas[number, :, top : top + rows, left : left + columns] = _resize(
-            crop.to(device), rows, columns
-        )
+        canvas[number, :, top : top + rows, left : left + columns] = resized
     return canvas
+
+
+def resize_longest(image: Tensor, size: int, device: torch.device) -> Tensor:
+    """Scale a picture's longest side to ``size``.
+
+    Args:
+        image: (3, h, w) of uint8, any device.
+        size: Length wanted, px.
+        device: Where to resize.
+
+    Returns:
+        (3, h, w) float32 of whole numbers from 0 to 255, as near to PIL's as ``resize_crops``.
+    """
+    scale = size / max(image.shape[-2:])
+    rows, columns = (max(1, round(side * scale)) for side in image.shape[-2:])
+    return _resize(image.to(device, non_blocking=True), rows, columns)
 
 
 def _resize(crop: Tensor, rows: int, columns: int) -> Tensor:

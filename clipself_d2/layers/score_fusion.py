@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Added before the logarithm, as published.
 _LEAST_PROBABILITY = 1e-8
+# Relative error that powers in float32 stay far below.
+_MARGIN = 1e-4
 
 
 def fuse_scores(
@@ -40,8 +42,60 @@ def fuse_scores(
             f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores"
         )
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
-    exponent = torch.where(is_base, alpha, beta).to(detector_RK)
-    return detector_RK ** (1 - exponent) * clip_RK**exponent
+    return _fuse(detector_RK, clip_RK, torch.where(is_base, alpha, beta).to(detector_RK))
+
+
+def fuse_passing(
+    detector_RK1: Tensor,
+    clip_RK1: Tensor,
+    base_mask: Tensor,
+    alpha: float,
+    beta: float,
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the classes whose ``fuse_scores`` are above a threshold, without fusing all of them.
+
+    Powers are dear, and a fused score is at most either factor: what one of them keeps below the
+    threshold is not fused.
+
+    Args:
+        detector_RK1: (R, K + 1) probabilities of the detector, background last.
+        clip_RK1: As ``detector_RK1``, of the vision-language model.
+        base_mask: (K,) True for base classes.
+        alpha: As ``fuse_scores``.
+        beta: As ``fuse_scores``.
+        threshold: What scores must exceed.
+
+    Returns:
+        Numbers of regions and of classes, background left out, and scores, (P,) each, by region and
+        class; a region with a probability that is NaN has none. Scores are those of ``fuse_scores``
+        but for the last bit.
+    """
+    exponent_K = torch.where(base_mask.bool(), alpha, beta).to(detector_RK1)
+    least_detector = _least_factor(threshold, 1 - exponent_K)
+    passing = (detector_RK1[:, :-1] > least_detector).logical_and_(
+        clip_RK1[:, :-1] > _least_factor(threshold, exponent_K)
+    )
+    rows, classes = passing.nonzero(as_tuple=True)
+    scores = _fuse(detector_RK1[rows, classes], clip_RK1[rows, classes], exponent_K[classes])
+    kept = (scores > threshold).nonzero()[:, 0]
+    return rows[kept], classes[kept], scores[kept]
+
+
+def _fuse(detector: Tensor, clip: Tensor, exponent: Tensor) -> Tensor:
+    return detector ** (1 - exponent) * clip**exponent
+
+
+def _least_factor(threshold: float, exponent_K: Tensor) -> Tensor:
+    """What a probability must exceed for its power to exceed a threshold, a little less for safety.
+
+    A power of 0 is 1 for every probability.
+    """
+    safe = max(threshold, 0.0) * (1 - _MARGIN)
+    least = safe ** (1 / exponent_K.double())
+    # Numbers below the smallest normal one are rounded coarsely.
+    least = torch.where(least < torch.finfo(exponent_K.dtype).tiny, 0.0, least)
+    return torch.where((exponent_K == 0) | (threshold < 0), -1.0, least).to(exponent_K)
 
 
 def ensemble_log_probs(

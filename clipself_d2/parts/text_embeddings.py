@@ -222,6 +222,7 @@ def read_text_embeddings(
         weights=clip.PRETRAINED or None,
         templates=_template_name(options.TEMPLATES),
         cache_dir=options.CACHE_DIR or None,
+        device=cfg.MODEL.DEVICE,
     )
 
 

@@ -283,6 +283,7 @@ class TextEmbeddings:
         weights: str | None,
         templates: str,
         cache_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
         wrap: Callable[[SentenceEncoder], SentenceEncoder] | None = None,
     ) -> "TextEmbeddings":
         """Take embeddings from a cache folder, or build them with the CLIP and keep them there.
@@ -293,8 +294,8 @@ class TextEmbeddings:
             weights: Pretrained tag or file; None for random weights, which are never cached.
             templates: Name of a prompt set.
             cache_dir: Folder of the cache, or None.
-            wrap: Called with the text tower if it is needed; what it gives back encodes, such as a
-                tower moved to another device.
+            device: Where the text tower runs if it is needed; off the CPU in half precision.
+            wrap: Called with that tower; what it gives back encodes.
 
         Returns:
             Embeddings whose vocabulary is the one asked for.
@@ -313,11 +314,15 @@ class TextEmbeddings:
                     return cached.with_vocabulary(vocabulary)
                 logger.warning("%s is of other classes or another CLIP; it is built again", path)
         encoder: SentenceEncoder = load_clip(clip, weights).text
+        place = torch.device(device)
+        if place.type != "cpu" and isinstance(encoder, torch.nn.Module):
+            encoder.to(place)
         if wrap is not None:
             encoder = wrap(encoder)
-        built = cls.build(
-            encoder, vocabulary, clip=clip, templates=templates, weights=weights or ""
-        )
+        with torch.autocast(place.type, torch.float16, enabled=place.type != "cpu"):
+            built = cls.build(
+                encoder, vocabulary, clip=clip, templates=templates, weights=weights or ""
+            )
         if path is not None:
             built.save(path)
             logger.info("%d text embeddings of %s kept in %s", vocabulary.num_classes, clip, path)

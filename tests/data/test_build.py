@@ -4,10 +4,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data import build as detectron2_build
 from detectron2.utils import comm
 from PIL import Image
 
+from clipself_d2.data import build
 from clipself_d2.data.build import (
+    build_detection_test_loader_from_cfg,
     build_detection_train_loader_from_cfg,
     build_distill_train_loader_from_cfg,
     build_region_test_loader_from_cfg,
@@ -152,3 +156,24 @@ def test_upright_and_broad_pictures_are_not_trained_together(coco_root, catalogs
     shapes = [{item["width"] > item["height"] for item in batch} for batch in batches]
     assert all(len(shape) == 1 for shape in shapes)
     assert len(set(map(frozenset, shapes))) == 2
+
+
+def test_pictures_of_one_size_are_tested_together_and_each_once(emoji_cfg, monkeypatch) -> None:
+    cfg = emoji_cfg("fvit_untouched", "TEST.IMS_PER_BATCH", 2)
+    name = "emoji_ov_val"
+    alone = [
+        item["image_id"] for [item] in build_detection_test_loader_from_cfg(cfg, name, batch_size=1)
+    ]
+    sizes = {number: (96 + number % 2, 96) for number in alone}
+    records = [
+        {**record, "width": sizes[record["image_id"]][0]} for record in DatasetCatalog.get(name)
+    ]
+    del records[-1]["width"]
+    monkeypatch.setattr(
+        detectron2_build, "get_detection_dataset_dicts", lambda *_args, **_options: records
+    )
+    monkeypatch.setattr(build.PictureMapper, "__call__", lambda _self, record: record)
+    batches = list(build_detection_test_loader_from_cfg(cfg, name))
+    assert sorted(item["image_id"] for batch in batches for item in batch) == sorted(alone)
+    assert max(map(len, batches)) == 2
+    assert all(len({item.get("width") for item in batch}) == 1 for batch in batches)

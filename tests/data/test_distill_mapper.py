@@ -81,3 +81,15 @@ def test_labelled_regions_have_classes_and_no_crops(record) -> None:
     assert item["region_classes"].tolist() == [7]
     assert "crops" not in item
     torch.testing.assert_close(item["boxes"], torch.tensor([[0.0, 0.0, 48.0, 36.0]]))
+
+
+def test_an_image_for_the_device_is_the_original_with_the_boxes_of_the_resized_one(record) -> None:
+    ready, raw = (
+        mapper(resize_image=resize)(record, np.random.default_rng(3), 96)
+        for resize in (True, False)
+    )
+    assert torch.equal(raw["boxes"], ready["boxes"])
+    assert torch.equal(raw["crops"], ready["crops"])
+    assert raw["longest_side"] == 96
+    pixels = np.array(Image.open(record["file_name"]))
+    assert torch.equal(raw["image"], torch.from_numpy(pixels).permute(2, 0, 1))

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
+from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from clipself_d2.detection.base_losses import base_only_loss, check_labels, mask_novel
+from clipself_d2.detection.base_losses import base_only_loss, check_labels, log_accuracy, mask_novel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detector"
 K = 5
@@ -77,3 +79,13 @@ def test_background_and_base_classes_are_labels() -> None:
     check_labels(torch.tensor([0, 1, 3, K]), BASE)
     with pytest.raises(ValueError, match="novel class number 4"):
         check_labels(torch.tensor([0, 4]), BASE)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 5, 5, 2, 5], [5, 5, 5, 5, 5, 5], []])
+def test_accuracy_is_logged_as_by_detectron2(labels: list[int]) -> None:
+    logits = 3 * torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(2))
+    with EventStorage() as ours:
+        log_accuracy(logits, torch.tensor(labels, dtype=torch.long))
+    with EventStorage() as theirs:
+        _log_classification_stats(logits, torch.tensor(labels, dtype=torch.long))
+    assert ours.latest() == theirs.latest()

@@ -9,9 +9,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers
 from clipself_d2.layers import TextClassifier
@@ -205,3 +207,66 @@ def test_config_keys_arrive(
     heads_cfg.MODEL.OPEN_VOCAB[key] = value
     predictor = OpenVocabFastRCNNOutputLayers(heads_cfg, ShapeSpec(channels=WIDTH))
     assert read(predictor) == value
+
+
+def many_classes(count: int, num_images: int) -> tuple[OpenVocabFastRCNNOutputLayers, tuple]:
+    """A predictor with sure scores, its predictions, and its proposals of several images."""
+    classifier = TextClassifier(
+        embeddings_KD=random(count, D),
+        base_mask_K=torch.arange(count) % 4 != 3,
+        background=random(D, seed=1),
+    )
+    predictor = make(
+        classifier, test_score_thresh=0.01, test_nms_thresh=0.4, test_topk_per_image=30
+    )
+    proposals = []
+    for number in range(num_images):
+        corner = 40 * random(60 + number, 2, seed=number).abs()
+        # Two like regions have like scores.
+        clip = random(60 + number, D, seed=10 + number).round(decimals=1)
+        clip[1] = clip[0]
+        boxes = torch.cat([corner, corner + 20], 1)
+        boxes[1] = boxes[0]
+        proposals.append(Instances((100, 120), proposal_boxes=Boxes(boxes), clip_embeddings=clip))
+    total = sum(map(len, proposals))
+    logits, deltas = 5 * random(total, count + 1, seed=20), random(total, 4, seed=21)
+    logits[1] = logits[0]
+    logits[5], deltas[7] = float("nan"), float("inf")
+    return predictor, (logits, deltas), proposals
+
+
+@pytest.mark.parametrize("count", [9, 700])
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.2])
+def test_detections_are_those_of_all_scores(count: int, threshold: float) -> None:
+    predictor, predictions, proposals = many_classes(count, num_images=3)
+    predictor.test_score_thresh = threshold
+    found, rows = predictor.inference(predictions, proposals)
+    boxes = predictor.predict_boxes(predictions, proposals)
+    scores = predictor.predict_probs(predictions, proposals)
+    sizes = [item.image_size for item in proposals]
+    expected, _ = fast_rcnn_inference(boxes, scores, sizes, threshold, 0.4, 30)
+    for ours, theirs, numbers, own in zip(found, expected, rows, scores, strict=True):
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        # A power's last bit depends on its place in the processor's groups of numbers.
+        torch.testing.assert_close(
+            ours.scores, theirs.scores, rtol=0 if count == 9 else 3e-7, atol=0
+        )
+        assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+        torch.testing.assert_close(own[numbers, ours.pred_classes], ours.scores, rtol=3e-7, atol=0)
+    assert sum(map(len, found)) > 5
+
+
+def test_few_scores_are_fused_where_there_are_many_classes() -> None:
+    predictor, predictions, proposals = many_classes(700, num_images=1)
+    sizes = []
+
+    class Powers(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "pow" in str(func):
+                sizes.append(args[0].numel() if isinstance(args[0], Tensor) else 0)
+            return func(*args, **(kwargs or {}))
+
+    with Powers():
+        predictor.inference(predictions, proposals)
+    assert sizes
+    assert max(sizes) < 0.1 * predictions[0].numel()

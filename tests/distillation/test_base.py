@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.pictures import cut_crops, cut_pieces
+from clipself_d2.data.pictures import cut_crops, cut_pieces, fit_longest, to_tensor
 
 
 @pytest.fixture(params=["clipself", "region_text"])
@@ -121,6 +121,18 @@ def test_crops_resized_here_are_those_resized_by_pil(make_clipself) -> None:
     levels = (raw - ready).abs() * model.pixel_std
     assert float(levels.mean()) < 0.05
     assert float((levels > 2.5).float().mean()) < 0.005
+
+
+def test_an_image_resized_here_is_that_resized_by_pil(make_clipself) -> None:
+    model = make_clipself().eval()
+    yy, xx = np.mgrid[0:90, 0:130]
+    picture = Image.fromarray(np.stack([yy * 2, xx, (xx + yy) % 256], -1).astype(np.uint8))
+    raw = model._fitted({"image": to_tensor(picture), "longest_side": 200})
+    ready = to_tensor(fit_longest(picture, 200))
+    assert raw.shape == ready.shape == (3, 138, 200)
+    difference = (raw - ready.float()).abs()
+    assert float(difference.mean()) < 0.05
+    assert float((difference > 2.5).float().mean()) < 0.005
 
 
 def test_images_are_padded_with_black_before_normalisation(make_clipself) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipself_d2.layers import fuse_scores
-from clipself_d2.layers.score_fusion import ensemble_log_probs
+from clipself_d2.layers.score_fusion import ensemble_log_probs, fuse_passing
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
 PANOPTIC = Path(__file__).parent.parent / "golden" / "panoptic"
@@ -100,3 +100,23 @@ def test_ensemble_keeps_the_detectors_score_where_clip_saw_nothing() -> None:
     torch.testing.assert_close(got[1], detector[1].log_softmax(-1), rtol=0, atol=1e-5)
     assert not torch.allclose(got[0], detector[0].log_softmax(-1), atol=1e-3)
     torch.testing.assert_close(got.exp().sum(-1), torch.ones(3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("exponents", [(0.1, 0.8), (0.0, 1.0), (1.0, 0.0), (0.4, 0.4)])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 1e-6, 0.01, 0.3, 1.0])
+def test_passing_scores_are_all_that_pass(exponents: tuple[float, float], threshold: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    detector, clip = (
+        (width * torch.randn(40, 301, generator=rng)).softmax(1) for width in (4.0, 30.0)
+    )
+    if min(exponents) > 0:
+        detector[3], clip[5] = float("nan"), float("nan")
+    clip[7, 1], detector[7, 2] = 0.0, 0.0
+    base = torch.arange(300) % 3 != 0
+    full = fuse_scores(detector, clip, base, *exponents)[:, :-1]
+    # The very threshold does not pass: one of the scores is taken for it.
+    for least in (threshold, float(full[8].median())):
+        rows, classes, fused = fuse_passing(detector, clip, base, *exponents, least)
+        expected = (full > least).nonzero()
+        assert torch.equal(torch.stack([rows, classes], 1), expected)
+        torch.testing.assert_close(fused, full[expected[:, 0], expected[:, 1]], rtol=3e-7, atol=0)

@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipself_d2.apps.benchmark.data_feed import data_rows, padding_rows
 from clipself_d2.apps.benchmark.distillation import (
     build_ours,
     build_published,
@@ -277,6 +278,8 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
     "evaluation": _evaluation,
     "text": _text,
     "classes": _classes,
+    "data": data_rows,
+    "padding": padding_rows,
 }
 
 

@@ -133,7 +133,7 @@ def build_embedding_file(
     def wrap(encoder: SentenceEncoder) -> SentenceEncoder:
         if not isinstance(encoder, TextEncoder):
             return encoder
-        return _ShownEncoder(encoder.to(place), batch_size, encoded)
+        return _ShownEncoder(encoder, batch_size, encoded)
 
     built = _made_earlier(output, vocabulary, clip, weights, file, templates)
     if built is None:
@@ -144,6 +144,7 @@ def build_embedding_file(
             weights=weights,
             templates=templates,
             cache_dir=cache_dir or None,
+            device=place,
             wrap=wrap,
         )
         built.save(output)

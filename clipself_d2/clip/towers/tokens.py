@@ -252,8 +252,8 @@ class TokenTower(BlockTower):
             affinity = self._proxy_affinity(images, grid)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            working = self._working_blocks(tokens)
-            inputs = (self, working, tokens, rotary, grid, form, affinity, tuple(blocks))
+            inputs = (self, self._working_blocks(tokens), tokens, rotary)
+            inputs += (grid, form, affinity, tuple(blocks))
             # A block that is computed again in the backward pass is a graph of its own.
             if self.compile_mode == "step" and not self.checkpointing:
                 parts = self.compiler.run(_dense_pass, *inputs, replay=tokens.is_cuda)
@@ -317,9 +317,7 @@ class TokenTower(BlockTower):
         """The affinity by the tower's proxy, which sees pixels, or None without one."""
         if self.proxy is None:
             return None
-        mean, std = (
-            images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std)
-        )
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
         return proxy_affinity(self.proxy(images * std + mean, grid), grid)
 
     def _working_blocks(self, tokens: Tensor) -> list[nn.Module]:

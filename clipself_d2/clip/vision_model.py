@@ -96,9 +96,7 @@ class VisionModel(nn.Module):
         """
         normalised = (pixels.float() - self.mean) / self.std
         sam = not hasattr(self.model, "dynamic_img_size")
-        size = (
-            self.model.patch_embed.img_size if sam else tuple(self.patch_size * s for s in grid)
-        )
+        size = self.model.patch_embed.img_size if sam else tuple(self.patch_size * s for s in grid)
         picture = F.interpolate(normalised, size=size, mode="bilinear", antialias=True)
         # timm's intermediate features come without the final norm unless it is asked for.
         options = {} if sam else {"norm": True}

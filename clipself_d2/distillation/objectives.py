@@ -10,17 +10,19 @@ from torch import Tensor
 REDUCTIONS = ("row_l2", "mse_mean", "mse_rowsum", "kl", "cross_entropy")
 
 
-def affinity(features_NTC: Tensor) -> Tensor:
+def affinity(features_NTC: Tensor, rows_S: Tensor | None = None) -> Tensor:
     """Cosine of every pair of cells.
 
     Args:
         features_NTC: Any norm.
+        rows_S: Numbers of the rows wanted, to save memory; None: all.
 
     Returns:
-        (N, T, T) float32, symmetric, with ones on the diagonal.
+        (N, S, T) float32; of all rows symmetric, with ones on the diagonal.
     """
     unit = F.normalize(features_NTC.float(), dim=-1)
-    return unit @ unit.transpose(-1, -2)
+    rows = unit if rows_S is None else unit[:, rows_S]
+    return rows @ unit.transpose(-1, -2)
 
 
 def affinity_loss(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class TermDistiller(RegionDistiller):
             clip = load_whole_clip(cfg)
             original, vocabulary = clip.tower, training_vocabulary(cfg)
             parts["short_KD"] = clip.text.encode(list(vocabulary.names))
-            parts["rich_KD"] = clip.text.encode([", ".join(words) for words in vocabulary.words])
+            parts["rich_KD"] = clip.text.encode(_rich_texts(cfg, vocabulary))
             parts["num_things"] = _num_things(vocabulary)
             for term in terms:
                 if isinstance(term, VocabularyTerm):
@@ -177,3 +178,11 @@ class TermDistiller(RegionDistiller):
 def _num_things(vocabulary: Vocabulary) -> int:
     """Number of things, which come first; all where nothing is said of stuff."""
     return sum(vocabulary.thing_mask) if vocabulary.thing_mask else vocabulary.num_classes
+
+
+def _rich_texts(cfg: CfgNode, vocabulary: Vocabulary) -> list[str]:
+    """Every name with the synonyms that the metadata of its data set has."""
+    metadata = MetadataCatalog.get(cfg.MODEL.VOCABULARY.DATASET or cfg.DATASETS.TRAIN[0])
+    synonyms = [list(group) for group in metadata.get("class_synonyms", None) or ()]
+    synonyms += [[]] * (vocabulary.num_classes - len(synonyms))
+    return [", ".join([n, *s]) for n, s in zip(vocabulary.names, synonyms, strict=True)]

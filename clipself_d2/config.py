@@ -342,3 +342,6 @@ def _add_test(cfg: CN) -> None:
     # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
     # one, instead of by their name.
     cfg.TEST.SYNONYMS = False
+    # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings of
+    # all), mean_with_name, or random:SEED. One that another class is called by is passed over.
+    cfg.TEST.SYNONYM_MODE = "first"

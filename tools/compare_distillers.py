@@ -1,7 +1,6 @@
 """Distil the embedded CLIP by every method under one budget and write a table of what they gain."""
 
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path

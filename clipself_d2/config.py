@@ -23,6 +23,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_vocabulary(cfg)
     _add_open_vocab(cfg)
     _add_distill(cfg)
+    _add_vfm(cfg)
     _add_regionclip(cfg)
     _add_frozen_rpn(cfg)
     _add_cris(cfg)
@@ -166,10 +167,23 @@ def _add_distill(cfg: CN) -> None:
     # Whether the student's image is padded to a square, as published, or only to the largest
     # height and width of the batch.
     cfg.MODEL.DISTILL.PAD_TO_SQUARE = True
+    # Losses of TermDistiller: rows of a loss (crop, affinity, map, vocabulary or label), its weight
+    # and its options, as docs/distillers.md lists them.
+    cfg.MODEL.DISTILL.TERMS = [{"loss": "crop"}]
     # Classes that a batch is scored against by RegionTextDistiller, its own included.
     cfg.MODEL.DISTILL.SAMPLED_CLASSES = 100
     # Share of the student in the saved weights, the rest is the teacher's; 1 saves the student.
     cfg.MODEL.DISTILL.STUDENT_SHARE = 1.0
+
+
+def _add_vfm(cfg: CN) -> None:
+    """Vision foundation model: teacher of TermDistiller."""
+    cfg.MODEL.VFM = CN()
+    # dinov2_s, dinov2_b, dinov2_l (with registers), dino_b8, dino_b16, sam_b, sam_l, tiny, or a name
+    # of timm.
+    cfg.MODEL.VFM.NAME = "dinov2_b"
+    # pretrained (timm fetches them), a file of timm's or of Meta's, or empty: random weights.
+    cfg.MODEL.VFM.WEIGHTS = ""
 
 
 def _add_regionclip(cfg: CN) -> None:
@@ -348,3 +362,6 @@ def _add_test(cfg: CN) -> None:
     # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
     # one, instead of by their name.
     cfg.TEST.SYNONYMS = False
+    # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings of
+    # all), mean_with_name, or random:SEED. One that another class is called by is passed over.
+    cfg.TEST.SYNONYM_MODE = "first"

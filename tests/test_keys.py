@@ -15,6 +15,7 @@ from torch import nn
 
 from clipself_d2.apps.files.config_page import read_groups
 from clipself_d2.clip import load_tower
+from clipself_d2.clip.vision_model import VisionModel
 from clipself_d2.data.datasets.refcoco import register_emoji_refer
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import test_vocabulary as words_of_test_set
@@ -97,7 +98,7 @@ def grouped(cfg: CfgNode) -> object:
 
 def prompted(cfg: CfgNode) -> object:
     metadata = MetadataCatalog.get("emoji_ov_val")
-    metadata.set(class_synonyms=[["hound"], *[[] for _ in metadata.thing_classes[1:]]])
+    metadata.set(class_synonyms=[["hound", "cur"], *[[] for _ in metadata.thing_classes[1:]]])
     return words_of_test_set(cfg, "emoji_ov_val")[0].names
 
 
@@ -158,6 +159,9 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (HEADS + "SOFT_NMS", "linear", "fvit_untouched", model, ()),
     (DISTILL + "PAD_TO_SQUARE", True, "clipself_patches", model, ()),
     (DISTILL + "SAMPLED_CLASSES", 7, "region_text", model, ()),
+    (DISTILL + "TERMS", [{"loss": "crop", "weight": 0.5}], "declip", model, ()),
+    ("MODEL.VFM.NAME", "vit_tiny_patch16_224", "declip", model, ()),
+    ("MODEL.VFM.WEIGHTS", "{tmp}/vfm.pth", "declip", model, ()),
     (DISTILL + "STUDENT_SHARE", 0.5, "clipself_patches", saved_share, ()),
     (PRETRAIN + "CONCEPTS", "{tmp}/other.txt", "regionclip", model, ()),
     (PRETRAIN + "TEACHER_NAME", "ViT-S-32-alt", "regionclip", model, ()),
@@ -213,6 +217,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
+    ("TEST.SYNONYM_MODE", "index:1", "fvit_untouched", prompted, ("TEST.SYNONYMS", True)),
 ]  # fmt: skip
 
 
@@ -221,6 +226,9 @@ def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
     """Folder of small files that keys can name, and a data set of three words."""
     torch.manual_seed(5)
     torch.save({"model": load_tower("ViT-Ti-8-emoji").state_dict()}, tmp_path / "student.pth")
+    torch.manual_seed(6)
+    tiny = VisionModel("tiny").model.state_dict()
+    torch.save({key: value + 0.01 for key, value in tiny.items()}, tmp_path / "vfm.pth")
     (tmp_path / "concepts.txt").write_text("dog,3\ncat,2\n")
     (tmp_path / "other.txt").write_text("car,3\nkey,2\n")
     rpn = Path(__file__).parents[1] / "configs" / "emoji" / "rpn.yaml"

@@ -47,8 +47,9 @@ class DistillMapper:
             resized image; ``file_name``, ``image_id``, and ``height`` and
             ``width`` of the original. Regions without classes have ``crops`` cut from the
             original: (R, 3, s, s) uint8, or R tensors (3, hi, wi) where they are not resized here;
-            ``whole``, of the same kind, is the crop of the whole picture. Regions of annotations
-            have ``region_classes`` (R,) int64 instead.
+            ``whole``, of the same kind, is the crop of the whole picture; ``image_classes`` are the
+            classes that an annotated picture has. Regions of annotations have ``region_classes``
+            (R,) int64 instead.
         """
         picture = read_picture(record["file_name"])
         regions = self.sampler.draw(record, picture.size, rng)
@@ -60,6 +61,9 @@ class DistillMapper:
         item["boxes"] = scale_boxes(regions.boxes, picture.size, fitted)
         if regions.classes is None:
             item["crops"] = cut_regions(picture, regions.crop_boxes, self.crop_size)
+            if "annotations" in record:
+                classes = sorted({row["category_id"] for row in record["annotations"]})
+                item["image_classes"] = torch.tensor(classes, dtype=torch.int64)
         else:
             item["region_classes"] = torch.from_numpy(regions.classes)
         if self.whole_image:

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from clipself_d2.clip import VisionTower
+from clipself_d2.clip import DenseFeatures, VisionTower
 from clipself_d2.data.items import check_items
 from clipself_d2.layers import mask_embeddings, resize_crops, resize_longest, roi_embeddings
 
@@ -47,6 +47,21 @@ class Towers:
     pixel_mean: Sequence[float]
     pixel_std: Sequence[float]
     pad_to_square: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the student made of a batch, for losses that read more than its regions.
+
+    Attributes:
+        images: (N, 3, H, W) normalised and padded pixels.
+        boxes: (Ri, 4) XYXY px of each image.
+        dense: The student's dense features.
+    """
+
+    images: Tensor
+    boxes: list[Tensor]
+    dense: DenseFeatures
 
 
 class RegionDistiller(nn.Module, ABC):
@@ -115,19 +130,22 @@ class RegionDistiller(nn.Module, ABC):
         check_items(batched_inputs, ("boxes",), self, TOOL)
         images = self.preprocess_images([self._fitted(item) for item in batched_inputs])
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
-        dense = self.student.forward_dense(images).embedding
-        student_RD = roi_embeddings(dense, boxes, self.student.patch_size)
+        dense = self.student.forward_dense(images)
+        student_RD = roi_embeddings(dense.embedding, boxes, self.student.patch_size)
         if self.training:
-            return self.compute_losses(batched_inputs, student_RD)
-        return self._split(batched_inputs, dense, student_RD)
+            return self.compute_losses(batched_inputs, student_RD, Scene(images, boxes, dense))
+        return self._split(batched_inputs, dense.embedding, student_RD)
 
     @abstractmethod
-    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+    def compute_losses(
+        self, items: list[Item], student_RD: Tensor, scene: Scene | None = None
+    ) -> Losses:
         """Compare the student's regions with what they should be.
 
         Args:
             items: The batch.
             student_RD: (R, D) unit-norm region features of all images, in order.
+            scene: The rest of what the student saw and made.
 
         Returns:
             Scalars by name; their sum is minimised.
@@ -191,11 +209,12 @@ class RegionDistiller(nn.Module, ABC):
         return (pixels - self.pixel_mean) / self.pixel_std
 
     @torch.no_grad()
-    def embed_crops(self, items: Sequence[Item]) -> Tensor:
+    def embed_crops(self, items: Sequence[Item], tower: VisionTower | None = None) -> Tensor:
         """Embed the crops of a batch with the teacher.
 
         Args:
             items: Items with ``crops``.
+            tower: Another tower than the teacher.
 
         Returns:
             (R, D) float32, not normalised.
@@ -204,7 +223,8 @@ class RegionDistiller(nn.Module, ABC):
         for chunk in self.preprocess_crops(items, "crops").split(TEACHER_BATCH):
             if len(chunk):
                 fitted = self._round_up(chunk)
-                parts.append(self.teacher.forward_image(fitted)[: len(chunk)])
+                embedded = (tower or self.teacher).forward_image(fitted)
+                parts.append(embedded[: len(chunk)])
         return torch.cat(parts)
 
     def _round_up(self, crops: Tensor) -> Tensor:

@@ -4,16 +4,17 @@ Legend: R regions of the batch, D joint embedding.
 """
 
 from detectron2.config import CfgNode, configurable
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
-from clipself_d2.distillation.base import Item, Losses, RegionDistiller, Towers
+from clipself_d2.distillation.base import Item, Losses, Scene, Towers
 from clipself_d2.distillation.build import towers_from_config
-from clipself_d2.distillation.losses import constant_prediction_loss, cosine_distances
+from clipself_d2.distillation.losses import cosine_distances
+from clipself_d2.distillation.term_distiller import TermDistiller
+from clipself_d2.distillation.terms import CropTerm
 
 
-class CLIPSelfDistiller(RegionDistiller):
-    """Student and frozen teacher of one CLIP; the loss is one minus the cosine of each region.
+class CLIPSelfDistiller(TermDistiller):
+    """The distillation of one term: one minus the cosine of each region and its crop.
 
     Args:
         towers: Student and teacher, as of ``RegionDistiller``.
@@ -28,7 +29,7 @@ class CLIPSelfDistiller(RegionDistiller):
 
     @configurable
     def __init__(self, *, towers: Towers, image_loss_weight: float = 0.0) -> None:
-        super().__init__(towers=towers)
+        super().__init__(towers=towers, terms=(CropTerm(),))
         self.image_loss_weight = image_loss_weight
 
     @classmethod
@@ -36,21 +37,20 @@ class CLIPSelfDistiller(RegionDistiller):
         """Read MODEL.CLIP, MODEL.DISTILL and the pixel statistics."""
         return {"towers": towers_from_config(cfg)}
 
-    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+    def compute_losses(
+        self, items: list[Item], student_RD: Tensor, scene: Scene | None = None
+    ) -> Losses:
         """Compare the student's regions with the teacher's crops.
 
         Args:
             items: Items with ``crops``, and ``whole`` for the image-level loss.
             student_RD: (R, D) unit-norm region features.
+            scene: The rest of what the student saw and made.
 
         Returns:
             ``loss_cosine``, and ``loss_image`` where it has a weight.
         """
-        teacher_RD = self.embed_crops(items)
-        distances = cosine_distances(student_RD, teacher_RD)
-        self._log(distances, teacher_RD)
-        # Without regions the sum keeps the graph, so that every process has gradients to reduce.
-        losses = {"loss_cosine": distances.sum() / self.mean_count(len(distances))}
+        losses = super().compute_losses(items, student_RD, scene)
         if self.image_loss_weight > 0:
             losses["loss_image"] = self.image_loss_weight * self._image_loss(items)
         return losses
@@ -59,10 +59,3 @@ class CLIPSelfDistiller(RegionDistiller):
         pixels = self.preprocess_crops(items, "whole")
         student = self.student.forward_image(pixels)
         return cosine_distances(student, self.teacher.forward_image(pixels).detach()).mean()
-
-    @staticmethod
-    def _log(distances: Tensor, teacher_RD: Tensor) -> None:
-        if has_event_storage():
-            storage = get_event_storage()
-            storage.put_scalar("distill/num_regions", float(len(distances)))
-            storage.put_scalar("distill/constant_loss", constant_prediction_loss(teacher_RD))

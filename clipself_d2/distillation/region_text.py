@@ -13,6 +13,7 @@ from clipself_d2.distillation.base import (
     Item,
     Losses,
     RegionDistiller,
+    Scene,
     Towers,
     iteration_generator,
 )
@@ -73,12 +74,15 @@ class RegionTextDistiller(RegionDistiller):
             "seed": max(cfg.SEED, 0),
         }
 
-    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+    def compute_losses(
+        self, items: list[Item], student_RD: Tensor, scene: Scene | None = None
+    ) -> Losses:
         """Compare the student's regions with the embeddings of their classes.
 
         Args:
             items: Items with ``region_classes`` (Ri,) indices of the vocabulary.
             student_RD: (R, D) unit-norm region features.
+            scene: Not read.
 
         Returns:
             ``loss_region_text``.

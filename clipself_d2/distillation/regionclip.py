@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipself_d2.clip import TextEncoder
 from clipself_d2.data.items import check_items
-from clipself_d2.distillation.base import TOOL, Item, Losses, RegionDistiller, Towers
+from clipself_d2.distillation.base import TOOL, Item, Losses, RegionDistiller, Scene, Towers
 from clipself_d2.distillation.gather import gather_rows
 from clipself_d2.distillation.region_features import RegionFeatures, whole_frame
 from clipself_d2.distillation.region_proposer import RegionProposer
@@ -253,12 +253,15 @@ class RegionCLIPPretrainer(RegionDistiller):
             items[0] = {**items[0], "share": BatchShare(size, target, row)}
         return made
 
-    def compute_losses(self, items: list[Item], student_RD: Tensor) -> Losses:
+    def compute_losses(
+        self, items: list[Item], student_RD: Tensor, scene: Scene | None = None
+    ) -> Losses:
         """Compare the student's regions with the teacher's, and with the concepts.
 
         Args:
             items: Items with ``teacher_regions`` (Ri, D'), the teacher's features.
             student_RD: (R, D) region features, any norm.
+            scene: Not read.
 
         Returns:
             ``loss_region_distill`` and ``loss_concept``, each where it has a weight.

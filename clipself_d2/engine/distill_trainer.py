@@ -58,6 +58,8 @@ class StudentCheckpointer(StrictCheckpointer):
         self._distiller, self._alpha = distiller, alpha
         if alpha < 1.0:
             self.add_checkpointable("raw_student", distiller.student)
+        if (averaged := getattr(distiller, "averaged", None)) is not None:
+            self.add_checkpointable("averaged_student", averaged)
 
     def save(self, name: str, **kwargs: object) -> None:
         """Write ``<name>.pth``, whose "model" can be a detector's MODEL.CLIP.WEIGHTS.

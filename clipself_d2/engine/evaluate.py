@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from clipself_d2.evaluation.synonyms import rename
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
@@ -37,32 +38,39 @@ SEMANTIC = "sem_seg"
 
 
 def replace_by_synonyms(
-    vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]]
+    vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]], mode: str = "first"
 ) -> tuple[Vocabulary, int]:
-    """Name classes by a synonym; their order and the base classes stay.
+    """Name classes by synonyms; their order and the base classes stay.
 
     Args:
         vocabulary: K classes.
-        synonyms: Other names of the first classes, in order. A class takes the first of its own
-            that is nobody's name; without one it keeps its name.
+        synonyms: Other names of the first classes, in order. A class without one that is nobody's
+            name keeps its own.
+        mode: As of ``evaluation.synonyms.rename``.
 
     Returns:
         The vocabulary under the other names, and how many were replaced.
 
     Raises:
-        ValueError: If there are more lists of synonyms than classes.
+        ValueError: If there are more lists of synonyms than classes, or the mode is unknown.
     """
     if len(synonyms) > vocabulary.num_classes:
         raise ValueError(
             f"class_synonyms has {len(synonyms)} entries for {vocabulary.num_classes} classes; "
             "give a list of names, which may be empty, for every class"
         )
-    # Metadata may list the first classes only, and carry blanks around its words.
-    words = [tuple(word.strip() for word in entry if word.strip()) for entry in synonyms]
-    words += [()] * (vocabulary.num_classes - len(words))
-    other = replace(vocabulary, synonyms=tuple(words)).swap_synonyms()
-    pairs = zip(vocabulary.names, other.names, strict=True)
-    return other, sum(old != new for old, new in pairs)
+    # Metadata may list the first classes only.
+    given = [*synonyms, *[()] * (vocabulary.num_classes - len(synonyms))]
+    renamed = rename(vocabulary.names, given, mode)
+    if renamed.collisions:
+        logger.warning(
+            "synonyms that are names of other classes are not used: %s",
+            ", ".join(f"{word} for {name}" for name, word in renamed.collisions),
+        )
+    others = tuple(words[1:] for words in renamed.words)
+    names = tuple(words[0] for words in renamed.words)
+    other = replace(vocabulary, names=names, synonyms=others if any(others) else ())
+    return other, renamed.replaced
 
 
 def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:
@@ -101,14 +109,15 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
             f"TEST.SYNONYMS needs class_synonyms in the metadata of {dataset_name}: for every "
             "class a list of other names; set TEST.SYNONYMS to False for this data set"
         )
-    vocabulary, replaced = replace_by_synonyms(vocabulary, synonyms)
+    mode = cfg.TEST.SYNONYM_MODE
+    vocabulary, replaced = replace_by_synonyms(vocabulary, synonyms, mode)
     logger.info(
         "%d of %d classes of %s are prompted by a synonym",
         replaced,
         vocabulary.num_classes,
         dataset_name,
     )
-    return vocabulary, report | {"names_replaced": replaced}
+    return vocabulary, report | {"names_replaced": replaced, "synonyms": mode}
 
 
 def vocabulary_of(

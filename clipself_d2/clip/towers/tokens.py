@@ -5,6 +5,7 @@ first, where there is one), R regions of the batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,12 +60,8 @@ class TokenTower(BlockTower):
         self, block: nn.Module, tokens: Tensor, rotary: Tensor | None, grid: Grid
     ) -> Tensor:
         """Apply a block with attention in windows; (N, T, C) to (N, T, C)."""
-        mixed = window_attention(
-            self.heads(block, tokens, rotary),
-            grid=grid,
-            window_size=self.attention.window_size,
-            num_prefix=self.num_prefix,
-        )
+        heads, size = self.heads(block, tokens, rotary), self.attention.window_size
+        mixed = window_attention(heads, grid=grid, window_size=size, num_prefix=self.num_prefix)
         return self.finish(block, tokens, merge_heads(mixed))
 
     def branch(
@@ -326,7 +323,8 @@ class TokenTower(BlockTower):
     def _run(self, method: Callable[..., Any], *inputs: Any) -> Any:
         """Run a block of the dense path, again in the backward pass where that is asked."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(partial(self._run_whole, method), *inputs, use_reentrant=False)
+            run = partial(self._run_whole, method)
+            return checkpoint(run, *inputs, use_reentrant=False)
         return self._run_whole(method, *inputs)
 
     def _run_whole(self, method: Callable[..., Any], *inputs: Any) -> Any:

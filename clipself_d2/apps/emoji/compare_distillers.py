@@ -1,0 +1,228 @@
+"""Every distiller on emoji scenes under one budget of steps, and one table of what they gain."""
+
+import json
+import logging
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from clipself_d2.apps.emoji.quickstart import REPOSITORY, Stage, read_results, run_stage
+from clipself_d2.data.pictures import fit_longest, read_picture, to_tensor
+from clipself_d2.engine.cli import load_config
+from clipself_d2.engine.evaluate import RESULTS_FILE
+from clipself_d2.evaluation.segments import build_segment_evaluator
+from clipself_d2.parts.image_tower import build_image_tower
+from clipself_d2.parts.json_file import write_json
+from clipself_d2.parts.text_embeddings import read_text_embeddings, semantic_vocabulary
+
+logger = logging.getLogger(__name__)
+
+# The command that gave a folder its results, and the score of its dense map.
+COMMAND_FILE, MIOU_FILE = "command.json", "dense_miou.json"
+LABELS, REGIONS = "emoji_ov_sem_seg_val", "emoji_panoptic_val"
+# Lines of the table, their recipes; the first trains nothing. DenseVLM's teacher is CLIPSelf's
+# student of the same seed.
+METHODS = {
+    "untouched": "clipself_patches",
+    "CLIPSelf": "clipself_patches",
+    "SC-CLIPSelf": "sc_clipself",
+    "DeCLIP": "declip",
+    "SynCLIP": "synclip",
+    "DenseRC": "denserc",
+    "DenseVLM": "densevlm",
+}
+# Column, key of the region scores.
+COLUMNS = {
+    "things": "roi.thing.macc1",
+    "novel things": "roi.thing.novel.macc1",
+    "stuff": "roi.stuff.macc1",
+}
+DETECTOR_COLUMNS = {"AP50 novel": "AP50-novel", "AP50 base": "AP50-base"}
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Budget and places of a comparison.
+
+    Attributes:
+        output: Folder of the runs.
+        data_root: Folder that holds the data set ``emoji``.
+        page: Markdown file of the table.
+        iterations: Steps of every distillation.
+        detector_iterations: Steps of an F-ViT on every student; 0: no detectors.
+        seeds: Seeds, 0 and upwards; the table has the mean and the deviation.
+        methods: Names of ``METHODS``.
+        overrides: Further KEY VALUE pairs of every distillation.
+    """
+
+    output: Path
+    data_root: Path
+    page: Path
+    iterations: int = 750
+    detector_iterations: int = 0
+    seeds: int = 3
+    methods: tuple[str, ...] = tuple(METHODS)
+    overrides: tuple[str, ...] = ()
+
+
+def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
+    """List the commands of a line of the table.
+
+    Args:
+        options: Budget and places.
+        method: Name of the method.
+        seed: Seed of the runs.
+
+    Returns:
+        The distillation, and the detector where there is one.
+    """
+    folder = options.output / f"seed{seed}"
+    student, recipe = folder / method, METHODS[method]
+    pairs = ["OUTPUT_DIR", str(student), "SOLVER.MAX_ITER", str(options.iterations)]
+    pairs += ["SOLVER.CHECKPOINT_PERIOD", str(options.iterations), "SEED", str(seed)]
+    inputs: tuple[Path, ...] = ()
+    if method == "DenseVLM":
+        inputs = (folder / "CLIPSelf" / "model_final.pth",)
+        (row,) = load_config(_recipe(recipe), []).MODEL.DISTILL.TERMS
+        pairs += ["MODEL.DISTILL.TERMS", str([{**row, "weights": str(inputs[0])}])]
+    flags = ["tools/distill_train_net.py", "--config-file", f"configs/emoji/{recipe}.yaml"]
+    flags += ["--eval-only"] if method == "untouched" else []
+    stages = [Stage(method, [*flags, *pairs, *options.overrides], student, inputs)]
+    if options.detector_iterations:
+        form = str(load_config(_recipe(recipe), []).MODEL.CLIP.DENSE_FORM)
+        detector = ["tools/train_net.py", "--config-file", "configs/emoji/fvit_untouched.yaml"]
+        detector += ["OUTPUT_DIR", str(student / "fvit"), "SEED", str(seed)]
+        detector += ["SOLVER.MAX_ITER", str(options.detector_iterations)]
+        detector += ["MODEL.CLIP.DENSE_FORM", form]
+        weights = student / "model_final.pth"
+        if method != "untouched":
+            detector += ["MODEL.CLIP.WEIGHTS", str(weights)]
+        needed = () if method == "untouched" else (weights,)
+        stages.append(Stage(f"{method}, F-ViT", detector, student / "fvit", needed))
+    return stages
+
+
+@torch.no_grad()
+def dense_miou(cfg: CfgNode) -> float:
+    """Segment the validation scenes without training: every pixel the class of its cell.
+
+    Args:
+        cfg: Recipe of a distillation, whose MODEL.CLIP.WEIGHTS are the student's.
+
+    Returns:
+        mIoU of things and stuff, percent.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
+    tower = build_image_tower(cfg, reads_embedding=True).eval()
+    text = read_text_embeddings(cfg, semantic_vocabulary(LABELS), same_names=False)
+    mean, std = (
+        torch.tensor(list(value)).view(3, 1, 1) for value in (tower.pixel_mean, tower.pixel_std)
+    )
+    evaluator = build_segment_evaluator(LABELS, None)
+    evaluator.reset()
+    for record in DatasetCatalog.get(LABELS):
+        picture = read_picture(record["file_name"])
+        pixels = to_tensor(fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))).float()
+        dense = tower.forward_dense(((pixels - mean) / std)[None]).embedding
+        scores = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)
+        size = (dense.shape[2] * tower.patch_size, dense.shape[3] * tower.patch_size)
+        whole = F.interpolate(scores, size=size, mode="bilinear")
+        inside = whole[..., : pixels.shape[1], : pixels.shape[2]]
+        full = F.interpolate(inside, size=(picture.height, picture.width), mode="bilinear")
+        evaluator.process([record], [{"sem_seg": full[0]}])
+    scores = evaluator.evaluate()
+    assert scores is not None, "one process evaluates"
+    return float(scores["sem_seg"]["mIoU"])
+
+
+def run_comparison(options: CompareOptions, command: str) -> None:
+    """Run what has no results yet, then write the page.
+
+    Args:
+        options: Budget and places.
+        command: How this was called, for the page.
+    """
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in options.methods}
+    for seed in range(options.seeds):
+        for method in options.methods:
+            found[method].append(_run(options, method, seed))
+            options.page.parent.mkdir(parents=True, exist_ok=True)
+            options.page.write_text(format_page(options, found, command), encoding="utf-8")
+    logger.info("table in %s", options.page)
+
+
+def _run(options: CompareOptions, method: str, seed: int) -> dict[str, float]:
+    """Run one line for one seed, or read what it has written; its scores by column."""
+    for stage in plan(options, method, seed):
+        record = stage.output / COMMAND_FILE
+        done = record.is_file() and (stage.output / RESULTS_FILE).is_file()
+        if not done or json.loads(record.read_text(encoding="utf-8")) != stage.command:
+            run_stage(stage, options.data_root)
+            (stage.output / MIOU_FILE).unlink(missing_ok=True)
+            write_json(record, stage.command)
+    folder = options.output / f"seed{seed}" / method
+    scored = folder / MIOU_FILE
+    if not scored.is_file():
+        weights = "" if method == "untouched" else str(folder / "model_final.pth")
+        cfg = load_config(_recipe(METHODS[method]), ["MODEL.CLIP.WEIGHTS", weights])
+        write_json(scored, {"mIoU": dense_miou(cfg)})
+    region = read_results(folder)[REGIONS]["region"]
+    scores = {column: float(region[key]) for column, key in COLUMNS.items()}
+    scores["mIoU"] = float(json.loads(scored.read_text(encoding="utf-8"))["mIoU"])
+    if options.detector_iterations:
+        boxes = read_results(folder / "fvit")["emoji_ov_val"]["bbox"]
+        scores |= {column: float(boxes[key]) for column, key in DETECTOR_COLUMNS.items()}
+    return scores
+
+
+def format_page(
+    options: CompareOptions, found: Mapping[str, list[dict[str, float]]], command: str
+) -> str:
+    """Write the table as Markdown.
+
+    Args:
+        options: Budget of the runs.
+        found: Scores of every method by seed.
+        command: How the tool was called.
+
+    Returns:
+        The page.
+    """
+    columns = [*COLUMNS, "mIoU", *(DETECTOR_COLUMNS if options.detector_iterations else ())]
+    rows = [["", "seeds", *columns], ["---"] * (2 + len(columns))]
+    for method, scores in found.items():
+        if not scores:
+            continue
+        cells = [method, str(len(scores))]
+        for column in columns:
+            values = [row[column] for row in scores]
+            spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        rows.append(cells)
+    return "\n\n".join(
+        [
+            "# Distillers on emoji scenes",
+            "Made by `tools/compare_distillers.py`; do not edit. Every method has "
+            f"{options.iterations} iterations of its recipe in `configs/emoji`, regions of a grid, "
+            "the embedded 6-block CLIP and, where it needs a vision foundation model, a small ViT "
+            "with RANDOM weights, which knows of colours and edges alone: gains that the papers "
+            "owe to DINOv2 cannot show. Region accuracy (roi, top-1, mean over classes) and mIoU "
+            "of the dense map without training, things and stuff, in percent. There is no column "
+            "of synonyms: the embedded text tower has read the names alone. DenseVLM's teacher is "
+            "CLIPSelf's student of the same seed, since there is no larger CLIP. A table of one "
+            "seed says little of small differences.",
+            f"```\n{command}\n```",
+            "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n",
+        ]
+    )
+
+
+def _recipe(name: str) -> str:
+    return str(REPOSITORY / "configs" / "emoji" / f"{name}.yaml")

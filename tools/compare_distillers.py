@@ -1,0 +1,44 @@
+"""Distil the embedded CLIP by every method under one budget and write a table of what they gain."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.apps.emoji.compare_distillers import METHODS, CompareOptions, run_comparison
+from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.command_line.flags import count, positive
+from clipself_d2.engine.cli import run_tool, tool_parser
+
+EXAMPLE = "python tools/compare_distillers.py --seeds 1 --iterations 200"
+
+
+def main() -> int:
+    """Parse the flags, run, write.
+
+    Returns:
+        Exit code.
+    """
+    parser = tool_parser(__doc__, EXAMPLE)
+    parser.add_argument("--output", type=user_path, default=Path("output/distillers"))
+    parser.add_argument("--page", type=user_path, default=Path("docs/distillers_emoji.md"))
+    add_data_root(parser, "--data-root", "folder of the data set")
+    parser.add_argument("--iterations", type=positive, default=750, help="of each distillation")
+    parser.add_argument("--detector-iterations", type=count, default=0, help="of F-ViT; 0: none")
+    parser.add_argument("--seeds", type=positive, default=3, help="number of seeds")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
+    args = vars(parser.parse_args())
+    debug = args.pop("debug")
+    command = f"python {shlex.join(sys.argv)}"
+    for name in ("output", "data_root"):
+        args[name] = args[name].resolve()
+    for name in ("methods", "overrides"):
+        args[name] = tuple(args[name])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    return run_tool(lambda: run_comparison(CompareOptions(**args), command), debug=debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ from clipself_d2.apps.benchmark.measure import (
     median_seconds,
     peak_memory,
 )
+from clipself_d2.apps.benchmark.segmentation import measure_aggregation, measure_joining
 from clipself_d2.apps.benchmark.steps import (
     build_detector,
     build_detector_step,
@@ -239,6 +240,8 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
     "evaluation": _evaluation,
     "text": _text,
     "classes": _classes,
+    "segmentation": measure_aggregation,
+    "windows": measure_joining,
 }
 
 

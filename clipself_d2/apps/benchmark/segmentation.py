@@ -21,40 +21,37 @@ from clipself_d2.segmentation.windows import WindowPlan
 # Words of Cityscapes, Pascal Context, ADE20K and ADE20K's full list.
 CLASS_COUNTS = (19, 59, 150, 847)
 SHORTLISTS = (0, 64)
-# A window of 384 px under ViT-B/16.
-_GRID, _EMBED_DIM = 24, 512
+_PATCH, _EMBED_DIM = 16, 512
 _JOIN_CLASSES = 847
 
 
 def measure_aggregation(options: BenchmarkOptions) -> list[Row]:
-    """Time a window's aggregation at the published sizes; random weights and features.
+    """Time a window's aggregation at the published widths; random weights and features.
 
     Args:
-        options: Device and repeats.
+        options: Device, repeats, and sides of the window (384 px is the published one).
 
     Returns:
-        A row for each number of classes and shortlist; ``time ratio`` is over the fewest classes.
+        A row for each window, number of classes and shortlist; ``time ratio`` is over the fewest
+        classes.
     """
-    cases = [
-        (count, shortlist)
-        for count in CLASS_COUNTS
-        for shortlist in SHORTLISTS
-        if shortlist < count
-    ]
-    steps = {str(case): build_view(*case, options.device) for case in cases}
-    seconds = median_seconds(steps, options.repeats, options.device)
     rows: list[Row] = []
-    for count, shortlist in cases:
-        memory = peak_memory(build_view, count, shortlist, options.device, options=options)
-        rows.append(
-            {
-                "classes": count,
-                "shortlist": shortlist or "none",
-                "s": seconds[str((count, shortlist))],
-                "time ratio": seconds[str((count, shortlist))] / seconds[str(cases[0])],
-                "step MiB": memory.step,
-            }
-        )
+    for size in options.sizes:
+        cases = [(size, k, short) for k in CLASS_COUNTS for short in SHORTLISTS if short < k]
+        steps = {str(case): build_view(*case, options.device) for case in cases}
+        seconds = median_seconds(steps, options.repeats, options.device)
+        for case in cases:
+            memory = peak_memory(build_view, *case, options.device, options=options)
+            rows.append(
+                {
+                    "window": size,
+                    "classes": case[1],
+                    "shortlist": case[2] or "none",
+                    "s": seconds[str(case)],
+                    "time ratio": seconds[str(case)] / seconds[str(cases[0])],
+                    "step MiB": memory.step,
+                }
+            )
     return rows
 
 
@@ -77,10 +74,11 @@ def measure_joining(options: BenchmarkOptions) -> list[Row]:
     ]
 
 
-def build_view(classes: int, shortlist: int, device: str) -> Step:
+def build_view(size: int, classes: int, shortlist: int, device: str) -> Step:
     """Make the aggregation of one view.
 
     Args:
+        size: Side of the view, px, under patches of 16.
         classes: T.
         shortlist: Most classes that are aggregated; 0 for all.
         device: cpu or cuda.
@@ -91,8 +89,9 @@ def build_view(classes: int, shortlist: int, device: str) -> Step:
     torch.manual_seed(0)
     sizes = AggregatorSizes(list_length=0)
     aggregator = CostAggregator(embed_dim=_EMBED_DIM, sizes=sizes).to(device).eval()
+    grid = max(1, size // _PATCH)
     coarse, middle, fine = (
-        torch.randn(1, dim, times * _GRID, times * _GRID, device=device)
+        torch.randn(1, dim, times * grid, times * grid, device=device)
         for dim, times in ((_EMBED_DIM, 1), (256, 2), (128, 4))
     )
     text_TD = torch.randn(classes, _EMBED_DIM, device=device)

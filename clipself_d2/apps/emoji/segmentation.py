@@ -1,5 +1,6 @@
 """Both segmenters on emoji scenes, untouched against distilled ViT, over several seeds."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
+from clipself_d2.parts.text_embeddings import dataset_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -91,49 +93,33 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
             f"--students names {len(options.students)} files for {len(options.seeds)} seeds; "
             "name one file, or one for each seed"
         )
-    naming, training = [], []
+    # By name, so that what does not learn is planned once for all seeds.
+    naming: dict[str, Stage] = {}
+    training: dict[str, Stage] = {}
     budget = {"panoptic": options.panoptic_iterations, "cat_seg": options.cat_seg_iterations}
+    data = options.data_root / "emoji"
+    masks = ["tools/classify_masks.py", "--masks", str(data / "annotations/panoptic_val.json")]
+    masks += ["--maps", str(data / "panoptic_val"), "--images", str(data / "val")]
+    masks += ["--vocabulary", _VAL, "--dataset", _VAL]
     for number, seed in enumerate(options.seeds):
         student = options.students[number % len(options.students)]
-        for pooling in POOLINGS:
-            naming += [_naming(options, pooling, tower, student, seed) for tower in TOWERS]
-        training += [
-            _training(options, kind, tower, student, seed, steps)
-            for kind, steps in budget.items()
-            for tower in TOWERS
-            if steps
-        ]
-    # What does not learn is the same for every seed and planned once.
-    return [*{stage.name: stage for stage in naming}.values(), *training]
-
-
-def _naming(
-    options: SegmentationOptions, pooling: str, tower: str, student: Path, seed: int
-) -> Stage:
-    learned = tower == "distilled"
-    name = f"masks_{pooling}_{tower}{f'_{seed}' if learned else ''}"
-    data = options.data_root / "emoji"
-    spec = f"ViT-Ti-8-emoji:emoji:{student}" if learned else "ViT-Ti-8-emoji:emoji"
-    command = ["tools/classify_masks.py", "--masks", str(data / "annotations/panoptic_val.json")]
-    command += ["--maps", str(data / "panoptic_val"), "--images", str(data / "val")]
-    command += ["--tower", spec, "--vocabulary", _VAL, "--dataset", _VAL, "--pooling", pooling]
-    folder = options.output / name
-    inputs = (student,) if learned else ()
-    return Stage(name, [*command, "--output", str(folder)], folder, inputs)
-
-
-def _training(
-    options: SegmentationOptions, kind: str, tower: str, student: Path, seed: int, steps: int
-) -> Stage:
-    name = f"{kind}_{tower}_{seed}"
-    folder = options.output / name
-    command = ["tools/train_net.py", "--config-file", f"configs/emoji/{CONFIGS[kind][tower]}.yaml"]
-    command += ["OUTPUT_DIR", str(folder), "SEED", str(seed), "SOLVER.MAX_ITER", str(steps)]
-    inputs: tuple[Path, ...] = ()
-    if tower == "distilled":
-        inputs = (student,)
-        command += ["MODEL.CLIP.WEIGHTS", str(student)]
-    return Stage(name, [*command, *options.overrides], folder, inputs)
+        for kind, tower in itertools.product((*POOLINGS, *budget), TOWERS):
+            inputs = (student,) if tower == "distilled" else ()
+            if kind in POOLINGS:
+                name = f"masks_{kind}_{tower}" + (f"_{seed}" if inputs else "")
+                spec = ":".join(("ViT-Ti-8-emoji", "emoji", *map(str, inputs)))
+                folder = options.output / name
+                command = [*masks, "--tower", spec, "--pooling", kind, "--output", str(folder)]
+                naming[name] = Stage(name, command, folder, inputs)
+            elif budget[kind]:
+                name = f"{kind}_{tower}_{seed}"
+                folder = options.output / name
+                config = f"configs/emoji/{CONFIGS[kind][tower]}.yaml"
+                command = ["tools/train_net.py", "--config-file", config, "OUTPUT_DIR", str(folder)]
+                command += ["SEED", str(seed), "SOLVER.MAX_ITER", str(budget[kind])]
+                command += ["MODEL.CLIP.WEIGHTS", str(student)] if inputs else []
+                training[name] = Stage(name, [*command, *options.overrides], folder, inputs)
+    return [*naming.values(), *training.values()]
 
 
 def run_segmentation(options: SegmentationOptions) -> str:
@@ -219,23 +205,21 @@ def draw_examples(options: SegmentationOptions) -> None:
     if not kinds:
         return
     figure = Figure(figsize=(13, 4.4 * len(records) * len(kinds)))
-    grid = figure.subplots(len(records) * len(kinds), 3, squeeze=False)
-    for start, kind in enumerate(kinds):
-        lines = grid[start * len(records) : (start + 1) * len(records)]
-        predictors = [
-            OpenVocabPredictor(run / "config.yaml", run / "model_final.pth")
-            for run in trained[kind]
-        ]
-        for line, record in zip(lines, records, strict=True):
+    lines = iter(figure.subplots(len(records) * len(kinds), 3, squeeze=False))
+    for kind in kinds:
+        predictors = {
+            tower: OpenVocabPredictor(run / "config.yaml", run / "model_final.pth")
+            for tower, run in zip(TOWERS, trained[kind], strict=True)
+        }
+        for record in records:
             pixels = np.asarray(read_picture(record["file_name"]))
             ids = segment_ids(read_segment_colours(record["pan_seg_file_name"]))
-            shown = [("ground truth", (ids, record["segments_info"]))]
-            shown += [
-                (f"{kind}, {tower}", segments_of(predictor(pixels)))
-                for tower, predictor in zip(TOWERS, predictors, strict=True)
-            ]
-            for axes, (title, segments) in zip(line, shown, strict=True):
-                axes.imshow(draw_segments(pixels, *segments, predictors[0].names))
+            shown = {"ground truth": (ids, record["segments_info"])}
+            for tower, predictor in predictors.items():
+                predictor.set_classes(dataset_vocabulary(_VAL))
+                shown[f"{kind}, {tower}"] = segments_of(predictor(pixels))
+            for axes, (title, segments) in zip(next(lines), shown.items(), strict=True):
+                axes.imshow(draw_segments(pixels, *segments, predictor.names))
                 axes.set_axis_off()
                 axes.set_title(title)
     figure.tight_layout()

@@ -10,12 +10,11 @@ from clipself_d2.apps.benchmark.segmentation import (
     measure_joining,
 )
 
-TINY = BenchmarkOptions(repeats=1, isolated=False)
+TINY = BenchmarkOptions(sizes=(64,), repeats=1, isolated=False)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(segmentation, "_GRID", 4)
     monkeypatch.setattr(segmentation, "CLASS_COUNTS", (2, 6))
     monkeypatch.setattr(segmentation, "SHORTLISTS", (0, 3))
     monkeypatch.setattr(segmentation, "_JOIN_CLASSES", 2)
@@ -29,8 +28,8 @@ def test_a_shortlist_is_measured_where_it_leaves_classes_out() -> None:
 
 
 def test_a_view_scores_every_class_and_leaves_out_what_the_shortlist_does() -> None:
-    assert (build_view(6, 0, "cpu")() > -100).all()
-    left_out = (build_view(6, 3, "cpu")() == -100).flatten(2).all(dim=2)
+    assert (build_view(64, 6, 0, "cpu")() > -100).all()
+    left_out = (build_view(64, 6, 3, "cpu")() == -100).flatten(2).all(dim=2)
     assert left_out.sum() == 3
 
 

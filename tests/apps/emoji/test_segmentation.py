@@ -19,6 +19,7 @@ from clipself_d2.apps.emoji.segmentation import (
 from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.evaluate import RESULTS_FILE
+from clipself_d2.vocabulary import Vocabulary
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "emoji"
 
@@ -110,6 +111,9 @@ def test_truth_and_both_predictions_are_drawn(options, monkeypatch) -> None:
 
         def __init__(self, config: Path, weights: Path) -> None:
             assert config.parent == weights.parent
+
+        def set_classes(self, words: Vocabulary) -> None:
+            assert words.num_classes == 88
 
         def __call__(self, pixels: np.ndarray) -> dict:
             rows = [{"id": 1, "category_id": 0}]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -196,7 +196,12 @@ def draw_examples(options: SegmentationOptions) -> None:
     Args:
         options: Places of runs that are finished.
     """
-    records = DatasetCatalog.get(_VAL)[:_NUM_PICTURES]
+    # Not of the catalogue, whose folder may be another.
+    data, metadata = options.data_root / "emoji", MetadataCatalog.get(_VAL)
+    number = dict(metadata.thing_dataset_id_to_contiguous_id)
+    number |= metadata.stuff_dataset_id_to_contiguous_id
+    content = json.loads((data / "annotations" / "panoptic_val.json").read_text(encoding="utf-8"))
+    records = content["annotations"][:_NUM_PICTURES]
     trained = {
         kind: [options.output / f"{kind}_{tower}_{options.seeds[0]}" for tower in TOWERS]
         for kind in CONFIGS
@@ -212,9 +217,14 @@ def draw_examples(options: SegmentationOptions) -> None:
             for tower, run in zip(TOWERS, trained[kind], strict=True)
         }
         for record in records:
-            pixels = np.asarray(read_picture(record["file_name"]))
-            ids = segment_ids(read_segment_colours(record["pan_seg_file_name"]))
-            shown = {"ground truth": (ids, record["segments_info"])}
+            name = Path(record["file_name"])
+            pixels = np.asarray(read_picture(data / "val" / name.with_suffix(".jpg")))
+            ids = segment_ids(read_segment_colours(str(data / "panoptic_val" / name)))
+            true = [
+                {**row, "category_id": number[row["category_id"]]}
+                for row in record["segments_info"]
+            ]
+            shown = {"ground truth": (ids, true)}
             for tower, predictor in predictors.items():
                 predictor.set_classes(dataset_vocabulary(_VAL))
                 shown[f"{kind}, {tower}"] = segments_of(predictor(pixels))

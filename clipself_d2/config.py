@@ -179,8 +179,8 @@ def _add_distill(cfg: CN) -> None:
 def _add_vfm(cfg: CN) -> None:
     """Vision foundation model: teacher of TermDistiller."""
     cfg.MODEL.VFM = CN()
-    # dinov2_s, dinov2_b, dinov2_l (with registers), dino_b8, dino_b16, sam_b, sam_l, tiny, or a name
-    # of timm.
+    # dinov2_s, dinov2_b, dinov2_l (with registers), dino_b8, dino_b16, sam_b, sam_l, tiny, or a
+    # name of timm.
     cfg.MODEL.VFM.NAME = "dinov2_b"
     # pretrained (timm fetches them), a file of timm's or of Meta's, or empty: random weights.
     cfg.MODEL.VFM.WEIGHTS = ""
@@ -362,6 +362,6 @@ def _add_test(cfg: CN) -> None:
     # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
     # one, instead of by their name.
     cfg.TEST.SYNONYMS = False
-    # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings of
-    # all), mean_with_name, or random:SEED. One that another class is called by is passed over.
+    # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings
+    # of all), mean_with_name, or random:SEED. One that another class is called by is passed over.
     cfg.TEST.SYNONYM_MODE = "first"

@@ -276,21 +276,21 @@ class CATSegmentor(nn.Module):
             (T, height, width) scores in [0, 1].
         """
         text_TD = self.class_embeddings() if text_TD is None else text_TD.to(self.device)
-        side = self.options.windows.window_size
-        scores = []
         # One view at a time: a decoder's map of every class is what takes memory.
-        for number in range(len(features)):
-            view = features[number]
-            logits = self.aggregator(
-                view.dense, view.guides, text_TD, shortlist=self.options.shortlist, pooling=1
-            )
-            enlarged = F.interpolate(
-                logits.float(), (side, side), mode="bilinear", align_corners=False
-            )
-            scores.append(enlarged[0].sigmoid())
-        joined = self.options.windows.join(scores)
+        joined = self.options.windows.join(
+            self._score_view(features[number], text_TD) for number in range(len(features))
+        )
         resized: Tensor = sem_seg_postprocess(joined, tuple(joined.shape[-2:]), *size)
         return resized
+
+    def _score_view(self, view: ViewFeatures, text_TD: Tensor) -> Tensor:
+        """(T, s, s) scores of one view."""
+        logits = self.aggregator(
+            view.dense, view.guides, text_TD, shortlist=self.options.shortlist, pooling=1
+        )
+        side = self.options.windows.window_size
+        enlarged = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
+        return enlarged[0].sigmoid()
 
     def class_embeddings(self) -> Tensor:
         """Embed the present classes.

@@ -3,6 +3,7 @@
 Legend: V views, T classes, s side of a window, S side of the canvas, px.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 # Share of a window that the next one covers too.
 _OVERLAP = 0.333
+# Classes whose maps are enlarged at once.
+_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,34 @@ class WindowPlan:
             views = [*parts, *views]
         return torch.cat(views)
 
-    def join(self, scores: list[Tensor]) -> Tensor:
+    def join(self, scores: Iterable[Tensor]) -> Tensor:
         """Average windows where they overlap, and the result with the whole picture.
 
         Args:
-            scores: V maps (T, s, s) in the order of ``cut``.
+            scores: V maps (T, s, s) in the order of ``cut``; taken one by one, so that of a
+                generator one map at a time is in memory.
 
         Returns:
             (T, S, S), or (T, s, s) without windows.
         """
-        whole = scores[-1]
+        views = iter(scores)
         if not self.canvas_size:
-            return whole
+            return next(views)
         side, canvas = self.window_size, max(self.canvas_size, self.window_size)
-        total = whole.new_zeros((len(whole), canvas, canvas))
-        count = whole.new_zeros((canvas, canvas))
-        for (row, column), score in zip(self.corners(), scores[:-1], strict=True):
+        total, count = torch.zeros(0), torch.zeros(0)
+        for number, (row, column) in enumerate(self.corners()):
+            score = next(views)
+            if not number:
+                total = score.new_zeros((len(score), canvas, canvas))
+                count = score.new_zeros((canvas, canvas))
             total[:, row : row + side, column : column + side] += score
             count[row : row + side, column : column + side] += 1
-        return (total / count + _resize(whole[None], canvas)[0]) / 2
+        # A few classes at a time: with hundreds of them a second canvas is gigabytes.
+        whole = next(views)
+        for first in range(0, len(total), _CHUNK):
+            rows = slice(first, first + _CHUNK)
+            total[rows] = (total[rows] / count + _resize(whole[None, rows], canvas)[0]) / 2
+        return total
 
 
 def _resize(images: Tensor, side: int) -> Tensor:

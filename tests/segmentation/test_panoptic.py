@@ -104,3 +104,41 @@ def test_unknown_options_are_refused(make):
         make("MODEL.OV_PANOPTIC.TASKS", ["things"])
     with pytest.raises(ValueError, match="takes four"):
         make("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3"])
+
+
+def test_bf16_autocast_takes_a_step(make):
+    cfg, model = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(batch(cfg))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_state_with_a_missing_or_a_foreign_name_does_not_load(make):
+    _, model = make()
+    state = model.state_dict()
+    assert not any("embeddings" in name for name in state)
+    name = next(iter(state))
+    with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
+        model.load_state_dict({k: v for k, v in state.items() if k != name})
+    with pytest.raises(RuntimeError, match="Unexpected key.*stranger"):
+        model.load_state_dict({**state, "stranger": state[name]})
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(emoji_cfg, tmp_path):
+    def run(*, resume: bool = False) -> dict[str, torch.Tensor]:
+        few = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 2]
+        cfg = emoji_cfg("ov_panoptic_untouched", *SMALL, *few, "OUTPUT_DIR", str(tmp_path / "run"))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    whole = run()
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000001.pth")
+    again = run(resume=True)
+    assert set(whole) == set(again)
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name

@@ -1,5 +1,8 @@
 """Views of a picture and how they are joined."""
 
+from collections.abc import Iterator
+from weakref import ref
+
 import torch
 
 from clipself_d2.segmentation.windows import WindowPlan
@@ -38,3 +41,26 @@ def test_without_a_canvas_the_picture_is_the_only_view():
     assert plan.cut(torch.rand(3, 50, 60)).shape == (1, 3, 30, 30)
     whole = torch.rand(2, 30, 30)
     assert torch.equal(plan.join([whole]), whole)
+
+
+def test_a_joined_window_is_let_go_before_the_next_is_made():
+    plan = WindowPlan(30, 40)
+    alive: list[ref] = []
+
+    def views() -> Iterator[torch.Tensor]:
+        for _ in range(len(plan.corners()) + 1):
+            assert sum(kept() is not None for kept in alive) <= 1
+            view = torch.rand(70, 30, 30)
+            alive.append(ref(view))
+            yield view
+            del view
+
+    assert plan.join(views()).shape == (70, 40, 40)
+
+
+def test_many_classes_are_joined_as_a_few():
+    plan = WindowPlan(30, 40)
+    views = list(torch.rand(len(plan.corners()) + 1, 70, 30, 30))
+    joined = plan.join(views)
+    for rows in (slice(0, 32), slice(20, 52), slice(64, 70)):
+        assert torch.equal(joined[rows], plan.join([view[rows] for view in views]))

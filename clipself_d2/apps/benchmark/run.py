@@ -29,6 +29,7 @@ from clipself_d2.apps.benchmark.measure import (
     median_seconds,
     peak_memory,
 )
+from clipself_d2.apps.benchmark.segmentation import measure_aggregation, measure_joining
 from clipself_d2.apps.benchmark.steps import (
     build_detector,
     build_detector_step,
@@ -280,6 +281,8 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
     "classes": _classes,
     "data": data_rows,
     "padding": padding_rows,
+    "segmentation": measure_aggregation,
+    "windows": measure_joining,
 }
 
 

@@ -1,0 +1,45 @@
+"""Train both segmenters on emoji scenes, untouched and distilled, and print the table of scores."""
+
+import logging
+import sys
+from pathlib import Path
+
+import clipself_d2  # noqa: F401  (registers everything)
+from clipself_d2.apps.emoji.segmentation import SegmentationOptions, run_segmentation
+from clipself_d2.apps.paths import add_data_root, user_path
+from clipself_d2.command_line.flags import count
+from clipself_d2.engine.cli import run_tool, tool_parser
+
+EXAMPLE = (
+    "python tools/run_segmentation.py --students output/quickstart/clipself/model_final.pth "
+    "--seeds 0 1 2 --output output/segmentation"
+)
+
+
+def main() -> int:
+    """Parse the flags, run what has no results, print the table.
+
+    Returns:
+        Exit code.
+    """
+    parser = tool_parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--students", type=user_path, nargs="+", required=True, help="distilled ViTs, one a seed"
+    )
+    parser.add_argument("--seeds", type=count, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=user_path, default=Path("output/segmentation"))
+    add_data_root(parser, "--data-root", "folder of the data set")
+    parser.add_argument("--panoptic-iterations", type=count, default=200, help="0: none")
+    parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
+    args = vars(parser.parse_args())
+    debug = args.pop("debug")
+    args["students"] = tuple(path.resolve() for path in args["students"])
+    args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
+    args["seeds"], args["overrides"] = tuple(args["seeds"]), tuple(args["overrides"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    return run_tool(lambda: print(run_segmentation(SegmentationOptions(**args))), debug=debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

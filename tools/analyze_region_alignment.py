@@ -4,21 +4,16 @@ import argparse
 import logging
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.analysis.alignment_report import report_accuracy
-from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
-from clipself_d2.apps.analysis.region_alignment import STRATEGIES, AlignmentOptions
-from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
-from clipself_d2.apps.paths import user_path
-from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.command_line.flags import count, device, positive
-from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2_cli.flags import count, device, positive, user_path
 
 TOOL = "python tools/analyze_region_alignment.py"
 EXAMPLE = (
     f"{TOOL} accuracy --dataset emoji_panoptic_val --towers ViT-Ti-8-emoji:emoji "
     "--sizes 96 192 --limit 20 --output output/alignment"
 )
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+STRATEGIES = ("value", "attention")
+SPEC_FORM = "[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,6 +61,11 @@ def analyze(args: argparse.Namespace) -> None:
     Args:
         args: Of ``parse_arguments``.
     """
+    from clipself_d2.apps.analysis.alignment_report import report_accuracy
+    from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
+    from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
+    from clipself_d2.apps.analysis.tower_spec import TowerSpec
+
     names = ("output", "device", "templates", "size", "limit", "batch_size", "precision")
     given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
     if args.analysis == "heatmap":
@@ -81,9 +81,22 @@ def analyze(args: argparse.Namespace) -> None:
     print(report_accuracy(args.dataset, specs, options, output))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Parse the flags and run the analysis.
+
+    Returns:
+        Exit code.
+    """
     arguments = parse_arguments()
-    start_logging()
     # Every score stands in the table at the end.
     logging.getLogger("clipself_d2.evaluation").setLevel(logging.WARNING)
-    sys.exit(run_tool(lambda: analyze(arguments), debug=arguments.debug))
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.engine.cli import run_tool, start_logging
+
+    start_logging()
+    return run_tool(lambda: analyze(arguments), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ from clipself_d2.command_line.ranges import check_registered, check_values, near
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.parts.config_files import merge_config_file
+from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import raising_sigterm
 from clipself_d2_cli.flags import tool_parser, train_parser
@@ -56,6 +57,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
+    config_file = find_config(config_file)
     source = config_file
     try:
         if config_file:

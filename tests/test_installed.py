@@ -71,7 +71,9 @@ def constants(script: str) -> dict[str, object]:
 
 def test_choices_and_defaults_are_those_of_the_code() -> None:
     """Parsers repeat them, since the code that has them imports torch."""
-    analysis, speed = (constants(f"tools/{n}.py") for n in ("analyze_region_alignment", "benchmark"))
+    analysis, speed = (
+        constants(f"tools/{n}.py") for n in ("analyze_region_alignment", "benchmark")
+    )
     assert analysis["PRECISIONS"] == speed["PRECISIONS"] == PRECISIONS
     assert analysis["STRATEGIES"] == region_alignment.STRATEGIES
     assert speed["PARTS"] == tuple(benchmark.PARTS)
@@ -82,7 +84,9 @@ def test_choices_and_defaults_are_those_of_the_code() -> None:
     assert EmojiClipOptions(**constants("tools/train_emoji_clip.py")["DEFAULTS"]) == (
         EmojiClipOptions()
     )
-    quick = {k.replace("-", "_"): v for k, v in constants("tools/quickstart.py")["DEFAULTS"].items()}
+    quick = {
+        k.replace("-", "_"): v for k, v in constants("tools/quickstart.py")["DEFAULTS"].items()
+    }
     places = (Path("a"), Path("b"))
     assert QuickstartOptions(*places, **quick) == QuickstartOptions(*places)
     assert EmojiOptions() == EmojiOptions(2000, 300, 0, False)
@@ -154,4 +158,6 @@ def test_the_wheel_works_far_from_the_repository(site: Path) -> None:
     *places, recipes = found.split()
     assert all(place.startswith(str(site)) for place in places), places
     assert int(recipes) > 150
-    assert json.loads(run(HELP, json.dumps(["train", "predict", "prepare-emoji"]), place=site)) == []
+    assert (
+        json.loads(run(HELP, json.dumps(["train", "predict", "prepare-emoji"]), place=site)) == []
+    )

@@ -125,11 +125,31 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process():
         claim_folder(cfg.OUTPUT_DIR)
+    _keep_dumps_off_terminal(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not getattr(args, "debug", False):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_ShortUserErrors())
     return cfg
+
+
+# What fills screens, or says nothing: it stands in log.txt and, of configs, in config.yaml.
+_FILE_ONLY = (
+    "Environment info",
+    "Contents of args.config_file",
+    "Running with full config",
+    "Per-category ",
+    "[DetectionCheckpointer] Loading from  ...",
+)
+
+
+def _keep_dumps_off_terminal(output_dir: str) -> None:
+    """Leave long tables to the log file; Detectron2 then finds its loggers as they are."""
+    for options in ({"name": "fvcore"}, {}):
+        logger = setup_logger(output_dir, distributed_rank=comm.get_rank(), **options)
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(lambda record: not record.getMessage().startswith(_FILE_ONLY))
 
 
 class _ShortUserErrors(logging.Filter):

@@ -12,9 +12,7 @@ DETECTOR = "emoji/fvit_untouched.yaml"
 FROZEN = ("MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu")
 
 
-def test_a_recipe_is_found_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Path(model_zoo.get_config_file(DETECTOR)).is_file()
     cfg = model_zoo.get_config(DETECTOR, ["SOLVER.MAX_ITER", "7"])

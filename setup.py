@@ -30,7 +30,6 @@ REQUIREMENTS = [
     "matplotlib>=3.7",
     "opencv-python-headless>=4.8",
     "pycocotools>=2.0.7",
-    "hotcoco>=1.3",
     "scipy>=1.10",
     "safetensors>=0.4",
     "numpy>=1.24",
@@ -43,12 +42,12 @@ EXTRAS = {
     "lvis": ["lvis>=0.5.3"],
     "demo": ["gradio>=4.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
-    "track": ["wandb>=0.16"],
-    "slurm": ["submitit>=1.5"],
+    "fast": ["hotcoco>=1.3"],  # COCO and LVIS scores in seconds; pycocotools and lvis without it
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # Words of all SigLIPs and other models with a tokenizer of Hugging Face.
     "transformers": ["transformers[sentencepiece]>=4.40"],
     "concepts": ["spacy>=3.7"],
-    "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
+    "dev": ["hotcoco>=1.3", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
 }
 
 

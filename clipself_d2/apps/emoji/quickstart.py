@@ -36,7 +36,7 @@ MINUTES = {
     "detector_before": 1.9,
     "detector_after": 2.0,
 }
-VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "hotcoco", "numpy")
+VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
 @dataclass(frozen=True)

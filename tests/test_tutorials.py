@@ -1,4 +1,4 @@
-"""Every block of the tutorials runs, in the order of the site, and the site builds without warnings."""
+"""Every block of the tutorials runs, and the site builds without warnings."""
 
 import os
 import re
@@ -66,6 +66,7 @@ def test_every_page_is_in_the_site() -> None:
     assert len(listed) == len(set(listed))
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     run(

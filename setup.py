@@ -1,9 +1,11 @@
 """Package metadata; ``tools/setup_env.sh`` installs it together with torch and Detectron2."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -28,7 +30,6 @@ REQUIREMENTS = [
     "matplotlib>=3.7",
     "opencv-python-headless>=4.8",
     "pycocotools>=2.0.7",
-    "hotcoco>=1.3",
     "scipy>=1.10",
     "safetensors>=0.4",
     "numpy>=1.24",
@@ -41,12 +42,12 @@ EXTRAS = {
     "lvis": ["lvis>=0.5.3"],
     "demo": ["gradio>=4.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
-    "track": ["wandb>=0.16"],
-    "slurm": ["submitit>=1.5"],
+    "fast": ["hotcoco>=1.3"],  # COCO and LVIS scores in seconds; pycocotools and lvis without it
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # Words of all SigLIPs and other models with a tokenizer of Hugging Face.
     "transformers": ["transformers[sentencepiece]>=4.40"],
     "concepts": ["spacy>=3.7"],
-    "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
+    "dev": ["hotcoco>=1.3", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
 }
 
 
@@ -76,6 +77,31 @@ def read_long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+class BuildWithRecipes(build_py):
+    """Put what lies beside the package in a checkout into the wheel: recipes and commands."""
+
+    def run(self) -> None:
+        """Build, then copy; an editable installation finds the folders of the checkout."""
+        super().run()
+        if self.editable_mode:
+            return
+        build = Path(self.build_lib)
+        target = build / "clipself_d2" / "model_zoo" / "configs"
+        no_cache = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "configs", target, ignore=no_cache, dirs_exist_ok=True)
+        scripts = build / "clipself_d2_cli" / "scripts"
+        scripts.mkdir(exist_ok=True)
+        for folder in ("tools", "datasets"):
+            for path in (ROOT / folder).glob("*.py"):
+                shutil.copy2(path, scripts)
+        # Sprites and their licences; pictures made of them lie in the same folder of a checkout.
+        for path in (ROOT / "datasets" / "emoji").rglob("*"):
+            if path.suffix in (".webp", ".md") or path.name == "index.json":
+                sprite = build / "clipself_d2" / "data" / path.relative_to(ROOT)
+                sprite.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, sprite)
+
+
 setup(
     name="clipself_d2",
     version=read_version(),
@@ -84,7 +110,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["clipself_d2", "clipself_d2.*"]),
+    packages=find_packages(include=["clipself_d2", "clipself_d2.*", "clipself_d2_cli"]),
+    cmdclass={"build_py": BuildWithRecipes},
+    entry_points={"console_scripts": ["clipself-d2 = clipself_d2_cli.main:main"]},
     package_data={
         "clipself_d2": [
             "py.typed",

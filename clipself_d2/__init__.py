@@ -21,11 +21,25 @@ def _is_ours(error: Exception) -> bool:
     return str(module).partition(".")[0] == __name__
 
 
-try:
-    from clipself_d2 import backbones, data, detection, distillation, parts, referring, segmentation
-    from clipself_d2.config import extend_defaults
+# Of libraries that others import, and nobody here can act upon.
+_UPSTREAM = (r"pkg_resources is deprecated", r"`torch\.jit\.\w+` is deprecated")
 
-    extend_defaults()
+try:
+    with warnings.catch_warnings():
+        for _text in _UPSTREAM:
+            warnings.filterwarnings("ignore", message=_text)
+        from clipself_d2 import (
+            backbones,
+            data,
+            detection,
+            distillation,
+            parts,
+            referring,
+            segmentation,
+        )
+        from clipself_d2.config import extend_defaults
+
+        extend_defaults()
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
     # ``clipself_d2.clip`` and the doctor work where Detectron2 is missing or broken.
     if _is_ours(error):

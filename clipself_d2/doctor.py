@@ -94,6 +94,11 @@ COMPONENTS: tuple[tuple[str, str, str, Probe | None], ...] = (
     ("detectron2", "detectron2", DETECTRON2, _probe_detectron2),
     ("clipself_d2", "clipself_d2", SET_UP, _probe_project),
 )
+# What works without them.
+OPTIONAL = {
+    "hotcoco": "pycocotools scores in its place, slower",
+    "lvis": "LVIS is scored by hotcoco alone",
+}
 
 
 def _version(distribution: str, module: ModuleType | None = None) -> str:
@@ -121,6 +126,8 @@ def check_component(module: str, distribution: str, mend: str, probe: Probe | No
     except Exception as error:
         reason = (str(error).strip() or "no message").splitlines()[0][:160]
         absent = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if isinstance(error, ModuleNotFoundError) and absent == module and module in OPTIONAL:
+            return f"ok    {distribution} is not installed; {OPTIONAL[module]}"
         if isinstance(error, ModuleNotFoundError) and absent != "pkg_resources":
             mend = SET_UP
         mend = mend or f"{PIP} install --force-reinstall --no-deps {distribution}"

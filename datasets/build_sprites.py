@@ -15,17 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipself_d2.apps.emoji.sprites import (
-    build_sheet,
-    noto_renderer,
-    picture_renderer,
-    read_code_points,
-    sheet_difference,
-    svg_renderer,
-)
-from clipself_d2.apps.paths import user_path
-from clipself_d2.data.datasets.emoji_world import SPRITE_DIR, sheet_path
-from clipself_d2.engine.cli import run_tool
+from clipself_d2_cli.flags import user_path
 
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -44,13 +34,27 @@ def main() -> int:
     )
     parser.add_argument("--output", type=user_path, required=True, help="folder of the new sheets")
     parser.add_argument(
-        "--index", type=user_path, default=SPRITE_DIR / "index.json", help="sprite table"
+        "--index",
+        type=user_path,
+        default=Path(__file__).parent / "emoji" / "index.json",
+        help="sprite table",
     )
     parser.add_argument("--noto", type=user_path, default=NOTO_FONT, help="NotoColorEmoji.ttf")
     parser.add_argument("--twemoji", type=user_path, help="folder of the svg files")
     parser.add_argument("--fluent", type=user_path, help="folder of the webp files")
     parser.add_argument("--openmoji", type=user_path, help="folder of the svg files")
     args = parser.parse_args()
+
+    from clipself_d2.apps.emoji.sprites import (
+        build_sheet,
+        noto_renderer,
+        picture_renderer,
+        read_code_points,
+        sheet_difference,
+        svg_renderer,
+    )
+    from clipself_d2.data.datasets.emoji_world import sheet_path
+    from clipself_d2.engine.cli import run_tool
 
     def action() -> None:
         renderers = {"noto": noto_renderer(args.noto)}

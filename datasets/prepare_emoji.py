@@ -5,10 +5,7 @@ A second call with the same options checks every file and does nothing when all 
 
 import sys
 
-from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
-from clipself_d2.apps.paths import add_data_root
-from clipself_d2.command_line.flags import count, positive
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser
 
 
 def main() -> int:
@@ -17,18 +14,21 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    defaults = EmojiOptions()
     parser = tool_parser(
         __doc__, "python datasets/prepare_emoji.py --root datasets --train 2000 --val 300"
     )
     add_data_root(parser, "--root", "folder of data sets")
-    parser.add_argument("--train", type=positive, default=defaults.train, help="training images")
-    parser.add_argument("--val", type=positive, default=defaults.val, help="validation images")
-    parser.add_argument("--seed", type=count, default=defaults.seed, help="seed of all images")
+    parser.add_argument("--train", type=positive, default=2000, help="training images")
+    parser.add_argument("--val", type=positive, default=300, help="validation images")
+    parser.add_argument("--seed", type=count, default=0, help="seed of all images")
     parser.add_argument(
         "--panoptic-train", action="store_true", help="write panoptic files of train/ too"
     )
     args = parser.parse_args()
+
+    from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
+    from clipself_d2.engine.cli import run_tool, start_logging
+
     start_logging()
 
     def action() -> None:

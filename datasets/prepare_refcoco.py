@@ -5,9 +5,7 @@ Prints the number of references of every split beside the published one.
 
 import sys
 
-from clipself_d2.apps.paths import add_data_root
-from clipself_d2.apps.prepare.refcoco import prepare_refcoco
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import add_data_root, tool_parser
 
 
 def main() -> int:
@@ -22,6 +20,10 @@ def main() -> int:
         "--json", action="store_true", help="write refs(...).json beside every refs(...).p"
     )
     args = parser.parse_args()
+
+    from clipself_d2.apps.prepare.refcoco import prepare_refcoco
+    from clipself_d2.engine.cli import run_tool, start_logging
+
     start_logging()
 
     def action() -> None:

@@ -3,15 +3,21 @@
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.apps.prepare.semseg import SourceFolders, prepare_semseg
-from clipself_d2.data.datasets.semantic import SETS
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import add_data_root, tool_parser, user_path
 
 EXAMPLE = (
     "python datasets/prepare_semseg.py coco_stuff --split val --images coco/val2017 "
     "--labels coco/stuffthingmaps/val2017 --root datasets"
+)
+SETS = (
+    "coco_stuff",
+    "ade20k_150",
+    "ade20k_847",
+    "context_59",
+    "context_459",
+    "voc_20",
+    "voc_20b",
+    "voc_21",
 )
 
 
@@ -23,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     """
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
-    add("name", choices=list(SETS), help="the benchmark")
+    add("name", choices=SETS, help="the benchmark")
     add("--split", default="val", help="train or val")
     add("--images", required=True, type=user_path, help="folder of the pictures, jpg")
     add("--labels", required=True, type=user_path, help="folder of the published maps")
@@ -41,6 +47,10 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.prepare.semseg import SourceFolders, prepare_semseg
+    from clipself_d2.engine.cli import run_tool, start_logging
 
     def action() -> None:
         start_logging()

@@ -5,9 +5,7 @@ Converts those whose official annotations lie below the root; a second call does
 
 import sys
 
-from clipself_d2.apps.paths import add_data_root
-from clipself_d2.apps.prepare.transfer import prepare_transfer
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import add_data_root, tool_parser
 
 
 def main() -> int:
@@ -20,6 +18,10 @@ def main() -> int:
     add_data_root(parser, "--root", "folder that holds VOC2007/, objects365v1/ ...")
     parser.add_argument("--force", action="store_true", help="write files that are there again")
     args = parser.parse_args()
+
+    from clipself_d2.apps.prepare.transfer import prepare_transfer
+    from clipself_d2.engine.cli import run_tool, start_logging
+
     start_logging()
     return run_tool(lambda: prepare_transfer(args.root, force=args.force), debug=args.debug)
 

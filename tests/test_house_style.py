@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "clipself_d2"
-CODE_FOLDERS = (PACKAGE, "tools", "configs", "datasets", "tests")
+CODE_FOLDERS = (PACKAGE, "clipself_d2_cli", "tools", "configs", "datasets", "tests")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 # Commands talk to a terminal; everything else logs.

@@ -33,6 +33,7 @@ LEVEL = {
     "command_line": 5,
     "engine": 6,
     "apps": 7,
+    "model_zoo": 7,
     "doctor": 7,
     "__init__": 8,
     "scripts": 9,

@@ -34,7 +34,7 @@ NOT_RUN = {
     r"web_demo\.py": "serves until it is stopped",
     r"quickstart\.py|run_(ablations|segmentation)\.py": "has a test of its own: many trainings",
     r"train_emoji_clip\.py": "has a test of its own: trains for minutes",
-    r"coco_2017|EVA02|--dataset (coco|lvis)": "data and weights to download",
+    r"save_pretrained\.py|coco_2017|EVA02|--dataset (coco|lvis)": "data and weights to download",
     r"/path/to|/data/farm|film\.mp4|\.\.\.|<": "names the reader's own files",
     r"\$\{": "a line of a shell script",
 }

@@ -4,23 +4,15 @@ import argparse
 import logging
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.analysis.alignment_report import report_accuracy
-from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
-from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
-from clipself_d2.apps.analysis.segment_forms import form_table, score_forms
-from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
-from clipself_d2.apps.paths import user_path
-from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.clip.towers.dense_form import DENSE_FORMS
-from clipself_d2.command_line.flags import count, device, positive
-from clipself_d2.engine.cli import run_tool, start_logging
+from clipself_d2_cli.flags import count, device, positive, user_path
 
 TOOL = "python tools/analyze_region_alignment.py"
 EXAMPLE = (
     f"{TOOL} accuracy --dataset emoji_panoptic_val --towers ViT-Ti-8-emoji:emoji "
     "--sizes 96 192 --limit 20 --output output/alignment"
 )
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+SPEC_FORM = "[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--size", type=count, default=0, help="longest side, px; 0: its own")
     for command in (score, heat, parts, label):
         usual = ["clipself", "attention"] if command is score else ["clipself"]
-        command.add_argument("--forms", nargs="+", choices=DENSE_FORMS, default=usual)
+        command.add_argument("--forms", nargs="+", default=usual, help="dense forms, by name")
     for command in (score, heat, label):
         command.add_argument("--templates", default="", help="prompt set; default: the CLIP's")
     for command in (score, heat, parts):
@@ -75,6 +67,12 @@ def analyze(args: argparse.Namespace) -> None:
     Args:
         args: Of ``parse_arguments``.
     """
+    from clipself_d2.apps.analysis.alignment_report import report_accuracy
+    from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
+    from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
+    from clipself_d2.apps.analysis.segment_forms import form_table, score_forms
+    from clipself_d2.apps.analysis.tower_spec import TowerSpec
+
     names = ("output", "device", "templates", "size", "limit", "batch_size", "precision", "forms")
     given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
     if args.analysis == "heatmap":
@@ -94,9 +92,22 @@ def analyze(args: argparse.Namespace) -> None:
     print(report_accuracy(args.dataset, specs, options, output))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Parse the flags and run the analysis.
+
+    Returns:
+        Exit code.
+    """
     arguments = parse_arguments()
-    start_logging()
     # Every score stands in the table at the end.
     logging.getLogger("clipself_d2.evaluation").setLevel(logging.WARNING)
-    sys.exit(run_tool(lambda: analyze(arguments), debug=arguments.debug))
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.engine.cli import run_tool, start_logging
+
+    start_logging()
+    return run_tool(lambda: analyze(arguments), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

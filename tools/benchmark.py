@@ -1,19 +1,23 @@
-"""Measure speed and memory against the published step and plain versions of other work."""
+"""Measure speed and memory against plain versions of the same work, in one run."""
 
 import sys
 
-import torch
-
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.benchmark.measure import BenchmarkOptions
-from clipself_d2.apps.benchmark.run import DEFAULTS, PARTS, run_benchmark, tables, write_report
-from clipself_d2.apps.paths import user_path
-from clipself_d2.clip.precision import PRECISIONS
-from clipself_d2.clip.towers.compiling import COMPILE_MODES
-from clipself_d2.command_line.flags import device, positive, real
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import device, positive, real, tool_parser, user_path
 
 EXAMPLE = "python tools/benchmark.py distill --size 384 --batch 2 --output output/benchmark.json"
+PARTS = (
+    "distill",
+    "detector",
+    "evaluation",
+    "text",
+    "classes",
+    "data",
+    "padding",
+    "segmentation",
+    "windows",
+)
+COMPILE_MODES = ("off", "blocks", "step")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def main() -> int:
@@ -24,7 +28,7 @@ def main() -> int:
     """
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
-    parser.add_argument("--device", type=device, choices=DEFAULTS, help="default: a GPU")
+    parser.add_argument("--device", type=device, choices=("cuda", "cpu"), help="default: a GPU")
     parser.add_argument("--model", help="CLIP with random weights; default: those of the papers")
     parser.add_argument(
         "--size",
@@ -48,6 +52,13 @@ def main() -> int:
     )
     parser.add_argument("--output", type=user_path, help="json file to write")
     args = parser.parse_args()
+
+    import torch
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.benchmark.measure import BenchmarkOptions
+    from clipself_d2.apps.benchmark.run import DEFAULTS, run_benchmark, tables, write_report
+    from clipself_d2.engine.cli import run_tool, start_logging
 
     def action() -> None:
         start_logging()

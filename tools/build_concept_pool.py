@@ -3,18 +3,14 @@
 import sys
 import time
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.files.concept_pool import build_concept_pool
-from clipself_d2.apps.paths import user_path
-from clipself_d2.command_line.flags import count
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
-from clipself_d2.vocabulary.noun_chunks import PARSERS
+from clipself_d2_cli.flags import count, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/build_concept_pool.py --captions emoji --min-count 20 "
     "--output output/emoji/concepts.txt"
 )
 SHOWN = 10
+PARSERS = ("rules", "spacy")
 
 
 def main() -> int:
@@ -35,6 +31,10 @@ def main() -> int:
     parser.add_argument("--parser", choices=PARSERS, default="rules", help="how nouns are found")
     parser.add_argument("--min-count", type=count, default=100, help="least occurrences kept")
     args = parser.parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.files.concept_pool import build_concept_pool
+    from clipself_d2.engine.cli import run_tool, start_logging
 
     def action() -> None:
         start_logging()

@@ -3,17 +3,7 @@
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.files.text_embeddings import (
-    BATCH_SIZE,
-    EmbeddingReport,
-    build_embedding_file,
-    convert_embedding_file,
-    resolve_vocabulary,
-)
-from clipself_d2.apps.paths import user_path
-from clipself_d2.command_line.flags import device, positive
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import device, positive, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/build_text_embeddings.py --clip ViT-Ti-8-emoji --vocabulary coco "
@@ -37,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--from", dest="source", type=user_path, help="another project's file, taken over as it is")
     add("--cache-dir", default="", help="folder of cached embeddings, as of training")
     add("--device", type=device, default="cpu", help="where the text tower runs, such as cuda")
-    add("--batch-size", type=positive, default=BATCH_SIZE, help="prompts at a time")
+    add("--batch-size", type=positive, default=256, help="prompts at a time")
     add("--force", action="store_true", help="overwrite the output")
     return parser
 
@@ -49,36 +39,35 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.files.text_embeddings import (
+        build_embedding_file,
+        convert_embedding_file,
+        resolve_vocabulary,
+    )
+    from clipself_d2.engine.cli import run_tool, start_logging
+
     start_logging()
 
     def action() -> None:
         vocabulary = resolve_vocabulary(args.vocabulary)
         made_from = {"clip": args.clip, "weights": args.weights, "force": args.force}
         if args.source:
-            show(
-                convert_embedding_file(
-                    args.source, vocabulary, args.output, templates=args.templates, **made_from
-                )
+            report = convert_embedding_file(
+                args.source, vocabulary, args.output, templates=args.templates, **made_from
             )
-            return
-        made_from |= {"cache_dir": args.cache_dir, "templates": args.templates or "vild"}
-        made_from |= {"device": args.device, "batch_size": args.batch_size}
-        show(build_embedding_file(vocabulary, args.output, **made_from))
+        else:
+            made_from |= {"cache_dir": args.cache_dir, "templates": args.templates or "vild"}
+            made_from |= {"device": args.device, "batch_size": args.batch_size}
+            report = build_embedding_file(vocabulary, args.output, **made_from)
+        prompts = f" x {report.num_templates} prompts" if report.num_templates else ""
+        made = report.embeddings
+        background = " and the background" if made.background_D is not None else ", no background"
+        print(f"{report.output}: {made.vocabulary.num_classes} classes{prompts}{background}")
+        print(f"{made.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
 
     return run_tool(action, debug=args.debug)
-
-
-def show(report: EmbeddingReport) -> None:
-    """Print a report.
-
-    Args:
-        report: What was written.
-    """
-    prompts = f" x {report.num_templates} prompts" if report.num_templates else ""
-    made = report.embeddings
-    background = " and the background" if made.background_D is not None else ", no background"
-    print(f"{report.output}: {made.vocabulary.num_classes} classes{prompts}{background}")
-    print(f"{made.embed_dim}-d, {report.num_sentences} encoded, {report.seconds:.1f} seconds")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,7 @@
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec, choose_device
-from clipself_d2.apps.paths import user_path
-from clipself_d2.apps.predict.classify_masks import POOLINGS, MaskNaming, classify_masks
-from clipself_d2.apps.predict.demo import choose_vocabulary
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import tool_parser, user_path
 
 EXAMPLE = (
     "python tools/classify_masks.py --masks datasets/emoji/annotations/panoptic_val.json "
@@ -16,6 +11,7 @@ EXAMPLE = (
     "--tower ViT-Ti-8-emoji:emoji --vocabulary emoji_ov_panoptic_val "
     "--dataset emoji_ov_panoptic_val --output output/masks"
 )
+POOLINGS = ("hard", "soft", "tokens")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,7 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--maps", type=user_path, help="PNGs of a panoptic json; default: the folder of its name")
     add("--images", required=True, type=user_path, help="folder of the pictures")
-    add("--tower", required=True, metavar="T", help=SPEC_FORM)
+    add(
+        "--tower",
+        required=True,
+        metavar="NAME:WEIGHTS",
+        help="[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]",
+    )
     add("--vocabulary", default="custom", help="custom, a registered data set, or a file of names")
     add("--custom-vocabulary", default="", help='classes between commas: "dog,car"')
     add("--dataset", default="", help="registered data set to score the named masks against")
@@ -54,6 +55,12 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device
+    from clipself_d2.apps.predict.classify_masks import MaskNaming, classify_masks
+    from clipself_d2.apps.predict.demo import choose_vocabulary
+    from clipself_d2.engine.cli import run_tool, start_logging
 
     def action() -> None:
         start_logging()

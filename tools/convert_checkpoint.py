@@ -2,15 +2,14 @@
 
 import sys
 
-from clipself_d2.apps.paths import user_path
-from clipself_d2.clip.weights.convert import LAYOUTS, ConversionReport, convert_checkpoint
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import tool_parser, user_path
 
 EXAMPLE = (
     "python tools/convert_checkpoint.py "
     "clipself_d2/clip/pretrained/ViT-Ti-8-emoji.safetensors output/emoji_clip.pt --to clipself"
 )
 SHOWN = 5
+LAYOUTS = ("open_clip", "clipself", "d2", "safetensors")
 
 
 def main() -> int:
@@ -34,28 +33,21 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     args = parser.parse_args()
 
+    from clipself_d2.clip.weights.convert import convert_checkpoint
+    from clipself_d2.engine.cli import run_tool
+
     def action() -> None:
-        show(
-            convert_checkpoint(
-                args.input, args.output, to=args.to, model=args.model, force=args.force
-            )
+        report = convert_checkpoint(
+            args.input, args.output, to=args.to, model=args.model, force=args.force
         )
+        print(f"read {report.source}: {report.num_read} tensors, layout {report.source_layout}")
+        print(f"wrote {report.output}: {report.num_written} tensors, layout {report.layout}")
+        for title, names in (("left out", report.left_out), ("computed", report.added)):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                print(f"{title} {len(names)}: {', '.join(names[:SHOWN])}{more}")
 
     return run_tool(action, debug=args.debug)
-
-
-def show(report: ConversionReport) -> None:
-    """Print a report.
-
-    Args:
-        report: What was done.
-    """
-    print(f"read {report.source}: {report.num_read} tensors, layout {report.source_layout}")
-    print(f"wrote {report.output}: {report.num_written} tensors, layout {report.layout}")
-    for title, names in (("left out", report.left_out), ("computed", report.added)):
-        if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            print(f"{title} {len(names)}: {', '.join(names[:SHOWN])}{more}")
 
 
 if __name__ == "__main__":

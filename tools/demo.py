@@ -3,14 +3,7 @@
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.paths import user_path
-from clipself_d2.apps.predict.demo import choose_vocabulary, run_demo
-from clipself_d2.apps.predict.detector_source import read_detector_config
-from clipself_d2.apps.predict.media import find_inputs
-from clipself_d2.apps.predict.refer_demo import run_refer_demo
-from clipself_d2.command_line.flags import count, positive, share
-from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import count, positive, share, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml "
@@ -58,6 +51,13 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.predict.demo import choose_vocabulary, run_demo
+    from clipself_d2.apps.predict.detector_source import read_detector_config
+    from clipself_d2.apps.predict.media import find_inputs
+    from clipself_d2.apps.predict.refer_demo import run_refer_demo
+    from clipself_d2.engine.cli import load_config, run_tool, start_logging
 
     def action() -> None:
         start_logging()

@@ -2,9 +2,7 @@
 
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.engine.cli import launch_tool, train_parser
-from clipself_d2.engine.lazy import run_lazy
+from clipself_d2_cli.flags import train_parser
 
 EXAMPLE = (
     "python tools/lazyconfig_train_net.py --config-file configs/plug_in/vitdet_mask_rcnn.py "
@@ -18,7 +16,12 @@ def main() -> int:
     Returns:
         Exit code.
     """
-    args = train_parser(EXAMPLE).parse_args()
+    args = train_parser(EXAMPLE, __doc__).parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.engine.cli import launch_tool
+    from clipself_d2.engine.lazy import run_lazy
+
     return launch_tool(run_lazy, (args,), args)
 
 

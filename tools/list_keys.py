@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from clipself_d2.apps.files.config_page import render
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import tool_parser
 
 
 def main() -> int:
@@ -16,6 +15,10 @@ def main() -> int:
     parser = tool_parser(__doc__, "python tools/list_keys.py --output docs/config.md")
     parser.add_argument("--output", required=True, help="file to write")
     args = parser.parse_args()
+
+    from clipself_d2.apps.files.config_page import render
+    from clipself_d2.engine.cli import run_tool
+
     path = Path(args.output).expanduser()
     return run_tool(lambda: path.write_text(render(), encoding="utf-8"), debug=args.debug)
 

@@ -2,9 +2,7 @@
 
 import sys
 
-from clipself_d2.apps.files.list_towers import write_towers
-from clipself_d2.apps.paths import user_path
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import tool_parser, user_path
 
 EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
 
@@ -19,6 +17,10 @@ def main() -> int:
     parser.add_argument("--output", type=user_path, help="Markdown file; without it, the terminal")
     parser.add_argument("names", nargs="*", help="model names; without any, all of open_clip's")
     args = parser.parse_args()
+
+    from clipself_d2.apps.files.list_towers import write_towers
+    from clipself_d2.engine.cli import run_tool
+
     return run_tool(lambda: write_towers(args.names, args.output), debug=args.debug)
 
 

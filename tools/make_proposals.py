@@ -2,15 +2,7 @@
 
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.files.proposals import write_proposals
-from clipself_d2.apps.paths import user_path
-from clipself_d2.command_line.flags import positive, share
-from clipself_d2.command_line.ranges import check_registered
-from clipself_d2.data.datasets.custom import resolve_dataset_names
-from clipself_d2.engine.cli import run_tool, set_up, train_parser
-from clipself_d2.engine.trainer import Trainer
-from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
+from clipself_d2_cli.flags import positive, share, train_parser, user_path
 
 EXAMPLE = (
     "python tools/make_proposals.py --config-file configs/emoji/rpn.yaml "
@@ -31,6 +23,14 @@ def main() -> int:
     parser.add_argument("--max-per-image", type=positive, default=20, help="most of one image")
     parser.add_argument("--min-score", type=share, default=0.2, help="least objectness, 0 to 1")
     args = parser.parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.files.proposals import write_proposals
+    from clipself_d2.command_line.ranges import check_registered
+    from clipself_d2.data.datasets.custom import resolve_dataset_names
+    from clipself_d2.engine.cli import run_tool, set_up
+    from clipself_d2.engine.trainer import Trainer
+    from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
 
     def action() -> None:
         cfg = set_up(args)

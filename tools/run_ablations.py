@@ -5,11 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
-from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.command_line.flags import count, positive
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/run_ablations.py --proposals output/quickstart/proposals_train.json "
@@ -35,6 +31,11 @@ def main() -> int:
     parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.emoji.ablations import AblationOptions, run_ablations
+    from clipself_d2.engine.cli import run_tool
+
     debug = args.pop("debug")
     command = f"python {shlex.join(sys.argv)}"
     for name in ("proposals", "output", "data_root", "rpn"):

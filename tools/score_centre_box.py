@@ -2,9 +2,7 @@
 
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.analysis.centre_box import STEPS, score_centre_box
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import tool_parser
 
 EXAMPLE = "python tools/score_centre_box.py --train emoji_refer_train --test emoji_refer_val"
 
@@ -19,6 +17,10 @@ def main() -> int:
     parser.add_argument("--train", required=True, help="data set whose objects are measured")
     parser.add_argument("--test", required=True, help="data set that is scored")
     args = parser.parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.analysis.centre_box import STEPS, score_centre_box
+    from clipself_d2.engine.cli import run_tool
 
     def action() -> None:
         (width, height), scores = score_centre_box(args.train, args.test)

@@ -6,10 +6,7 @@ Needs gradio: pip install -e ".[demo]".
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.predict.web_demo import serve
-from clipself_d2.command_line.flags import share, whole
-from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import share, tool_parser, whole
 
 EXAMPLE = (
     "python tools/web_demo.py --config-file configs/emoji/cris.yaml "
@@ -44,6 +41,10 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.predict.web_demo import serve
+    from clipself_d2.engine.cli import load_config, run_tool, start_logging
 
     def action() -> None:
         start_logging()

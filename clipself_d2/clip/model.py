@@ -22,6 +22,7 @@ from clipself_d2.clip.registry import (
     check_transformers,
     fetch_weights,
     find_weights,
+    is_published,
     project_models,
     register_project_models,
 )
@@ -123,7 +124,8 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
     Args:
         name: Model name as open_clip knows it, or one of this project's.
         weights: A pretrained tag, a file with the whole CLIP, or None for random weights, which
-            depend on the seed of torch's generator alone and draw nothing from it.
+            depend on the seed of torch's generator alone and draw nothing from it; of a name that
+            begins with ``hf-hub:`` or ``local-dir:``, None takes the weights that are there.
         precision: Number type of the image tower: fp32, bf16 or auto.
 
     Returns:
@@ -170,6 +172,8 @@ def _build(
 ) -> tuple[CLIP | CustomTextCLIP, VisionTower, Path | None]:
     """Build the two towers, and tell the file that is yet to be read."""
     check_name(name)
+    if weights is None and is_published(name):
+        weights = name
     tag, path = (None, None) if weights is None else find_weights(name, weights)
     clip, settings = _create(name, tag)
     return clip, _take_tower(clip, name, precision, settings), path

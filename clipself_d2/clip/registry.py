@@ -18,9 +18,12 @@ PROJECT_WEIGHTS = {
     ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
 }
 HUB_PREFIX = "hf-hub:"
+# A folder that is laid out as a model on the hub.
+FOLDER_PREFIX = "local-dir:"
 # org/name with letters, digits, "-", "_" and "."; what else would be a path or a typing error.
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_CONFIG = "open_clip_config.json"
+HUB_CONFIG = "open_clip_config.json"
+HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def project_models() -> tuple[str, ...]:
@@ -53,13 +56,13 @@ def check_name(name: str) -> None:
     """Raise unless a model is known.
 
     Args:
-        name: Model name as open_clip knows it, or an id ``hf-hub:org/name`` of the Hugging Face
-            hub.
+        name: Model name as open_clip knows it, an id ``hf-hub:org/name`` of the Hugging Face hub,
+            or ``local-dir:FOLDER`` with the files of such a model.
 
     Raises:
         ValueError: If there is no such model, or the hub cannot be reached.
     """
-    if name.startswith(HUB_PREFIX):
+    if is_published(name):
         hub_config(name)
     elif open_clip.get_model_config(name) is None:
         near = _near(name, open_clip.list_models())
@@ -137,7 +140,7 @@ def pretrained_tags(name: str) -> list[str]:
     Returns:
         Tags of this project, then open_clip's; of a hub id the id itself.
     """
-    if name.startswith(HUB_PREFIX):
+    if is_published(name):
         return [name]
     tags = [tag for model, tag in PROJECT_WEIGHTS if model == name]
     return tags + list(open_clip.list_pretrained_tags_by_model(name))
@@ -148,7 +151,8 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
 
     Args:
         name: Model name.
-        weights: A tag of this project or of open_clip, an id ``hf-hub:org/name``, or a file.
+        weights: A tag of this project or of open_clip, an id ``hf-hub:org/name``, a folder
+            ``local-dir:FOLDER``, or a file.
 
     Returns:
         The tag or id and None, to be had by ``fetch_weights``; or None and a file.
@@ -156,7 +160,7 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     Raises:
         ValueError: If it is none of these, or if the activation of the tag is not the model's.
     """
-    if weights.startswith(HUB_PREFIX):
+    if is_published(weights):
         _check_activation(name, weights, hub_config(weights)["model_cfg"])
         return weights, None
     if (name, weights) in PROJECT_WEIGHTS:
@@ -189,6 +193,9 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
         FileNotFoundError: If they are not in the cache and cannot be downloaded.
     """
     try:
+        if tag.startswith(FOLDER_PREFIX):
+            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+            return settings, str(_folder_file(tag, HUB_WEIGHTS))
         if tag.startswith(HUB_PREFIX):
             settings = dict(hub_config(tag).get("preprocess_cfg", {}))
             return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
@@ -203,10 +210,10 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
 
 
 def hub_config(hub_id: str) -> dict[str, Any]:
-    """Read the config of a model on the Hugging Face hub, or in its cache.
+    """Read the config of a model on the Hugging Face hub, in its cache or in a folder.
 
     Args:
-        hub_id: ``hf-hub:org/name``.
+        hub_id: ``hf-hub:org/name`` or ``local-dir:FOLDER``.
 
     Returns:
         The file ``open_clip_config.json``: "model_cfg" and, mostly, "preprocess_cfg".
@@ -215,20 +222,49 @@ def hub_config(hub_id: str) -> dict[str, Any]:
         ValueError: If the id has not that form, or it holds no CLIP of open_clip's format.
         FileNotFoundError: If the hub cannot be reached or knows no such model.
     """
+    if hub_id.startswith(FOLDER_PREFIX):
+        return _model_config(hub_id, _folder_file(hub_id, (HUB_CONFIG,)))
     repository = hub_id.removeprefix(HUB_PREFIX)
     if not _HUB_ID.fullmatch(repository):
         raise ValueError(f"{hub_id!r} is no id of the Hugging Face hub; write hf-hub:org/name")
     try:
-        path = download_pretrained_from_hf(repository, filename=_HUB_CONFIG)
+        path = download_pretrained_from_hf(repository, filename=HUB_CONFIG)
     except OSError as error:
         raise FileNotFoundError(
             f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
-            f"{_HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
+            f"{HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
             "repository where there is one and give the path of its weights file"
         ) from error
-    config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return _model_config(hub_id, Path(path))
+
+
+def is_published(name: str) -> bool:
+    """Tell whether a name is that of a model in the hub's layout, which has weights of its own.
+
+    Args:
+        name: Of a model or of weights.
+
+    Returns:
+        Whether it begins with ``hf-hub:`` or ``local-dir:``.
+    """
+    return name.startswith((HUB_PREFIX, FOLDER_PREFIX))
+
+
+def _folder_file(name: str, files: tuple[str, ...]) -> Path:
+    folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+    raise FileNotFoundError(
+        f"{folder} holds no {' or '.join(files)}, as a model on the Hugging Face hub does; "
+        "clipself_d2.clip.save_pretrained writes such folders"
+    )
+
+
+def _model_config(name: str, path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "model_cfg" not in config:
-        raise ValueError(f"{hub_id} is no CLIP of open_clip: its {_HUB_CONFIG} has no model_cfg")
+        raise ValueError(f"{name} is no CLIP of open_clip: its {HUB_CONFIG} has no model_cfg")
     return config
 
 

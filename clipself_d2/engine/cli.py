@@ -7,32 +7,36 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
+from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clipself_d2.command_line.devices import find_device
 from clipself_d2.command_line.errors import is_users, sentence
-from clipself_d2.command_line.flags import count, positive
 from clipself_d2.command_line.launch import run_processes
 from clipself_d2.command_line.projects import add_project_keys
 from clipself_d2.command_line.ranges import check_registered, check_values, near_key
 from clipself_d2.config import add_clipself_config
 from clipself_d2.data.datasets.custom import resolve_dataset_names
 from clipself_d2.parts.config_files import merge_config_file
-from clipself_d2.parts.words import did_you_mean
+from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import raising_sigterm
+from clipself_d2_cli.flags import tool_parser, train_parser
 
-_RESUME = (
-    "go on from the newest whole checkpoint of the output folder, with --eval-only score it; "
-    "without a checkpoint begin at iteration 0, but not where there are damaged ones. Left out: "
-    "begin at iteration 0, and set checkpoints in the folder aside, in before_<run>"
-)
+__all__ = [
+    "launch_tool",
+    "load_config",
+    "run_tool",
+    "run_training_tool",
+    "set_up",
+    "start_logging",
+    "tool_parser",
+    "train_parser",
+]
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -53,6 +57,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
+    config_file = find_config(config_file)
     source = config_file
     try:
         if config_file:
@@ -120,11 +125,31 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process():
         claim_folder(cfg.OUTPUT_DIR)
+    _keep_dumps_off_terminal(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not getattr(args, "debug", False):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_ShortUserErrors())
     return cfg
+
+
+# What fills screens, or says nothing: it stands in log.txt and, of configs, in config.yaml.
+_FILE_ONLY = (
+    "Environment info",
+    "Contents of args.config_file",
+    "Running with full config",
+    "Per-category ",
+    "[DetectionCheckpointer] Loading from  ...",
+)
+
+
+def _keep_dumps_off_terminal(output_dir: str) -> None:
+    """Leave long tables to the log file; Detectron2 then finds its loggers as they are."""
+    for options in ({"name": "fvcore"}, {}):
+        logger = setup_logger(output_dir, distributed_rank=comm.get_rank(), **options)
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(lambda record: not record.getMessage().startswith(_FILE_ONLY))
 
 
 class _ShortUserErrors(logging.Filter):
@@ -136,73 +161,16 @@ class _ShortUserErrors(logging.Filter):
         return True
 
 
-def train_parser(example: str) -> argparse.ArgumentParser:
-    """Detectron2's flags with an example of our own.
-
-    Args:
-        example: A command line that can be pasted.
-
-    Returns:
-        The parser.
-    """
-    parser = default_argument_parser(epilog=_shown(example))
-    types = {"num_gpus": count, "num_machines": positive, "machine_rank": count}
-    for action in parser._actions:
-        action.type = types.get(action.dest, action.type)
-        if action.dest == "resume":
-            action.help = _RESUME
-    _add_debug(parser)
-    return parser
-
-
-def tool_parser(description: str | None, example: str) -> argparse.ArgumentParser:
-    """Parser of any other command, with the flag --debug of ``run_tool``.
-
-    Args:
-        description: What the command does, its docstring.
-        example: A command line that can be pasted.
-
-    Returns:
-        The parser.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=_shown(example),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_debug(parser)
-    return parser
-
-
-def _shown(example: str) -> str:
-    return f"Example:\n\n    {example}\n"
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.error = partial(_refuse, parser, parser.error)  # type: ignore[method-assign]
-
-
-def _refuse(
-    parser: argparse.ArgumentParser, say: Callable[[str], NoReturn], message: str
-) -> NoReturn:
-    """Add the flag that was meant to what argparse says of an unknown one."""
-    _, unknown, words = message.partition("unrecognized arguments: ")
-    hint = did_you_mean(words.split()[0], parser._option_string_actions) if unknown else ""
-    say(message + hint)
-
-
-def run_training_tool(trainer: type[DefaultTrainer], example: str) -> int:
-    """Be a train_net: parse Detectron2's flags, start the processes, train or evaluate.
+def run_training_tool(trainer: type[DefaultTrainer], args: argparse.Namespace) -> int:
+    """Be a train_net: start the processes, train or evaluate.
 
     Args:
         trainer: Class with ``evaluate_weights``.
-        example: A command line for --help.
+        args: Flags of ``train_parser``.
 
     Returns:
         Exit code: 0, or 1 after a user's error.
     """
-    args = train_parser(example).parse_args()
     return launch_tool(_train_or_evaluate, (trainer, args), args)
 
 

@@ -26,6 +26,7 @@ from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
 from clipself_d2.engine.trainer import log_size
+from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.parts.text_embeddings import (
     dataset_embeddings,
     dataset_vocabulary,
@@ -62,6 +63,7 @@ def load_lazy_config(
         ValueError: If the file is no lazy config, a part of it is missing, or an override has no
             such key. Detectron2 would add the key in silence.
     """
+    config_file = find_config(config_file)
     if not Path(config_file).is_file() or Path(config_file).suffix != ".py":
         raise FileNotFoundError(
             f"--config-file {config_file!r} is no lazy config; name a .py file, such as "

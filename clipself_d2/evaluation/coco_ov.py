@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import hotcoco
 import numpy as np
 import numpy.typing as npt
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
@@ -64,8 +63,9 @@ class CocoOVEvaluator(DetectionEvaluator):
         self, results: TaskResults, img_ids: Sequence[int] | None
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         limit = self._max_dets_per_image[-1]
-        # pycocotools cannot load an empty list; where nothing matches, the scorers agree.
-        if self._backend == "hotcoco" or results.survey.num_results == 0:
+        if self._backend == "hotcoco":
+            import hotcoco
+
             coco_gt, scorer = hotcoco.COCO(self._scored_file), hotcoco.COCOeval
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
@@ -77,7 +77,8 @@ class CocoOVEvaluator(DetectionEvaluator):
         ):
             # Of its lines on recall, which are not reported here.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
-            coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(path), results.task)
+            found = self._for_reference(results, path)
+            coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(found), results.task)
             # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
             coco_eval.params.maxDets = [1, min(10, limit), limit]
             if img_ids is not None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import hotcoco
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
@@ -139,16 +138,19 @@ class LVISOVEvaluator(DetectionEvaluator):
         chosen_N: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         """Return percent by metric, and the score of every class in 0 to 1 by category id."""
-        # lvis cannot load an empty list; where nothing matches, the scorers agree.
-        is_hotcoco = self._backend == "hotcoco" or results.survey.num_results == 0
+        is_hotcoco = self._backend == "hotcoco"
         change = partial(_set_apart, no_category=max(self._category_ids) + 1)
         with results.file(chosen_N=chosen_N, change=change if is_hotcoco else None) as path:
             if is_hotcoco:
+                import hotcoco
+
                 truth = _truth_for_hotcoco(self._scored_file, self._scored_api.dataset)
                 found = hotcoco.LVISResults(truth, path, max_dets)
                 lvis_eval: Any = hotcoco.LVISEval(truth, found, results.task)
             else:
-                lvis_eval = _lvis_scorer(self._scored_file, path, results.task, max_dets)
+                lvis_eval = _lvis_scorer(
+                    self._scored_file, self._for_reference(results, path), results.task, max_dets
+                )
         if img_ids is not None:
             lvis_eval.params.img_ids = list(img_ids)
         with contextlib.redirect_stdout(io.StringIO()), numpy_float_alias():
@@ -185,10 +187,10 @@ def _log_scores(title: str, scores: Mapping[str, float]) -> None:
     logger.info("%s:\n%s", title, create_small_table(scores))
 
 
-def _truth_for_hotcoco(
-    json_file: str, content: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> hotcoco.COCO:
+def _truth_for_hotcoco(json_file: str, content: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Load annotations as lvis sees them: it leaves out objects without area, of either side."""
+    import hotcoco
+
     kept = [entry for entry in content["annotations"] if entry["area"] > 0]
     if len(kept) == len(content["annotations"]):
         return hotcoco.LVIS(json_file)
@@ -211,7 +213,7 @@ def _has_area(result: Mapping[str, Any]) -> bool:
     return bool(width * height > 0)
 
 
-def _lvis_scorer(json_file: str, results_file: str, task: str, max_dets: int) -> Any:
+def _lvis_scorer(json_file: str, found: Any, task: str, max_dets: int) -> Any:
     """Return the reference's scorer, not run yet."""
     try:
         from lvis import LVIS, LVISEval, LVISResults
@@ -221,4 +223,4 @@ def _lvis_scorer(json_file: str, results_file: str, task: str, max_dets: int) ->
             "hotcoco"
         ) from error
     lvis_gt = LVIS(json_file)
-    return LVISEval(lvis_gt, LVISResults(lvis_gt, results_file, max_dets), task)
+    return LVISEval(lvis_gt, LVISResults(lvis_gt, found, max_dets), task)

@@ -1,9 +1,12 @@
 import logging
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+from detectron2.engine import default_argument_parser
 
 from clipself_d2.engine.cli import (
     _ShortUserErrors,
@@ -89,6 +92,27 @@ def test_the_flags_are_those_of_detectron2_and_debug() -> None:
     assert args.num_gpus == 2
     assert args.opts == ["SEED", "1"]
     assert not args.debug
+
+
+def test_detectron2_has_no_other_flags_and_no_other_defaults() -> None:
+    """They are written down again, since its parser comes with torch."""
+    theirs, ours = default_argument_parser().parse_args([]), train_parser("x").parse_args([])
+    assert vars(ours) == {**vars(theirs), "debug": False}
+
+
+def test_dumps_are_in_the_log_file_and_not_in_the_terminal(tmp_path: Path) -> None:
+    code = (
+        "import clipself_d2; from clipself_d2.engine.cli import set_up, train_parser\n"
+        f"set_up(train_parser('x').parse_args(['OUTPUT_DIR', {str(tmp_path)!r}, 'SEED', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    log = (tmp_path / "log.txt").read_text()
+    for dump in ("Environment info", "Running with full config"):
+        assert dump in log
+        assert dump not in done.stdout
+    assert "Full config saved to" in done.stdout
+    assert len(done.stdout.splitlines()) < 10
+    assert "Warning" not in done.stderr
 
 
 def test_a_command_shows_its_example_on_a_line_of_its_own_and_takes_debug() -> None:

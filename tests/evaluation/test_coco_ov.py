@@ -1,7 +1,9 @@
 """Open-vocabulary COCO scores against pycocotools and against sums done by hand."""
 
 import csv
+import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
+from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
 
 Register = Callable[..., str]
 Draw = Callable[..., Any]
@@ -221,3 +224,29 @@ def test_a_novel_class_must_be_a_class(register: Register, draw_world: Draw) -> 
     name = register(draw_world(0).annotations, novel_classes=["bee", "yak"])
     with pytest.raises(ValueError, match="novel_classes of .* has yak"):
         evaluator(name)
+
+
+@pytest.mark.parametrize("kind", [CocoOVEvaluator, LVISOVEvaluator])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_without_hotcoco_the_reference_gives_the_same_scores(
+    register: Register,
+    draw_world: Draw,
+    run: Run,
+    kind: type,
+    emptied: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = draw_world(1, lvis=kind is LVISOVEvaluator)
+    if emptied:
+        for output in world.outputs:
+            output["instances"] = output["instances"][:0]
+    name = register(world.annotations)
+    scores = run(kind(name, distributed=False), world)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level("WARNING"):
+        without = run(kind(name, distributed=False), world)
+    assert f"{kind.backends[-1]} scores in its place" in caplog.text
+    for task, figures in scores.items():
+        assert without[task] == pytest.approx(figures, abs=1e-6, nan_ok=True)

@@ -12,10 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from clipself_d2.apps.emoji.progress import ProgressLine
 from clipself_d2.apps.emoji.report import Summary, draw_curves, draw_detections, format_table
-from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.command_line.flags import count, device, positive
-from clipself_d2.engine.cli import tool_parser
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
 
@@ -28,9 +26,17 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(512 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20),
 }
-
-
-VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "hotcoco", "numpy")
+# Minutes of each stage in one run on two cores; a new run's time left is told by their ratios.
+MINUTES = {
+    "data": 0.8,
+    "rpn": 0.9,
+    "proposals": 1.1,
+    "regions_before": 0.4,
+    "distillation": 11.6,
+    "detector_before": 1.9,
+    "detector_after": 2.0,
+}
+VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class QuickstartOptions:
         regions: Source of the student's regions: proposals, grid or both.
         seed: Seed of data, distillation and detectors.
         overrides: Further KEY VALUE pairs for every stage.
+        verbose: Whether the terminal shows every stage's log, not one line.
     """
 
     output: Path
@@ -60,6 +67,7 @@ class QuickstartOptions:
     regions: str = "proposals"
     seed: int = 0
     overrides: tuple[str, ...] = ()
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,12 +141,16 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
     ]
 
 
-def run_stage(stage: Stage, data_root: Path) -> float:
-    """Run one command with its output on the terminal.
+def run_stage(
+    stage: Stage, data_root: Path, log: Path | None = None, progress: ProgressLine | None = None
+) -> float:
+    """Run one command.
 
     Args:
         stage: The stage.
         data_root: Value of DETECTRON2_DATASETS.
+        log: File for what it prints; None is the terminal.
+        progress: Reads what goes into the file.
 
     Returns:
         Minutes it took.
@@ -150,18 +162,47 @@ def run_stage(stage: Stage, data_root: Path) -> float:
     for path in stage.inputs:
         if not path.is_file():
             raise FileNotFoundError(f"stage {stage.name} needs {path}, which no stage has written")
-    logger.info("[%s] python %s", stage.name, shlex.join(stage.command))
+    command = f"python {shlex.join(stage.command)}"
+    logger.info("[%s] %s", stage.name, command)
     start = time.perf_counter()
     environment = {**ALLOCATOR, **os.environ, "DETECTRON2_DATASETS": str(data_root)}
-    done = subprocess.run(
-        [sys.executable, *stage.command], cwd=REPOSITORY, env=environment, check=False
-    )
-    if done.returncode != 0:
+    words = [sys.executable, *stage.command]
+    if log is None:
+        code = subprocess.run(words, cwd=REPOSITORY, env=environment, check=False).returncode
+        said = ""
+    else:
+        code = _run_into(log, words, environment, progress)
+        said = f"; {log} ends with: {_last_words(log)}"
+    if code != 0:
         raise ValueError(
-            f"stage {stage.name} failed with exit code {done.returncode}; its command was "
-            f"python {shlex.join(stage.command)}"
+            f"stage {stage.name} failed with exit code {code}; its command was {command}{said}"
         )
     return (time.perf_counter() - start) / 60
+
+
+def _run_into(
+    log: Path, words: list[str], environment: dict[str, str], progress: ProgressLine | None
+) -> int:
+    """Run a command and write what it prints, line by line as it comes."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            words, cwd=REPOSITORY, env=environment, text=True, errors="replace", **pipes
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            file.write(line)
+            file.flush()
+            if progress is not None:
+                progress.see(line)
+    return process.returncode
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    return lines[-1] if lines else "nothing"
 
 
 def run_quickstart(options: QuickstartOptions) -> Summary:
@@ -176,9 +217,14 @@ def run_quickstart(options: QuickstartOptions) -> Summary:
     options.output.mkdir(parents=True, exist_ok=True)
     summary_path = options.output / "summary.json"
     summary_path.unlink(missing_ok=True)
-    minutes = {}
-    for stage in plan_stages(options):
-        minutes[stage.name] = round(run_stage(stage, options.data_root), 3)
+    stages, minutes = plan_stages(options), {}
+    progress = ProgressLine({stage.name: MINUTES[stage.name] for stage in stages})
+    for stage in stages:
+        log = None if options.verbose else options.output / "logs" / f"{stage.name}.txt"
+        progress.begin(stage.name)
+        taken = run_stage(stage, options.data_root, log, progress)
+        progress.end()
+        minutes[stage.name] = round(taken, 3)
     summary = summarise(options, minutes)
     draw_curves(summary, options.output / "clipself" / "metrics.json", options.output)
     draw_detections(
@@ -188,8 +234,10 @@ def run_quickstart(options: QuickstartOptions) -> Summary:
         options.output / "detections.png",
     )
     write_json(summary_path, summary, indent=1)
-    logger.info("\n%s", format_table(summary))
-    logger.info("summary.json, curves.png and detections.png are in %s", options.output)
+    sys.stdout.write(
+        f"\n{format_table(summary)}\nsummary.json, curves.png, detections.png, checkpoints and "
+        f"logs are in {options.output}\n"
+    )
     return summary
 
 
@@ -217,24 +265,3 @@ def summarise(options: QuickstartOptions, minutes: dict[str, float]) -> Summary:
 def read_results(folder: Path) -> dict[str, Any]:
     """Return the scores in an OUTPUT_DIR, by data set."""
     return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-
-
-def parse_arguments(arguments: list[str] | None = None) -> QuickstartOptions:
-    """Read the quickstart's flags; of ``sys.argv`` where ``arguments`` is None."""
-    parser = tool_parser(__doc__, "python tools/quickstart.py --regions grid --seed 1")
-    defaults = QuickstartOptions(Path("output/quickstart"), Path("datasets"))
-    parser.add_argument("--output", type=user_path, default=defaults.output)
-    add_data_root(parser, "--data-root", "folder of the data set")
-    for name in ("train", "val", "rpn-iterations", "distill-iterations", "detector-iterations"):
-        value = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=positive, default=value)
-    parser.add_argument("--regions", choices=["proposals", "grid", "both"], default="proposals")
-    parser.add_argument("--seed", type=count, default=0)
-    parser.add_argument("--device", type=device, help="default: a GPU where there is one")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
-    args = vars(parser.parse_args(arguments))
-    del args["debug"]
-    args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
-    chosen = args.pop("device")
-    args["overrides"] = (*args["overrides"], *(("MODEL.DEVICE", chosen) if chosen else ()))
-    return QuickstartOptions(**args)

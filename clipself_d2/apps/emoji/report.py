@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
+from torchvision.ops import nms
 
 Summary = dict[str, Any]
 
@@ -19,6 +21,10 @@ BASE_COLOR = (0.16, 0.75, 0.25)
 NOVEL_COLOR = (0.95, 0.2, 0.2)
 DRAW_SCALE = 2.0
 NUM_PICTURES = 4
+# Objects of a picture whose labels have room.
+FEW = 5
+# Of boxes that overlap more, the best is drawn.
+MAX_IOU = 0.2
 
 
 class Box(TypedDict):
@@ -70,9 +76,12 @@ def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
         left.plot(steps, constant, "--", color="gray", label="best constant")
     left.set(title="distillation loss, 1 - cosine", xlabel="iteration", ylim=(0, None))
     left.legend()
+    _bars(middle, [("dense features", *_pair(summary, "dense_macc"))])
+    # The untouched CLIP embeds each crop as a picture; that is what the student learns from.
     crop = summary["crop_macc"]
-    _bars(middle, [("crops", crop, crop), ("dense", *_pair(summary, "dense_macc"))])
-    middle.set_title("region top-1, %")
+    middle.axhline(crop, color="gray", linestyle="--", label=f"teacher on crops, {crop:.1f}")
+    middle.legend(fontsize=8, loc="center right")
+    middle.set(title="region top-1, %", xlim=(-0.6, 1.4), ylim=(0, 100))
     splits = ("novel", "base", "all")
     _bars(right, [(split, *_pair(summary, f"ap50_{split}")) for split in splits])
     right.set_title("detection AP50, %")
@@ -95,20 +104,18 @@ def _bars(axes: Axes, groups: Sequence[tuple[str, float, float]]) -> None:
     axes.margins(y=0.15)
 
 
-def draw_detections(
-    data_dir: Path, before_dir: Path, after_dir: Path, output: Path, min_score: float = 0.4
-) -> None:
+def draw_detections(data_dir: Path, before_dir: Path, after_dir: Path, output: Path) -> None:
     """Draw ground truth and the detections of two detectors side by side.
 
-    Pictures are the first of the validation set that show a novel object; novel classes are red
-    and marked with an asterisk.
+    Pictures are the first of the validation set with a novel object and few objects. Scores of two
+    detectors have two scales, so that of each the best boxes are drawn, as many as there are
+    objects. Novel classes are red and marked with an asterisk.
 
     Args:
         data_dir: Folder of the data set with ``annotations/instances_val.json``.
         before_dir: OUTPUT_DIR of the first detector.
         after_dir: OUTPUT_DIR of the second.
         output: Picture to write.
-        min_score: Least score drawn.
     """
     truth = json.loads((data_dir / "annotations" / "instances_val.json").read_text())
     names = {category["id"]: category["name"] for category in truth["categories"]}
@@ -127,19 +134,39 @@ def draw_detections(
         ("untouched CLIP", _read_detections(before_dir)),
         ("distilled CLIP", _read_detections(after_dir)),
     ]
+    shows_novel.sort(key=lambda image: len(by_image[image["id"]]) > FEW)
     pictures = shows_novel[:NUM_PICTURES]
     figure = Figure(figsize=(13, 3.35 * len(pictures)))
     grid = figure.subplots(len(pictures), 3, squeeze=False)
     for row_axes, image in zip(grid, pictures, strict=True):
         pixels = read_image(str(data_dir / "val" / image["file_name"]), "RGB")
         for axes, (title, boxes) in zip(row_axes, columns, strict=True):
-            shown = [box for box in boxes.get(image["id"], []) if box["score"] >= min_score]
+            found, most = boxes.get(image["id"], []), len(by_image[image["id"]])
+            shown = found if boxes is by_image else best_boxes(found, most)
             axes.imshow(draw_boxes(pixels, shown, names, novel))
             axes.set_axis_off()
             axes.set_title(title)
     figure.suptitle("green: base classes, red and *: novel classes, named by text alone")
     figure.tight_layout()
     figure.savefig(output, dpi=90)
+
+
+def best_boxes(boxes: Sequence[Box], count: int) -> list[Box]:
+    """Choose the boxes of one picture that are drawn, one a place whatever their classes.
+
+    Args:
+        boxes: Any number.
+        count: Most that are chosen.
+
+    Returns:
+        Those of the highest scores.
+    """
+    if not boxes:
+        return []
+    xywh = torch.tensor([box["bbox"] for box in boxes], dtype=torch.float32)
+    corners = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+    kept = nms(corners, torch.tensor([box["score"] for box in boxes], dtype=torch.float32), MAX_IOU)
+    return [boxes[index] for index in kept[:count].tolist()]
 
 
 def _read_detections(folder: Path) -> dict[int, list[Box]]:

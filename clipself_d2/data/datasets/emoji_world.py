@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 CATEGORIES_FILE = Path(__file__).parents[1] / "datasets" / "emoji_categories.json"
-SPRITE_DIR = Path(__file__).parents[3] / "datasets" / "emoji"
+# A wheel carries the sprites beside this file, a checkout in datasets/.
+_SHIPPED = Path(__file__).parent / "emoji"
+SPRITE_DIR = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[3] / "datasets" / "emoji"
 TRAIN_FAMILIES = ("noto", "twemoji", "fluent")
 UNSEEN_FAMILIES = ("openmoji",)
 # Sheets under a share-alike licence are kept apart from the others.

@@ -1,13 +1,12 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from clipself_d2.apps.emoji.quickstart import (
+    MINUTES,
     QuickstartOptions,
     Stage,
-    parse_arguments,
     plan_stages,
     run_stage,
     summarise,
@@ -103,10 +102,14 @@ def test_the_summary_takes_each_figure_from_its_stage(tmp_path: Path) -> None:
     assert "torch" in summary["versions"]
 
 
-def test_the_flags_have_the_defaults_of_the_options() -> None:
-    parsed = parse_arguments(["--device", "cpu", "--regions", "both", "SOLVER.BASE_LR", "0.1"])
-    assert parsed.regions == "both"
-    assert parsed.overrides == ("SOLVER.BASE_LR", "0.1", "MODEL.DEVICE", "cpu")
-    assert parsed.train == QuickstartOptions(Path(), Path()).train
-    assert parsed.output.is_absolute()
-    assert sys.executable
+def test_a_log_holds_all_that_a_stage_prints_and_its_end_is_in_the_error(tmp_path: Path) -> None:
+    script = tmp_path / "says.py"
+    script.write_text("import sys; print('out'); sys.exit('no space left')")
+    log = tmp_path / "logs" / "says.txt"
+    with pytest.raises(ValueError, match=r"exit code 1.*says\.txt ends with: no space left"):
+        run_stage(Stage("says", [str(script)], tmp_path), tmp_path, log)
+    assert sorted(log.read_text().split("\n")) == ["", "no space left", "out"]
+
+
+def test_every_stage_has_a_length_for_the_time_left(tmp_path: Path) -> None:
+    assert [stage.name for stage in plan_stages(options(tmp_path))] == list(MINUTES)

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipself_d2.apps.emoji.report import draw_boxes, draw_curves, draw_detections, format_table
+from clipself_d2.apps.emoji.report import (
+    best_boxes,
+    draw_boxes,
+    draw_curves,
+    draw_detections,
+    format_table,
+)
 
 SUMMARY = {
     "crop_macc": 90.0,
@@ -77,3 +83,12 @@ def test_detections_are_drawn_beside_the_ground_truth(emoji_data: Path, tmp_path
 def test_a_missing_detection_file_is_an_error(emoji_data: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="coco_instances_results"):
         draw_detections(emoji_data / "emoji", tmp_path, tmp_path, tmp_path / "x.png")
+
+
+def test_the_best_box_of_a_place_is_drawn_and_as_many_as_are_asked_for() -> None:
+    def box(x: float, score: float, kind: int = 1) -> dict:
+        return {"bbox": [x, 0.0, 10.0, 10.0], "category_id": kind, "score": score}
+
+    stacked, apart, weak = [box(0, 0.05), box(1, 0.04, 2)], box(30, 0.03), box(60, 0.01)
+    assert best_boxes([weak, *stacked[::-1], apart], 2) == [stacked[0], apart]
+    assert best_boxes([], 2) == []

@@ -1,0 +1,77 @@
+"""Every block of the tutorials runs, and the site builds without warnings."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+TUTORIALS = ("own_data", "plug_in", "distil", "words")
+BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "DETECTRON2_DATASETS": "datasets", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:] or done.stdout[-2000:]
+
+
+@pytest.mark.slow
+def test_every_block_runs(tmp_path: Path) -> None:
+    """One test, since later pages use what earlier ones have written."""
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "prepare_emoji.py").symlink_to(ROOT / "datasets/prepare_emoji.py")
+    blocks = [
+        block
+        for name in TUTORIALS
+        for block in BLOCK.findall((ROOT / "docs" / "tutorials" / f"{name}.md").read_text())
+    ]
+    assert len(blocks) >= 10
+    for language, text in blocks:
+        if language == "python":
+            run([sys.executable, "-W", "ignore", "-c", text], tmp_path)
+            continue
+        for line in text.strip().splitlines():
+            run(
+                ["bash", "-c", line.replace("python ", f"{sys.executable} -W ignore ", 1)], tmp_path
+            )
+    assert (tmp_path / "output" / "labelled" / "detections.json").is_file()
+
+
+def test_the_tutorials_are_the_pages_of_their_folder() -> None:
+    assert {path.stem for path in (ROOT / "docs" / "tutorials").glob("*.md")} == set(TUTORIALS)
+
+
+def test_every_page_is_in_the_site() -> None:
+    def pages(nav: object) -> list[str]:
+        if isinstance(nav, str):
+            return [nav]
+        return [
+            page
+            for part in (nav.values() if isinstance(nav, dict) else nav)
+            for page in pages(part)
+        ]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert set(listed) == there
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    run(
+        [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "-f"]
+        + [str(ROOT / "mkdocs.yml"), "-d", str(tmp_path / "site"), "-q"],
+        ROOT,
+    )
+    assert "load_clip" in (tmp_path / "site" / "api" / "index.html").read_text()

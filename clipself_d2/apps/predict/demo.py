@@ -26,7 +26,8 @@ from clipself_d2.apps.predict.media import (
     read_frames,
     write_film,
 )
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
+from clipself_d2.apps.predict.prompts import parse_typed_classes
 from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary

@@ -12,7 +12,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from clipself_d2.apps.predict.demo import draw, make_labels
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
+from clipself_d2.apps.predict.prompts import parse_typed_classes
 from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
 from clipself_d2.data.pictures import upright_rgb
 

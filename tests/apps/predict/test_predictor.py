@@ -11,56 +11,11 @@ from detectron2.structures import Instances
 from PIL import Image
 
 import clipself_d2
-from clipself_d2.apps.predict.predictor import (
-    OpenVocabPredictor,
-    parse_classes,
-    parse_typed_classes,
-)
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.clip import model as clip_model
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
 from clipself_d2.vocabulary import Vocabulary
-
-
-def test_semicolons_part_synonyms() -> None:
-    vocabulary = parse_classes([" police car ; squad car;", "owl", "dog;puppy;dog"])
-    assert vocabulary.names == ("police car", "owl", "dog")
-    assert vocabulary.synonyms == (("squad car",), (), ("puppy",))
-    assert vocabulary.base_mask == (True, True, True)
-    assert parse_classes(["cat", "dog"]).synonyms == ()
-
-
-@pytest.mark.parametrize("entries", [[], ["", " ; "]])
-def test_no_class_is_refused(entries: list[str]) -> None:
-    with pytest.raises(ValueError, match="there is no class"):
-        parse_classes(entries)
-
-
-@pytest.mark.parametrize("entries", ["dog", {"dog", "owl"}, {"dog": 1}, None])
-def test_what_is_no_list_is_refused(entries: object) -> None:
-    with pytest.raises(ValueError, match="a list of texts"):
-        parse_classes(entries)
-
-
-@pytest.mark.parametrize(
-    ("entries", "complaint"),
-    [
-        (["dog", "", "owl"], "entry 1 of the classes is blank"),
-        (["dog", "owl", " ; "], "entry 2 of the classes is blank"),
-        (["dog", "owl", "dog;puppy"], r"repeats \['dog'\]"),
-        (["dog", 1], "classes are texts, got 1"),
-        ([None], "classes are texts, got None"),
-    ],
-)
-def test_no_class_changes_its_place(entries: list, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        parse_classes(entries)
-
-
-def test_typed_classes_stand_between_commas() -> None:
-    assert parse_typed_classes(" police car, dog;puppy, ").names == ("police car", "dog")
-    with pytest.raises(ValueError, match="entry 1 of the classes is blank"):
-        parse_typed_classes("dog,,owl")
 
 
 @pytest.fixture
@@ -189,7 +144,7 @@ def test_synonyms_are_averaged_with_the_name_and_unseen_ones_warned_of(
 def test_a_vocabulary_keeps_its_novel_classes(detector_cfg, weights: Path) -> None:
     predictor = OpenVocabPredictor(detector_cfg(), weights)
     predictor.set_classes(Vocabulary.from_names(["dog", "owl"], novel=["owl"]))
-    with predictor._vocabulary():
+    with predictor._vocabulary(predictor.prompts):
         classifier = predictor.model.roi_heads.box_predictor.classifier
         assert classifier.base_mask.tolist() == [True, False]
 

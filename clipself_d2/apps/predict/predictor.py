@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
 from PIL import Image
 
 from clipself_d2.apps.predict.detector_source import Config, build_detector
@@ -154,10 +153,9 @@ class OpenVocabPredictor:
 
         Args:
             classes: Names, each with synonyms behind semicolons as ``parse_classes`` reads them, or
-                ``ClassPrompt`` with reference pictures or a threshold of its own; or
-                a vocabulary, whose base and novel classes are fused with CLIP differently. Words
-                count as base classes; those of a panoptic model are base where the training has
-                the word, and stuff where they are stuff there.
+                ``ClassPrompt`` with reference pictures or a threshold of its own; or a vocabulary,
+                whose base and novel classes are fused with CLIP differently. Words count as base
+                classes; those of a panoptic model are base, and stuff, where the training's are.
             negative: Words that are scored beside the classes and never reported: what looks more
                 like one of them is none of the classes.
 
@@ -165,8 +163,7 @@ class OpenVocabPredictor:
             The set; None for the classes of the training of a detector that knows no others.
 
         Raises:
-            ValueError: If there is no class, or the detector knows the classes of its training
-                alone.
+            ValueError: If there is no class, or the detector has no text classes.
         """
         given = isinstance(classes, Vocabulary)
         prompts: Sequence[ClassPrompt] = ()
@@ -187,7 +184,8 @@ class OpenVocabPredictor:
         clip = self.cfg.MODEL.CLIP
         if clip.NAME in project_models():
             self._text = self._text or load_clip(clip.NAME, clip.PRETRAINED or None).text
-            words = [*vocabulary.names, *(w for group in vocabulary.synonyms for w in group)]
+            silent = {prompt.name for prompt in prompts if not prompt.words}
+            words = [word for group in vocabulary.words for word in group if word not in silent]
             warn_unseen_words(self._text, clip.NAME, words)
         if not given and self._segments:
             vocabulary = vocabulary.novel_to(training_vocabulary(self.cfg))
@@ -234,7 +232,7 @@ class OpenVocabPredictor:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If one is no picture, or an array of another form.
+            ValueError: If one is no picture.
         """
         if isinstance(pictures, list | tuple):
             return self.detect_all(pictures, **options)
@@ -264,13 +262,11 @@ class OpenVocabPredictor:
             The model's output for each.
         """
         names = names or [_name(picture) for picture in pictures]
-        whole = [
-            picture
-            if isinstance(picture, EncodedPicture)
-            else EncodedPicture(self._read(picture), name)
-            for picture, name in zip(pictures, names, strict=True)
-        ]
         keep = [isinstance(picture, EncodedPicture) for picture in pictures]
+        whole: list[Any] = [
+            picture if kept else EncodedPicture(self._read(picture), name)
+            for picture, name, kept in zip(pictures, names, keep, strict=True)
+        ]
         with torch.no_grad(), self._turn:
             prompts = prompts or self._prompts
             with self._vocabulary(prompts), self._thresholds(prompts):
@@ -300,7 +296,7 @@ class OpenVocabPredictor:
         for numbers in groups.values():
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
-                items = [self._prepare(pictures[number]) for number in batch]
+                items = [self.prepare(pictures[number]) for number in batch]
                 first = pictures[batch[0]]
                 if not (keep[batch[0]] or embeddings):
                     outputs.update(zip(batch, self.model(items), strict=True))
@@ -377,7 +373,8 @@ class OpenVocabPredictor:
             for part, value in zip(self._thresholded, former, strict=True):
                 part.test_score_thresh = value
 
-    def _prepare(self, picture: EncodedPicture) -> dict[str, Any]:
+    def prepare(self, picture: EncodedPicture) -> dict[str, Any]:
+        """Make a picture the model's input: ``image`` (3, H, W), ``height`` and ``width``, px."""
         image = picture.image
         pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
         inputs = T.AugInput(pixels)

@@ -83,28 +83,3 @@ def embed_references(tower: VisionTower, references: Sequence[Any], read: Reader
         crops.append(cut_crops(image, np.asarray([box]), tower.image_size)[0])
     pixels = prepare_pixels(tower, crops, tower.image_size, tower.image_size)
     return F.normalize(tower.forward_image(pixels).float(), dim=1).cpu()
-
-
-def parse_reference(text: str) -> tuple[str, Any]:
-    """Read ``NAME=PICTURE`` or ``NAME=PICTURE@left,top,right,bottom`` of a command line.
-
-    Args:
-        text: What was typed.
-
-    Returns:
-        The class, and a reference.
-
-    Raises:
-        ValueError: If it is of another form.
-    """
-    name, equals, picture = (part.strip() for part in text.partition("="))
-    file, _, corners = picture.rpartition("@") if picture.count(",") == 3 else (picture, "", "")
-    try:
-        box = tuple(float(side) for side in corners.split(",")) if corners else None
-    except ValueError:
-        box = ()
-    if not (name and equals and file) or (box is not None and len(box) != 4):
-        raise ValueError(
-            f"--reference {text!r} is no NAME=PICTURE or NAME=PICTURE@left,top,right,bottom"
-        )
-    return name, file if box is None else (file, box)

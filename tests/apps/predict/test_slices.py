@@ -35,8 +35,8 @@ def boxes(size, *rows, masks: bool = False) -> Instances:
     )
     if masks:
         found.pred_masks = torch.zeros(len(table), *size, dtype=torch.bool)
-        for mask, (left, top, right, bottom) in zip(found.pred_masks, table[:, :4].int().tolist()):
-            mask[top:bottom, left:right] = True
+        for number, (left, top, right, bottom) in enumerate(table[:, :4].int().tolist()):
+            found.pred_masks[number, top:bottom, left:right] = True
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances
+from PIL import Image
 from torch import Tensor
 
 from clipself_d2.apps.predict.detection_file import DetectionFile
@@ -25,6 +26,8 @@ MOST_BOXES = 60
 _COLOUR_MAP, _OPACITY = "inferno", 0.65
 # Share of the cells that heat maps draw alike, so that the colours are left to what stands out.
 _LOW_END = 0.25
+# Heat maps are drawn at least this wide, px.
+_DRAWN_WIDTH = 640
 
 
 @dataclass(frozen=True)
@@ -181,18 +184,20 @@ def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, flo
         number: The class.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the likeness at the dark and at the bright end; these are the same
-        for all classes, so that maps can be compared.
+        (H', W', 3) uint8 RGB, small pictures enlarged, and the likeness at the dark and at the
+        bright end; these are the same for all classes, so that maps can be compared.
     """
     assert result.heat_Khw is not None, "this result has no heat map"
     maps = result.heat_Khw.float()
     sample = maps.flatten()[:: max(1, maps.numel() // 1_000_000)]
     low, high = float(sample.quantile(_LOW_END)), float(maps.max())
-    size = result.image.shape[:2]
-    enlarged = F.interpolate(maps[number][None, None], size, mode="bilinear")[0, 0].numpy()
-    share = ((enlarged - low) / max(high - low, 1e-6)).clip(0, 1)
+    factor = max(1, -(-_DRAWN_WIDTH // result.image.shape[1]))
+    height, width = (side * factor for side in result.image.shape[:2])
+    image = np.asarray(Image.fromarray(result.image).resize((width, height)))
+    enlarged = F.interpolate(maps[number][None, None], (height, width), mode="bilinear")[0, 0]
+    share = ((enlarged.numpy() - low) / max(high - low, 1e-6)).clip(0, 1)
     colours = matplotlib.colormaps[_COLOUR_MAP](share)[..., :3] * 255
-    mixed = (1 - _OPACITY) * result.image + _OPACITY * colours
+    mixed = (1 - _OPACITY) * image + _OPACITY * colours
     return mixed.round().astype(np.uint8), low, high
 
 

@@ -130,16 +130,22 @@ class Page:
     def _lay_answers(self) -> list[Any]:
         gradio = self.gradio
         self.shown = gradio.Dropdown(label="Picture", choices=[], visible=False)
+        self.word = gradio.Dropdown(label="Word", choices=[], elem_id="word", render=False)
+        if "heat map" not in self.tabs:
+            self.word = gradio.State()
         self.notes = gradio.Markdown(visible=False, elem_id="notes")
-        self.word = gradio.Dropdown(label="Word of the heat map", choices=[], visible=False)
         drawings = []
         with gradio.Tabs():
             for tab in self.tabs:
                 with gradio.Tab(tab.capitalize()):
-                    kind = gradio.Image if tab == "heat map" else gradio.AnnotatedImage
-                    options = {"interactive": False} if tab == "heat map" else {}
-                    drawings.append(kind(label=tab.capitalize(), **options))
-        self.found = gradio.Textbox(label="Found", interactive=False, elem_id="found")
+                    if tab == "heat map":
+                        self.word.render()
+                        drawings.append(gradio.Image(label="Heat map", interactive=False))
+                    else:
+                        drawings.append(gradio.AnnotatedImage(label=tab.capitalize()))
+        self.found = gradio.Textbox(
+            label="Found", interactive=False, lines=2, max_lines=8, elem_id="found"
+        )
         self.download = gradio.DownloadButton("Download as COCO json", interactive=False)
         return [*drawings, self.found, self.download]
 
@@ -150,14 +156,18 @@ class Page:
         for event in (self.button.click, self.expression.submit):
             asked = event(self.ask, inputs, first)
             asked.then(self.show, shown, outputs)
-        for event in (self.threshold.release, self.shown.input, self.word.input):
-            event(self.show, shown, outputs)
+        # While the slider moves, only its last place is drawn.
+        changes = [self.threshold.input, self.shown.input]
+        changes += [self.word.input] if "heat map" in self.tabs else []
+        for event in changes:
+            event(self.show, shown, outputs, trigger_mode="always_last", show_progress="hidden")
         examples = find_examples(self.models.cfg) if self.has_words else []
         if examples:
             gradio.Examples(
                 [[[file], words] for file, words in examples],
                 [self.files, self.typed],
                 label="Examples: click one, then Look",
+                example_labels=[", ".join(words) for _, words in examples],
             )
 
     def ask(

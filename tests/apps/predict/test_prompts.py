@@ -159,4 +159,4 @@ def test_a_set_of_another_clip_is_refused(caplog: pytest.LogCaptureFixture) -> N
         make_set().check("other", "tag")
     with caplog.at_level("WARNING"):
         make_set().check("clip", "another")
-    assert "made with the weights tag" in caplog.text
+    assert "made with tag, but MODEL.CLIP.PRETRAINED is another" in caplog.text

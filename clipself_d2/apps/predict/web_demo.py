@@ -87,6 +87,7 @@ class Page:
             interactive=True,
             columns=3,
             height=240,
+            object_fit="contain",
             elem_id="pictures",
         )
         typed = gradio.Dropdown(
@@ -112,6 +113,7 @@ class Page:
                 interactive=True,
                 columns=4,
                 height=140,
+                object_fit="contain",
                 elem_id="references",
             )
             name = gradio.Textbox(label="Its name", placeholder="like the example")

@@ -89,7 +89,7 @@ def test_a_cris_is_asked_expressions(emoji_cfg, tmp_path: Path, pictures: list[P
 
 
 def test_examples_are_pictures_of_the_test_set(emoji_cfg) -> None:
-    cfg = emoji_cfg("fvit_untouched")
+    cfg = emoji_cfg("fvit_untouched", "DATASETS.TEST", ("emoji_ov_val",))
     examples = find_examples(cfg)
     assert 0 < len(examples) <= 4
     assert all(Path(file).is_file() and 0 < len(words) <= 4 for file, words in examples)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.apps.analysis import region_alignment
 from clipself_d2.apps.benchmark import run as benchmark
 from clipself_d2.apps.emoji.prepare import EmojiOptions
 from clipself_d2.apps.emoji.quickstart import QuickstartOptions
@@ -19,6 +18,7 @@ from clipself_d2.apps.emoji.train_clip import EmojiClipOptions
 from clipself_d2.apps.files.text_embeddings import BATCH_SIZE
 from clipself_d2.apps.predict.classify_masks import POOLINGS
 from clipself_d2.clip.precision import PRECISIONS
+from clipself_d2.clip.towers.compiling import COMPILE_MODES
 from clipself_d2.clip.weights.convert import LAYOUTS
 from clipself_d2.data.datasets.semantic import SETS
 from clipself_d2.vocabulary.noun_chunks import PARSERS
@@ -75,7 +75,7 @@ def test_choices_and_defaults_are_those_of_the_code() -> None:
         constants(f"tools/{n}.py") for n in ("analyze_region_alignment", "benchmark")
     )
     assert analysis["PRECISIONS"] == speed["PRECISIONS"] == PRECISIONS
-    assert analysis["STRATEGIES"] == region_alignment.STRATEGIES
+    assert speed["COMPILE_MODES"] == COMPILE_MODES
     assert speed["PARTS"] == tuple(benchmark.PARTS)
     assert constants("tools/classify_masks.py")["POOLINGS"] == POOLINGS
     assert constants("tools/convert_checkpoint.py")["LAYOUTS"] == LAYOUTS

@@ -38,6 +38,25 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help='what to segment with a CRIS config, such as "the dog on the left"; can be repeated',
     )
+    add("--negative", default="", help="words between commas, scored and never reported")
+    add(
+        "--reference",
+        action="append",
+        default=[],
+        help="NAME=PICTURE or NAME=PICTURE@left,top,right,bottom: a class by example; repeatable",
+    )
+    add(
+        "--class-threshold",
+        action="append",
+        default=[],
+        metavar="NAME=SCORE",
+        help="least score of one class; repeatable",
+    )
+    add("--save-classes", type=user_path, help="file (.safetensors) to save the classes to")
+    add("--classes", type=user_path, help="file that --save-classes wrote, in place of words")
+    add("--slice", type=positive, help="side of slices of pictures larger than that, px")
+    add("--slice-overlap", type=share, default=0.25, help="share of a slice its neighbour has")
+    add("--embeddings", action="store_true", help="write embeddings.safetensors of detections")
     add("--confidence-threshold", type=share, default=0.25, help="0 to 1")
     add("--batch-size", type=positive, default=4, help="most pictures of one size at once")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
@@ -57,6 +76,8 @@ def main() -> int:
     from clipself_d2.apps.predict.detector_source import read_detector_config
     from clipself_d2.apps.predict.media import find_inputs
     from clipself_d2.apps.predict.refer_demo import run_refer_demo
+    from clipself_d2.apps.predict.slices import SlicePlan
+    from clipself_d2.apps.predict.wishes import Wishes, parse_reference, parse_threshold
     from clipself_d2.engine.cli import load_config, run_tool, start_logging
 
     def action() -> None:
@@ -69,15 +90,29 @@ def main() -> int:
             cfg = load_config(args.config_file, args.opts)
             run_refer_demo(cfg, find_inputs(args.input), args.output, args.expression)
             return
+        words = None
+        named = args.vocabulary != "custom" or args.custom_vocabulary.strip()
+        # A saved set of classes, or references, need no words.
+        if named or not (args.classes or args.reference):
+            words = choose_vocabulary(args.vocabulary, args.custom_vocabulary)
         run_demo(
             read_detector_config(args.config_file, args.opts),
             args.input,
             args.output,
-            choose_vocabulary(args.vocabulary, args.custom_vocabulary),
+            words,
             args.confidence_threshold,
             webcam=args.webcam,
             batch_size=args.batch_size,
             max_frames=args.max_frames,
+            wishes=Wishes(
+                negative=args.negative.split(",") if args.negative.strip() else (),
+                references=[parse_reference(text) for text in args.reference],
+                thresholds=[parse_threshold(text) for text in args.class_threshold],
+                load_classes=args.classes,
+                save_classes=args.save_classes,
+                slices=args.slice and SlicePlan(args.slice, args.slice_overlap),
+                embeddings=args.embeddings,
+            ),
         )
 
     return run_tool(action, debug=args.debug)

@@ -1,4 +1,4 @@
-"""Serve a web page that detects classes, or segments an expression, in uploaded pictures.
+"""Serve a web page on which a model answers words, examples and sentences about pictures.
 
 Needs gradio: pip install -e ".[demo]".
 """
@@ -25,8 +25,10 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--config-file",
         required=True,
-        help="yaml file: a detector asks for classes, a CRIS for an expression",
+        help="yaml file of a detector, a segmenting model, or a CRIS",
     )
+    add("--referring-config", help="yaml file of a CRIS, for expressions beside words")
+    add("--referring-weights", help="its checkpoint")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
     add("--port", type=whole(1, 65535), default=7860, help="1 to 65535")
     add("--confidence-threshold", type=share, default=0.25, help="of boxes, at first; 0 to 1")
@@ -49,7 +51,17 @@ def main() -> int:
     def action() -> None:
         start_logging()
         cfg = load_config(args.config_file, args.opts)
-        serve(cfg, host=args.host, port=args.port, threshold=args.confidence_threshold)
+        referring = None
+        if args.referring_config:
+            weights = args.referring_weights or ""
+            referring = load_config(args.referring_config, ["MODEL.WEIGHTS", weights])
+        serve(
+            cfg,
+            host=args.host,
+            port=args.port,
+            threshold=args.confidence_threshold,
+            referring=referring,
+        )
 
     return run_tool(action, debug=args.debug)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from clipself_d2.apps.predict.predictor import warn_unseen_words
+from clipself_d2.apps.predict.prompts import warn_unseen_words
 from clipself_d2.clip import TextEncoder, VisionTower, load_clip, load_tower
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
 from clipself_d2.apps.predict.detection_file import DetectionFile
@@ -26,8 +29,10 @@ from clipself_d2.apps.predict.media import (
     read_frames,
     write_film,
 )
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
+from clipself_d2.apps.predict.prompts import parse_typed_classes
 from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
+from clipself_d2.apps.predict.wishes import Wishes, set_wished_classes
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
 
@@ -37,6 +42,8 @@ logger = logging.getLogger(__name__)
 DRAWN_WIDTH = 640
 # All detections, in the output folder.
 DETECTIONS_FILE = "detections.json"
+# Embeddings of them, in their order.
+EMBEDDINGS_FILE = "embeddings.safetensors"
 # Hues of neighbouring classes lie this far apart, as a share of the circle.
 _HUE_STEP = 0.381966
 
@@ -112,12 +119,13 @@ def run_demo(
     cfg: Config,
     inputs: Iterable[str | Path],
     output_dir: Path,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     min_score: float,
     *,
     webcam: int | None = None,
     batch_size: int = 4,
     max_frames: int = 0,
+    wishes: Wishes | None = None,
 ) -> list[Path]:
     """Detect the classes of a vocabulary, draw the boxes, and list all of them in one file.
 
@@ -128,12 +136,13 @@ def run_demo(
         output_dir: Folder for the results: a png for every picture and an mp4 for every video,
             named as they are, and ``detections.json`` of COCO's form; of a model that segments,
             ``panoptic.json`` and the maps in ``panoptic/``.
-        vocabulary: The classes.
+        vocabulary: The classes; None where ``wishes`` name a saved set.
         min_score: Least score kept, in [0, 1].
         webcam: Number of a camera that is read after the inputs, until ``max_frames`` or a keyboard
             interrupt.
         batch_size: Most pictures or frames at once.
         max_frames: Most frames of each video; 0 for all.
+        wishes: What is asked for beside the classes.
 
     Returns:
         Pictures and videos written.
@@ -148,9 +157,10 @@ def run_demo(
     sources += [] if webcam is None else [webcam]
     check_readable(sources)
     predictor = OpenVocabPredictor(cfg, min_score=min_score, batch_size=batch_size)
-    predictor.set_classes(vocabulary)
+    wishes = wishes or Wishes()
+    set_wished_classes(predictor, vocabulary, wishes)
     output_dir.mkdir(parents=True, exist_ok=True)
-    session = _Session(predictor, min_score, output_dir)
+    session = _Session(predictor, min_score, output_dir, wishes)
     films = [source for source in sources if is_video(source)]
     pictures = [source for source in sources if not is_video(source)]
     try:
@@ -161,6 +171,9 @@ def run_demo(
     finally:
         if session.segments.images:
             logger.info("%s: segments", session.segments.save())
+        if session.embeddings:
+            rows = {"embeddings": torch.cat(session.embeddings)}
+            save_file(rows, str(output_dir / EMBEDDINGS_FILE))
         path = output_dir / DETECTIONS_FILE
         session.file.save(path)
         logger.info(
@@ -181,8 +194,12 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 class _Session:
     """Detects, draws and collects, input by input."""
 
-    def __init__(self, predictor: OpenVocabPredictor, min_score: float, output_dir: Path) -> None:
+    def __init__(
+        self, predictor: OpenVocabPredictor, min_score: float, output_dir: Path, wishes: Wishes
+    ) -> None:
         self.predictor = predictor
+        self.options: Any = {"slices": wishes.slices, "embeddings": wishes.embeddings}
+        self.embeddings: list[Tensor] = []
         self.names = predictor.names
         self.min_score = min_score
         self.output_dir = output_dir
@@ -192,7 +209,7 @@ class _Session:
 
     def add_pictures(self, paths: Sequence[Path]) -> None:
         images = [np.asarray(read_picture(path)) for path in paths]
-        outputs = self.predictor.detect_all(images, [str(path) for path in paths])
+        outputs = self.predictor.detect_all(images, [str(path) for path in paths], **self.options)
         for path, image, output in zip(paths, images, outputs, strict=True):
             target = self._target(path.stem, ".png")
             drawn, labels = self._take(image, output, str(path), target.stem)
@@ -214,7 +231,7 @@ class _Session:
             contextlib.suppress(*stop),
         ):
             for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
-                outputs = self.predictor.detect_all(frames)
+                outputs = self.predictor.detect_all(frames, **self.options)
                 for frame, output in zip(frames, outputs, strict=True):
                     found = self._instances(output)
                     add(draw(frame, found, self.names))
@@ -249,7 +266,9 @@ class _Session:
                 "instances; videos need a detector"
             )
         instances: Instances = output["instances"]
-        return instances[instances.scores >= self.min_score]
+        if instances.has("embeddings"):
+            self.embeddings.append(instances.embeddings.cpu())
+        return instances
 
     def _target(self, stem: str, suffix: str) -> Path:
         taken = {path.stem for path in self.written if path.suffix == suffix}

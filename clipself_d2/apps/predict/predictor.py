@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,88 +13,28 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from clipself_d2.apps.predict.detector_source import Config, build_detector
-from clipself_d2.clip import TextEncoder, load_clip
+from clipself_d2.apps.predict.encoded import EncodedPicture, dense_map, embed_boxes, kept_features
+from clipself_d2.apps.predict.prompts import (
+    ClassPrompt,
+    PromptSet,
+    add_negative,
+    parse_prompts,
+    warn_unseen_words,
+)
+from clipself_d2.apps.predict.references import with_references
+from clipself_d2.apps.predict.slices import SlicePlan, merge_slices
+from clipself_d2.clip import TextEncoder, VisionTower, load_clip
 from clipself_d2.clip.registry import project_models
 from clipself_d2.data.pictures import naming_picture, read_picture, upright_rgb
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
+from clipself_d2.parts.image_tower import load_original_tower
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
-from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, use_vocabulary
+from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
 
-Picture = np.ndarray | Image.Image | str | Path
-
-# Of unseen words, a warning shows so many, and of each so many characters.
-_MOST_WORDS, _SHOWN = 10, 40
-
-
-def parse_classes(entries: Sequence[str]) -> Vocabulary:
-    """Turn words into classes.
-
-    Args:
-        entries: A class each; behind semicolons its synonyms, whose embeddings are averaged with
-            that of the name: "police car;squad car".
-
-    Returns:
-        The vocabulary; its classes have the places of the entries.
-
-    Raises:
-        ValueError: If there is no class, or an entry is blank, comes twice or is no text.
-    """
-    if isinstance(entries, str) or not isinstance(entries, Sequence):
-        raise ValueError(f"classes are a list of texts, got {entries!r:.80}; write [...] around it")
-    groups = [_parse_class(entry) for entry in entries]
-    if not any(groups):
-        raise ValueError('there is no class; give names such as "police car;squad car"')
-    if not all(groups):
-        raise ValueError(
-            f"entry {groups.index([])} of the classes is blank; detections are numbered by the "
-            "places of the classes, so name it or drop it"
-        )
-    synonyms = tuple(
-        tuple(word for word in dict.fromkeys(words) if word != name) for name, *words in groups
-    )
-    names = tuple(words[0] for words in groups)
-    return Vocabulary(names, (True,) * len(names), synonyms=synonyms if any(synonyms) else ())
-
-
-def parse_typed_classes(text: str) -> Vocabulary:
-    """Turn a line of text into classes.
-
-    Args:
-        text: Classes between commas, each as an entry of ``parse_classes``; a comma may end it.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: As ``parse_classes``.
-    """
-    return parse_classes(text.strip().removesuffix(",").split(","))
-
-
-def _parse_class(entry: object) -> list[str]:
-    """Name and synonyms of an entry, nothing of a blank one."""
-    if not isinstance(entry, str):
-        raise ValueError(f"classes are texts, got {entry!r}")
-    return [word.strip() for word in entry.split(";") if word.strip()]
-
-
-def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> None:
-    """Warn of words that the embedded CLIP never read.
-
-    Args:
-        text: A text tower; those trained on web text have no such words.
-        name: Name of its CLIP.
-        words: Words or sentences typed by the user.
-    """
-    unseen = text.unseen_words(list(dict.fromkeys(words)))
-    if unseen:
-        shown = ", ".join(word[:_SHOWN] for word in unseen[:_MOST_WORDS])
-        more = len(unseen) - _MOST_WORDS
-        message = "%s never read the words %s in training; expect noise for them"
-        logger.warning(message, name, f"{shown} and {more} more" if more > 0 else shown)
+Picture = np.ndarray | Image.Image | str | Path | EncodedPicture
 
 
 class OpenVocabPredictor:
@@ -149,53 +89,93 @@ class OpenVocabPredictor:
         self.batch_size = batch_size
         self.model = source.model
         self._resize = source.augmentation
-        if min_score is not None:
-            # Low scores are dropped before they are sorted and suppressed, which is faster.
-            parts: list[Any] = [*self.model.modules()]
-            for part in parts:
-                if hasattr(part, "test_score_thresh"):
-                    part.test_score_thresh = min_score
-        self._segments = any(
-            isinstance(part, SegmentTextClassifier) for part in source.model.modules()
-        )
-        self._embeddings: TextEmbeddings | None = None
+        parts: list[Any] = [*self.model.modules()]
+        self._thresholded = [part for part in parts if hasattr(part, "test_score_thresh")]
+        if min_score is None:
+            min_score = min((part.test_score_thresh for part in self._thresholded), default=0.0)
+        self.min_score = min_score
+        self._segments = any(isinstance(part, SegmentTextClassifier) for part in parts)
+        self._prompts: PromptSet | None = None
         # The model holds one vocabulary at a time.
         self._turn = threading.Lock()
         # Of the embedded CLIP, the only one that knows which words it never read.
         self._text: TextEncoder | None = None
+        # CLIP's own image tower, which embeds references.
+        self._tower: VisionTower | None = None
+
+    @property
+    def prompts(self) -> PromptSet | None:
+        """What is detected, as it was set; None stands for the classes of the training."""
+        return self._prompts
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, by ``pred_classes``: those set, or those of the training."""
-        if self._embeddings is None:
+        if self._prompts is None:
             return training_vocabulary(self.cfg).names
-        return self._embeddings.vocabulary.names
+        return self._prompts.names
 
     @property
     def thing_mask(self) -> tuple[bool, ...] | None:
         """Which of the classes are things; None where all are."""
-        if self._embeddings is None:
+        if self._prompts is None:
             return training_vocabulary(self.cfg).thing_mask
-        return self._embeddings.vocabulary.thing_mask
+        mask = self._prompts.embeddings.vocabulary.thing_mask
+        return mask and mask[: self._prompts.num_reported]
 
-    def set_classes(self, classes: Sequence[str] | Vocabulary) -> None:
+    def set_classes(
+        self,
+        classes: Sequence[str | ClassPrompt] | Vocabulary | PromptSet,
+        negative: Sequence[str] = (),
+    ) -> None:
         """Choose what is detected from now on.
 
         Args:
-            classes: Names, each with synonyms behind semicolons as ``parse_classes`` reads them; or
-                a vocabulary, whose base and novel classes are fused with CLIP differently. Words
-                count as base classes; those of a panoptic model are base where the training has
-                the word, and stuff where they are stuff there.
+            classes: As of ``make_prompts``; or what that, or ``PromptSet.load``, gave.
+            negative: As of ``make_prompts``.
 
         Raises:
-            ValueError: If there is no class, or the detector knows the classes of its training
-                alone.
+            ValueError: As of ``make_prompts``, or if a set is of another CLIP.
+        """
+        if not isinstance(classes, PromptSet):
+            prompts = self.make_prompts(classes, negative)
+            if prompts is not None:
+                self._prompts = prompts
+            return
+        clip = self.cfg.MODEL.CLIP
+        classes.check(clip.NAME, clip.PRETRAINED)
+        self._prompts = classes
+
+    def make_prompts(
+        self, classes: Sequence[str | ClassPrompt] | Vocabulary, negative: Sequence[str] = ()
+    ) -> PromptSet | None:
+        """Embed classes, without setting them.
+
+        Args:
+            classes: Names, each with synonyms behind semicolons as ``parse_classes`` reads them, or
+                ``ClassPrompt`` with reference pictures or a threshold of its own; or a vocabulary,
+                whose base and novel classes are fused with CLIP differently. Words count as base
+                classes; those of a panoptic model are base, and stuff, where the training's are.
+            negative: Words that are scored beside the classes and never reported: what looks more
+                like one of them is none of the classes.
+
+        Returns:
+            The set; None for the classes of the training of a detector that knows no others.
+
+        Raises:
+            ValueError: If there is no class, or the detector has no text classes.
         """
         given = isinstance(classes, Vocabulary)
-        vocabulary = classes if isinstance(classes, Vocabulary) else parse_classes(classes)
+        prompts: Sequence[ClassPrompt] = ()
+        if isinstance(classes, Vocabulary):
+            vocabulary = classes
+        else:
+            vocabulary, prompts = parse_prompts(classes)
+        count = vocabulary.num_classes
+        vocabulary = add_negative(vocabulary, negative)
         if not any(isinstance(module, TextClassifier) for module in self.model.modules()):
             if given and vocabulary.names == self.names:
-                return
+                return None
             raise ValueError(
                 f"{type(self.model).__name__} of this config has no text classifier: it knows the "
                 f"{len(self.names)} classes of its training alone; take a config with text "
@@ -204,20 +184,47 @@ class OpenVocabPredictor:
         clip = self.cfg.MODEL.CLIP
         if clip.NAME in project_models():
             self._text = self._text or load_clip(clip.NAME, clip.PRETRAINED or None).text
-            words = [*vocabulary.names, *(w for group in vocabulary.synonyms for w in group)]
+            silent = {prompt.name for prompt in prompts if not prompt.words}
+            words = [word for group in vocabulary.words for word in group if word not in silent]
             warn_unseen_words(self._text, clip.NAME, words)
         if not given and self._segments:
             vocabulary = vocabulary.novel_to(training_vocabulary(self.cfg))
-        self._embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
+        embeddings = read_text_embeddings(self.cfg, vocabulary, same_names=False)
+        if any(prompt.references for prompt in prompts):
+            if getattr(self.model, "words", None) is not None:
+                raise ValueError(
+                    f"{type(self.model).__name__} of this config embeds words by a text tower that "
+                    "it has trained, to which references cannot be compared; give words alone"
+                )
+            self._tower = self._tower or load_original_tower(self.cfg).to(self._device)
+            embeddings = with_references(embeddings, prompts, self._tower, self._read)
+        return PromptSet(
+            embeddings,
+            tuple(prompt.min_score for prompt in prompts) or (None,) * count,
+            tuple(len(prompt.references) for prompt in prompts),
+        )
+
+    def encode(self, picture: Picture) -> EncodedPicture:
+        """Prepare a picture for several vocabularies.
+
+        Args:
+            picture: As of a call.
+
+        Returns:
+            The picture, to be given in its place: the image tower runs at the first call only.
+        """
+        return EncodedPicture(self._read(picture), _name(picture))
 
     def __call__(
-        self, pictures: Picture | Sequence[Picture]
+        self, pictures: Picture | Sequence[Picture], **options: Any
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Detect.
 
         Args:
-            pictures: One picture or a list of any sizes: file, PIL image, or (H, W, 3) uint8 array
-                in ``array_format``. Files and PIL images are turned upright by their EXIF data.
+            pictures: One picture or a list of any sizes: file, PIL image, (H, W, 3) uint8 array in
+                ``array_format``, or of ``encode``. Files and PIL images are turned upright by their
+                EXIF data.
+            options: Of ``detect_all``.
 
         Returns:
             For one picture the model's output, whose ``instances`` are in pixels of the picture;
@@ -225,38 +232,111 @@ class OpenVocabPredictor:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If one is no picture, or an array of another form.
+            ValueError: If one is no picture.
         """
         if isinstance(pictures, list | tuple):
-            return self.detect_all(pictures)
+            return self.detect_all(pictures, **options)
         single: Any = pictures
-        return self.detect_all([single])[0]
+        return self.detect_all([single], **options)[0]
 
     def detect_all(
-        self, pictures: Sequence[Picture], names: Sequence[str] = ()
+        self,
+        pictures: Sequence[Picture],
+        names: Sequence[str] = (),
+        *,
+        prompts: PromptSet | None = None,
+        embeddings: bool = False,
+        slices: SlicePlan | None = None,
     ) -> list[dict[str, Any]]:
         """Detect in several pictures.
 
         Args:
             pictures: As of a call.
             names: What an error calls each; () names files, and of other pictures the type.
+            prompts: Classes for this call alone, of ``make_prompts``; None takes those set.
+            embeddings: Whether instances have ``embeddings``, (R, D) of unit norm: the mean of the
+                dense CLIP map inside of their boxes.
+            slices: How pictures larger than a slice are cut; None looks at the whole picture.
 
         Returns:
             The model's output for each.
         """
-        images = [self._read(picture) for picture in pictures]
         names = names or [_name(picture) for picture in pictures]
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(images):
-            by_size.setdefault(image.shape, []).append(number)
+        keep = [isinstance(picture, EncodedPicture) for picture in pictures]
+        whole: list[Any] = [
+            picture if kept else EncodedPicture(self._read(picture), name)
+            for picture, name, kept in zip(pictures, names, keep, strict=True)
+        ]
+        with torch.no_grad(), self._turn:
+            prompts = prompts or self._prompts
+            with self._vocabulary(prompts), self._thresholds(prompts):
+                outputs = self._run(whole, keep, embeddings)
+                if slices is not None:
+                    outputs = [
+                        self._slice(picture, output, slices, embeddings)
+                        for picture, output in zip(whole, outputs, strict=True)
+                    ]
+        if prompts is None:
+            return outputs
+        return [prompts.report(output, self.min_score) for output in outputs]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _run(
+        self, pictures: Sequence[EncodedPicture], keep: Sequence[bool], embeddings: bool
+    ) -> list[dict[str, Any]]:
+        """Pictures of one size together; those whose features are kept by themselves."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, picture in enumerate(pictures):
+            key = (number,) if keep[number] else picture.image.shape
+            groups.setdefault(key, []).append(number)
         outputs: dict[int, dict[str, Any]] = {}
-        with torch.no_grad(), self._turn, self._vocabulary():
-            for numbers in by_size.values():
-                for start in range(0, len(numbers), self.batch_size):
-                    batch = numbers[start : start + self.batch_size]
-                    items = [self._prepare(images[number], names[number]) for number in batch]
+        for numbers in groups.values():
+            for start in range(0, len(numbers), self.batch_size):
+                batch = numbers[start : start + self.batch_size]
+                items = [self.prepare(pictures[number]) for number in batch]
+                first = pictures[batch[0]]
+                if not (keep[batch[0]] or embeddings):
                     outputs.update(zip(batch, self.model(items), strict=True))
-        return [outputs[number] for number in range(len(images))]
+                    continue
+                with kept_features(self.model, first.features) as seen:
+                    outputs.update(zip(batch, self.model(items), strict=True))
+                if keep[batch[0]]:
+                    first.features = seen[0]
+                for place, (number, item) in enumerate(zip(batch, items, strict=True)):
+                    if embeddings:
+                        self._embed(outputs[number], item, seen[0], place)
+        return [outputs[number] for number in range(len(pictures))]
+
+    def _embed(self, output: Any, item: dict[str, Any], features: Any, place: int) -> None:
+        height, width = item["image"].shape[1:]
+        scale = (width / item["width"], height / item["height"])
+        # Of a model without a map this says so.
+        dense, stride = dense_map(self.model, features)
+        found = output["instances"]
+        boxes = found.pred_boxes.tensor
+        found.embeddings = embed_boxes(dense[place], stride, boxes, scale)
+
+    def _slice(
+        self, picture: EncodedPicture, output: dict[str, Any], plan: SlicePlan, embeddings: bool
+    ) -> dict[str, Any]:
+        places = plan.cut(*picture.image.shape[:2])
+        if len(places) == 1:
+            return output
+        if set(output) != {"instances"}:
+            raise ValueError(
+                f"slices need a detector of boxes; {type(self.model).__name__} gives "
+                f"{', '.join(output)}; leave the slices out"
+            )
+        parts = [
+            EncodedPicture(picture.image[top:bottom, left:right], picture.name)
+            for left, top, right, bottom in places
+        ]
+        found = self._run(parts, [False] * len(parts), embeddings)
+        merged = merge_slices(output["instances"], [part["instances"] for part in found], places)
+        return {"instances": merged}
 
     def _read(self, picture: Picture) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB."""
@@ -276,12 +356,26 @@ class OpenVocabPredictor:
             )
         return picture if self.array_format == "RGB" else picture[:, :, ::-1]
 
-    def _vocabulary(self) -> AbstractContextManager[None]:
-        if self._embeddings is None:
-            return nullcontext()
-        return use_vocabulary(self.model, self._embeddings)
+    def _vocabulary(self, prompts: PromptSet | None) -> AbstractContextManager[None]:
+        return nullcontext() if prompts is None else use_vocabulary(self.model, prompts.embeddings)
 
-    def _prepare(self, image: np.ndarray, name: str) -> dict[str, Any]:
+    @contextmanager
+    def _thresholds(self, prompts: PromptSet | None) -> Iterator[None]:
+        """Let the model keep what the most lenient class wants: fewer boxes are sorted faster."""
+        own = () if prompts is None else prompts.min_scores
+        least = min([self.min_score, *(score for score in own if score is not None)])
+        former = [part.test_score_thresh for part in self._thresholded]
+        for part in self._thresholded:
+            part.test_score_thresh = least
+        try:
+            yield
+        finally:
+            for part, value in zip(self._thresholded, former, strict=True):
+                part.test_score_thresh = value
+
+    def prepare(self, picture: EncodedPicture) -> dict[str, Any]:
+        """Make a picture the model's input: ``image`` (3, H, W), ``height`` and ``width``, px."""
+        image = picture.image
         pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
         inputs = T.AugInput(pixels)
         height, width = image.shape[:2]
@@ -289,7 +383,7 @@ class OpenVocabPredictor:
             self._resize(inputs)
         except ValueError as error:
             raise ValueError(
-                f"image {name} of {width} x {height} px cannot be scaled to the size of "
+                f"image {picture.name} of {width} x {height} px cannot be scaled to the size of "
                 f"test images ({error}); cut it to a shape less extreme"
             ) from error
         tensor = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))).float()
@@ -298,6 +392,8 @@ class OpenVocabPredictor:
 
 def _name(picture: Picture) -> str:
     """The file of a picture, or what it is."""
+    if isinstance(picture, EncodedPicture):
+        return picture.name
     if isinstance(picture, str | Path):
         return str(picture)
     return str(getattr(picture, "filename", "") or f"given as {type(picture).__name__}")

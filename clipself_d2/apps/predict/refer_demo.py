@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clipself_d2.apps.predict.demo import DRAWN_WIDTH, new_name
 from clipself_d2.apps.predict.detector_source import find_checkpoint
 from clipself_d2.apps.predict.media import check_readable
-from clipself_d2.apps.predict.predictor import warn_unseen_words
+from clipself_d2.apps.predict.prompts import warn_unseen_words
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.letterbox import letterbox_image

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from clipself_d2.parts.json_file import write_json
@@ -51,8 +52,10 @@ def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, A
         return ids.cpu().numpy().astype(np.int32), [dict(row) for row in rows]
     if "sem_seg" not in output:
         return None
-    labels = output["sem_seg"].argmax(dim=0).cpu().numpy().astype(np.int32)
-    found = np.unique(labels).tolist()
+    scores, best = output["sem_seg"].max(dim=0)
+    # Where all scores are 0, the best word is a negative one.
+    labels = torch.where(scores > 0, best, -1).cpu().numpy().astype(np.int32)
+    found = np.unique(labels[labels >= 0]).tolist()
     return labels + 1, [{"id": n + 1, "category_id": n, "isthing": False} for n in found]
 
 

@@ -1,47 +1,46 @@
-"""A web page that shows what a detector, or a CRIS, finds in an uploaded picture."""
+"""A web page on which models answer words, examples and sentences about uploaded pictures."""
 
 import importlib
 import logging
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image
 
-from clipself_d2.apps.predict.demo import draw, make_labels
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor, parse_typed_classes
-from clipself_d2.apps.predict.refer_demo import META_ARCHITECTURE, ReferringPredictor, draw_mask
-from clipself_d2.data.pictures import upright_rgb
+from clipself_d2.apps.predict.page_results import (
+    Parts,
+    PictureResult,
+    box_parts,
+    expression_parts,
+    heat_map,
+    panoptic_parts,
+    part_colours,
+    semantic_parts,
+    write_coco,
+)
+from clipself_d2.apps.predict.page_session import (
+    MOST_PICTURES,
+    MOST_WORDS,
+    Answer,
+    Models,
+    Question,
+    find_examples,
+)
 
 logger = logging.getLogger(__name__)
 
-# From a picture (H, W, 3) uint8 RGB, what was typed, and a threshold in [0, 1] to a drawing
-# (H', W', 3) uint8 RGB and a line of text.
-Answer = Callable[[np.ndarray, str, float], tuple[np.ndarray, str]]
-
-
-@dataclass(frozen=True)
-class PageTask:
-    """What a page does.
-
-    Attributes:
-        title: Headline.
-        label: Name of the field for words.
-        placeholder: An example of words, shown in grey.
-        threshold_label: Name of the slider.
-        threshold: Where the slider stands at first, 0 to 1.
-        answer: Called for every question; raises ValueError with a message for the visitor.
-    """
-
-    title: str
-    label: str
-    placeholder: str
-    threshold_label: str
-    threshold: float
-    answer: Answer
+Lister = Callable[[PictureResult, Sequence[str], float], Parts]
+# How the parts of a tab are listed.
+LISTERS: dict[str, Lister] = {
+    "boxes": lambda result, names, least: box_parts(result, names, least, masks=False),
+    "masks": lambda result, names, least: box_parts(result, names, least, masks=True),
+    "panoptic": panoptic_parts,
+    "semantic": semantic_parts,
+    "expression": lambda result, _, least: expression_parts(result, least),
+}
+UPLOAD_LIMIT = "20mb"
 
 
 def load_gradio() -> Any:
@@ -54,125 +53,244 @@ def load_gradio() -> Any:
         raise ValueError('the web page needs gradio; run pip install -e ".[demo]"') from error
 
 
-def choose_task(cfg: CfgNode, threshold: float = 0.25) -> PageTask:
-    """Load the model and say what to ask it.
+class Page:
+    """The page: pictures, words and options on the left, answers on the right.
 
     Args:
-        cfg: The whole config; MODEL.WEIGHTS is the model.
-        threshold: Least score of a box at first, in [0, 1]; a CRIS starts at its own.
-
-    Returns:
-        Expressions for META_ARCHITECTURE CRIS, classes for a detector.
+        gradio: The module, 5.0 or newer.
+        models: What answers.
+        threshold: Where the slider stands at first, 0 to 1.
+        folder: Folder for the files that visitors download.
     """
-    if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
-        predictor = ReferringPredictor(cfg)
-        return PageTask(
-            title="Segment what a sentence refers to",
+
+    def __init__(self, gradio: Any, models: Models, threshold: float, folder: Path) -> None:
+        self.gradio, self.models, self.folder = gradio, models, folder
+        self.tabs = models.tabs
+        self.has_words = models.predictor is not None
+        with gradio.Blocks(title="Open vocabulary", analytics_enabled=False) as self.blocks:
+            gradio.Markdown("# What is in your pictures?\nType words, show an example, or both.")
+            self.answer = gradio.State(Answer())
+            with gradio.Row():
+                with gradio.Column(min_width=300, scale=2):
+                    inputs = self._lay_questions(threshold)
+                with gradio.Column(min_width=300, scale=3):
+                    outputs = self._lay_answers()
+            self._connect(inputs, outputs)
+
+    def _lay_questions(self, threshold: float) -> list[Any]:
+        gradio, words = self.gradio, self.has_words
+        chips = {"multiselect": True, "allow_custom_value": True, "choices": [], "value": []}
+        files = gradio.Gallery(
+            label=f"Pictures, at most {MOST_PICTURES}",
+            type="filepath",
+            file_types=["image"],
+            interactive=True,
+            columns=3,
+            height=240,
+            object_fit="contain",
+            elem_id="pictures",
+        )
+        typed = gradio.Dropdown(
+            label=f"Words, at most {MOST_WORDS}",
+            info="Press Enter after each; synonyms behind semicolons: police car;squad car",
+            visible=words,
+            elem_id="words",
+            **chips,
+        )
+        expression = gradio.Textbox(
             label="Expression",
             placeholder="the dog on the left",
-            threshold_label="Least probability of a pixel",
-            threshold=predictor.model.mask_threshold,
-            answer=segment_answer(predictor),
+            visible="expression" in self.tabs,
+            elem_id="expression",
         )
-    return PageTask(
-        title="Detect the classes you name",
-        label="Classes between commas, synonyms of one behind semicolons",
-        placeholder="dog, police car;squad car",
-        threshold_label="Least score of a box",
-        threshold=threshold,
-        answer=detect_answer(OpenVocabPredictor(cfg)),
-    )
+        with gradio.Accordion(
+            "Examples, negative words, large pictures", open=False, visible=words
+        ):
+            references = gradio.Gallery(
+                label="Pictures of one class, cut out",
+                type="filepath",
+                file_types=["image"],
+                interactive=True,
+                columns=4,
+                height=140,
+                object_fit="contain",
+                elem_id="references",
+            )
+            name = gradio.Textbox(label="Its name", placeholder="like the example")
+            negative = gradio.Dropdown(label="Negative words, never reported", **chips)
+            every = gradio.Checkbox(label="No words: look for all of a built-in list (LVIS)")
+            slices = gradio.Dropdown(
+                label="Cut larger pictures into slices of, px", choices=[0, 320, 640, 1024], value=0
+            )
+        self.threshold = gradio.Slider(
+            0.0, 1.0, value=threshold, step=0.01, label="Least score", elem_id="threshold"
+        )
+        self.button = gradio.Button("Look", variant="primary", elem_id="look")
+        self.typed, self.files, self.expression = typed, files, expression
+        return [files, typed, negative, name, references, every, slices, expression]
 
+    def _lay_answers(self) -> list[Any]:
+        gradio = self.gradio
+        self.shown = gradio.Dropdown(label="Picture", choices=[], visible=False)
+        self.word = gradio.Dropdown(label="Word", choices=[], elem_id="word", render=False)
+        if "heat map" not in self.tabs:
+            self.word = gradio.State()
+        self.notes = gradio.Markdown(visible=False, elem_id="notes")
+        drawings = []
+        with gradio.Tabs():
+            for tab in self.tabs:
+                with gradio.Tab(tab.capitalize()):
+                    if tab == "heat map":
+                        self.word.render()
+                        drawings.append(gradio.Image(label="Heat map", interactive=False))
+                    else:
+                        drawings.append(gradio.AnnotatedImage(label=tab.capitalize()))
+        self.found = gradio.Textbox(
+            label="Found", interactive=False, lines=2, max_lines=8, elem_id="found"
+        )
+        self.download = gradio.DownloadButton("Download as COCO json", interactive=False)
+        return [*drawings, self.found, self.download]
 
-def segment_answer(predictor: ReferringPredictor) -> Answer:
-    """Answer expressions: draw the mask and count its pixels."""
+    def _connect(self, inputs: list[Any], outputs: list[Any]) -> None:
+        gradio = self.gradio
+        shown = [self.answer, self.shown, self.word, self.threshold]
+        first = [self.answer, self.shown, self.word, self.notes]
+        for event in (self.button.click, self.expression.submit):
+            asked = event(self.ask, inputs, first)
+            asked.then(self.show, shown, outputs)
+        # While the slider moves, only its last place is drawn.
+        changes = [self.threshold.input, self.shown.input]
+        changes += [self.word.input] if "heat map" in self.tabs else []
+        for event in changes:
+            event(self.show, shown, outputs, trigger_mode="always_last", show_progress="hidden")
+        examples = find_examples(self.models.cfg) if self.has_words else []
+        if examples:
+            gradio.Examples(
+                [[[file], words] for file, words in examples],
+                [self.files, self.typed],
+                label="Examples: click one, then Look",
+                example_labels=[", ".join(words) for _, words in examples],
+            )
 
-    def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
-        (output,) = predictor(image, [text])
-        mask = (output["ref_mask_prob"] > threshold).numpy()
-        share = f"{int(mask.sum())} pixels, {mask.mean():.1%} of the picture"
-        return draw_mask(image, mask, text), share if mask.any() else "nothing found"
+    def ask(
+        self,
+        files: list[tuple[str, str | None]] | None,
+        words: list[str] | None,
+        negative: list[str] | None,
+        name: str,
+        references: list[tuple[str, str | None]] | None,
+        every_word: bool,
+        slice_size: int,
+        expression: str,
+    ) -> list[Any]:
+        """Answer a visitor; the arguments are the widgets of the left column.
 
-    return answer
-
-
-def detect_answer(predictor: OpenVocabPredictor) -> Answer:
-    """Answer lists of classes: draw the boxes and list them."""
-
-    def answer(image: np.ndarray, text: str, threshold: float) -> tuple[np.ndarray, str]:
-        predictor.set_classes(parse_typed_classes(text))
-        output: Any = predictor(image)
-        found = output["instances"].to("cpu")
-        found = found[found.scores >= threshold]
-        names = predictor.names
-        labels = make_labels(found, names)
-        return draw(image, found, names), ", ".join(labels) or "nothing found"
-
-    return answer
-
-
-def build_page(gradio: Any, task: PageTask) -> Any:
-    """Lay the page out: picture, words and threshold on the left, the answer on the right.
-
-    Args:
-        gradio: The module, 4.0 or newer.
-        task: What the page does.
-
-    Returns:
-        Gradio's page, not yet served.
-    """
-    # The model holds one vocabulary at a time.
-    lock = threading.Lock()
-
-    def respond(
-        picture: Image.Image | None, text: str | None, threshold: float
-    ) -> tuple[np.ndarray, str]:
-        if picture is None:
-            raise gradio.Error("there is no picture; upload one")
+        Returns:
+            Values of the answer, the two choices and the notes.
+        """
+        question = Question(
+            files=[path for path, _ in files or []],
+            words=[word.strip() for word in words or [] if word.strip()],
+            negative=negative or [],
+            reference_name=name or "",
+            references=[path for path, _ in references or []],
+            every_word=every_word,
+            slice_size=int(slice_size or 0),
+            expression=expression or "",
+        )
         try:
-            image = np.asarray(upright_rgb(picture))
-            with lock:
-                return task.answer(image, text or "", threshold)
-        except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            answer = self.models.answer(question)
+        except (ValueError, FileNotFoundError) as error:
+            raise self.gradio.Error(str(error)) from error
+        gradio, names = self.gradio, [result.name for result in answer.results]
+        pictures = [(name, number) for number, name in enumerate(names)]
+        heat = answer.results[0].heat_Khw is not None and "heat map" in self.tabs
+        choices = [(name, number) for number, name in enumerate(answer.names)] if heat else []
+        notes = "\n".join(f"- {note}" for note in answer.notes)
+        return [
+            answer,
+            gradio.Dropdown(choices=pictures, value=0, visible=len(pictures) > 1),
+            gradio.Dropdown(
+                choices=choices if heat else [], value=0 if heat else None, visible=heat
+            ),
+            gradio.Markdown(f"**Note**\n{notes}", visible=bool(notes)),
+        ]
 
-    with gradio.Blocks(title=task.title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {task.title}")
-        with gradio.Row():
-            with gradio.Column():
-                picture = gradio.Image(type="pil", label="Picture")
-                text = gradio.Textbox(label=task.label, placeholder=task.placeholder)
-                threshold = gradio.Slider(
-                    0.0, 1.0, value=task.threshold, label=task.threshold_label
-                )
-                button = gradio.Button("Run")
-            with gradio.Column():
-                drawing = gradio.Image(label="Answer", interactive=False)
-                found = gradio.Textbox(label="Found", interactive=False)
-        for event in (button.click, text.submit):
-            event(respond, [picture, text, threshold], [drawing, found])
-    return page
+    def show(self, answer: Answer, number: int, word: int, least: float) -> list[Any]:
+        """Draw an answer; the model is not asked again.
+
+        Args:
+            answer: Of ``ask``.
+            number: The picture.
+            word: Class of the heat map.
+            least: Least score.
+
+        Returns:
+            Values of the tabs, the list of what was found and the download.
+        """
+        gradio = self.gradio
+        if not answer.results:
+            return [gradio.skip()] * (len(self.tabs) + 2)
+        result, names = answer.results[number or 0], answer.names
+        values: list[Any] = []
+        found: list[str] = []
+        for tab in self.tabs:
+            if tab == "heat map":
+                values.append(self._heat(result, names, word or 0))
+                continue
+            parts = LISTERS[tab](result, names, least)
+            colours = part_colours(parts, names)
+            values.append(gradio.AnnotatedImage((result.image, parts), color_map=colours))
+            if not found:
+                found = [label for _, label in parts]
+        path = self.folder / answer.key / "detections.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_coco(answer.results, names, least, path)
+        text = ", ".join(found) or "nothing found; a lower least score shows more"
+        return [*values, text, gradio.DownloadButton(value=str(path), interactive=True)]
+
+    def _heat(self, result: PictureResult, names: Sequence[str], word: int) -> Any:
+        if result.heat_Khw is None:
+            return None
+        drawn, low, high = heat_map(result, word)
+        label = f"{names[word]}: from {low:.2f} (dark) to {high:.2f} (bright)"
+        return self.gradio.Image(drawn, label=label)
 
 
-def serve(cfg: CfgNode, *, host: str, port: int, threshold: float = 0.25) -> None:
+def serve(
+    cfg: CfgNode,
+    *,
+    host: str,
+    port: int,
+    threshold: float = 0.25,
+    referring: CfgNode | None = None,
+) -> None:
     """Serve the page until a keyboard interrupt.
 
     Args:
         cfg: The whole config; MODEL.WEIGHTS is the model.
         host: Address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 all networks.
         port: Port, 1 to 65535.
-        threshold: As of ``choose_task``.
+        threshold: Where the slider stands at first, 0 to 1.
+        referring: Config of a CRIS beside a detector; None: none.
 
     Raises:
-        ValueError: If gradio is not installed, the port cannot be had, or as of ``choose_task``.
+        ValueError: If gradio is not installed, the port cannot be had, or as of ``Models``.
         FileNotFoundError: If a file is missing.
     """
     gradio = load_gradio()
-    page = build_page(gradio, choose_task(cfg, threshold))
-    logger.info("Serving http://%s:%d; stop with Ctrl-C", host, port)
-    try:
-        page.launch(server_name=host, server_port=port)
-    except OSError as error:
-        raise ValueError(
-            f"cannot listen at {host}:{port} ({error}); give another --port or --host"
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="clipself_d2_") as folder:
+        page = Page(gradio, Models(cfg, referring), threshold, Path(folder))
+        logger.info("Serving http://%s:%d; stop with Ctrl-C", host, port)
+        examples = [str(Path(file).parent) for file, _ in find_examples(cfg)]
+        try:
+            page.blocks.launch(
+                server_name=host,
+                server_port=port,
+                max_file_size=UPLOAD_LIMIT,
+                allowed_paths=[folder, *dict.fromkeys(examples)],
+            )
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen at {host}:{port} ({error}); give another --port or --host"
+            ) from error

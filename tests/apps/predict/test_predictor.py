@@ -11,83 +11,14 @@ from detectron2.structures import Instances
 from PIL import Image
 
 import clipself_d2
-from clipself_d2.apps.predict.predictor import (
-    OpenVocabPredictor,
-    parse_classes,
-    parse_typed_classes,
-)
+from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
+from clipself_d2.apps.predict.prompts import ClassPrompt
+from clipself_d2.apps.predict.slices import SlicePlan
 from clipself_d2.clip import model as clip_model
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
 from clipself_d2.vocabulary import Vocabulary
-
-
-def test_semicolons_part_synonyms() -> None:
-    vocabulary = parse_classes([" police car ; squad car;", "owl", "dog;puppy;dog"])
-    assert vocabulary.names == ("police car", "owl", "dog")
-    assert vocabulary.synonyms == (("squad car",), (), ("puppy",))
-    assert vocabulary.base_mask == (True, True, True)
-    assert parse_classes(["cat", "dog"]).synonyms == ()
-
-
-@pytest.mark.parametrize("entries", [[], ["", " ; "]])
-def test_no_class_is_refused(entries: list[str]) -> None:
-    with pytest.raises(ValueError, match="there is no class"):
-        parse_classes(entries)
-
-
-@pytest.mark.parametrize("entries", ["dog", {"dog", "owl"}, {"dog": 1}, None])
-def test_what_is_no_list_is_refused(entries: object) -> None:
-    with pytest.raises(ValueError, match="a list of texts"):
-        parse_classes(entries)
-
-
-@pytest.mark.parametrize(
-    ("entries", "complaint"),
-    [
-        (["dog", "", "owl"], "entry 1 of the classes is blank"),
-        (["dog", "owl", " ; "], "entry 2 of the classes is blank"),
-        (["dog", "owl", "dog;puppy"], r"repeats \['dog'\]"),
-        (["dog", 1], "classes are texts, got 1"),
-        ([None], "classes are texts, got None"),
-    ],
-)
-def test_no_class_changes_its_place(entries: list, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        parse_classes(entries)
-
-
-def test_typed_classes_stand_between_commas() -> None:
-    assert parse_typed_classes(" police car, dog;puppy, ").names == ("police car", "dog")
-    with pytest.raises(ValueError, match="entry 1 of the classes is blank"):
-        parse_typed_classes("dog,,owl")
-
-
-@pytest.fixture
-def detector_cfg(emoji_cfg, tmp_path: Path):
-    """Function from a config name to a config with a checkpoint of random weights."""
-
-    def make(name: str = "fvit_untouched"):
-        cfg = emoji_cfg(name, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-        # Without weights the text tower is another one whenever it is built.
-        cfg.MODEL.CLIP.PRETRAINED = "emoji"
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
-        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-        torch.manual_seed(0)
-        torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "model.pth")
-        return cfg
-
-    return make
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    return tmp_path / "model.pth"
-
-
-@pytest.fixture
-def pictures(emoji_data: Path) -> list[Path]:
-    return sorted((emoji_data / "emoji" / "val").glob("*.jpg"))
 
 
 def same(one: Instances, other: Instances) -> bool:
@@ -189,7 +120,7 @@ def test_synonyms_are_averaged_with_the_name_and_unseen_ones_warned_of(
 def test_a_vocabulary_keeps_its_novel_classes(detector_cfg, weights: Path) -> None:
     predictor = OpenVocabPredictor(detector_cfg(), weights)
     predictor.set_classes(Vocabulary.from_names(["dog", "owl"], novel=["owl"]))
-    with predictor._vocabulary():
+    with predictor._vocabulary(predictor.prompts):
         classifier = predictor.model.roi_heads.box_predictor.classifier
         assert classifier.base_mask.tolist() == [True, False]
 
@@ -300,3 +231,35 @@ def test_zero_shot_detectors_need_no_checkpoint_of_their_own(emoji_cfg) -> None:
     assert not cfg.MODEL.WEIGHTS
     predictor = OpenVocabPredictor(cfg)
     assert type(predictor.model).__name__ == "OfflineProposalRCNN"
+
+
+def test_one_slice_gives_what_one_pass_gives(
+    detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    whole = predictor(pictures[0])["instances"]
+    side = max(whole.image_size)
+    assert same(predictor(pictures[0], slices=SlicePlan(side))["instances"], whole)
+    several = predictor(pictures[0], slices=SlicePlan(side // 2))["instances"]
+    assert several.image_size == whole.image_size
+    assert not same(several, whole)
+    assert several.pred_boxes.tensor.min() >= 0
+
+
+def test_prompt_free_means_a_built_in_list(
+    detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    predictor.set_classes(resolve_vocabulary("lvis_v1"))
+    assert len(predictor.names) == 1203
+    assert predictor(pictures[0])["instances"].pred_classes.max() < 1203
+
+
+def test_a_lenient_class_lowers_the_models_threshold_for_the_call(
+    detector_cfg, weights: Path, pictures: list[Path]
+) -> None:
+    predictor = OpenVocabPredictor(detector_cfg(), weights, min_score=0.99)
+    predictor.set_classes(["dog", ClassPrompt("owl", min_score=0.0)])
+    found = predictor(pictures[0])["instances"]
+    assert set(found.pred_classes.tolist()) == {1}
+    assert predictor.model.roi_heads.box_predictor.test_score_thresh == 0.0

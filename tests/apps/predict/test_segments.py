@@ -89,4 +89,12 @@ def test_typed_words_are_stuff_and_novel_where_the_training_says_so(panoptic) ->
     stuff = predictor.names[-1]
     predictor.set_classes(["zebra crossing", stuff])
     assert predictor.thing_mask == (True, False)
-    assert predictor._embeddings.vocabulary.base_mask == (False, True)
+    assert predictor.prompts.embeddings.vocabulary.base_mask == (False, True)
+
+
+def test_pixels_without_a_score_have_no_segment() -> None:
+    scores = torch.zeros(2, 2, 2)
+    scores[1, 0, 0] = 0.5
+    ids, rows = segments_of({"sem_seg": scores})
+    assert ids.tolist() == [[2, 0], [0, 0]]
+    assert [row["category_id"] for row in rows] == [1]

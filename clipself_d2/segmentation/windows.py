@@ -67,7 +67,7 @@ class WindowPlan:
         if not self.canvas_size:
             return whole
         side, canvas = self.window_size, max(self.canvas_size, self.window_size)
-        total = whole.new_zeros((len(whole), canvas, canvas))
+        total = whole.new_zeros((whole.shape[0], canvas, canvas))
         count = whole.new_zeros((canvas, canvas))
         for (row, column), score in zip(self.corners(), scores[:-1], strict=True):
             total[:, row : row + side, column : column + side] += score

@@ -265,7 +265,7 @@ class TokenTower(VisionTower):
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def _seen_tokens(masks: Sequence[Tensor], grid: Grid, num_images: int) -> Tensor:

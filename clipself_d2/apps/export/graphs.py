@@ -50,6 +50,8 @@ class Graph:
         embed: From words to the inputs that stand for them; None for an image tower.
         multiple: Number of which height and width are multiples.
         most_classes: Largest number of classes.
+        traced: Whether ONNX is made from a trace; else from torch.export.
+        square: Side of the pictures where torch.export does not follow another; 0: it does.
         boxes: Whether the outputs are detections, of which the number changes.
     """
 
@@ -60,6 +62,8 @@ class Graph:
     embed: Callable[[Sequence[str]], dict[str, Tensor]] | None = None
     multiple: int = 1
     most_classes: int = 10_000
+    traced: bool = False
+    square: int = 0
     boxes: bool = False
     about: dict[str, object] = field(default_factory=dict)
 
@@ -83,11 +87,12 @@ def tower_graph(tower: VisionTower, blocks: Sequence[int] = ()) -> Graph:
         return (_pictures(number, _pick(_BATCHES, number), height, width),)
 
     return Graph(
-        module=_Tower(tower, blocks),
+        module=_Tower(tower, blocks).eval(),
         inputs={"images": ("batch", 3, "height", "width")},
         outputs=("dense", *(f"block{number}" for number in blocks)),
         example=example,
         multiple=side,
+        traced=True,
         about={"clip": tower.name, "pixels": "RGB, 0 to 255"},
     )
 
@@ -143,12 +148,13 @@ def _detector_graph(model: nn.Module, cfg: CfgNode, about: dict[str, object]) ->
 
     inputs: dict[str, Dims] = {"image": (3, "height", "width"), "text": ("classes", width)}
     return Graph(
-        module=_Detector(model),
+        module=_Detector(model).eval(),
         inputs={**inputs, **({"base": ("classes",)} if rcnn else {})},
         outputs=("boxes", "scores", "classes", *(["masks"] if masks else [])),
         example=example,
         embed=embed,
         boxes=True,
+        traced=True,
         about={
             **about,
             "boxes": "XYXY in pixels of the image given",
@@ -175,7 +181,7 @@ def _segmentor_graph(model: CATSegmentor, cfg: CfgNode, about: dict[str, object]
     # A list as long as the aggregator's would be filled up no more, a longer one cut.
     limits = (model.options.shortlist, model.aggregator.list_length, 10_000)
     return Graph(
-        module=_Segmentor(model),
+        module=_Segmentor(model).eval(),
         inputs={
             "image": (3, "height", "width"),
             "text": ("classes", model.classifier.embed_dim),
@@ -200,12 +206,12 @@ def _referring_graph(model: CRIS, cfg: CfgNode, about: dict[str, object]) -> Gra
     def example(number: int) -> tuple[Tensor, ...]:
         sentences = [f"a {word} on the left" for word in ["dog", "cat", "car"]]
         text = embed(sentences[: _pick(_BATCHES, number)])
-        square = side + divisor * number
+        square = side + divisor * (number > 1)
         return (_pictures(number, len(text["words"]), square, square), *text.values())
 
     words, state, _ = embed(["a dog"]).values()
     return Graph(
-        module=_Referring(model),
+        module=_Referring(model).eval(),
         inputs={
             "images": ("batch", 3, "height", "width"),
             "words": ("batch", length, words.shape[-1]),
@@ -216,6 +222,7 @@ def _referring_graph(model: CRIS, cfg: CfgNode, about: dict[str, object]) -> Gra
         example=example,
         embed=embed,
         multiple=divisor,
+        square=side,
         about={**about, "images": f"letterboxed to {side} x {side}"},
     )
 

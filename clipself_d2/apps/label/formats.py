@@ -17,8 +17,8 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
 
     Args:
         path: json file.
-        rows: ``file_name``, ``width``, ``height`` and ``annotations`` of each picture, as Detectron2
-            makes them, with the class's place as ``category_id``.
+        rows: ``file_name``, ``width``, ``height`` and ``annotations`` of each picture, as
+            Detectron2 makes them, with the class's place as ``category_id``.
         classes: Names of the classes; category n + 1 is class n.
     """
     images, annotations = [], []
@@ -27,6 +27,7 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
         for label in row["annotations"]:
             width, height = label["bbox"][2:]
             mask = label.get("segmentation")
+            area = round(width * height, 2) if mask is None else int(mask_coder.area(mask))
             annotations.append(
                 {
                     **label,

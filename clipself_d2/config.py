@@ -329,3 +329,6 @@ def _add_test(cfg: CN) -> None:
     # Whether classes are prompted by a synonym (class_synonyms of the metadata), where they have
     # one, instead of by their name.
     cfg.TEST.SYNONYMS = False
+    # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
+    # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.
+    cfg.TEST.PICTURES = 0

@@ -93,6 +93,10 @@ def prompted(cfg: CfgNode) -> object:
     return words_of_test_set(cfg, "emoji_ov_val")[0].names
 
 
+def hooks(cfg: CfgNode) -> object:
+    return [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+
+
 def cached(cfg: CfgNode) -> object:
     training_embeddings(cfg)
     folder = cfg.MODEL.VOCABULARY.CACHE_DIR
@@ -197,6 +201,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
+    ("TEST.PICTURES", 1, "fvit_untouched", hooks, ("TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ("emoji_ov_val",))),
 ]  # fmt: skip
 
 

@@ -34,9 +34,7 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
                     "id": len(annotations) + 1,
                     "image_id": number,
                     "category_id": label["category_id"] + 1,
-                    "area": round(width * height, 2)
-                    if mask is None
-                    else int(mask_coder.area(mask)),
+                    "area": area,
                     "iscrowd": 0,
                 }
             )

@@ -113,6 +113,7 @@ CATSEG_MODEL: tuple[str, Probe, tuple[object, ...]] = (
     model,
     (WORDS + "DATASET", "three_stuffs"),
 )
+SCORED = ("TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ("emoji_ov_val",))
 TRAINED = (CLIP + "TRAINABLE_BLOCKS", -1)
 # Key, value, recipe, probe, and what the recipe needs beside; {tmp} is a folder with small files.
 MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
@@ -201,7 +202,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
-    ("TEST.PICTURES", 1, "fvit_untouched", hooks, ("TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ("emoji_ov_val",))),
+    ("TEST.PICTURES", 1, "fvit_untouched", hooks, SCORED),
 ]  # fmt: skip
 
 

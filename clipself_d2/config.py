@@ -365,3 +365,6 @@ def _add_test(cfg: CN) -> None:
     # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings
     # of all), mean_with_name, or random:SEED. One that another class is called by is passed over.
     cfg.TEST.SYNONYM_MODE = "first"
+    # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
+    # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.
+    cfg.TEST.PICTURES = 0

@@ -102,6 +102,10 @@ def prompted(cfg: CfgNode) -> object:
     return words_of_test_set(cfg, "emoji_ov_val")[0].names
 
 
+def hooks(cfg: CfgNode) -> object:
+    return [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+
+
 def cached(cfg: CfgNode) -> object:
     training_embeddings(cfg)
     folder = cfg.MODEL.VOCABULARY.CACHE_DIR
@@ -119,6 +123,7 @@ CATSEG_MODEL: tuple[str, Probe, tuple[object, ...]] = (
     model,
     (WORDS + "DATASET", "three_stuffs"),
 )
+SCORED = ("TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ("emoji_ov_val",))
 TRAINED = (CLIP + "TRAINABLE_BLOCKS", -1)
 # Key, value, recipe, probe, and what the recipe needs beside; {tmp} is a folder with small files.
 MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
@@ -218,6 +223,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
     ("TEST.SYNONYM_MODE", "index:1", "fvit_untouched", prompted, ("TEST.SYNONYMS", True)),
+    ("TEST.PICTURES", 1, "fvit_untouched", hooks, SCORED),
 ]  # fmt: skip
 
 

@@ -133,7 +133,8 @@ class ClipViTPyramid(PyramidBackbone):
         for level, stride in enumerate(self.strides):
             tap = features[f"block{self.bottom_up.tap_blocks[level]}"]
             adapted = self.adapters[level](tap)
-            grid = (-(-height // stride), -(-width // stride))
+            # Not minus a floor of a negative, which ONNX would round towards zero.
+            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
             aligned = resample(adapted, self._tap_strides[level], stride, grid)
             laterals.append(self.laterals[level](aligned))
         for level in reversed(range(len(laterals) - 1)):

@@ -123,7 +123,7 @@ class ClipViTSimplePyramid(PyramidBackbone):
         levels = []
         for number, stride in enumerate(self.strides):
             scaled = self.scalers[number](features[self._tap_name])
-            grid = (-(-height // stride), -(-width // stride))
+            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
             aligned = resample(scaled, self._tap_strides[number], stride, grid)
             levels.append(self.outputs[number](aligned))
         return self.add_top(levels, features[CLIP_FEATURE])

@@ -131,7 +131,7 @@ class ClipViTStages(PyramidBackbone):
         stages = {}
         for number, (name, stride) in enumerate(zip(self._names, self.strides, strict=True)):
             tap = features[f"block{self.bottom_up.tap_blocks[number]}"]
-            grid = (-(-height // stride), -(-width // stride))
+            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
             aligned = resample(self.adapters[number](tap), self._tap_strides[number], stride, grid)
             stages[name] = self.laterals[number](aligned)
         return {**stages, CLIP_FEATURE: features[CLIP_FEATURE]}

@@ -49,8 +49,8 @@ class DenseTextScore(nn.Module):
             (N, A * K, h, w) logits, the classes of an anchor side by side.
         """
         embedded = self.embed(feature).unflatten(1, (self.num_anchors, self.classifier.embed_dim))
-        logits = self.classifier(embedded.movedim(2, -1))
-        return logits.movedim(-1, 2).flatten(1, 2)
+        logits = self.classifier(embedded.permute(0, 1, 3, 4, 2))
+        return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 class TextHeadMixin:

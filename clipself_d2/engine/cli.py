@@ -205,7 +205,14 @@ def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) 
         return trainer.evaluate_weights(cfg, resume=args.resume)
     session = trainer(cfg)
     session.resume_or_load(resume=args.resume)
-    return session.train()
+    results = session.train()
+    logging.getLogger(__name__).info(
+        "finished: %s holds results.json, metrics.json, log.txt and the checkpoint "
+        "model_final.pth; look at the curves by tensorboard --logdir %s, or by "
+        "python tools/plot_metrics.py %s",
+        *(cfg.OUTPUT_DIR,) * 3,
+    )
+    return results
 
 
 def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:

@@ -40,6 +40,7 @@ from clipself_d2.engine.evaluate import (
 from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
+from clipself_d2.engine.pictures import ValidationPictures
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
@@ -80,6 +81,9 @@ class Trainer(DefaultTrainer):
         # Before the evaluation, whose hours a signal need not wait for.
         place = next((i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)), len(hooks))
         hooks.insert(place, StopOnSignal(self.checkpointer, self._trainer.model))
+        shown = self.cfg.TEST.PICTURES and self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST
+        if shown and comm.is_main_process():
+            hooks.insert(place, ValidationPictures(self.cfg))
         return hooks
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:

@@ -76,7 +76,7 @@ class TextClassifier(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number K of classes, background not counted."""
-        return int(self.embeddings_KD.shape[0])
+        return self.embeddings_KD.shape[0]
 
     def set_embeddings(
         self, embeddings_KD: Tensor, base_mask: Tensor, background: Tensor | None

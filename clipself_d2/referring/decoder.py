@@ -69,7 +69,9 @@ class CrisDecoder(nn.Module):
         words_TNC = self.word_proj(words).transpose(0, 1)
         dim, device = features.shape[1], features.device
         cell_positions = map_positions(grid, dim, device)[:, None].to(features.dtype)
-        word_positions = line_positions(len(words_TNC), dim, device)[:, None].to(words_TNC.dtype)
+        word_positions = line_positions(words_TNC.shape[0], dim, device)[:, None].to(
+            words_TNC.dtype
+        )
         for layer in self.layers:
             cells_SNC = layer(cells_SNC, words_TNC, padding, cell_positions, word_positions)
         return self.norm(cells_SNC).permute(1, 2, 0).unflatten(2, grid)

@@ -112,7 +112,7 @@ def add_coordinates(features: Tensor) -> Tensor:
     height, width = features.shape[2:]
     x = torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
     y = torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)
-    shape = (len(features), 1, height, width)
+    shape = (features.shape[0], 1, height, width)
     return torch.cat([features, x.expand(shape), y[:, None].expand(shape)], dim=1)
 
 

@@ -127,19 +127,19 @@ class CostAggregator(nn.Module):
         with torch.autocast(dense.device.type, enabled=False):
             text = F.normalize(text_TD.float(), dim=-1)
             cost = torch.einsum("ndhw,td->nthw", F.normalize(dense.float(), dim=1), text)
-        num_classes = len(text_TD)
+        num_classes = text_TD.shape[0]
         limits = [limit for limit in (shortlist, self.list_length) if limit]
         length = min([num_classes, *limits])
-        text_guide = self.text(text).expand(len(dense), -1, -1)
+        text_guide = self.text(text).expand(dense.shape[0], -1, -1)
         chosen = None
         if length < num_classes:
             chosen = cost.flatten(2).amax(dim=-1).topk(length, dim=1).indices
-            rows = torch.arange(len(cost), device=cost.device)[:, None]
+            rows = torch.arange(cost.shape[0], device=cost.device)[:, None]
             cost, text_guide = cost[rows, chosen], text_guide[rows, chosen]
         logits = self._aggregate(cost, text_guide, guides, pooling)
         if chosen is None:
             return logits
-        full = logits.new_full((len(cost), num_classes, *logits.shape[-2:]), _LEFT_OUT)
+        full = logits.new_full((cost.shape[0], num_classes, *logits.shape[-2:]), _LEFT_OUT)
         return full.scatter(1, chosen[:, :, None, None].expand_as(logits), logits)
 
     def _aggregate(

@@ -79,7 +79,7 @@ class _WindowBlock(nn.Module):
         )
         mask = _apart_mask((height, width), size, shift, cells.device)
         if mask is not None:
-            mask = mask.repeat(len(cells), 1, 1)[:, None].to(query.dtype)
+            mask = mask.repeat(cells.shape[0], 1, 1)[:, None].to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).flatten(2)
         cells = cells + _from_windows(self.project(mixed), (height, width), size, shift)
@@ -104,7 +104,7 @@ def _to_windows(cells: Tensor, size: int, shift: int) -> Tensor:
 
 
 def _from_windows(windows: Tensor, grid: tuple[int, int], size: int, shift: int) -> Tensor:
-    rows, columns = -(-grid[0] // size), -(-grid[1] // size)
+    rows, columns = (grid[0] + size - 1) // size, (grid[1] + size - 1) // size
     parts = windows.reshape(-1, rows, columns, size, size, windows.shape[-1]).transpose(2, 3)
     cells = parts.reshape(-1, rows * size, columns * size, windows.shape[-1])
     if shift:
@@ -120,7 +120,7 @@ def _apart_mask(
     After the roll a window at the lower or right border holds cells of both borders, and of the
     padding; cells see those of their own region.
     """
-    sides = [-(-side // size) * size for side in grid]
+    sides = [(side + size - 1) // size * size for side in grid]
     if not shift and tuple(sides) == grid:
         return None
     regions = []

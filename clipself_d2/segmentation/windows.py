@@ -75,7 +75,7 @@ class WindowPlan:
         for number, (row, column) in enumerate(self.corners()):
             score = next(views)
             if not number:
-                total = score.new_zeros((len(score), canvas, canvas))
+                total = score.new_zeros((score.shape[0], canvas, canvas))
                 count = score.new_zeros((canvas, canvas))
             total[:, row : row + side, column : column + side] += score
             count[row : row + side, column : column + side] += 1

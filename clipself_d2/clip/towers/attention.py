@@ -140,7 +140,7 @@ def window_attention(
     query, key, value = (
         _to_windows(part[:, :, num_prefix:], grid, height, width) for part in heads
     )
-    num_windows = len(query) // len(heads.query)
+    num_windows = query.shape[0] // heads.query.shape[0]
     outputs = []
     if num_prefix:
         prefix = heads.query[:, :, :num_prefix]
@@ -153,7 +153,7 @@ def window_attention(
     if grid[0] % height or grid[1] % width:
         real = _to_windows(query.new_ones((1, 1, grid[0] * grid[1], 1)), grid, height, width)
         real = F.pad(real[..., 0], (num_prefix, 0), value=1.0).bool()
-        mask = real[:, :, None].repeat(len(heads.query), 1, 1, 1)
+        mask = real[:, :, None].repeat(heads.query.shape[0], 1, 1, 1)
     patches = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     outputs.append(_from_windows(patches, grid, height, width))
     return torch.cat(outputs, dim=2)
@@ -174,7 +174,7 @@ def _to_windows(patches: Tensor, grid: tuple[int, int], height: int, width: int)
 def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
     """Undo ``_to_windows`` and crop the padding."""
     _, num_heads, _, channels = windows.shape
-    rows, columns = -(-grid[0] // height), -(-grid[1] // width)
+    rows, columns = (grid[0] + height - 1) // height, (grid[1] + width - 1) // width
     cells = windows.reshape(-1, rows, columns, num_heads, height, width, channels)
     cells = cells.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return cells[:, :, : grid[0], : grid[1]].flatten(2, 3)

@@ -36,7 +36,8 @@ def resize_positions(
         raise ValueError(
             f"position table has {len(table_TC)} rows, not {num_prefix} + {native[0]}x{native[1]}"
         )
-    if native == grid:
+    # A graph for any grid has no such branch; resizing to the same grid changes no bit.
+    if not torch.compiler.is_exporting() and native == grid:
         return table_TC
     patches = table_TC[num_prefix:].T.reshape(1, -1, *native)
     resized = F.interpolate(patches.float(), grid, mode="bicubic", align_corners=False)

@@ -353,7 +353,7 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
     cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
     attended_SND = _attend(cells_SNC, cells_SNC, pool)
     return attended_SND.permute(1, 2, 0).reshape(
-        len(features), attended_SND.shape[2], height, width
+        features.shape[0], attended_SND.shape[2], height, width
     )
 
 

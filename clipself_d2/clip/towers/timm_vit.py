@@ -98,7 +98,7 @@ class TimmViTTower(TokenTower):
         if hasattr(stem, "norm"):
             tokens = stem.norm(tokens)
         if self.num_prefix:
-            cls = trunk.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+            cls = trunk.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         if trunk.pos_embed is not None:
             positions = self.positions(trunk.pos_embed, grid, num_prefix=self.num_placed)

@@ -397,4 +397,4 @@ def _own(result: Tensor) -> Tensor:
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)

@@ -70,7 +70,7 @@ class OpenClipViTTower(TokenTower):
             visual.positional_embedding, (patches.shape[2], patches.shape[3]), num_prefix=1
         )
         tokens = patches.flatten(2).transpose(1, 2)
-        cls = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        cls = visual.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         tokens = torch.cat([cls, tokens], dim=1) + positions.to(tokens.dtype)
         return visual.ln_pre(tokens), None
 

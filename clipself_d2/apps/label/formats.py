@@ -1,0 +1,78 @@
+"""Files of annotations: COCO's here, the others by supervision."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as mask_coder
+
+from clipself_d2.parts.json_file import write_json
+
+LABELS_FILE = "labels.json"
+FORMS = ("coco", "yolo", "voc")
+
+
+def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    """Write annotations in COCO's form.
+
+    Args:
+        path: json file.
+        rows: ``file_name``, ``width``, ``height`` and ``annotations`` of each picture, as
+            Detectron2 makes them, with the class's place as ``category_id``.
+        classes: Names of the classes; category n + 1 is class n.
+    """
+    images, annotations = [], []
+    for number, row in enumerate(rows, 1):
+        images.append({"id": number, **{k: row[k] for k in ("file_name", "width", "height")}})
+        for label in row["annotations"]:
+            width, height = label["bbox"][2:]
+            mask = label.get("segmentation")
+            area = round(width * height, 2) if mask is None else int(mask_coder.area(mask))
+            annotations.append(
+                {
+                    **label,
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label["category_id"] + 1,
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    write_json(path, content, indent=1)
+
+
+def write_other(form: str, output: Path, root: Path, classes: Sequence[str]) -> None:
+    """Turn the COCO file into files of another form by supervision.
+
+    Args:
+        form: yolo or voc.
+        output: Folder with the COCO file; ``<form>/labels`` is written, and for yolo
+            ``<form>/data.yaml``.
+        root: Folder of the pictures.
+        classes: Names of the classes.
+
+    Raises:
+        ValueError: If supervision is missing, or the pictures lie in shards.
+    """
+    try:
+        import supervision  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            f"--format {form} is written by supervision; install it by pip install "
+            "'clipself_d2[supervision]', or take --format coco"
+        ) from error
+    if root == Path("/"):
+        raise ValueError(f"--format {form} needs pictures in a folder; take --format coco")
+    folder = output / form
+    data = supervision.DetectionDataset.from_coco(
+        images_directory_path=str(root), annotations_path=str(output / LABELS_FILE)
+    )
+    if form == "yolo":
+        data.as_yolo(
+            annotations_directory_path=str(folder / "labels"),
+            data_yaml_path=str(folder / "data.yaml"),
+        )
+    else:
+        data.as_pascal_voc(annotations_directory_path=str(folder / "labels"))

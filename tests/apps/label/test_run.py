@@ -1,0 +1,107 @@
+"""Labels of a folder: thresholds, going on after a kill, shares, and a data set that loads."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from PIL import Image
+
+from clipself_d2.apps.label.ontology import LabelClass
+from clipself_d2.apps.label.run import LabelOptions, label, read_rows
+from clipself_d2.data.datasets.custom import resolve_dataset_names
+
+CLASSES = (LabelClass("dog", ("dog", "puppy"), 0.4), LabelClass("cat", ("cat",), 0.6))
+
+
+class FakePredictor:
+    """Says of every picture: a dog of score 0.5 and a cat of score 0.5; stops after some."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.seen: list[str] = []
+        self.limit = limit
+        self.model = self
+
+    def set_classes(self, classes: list[str]) -> None:
+        self.classes = classes
+
+    def detect_all(self, paths: list[str]) -> list[dict[str, Instances]]:
+        if len(self.seen) >= self.limit:
+            raise KeyboardInterrupt
+        self.seen += paths
+        return [{"instances": self._found()} for _ in paths]
+
+    def _found(self) -> Instances:
+        found = Instances((30, 40))
+        found.pred_boxes = Boxes(torch.tensor([[1.0, 2, 11, 22], [0, 0, 5, 5]]))
+        found.scores, found.pred_classes = torch.tensor([0.5, 0.5]), torch.tensor([0, 1])
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / f"in/{number}.png")
+    return tmp_path / "in"
+
+
+def options(source: Path | str, output: Path, **more: object) -> LabelOptions:
+    return LabelOptions(str(source), output, CLASSES, batch_size=1, **more)  # type: ignore[arg-type]
+
+
+def test_labels_are_a_data_set_that_loads(folder: Path, tmp_path: Path, catalogs: None) -> None:
+    predictor = FakePredictor()
+    path = label(predictor, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    assert predictor.classes == ["dog;puppy", "cat"]
+    name = f"coco_json:{path}:{folder}"
+    resolve_dataset_names([name])
+    records = DatasetCatalog.get(name)
+    assert [Path(record["file_name"]).name for record in records] == [f"{n}.png" for n in range(5)]
+    # The cat is below its threshold.
+    assert [[a["category_id"] for a in record["annotations"]] for record in records] == [[0]] * 5
+    assert records[0]["annotations"][0]["bbox"] == [1, 2, 10, 20]
+    assert (tmp_path / "out/contact_sheet.png").is_file()
+
+
+def test_a_killed_run_goes_on_and_labels_nothing_twice(folder: Path, tmp_path: Path) -> None:
+    killed, second = FakePredictor(limit=2), FakePredictor()
+    with pytest.raises(KeyboardInterrupt):
+        label(killed, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    (part,) = (tmp_path / "out/parts").iterdir()
+    part.write_text(part.read_text()[:-30])
+    label(second, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    # The second line was cut, so that its picture is done again.
+    assert [Path(name).stem for name in second.seen] == ["1", "2", "3", "4"]
+    assert len(list(read_rows(tmp_path / "out"))) == 5
+    assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 5
+
+
+def test_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
+    label(FakePredictor(), options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="another input, ontology, config or checkpoint"):
+        label(FakePredictor(), options(folder, tmp_path / "out", settings="x"))  # type: ignore[arg-type]
+
+
+def test_processes_share_the_members_of_a_shard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "a-000.tar", "w") as shard:
+        for file in sorted(folder.iterdir()):
+            shard.add(file, file.name)
+    seen = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    for rank in (1, 0):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        predictor = FakePredictor()
+        (tmp_path / "out/parts").mkdir(parents=True, exist_ok=True)
+        label(predictor, options(tmp_path / "a-{000..000}.tar", tmp_path / "out"))  # type: ignore[arg-type]
+        seen.append([name.partition("::")[2][0] for name in predictor.seen])
+    assert seen == [["1", "3"], ["0", "2", "4"]]
+    assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 5

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from clipself_d2.apps.benchmark import run as benchmark
+from clipself_d2.apps.emoji.compare_distillers import METHODS
 from clipself_d2.apps.emoji.prepare import EmojiOptions
 from clipself_d2.apps.emoji.quickstart import QuickstartOptions
 from clipself_d2.apps.emoji.train_clip import EmojiClipOptions
+from clipself_d2.apps.export.run import FORMATS
 from clipself_d2.apps.files.text_embeddings import BATCH_SIZE
+from clipself_d2.apps.label.formats import FORMS
 from clipself_d2.apps.predict.classify_masks import POOLINGS
 from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.clip.towers.compiling import COMPILE_MODES
@@ -76,6 +79,9 @@ def test_choices_and_defaults_are_those_of_the_code() -> None:
     )
     assert analysis["PRECISIONS"] == speed["PRECISIONS"] == PRECISIONS
     assert speed["COMPILE_MODES"] == COMPILE_MODES
+    assert constants("tools/compare_distillers.py")["METHODS"] == tuple(METHODS)
+    assert constants("tools/export.py")["FORMATS"] == FORMATS
+    assert constants("tools/label.py")["FORMS"] == FORMS
     assert speed["PARTS"] == tuple(benchmark.PARTS)
     assert constants("tools/classify_masks.py")["POOLINGS"] == POOLINGS
     assert constants("tools/convert_checkpoint.py")["LAYOUTS"] == LAYOUTS

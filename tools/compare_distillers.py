@@ -5,12 +5,17 @@ import shlex
 import sys
 from pathlib import Path
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.emoji.compare_distillers import METHODS, CompareOptions, run_comparison
-from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.command_line.flags import count, positive
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser, user_path
 
+METHODS = (
+    "untouched",
+    "CLIPSelf",
+    "SC-CLIPSelf",
+    "DeCLIP",
+    "SynCLIP",
+    "DenseRC",
+    "DenseVLM",
+)
 EXAMPLE = "python tools/compare_distillers.py --seeds 1 --iterations 200"
 
 
@@ -27,9 +32,14 @@ def main() -> int:
     parser.add_argument("--iterations", type=positive, default=750, help="of each distillation")
     parser.add_argument("--detector-iterations", type=count, default=0, help="of F-ViT; 0: none")
     parser.add_argument("--seeds", type=positive, default=3, help="number of seeds")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.emoji.compare_distillers import CompareOptions, run_comparison
+    from clipself_d2.engine.cli import run_tool
+
     debug = args.pop("debug")
     command = f"python {shlex.join(sys.argv)}"
     for name in ("output", "data_root"):

@@ -2,16 +2,15 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec
-from clipself_d2.apps.export.graphs import Graph, default_words, model_graph, tower_graph
-from clipself_d2.apps.export.run import FORMATS, export_graph
-from clipself_d2.apps.paths import user_path
-from clipself_d2.apps.predict.detector_source import build_detector
-from clipself_d2.command_line.flags import count
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import count, tool_parser, user_path
 
+if TYPE_CHECKING:
+    from clipself_d2.apps.export.graphs import Graph
+
+SPEC_FORM = "[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]"
+FORMATS = ("onnx", "torch_export", "torchscript")
 EXAMPLE = (
     "python tools/export.py --config-file configs/emoji/fvit_clipself.yaml --format onnx "
     '--output output/fvit.onnx --words "police car,dog" '
@@ -19,7 +18,7 @@ EXAMPLE = (
 )
 
 
-def read_graph(args: argparse.Namespace) -> tuple[Graph, list[str]]:
+def read_graph(args: argparse.Namespace) -> "tuple[Graph, list[str]]":
     """Build what the flags ask for.
 
     Args:
@@ -28,6 +27,10 @@ def read_graph(args: argparse.Namespace) -> tuple[Graph, list[str]]:
     Returns:
         The graph, and the words to embed.
     """
+    from clipself_d2.apps.analysis.tower_spec import TowerSpec
+    from clipself_d2.apps.export.graphs import default_words, model_graph, tower_graph
+    from clipself_d2.apps.predict.detector_source import build_detector
+
     words = [word.strip() for word in args.words.split(",") if word.strip()]
     if args.tower:
         if args.config_file or words:
@@ -56,6 +59,10 @@ def main() -> int:
     add("--words", default="", help="classes (CRIS: sentences) between commas, for .words.npz")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
     args = parser.parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.export.run import export_graph
+    from clipself_d2.engine.cli import run_tool, start_logging
 
     def action() -> None:
         start_logging()

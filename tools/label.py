@@ -4,17 +4,9 @@ import argparse
 import sys
 from functools import partial
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.label.formats import FORMS
-from clipself_d2.apps.label.ontology import read_ontology
-from clipself_d2.apps.label.run import LabelOptions, label
-from clipself_d2.apps.paths import user_path
-from clipself_d2.apps.predict.detector_source import read_detector_config
-from clipself_d2.apps.predict.predictor import OpenVocabPredictor
-from clipself_d2.command_line.flags import count, positive, share
-from clipself_d2.command_line.launch import run_processes
-from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import count, positive, share, tool_parser, user_path
 
+FORMS = ("coco", "yolo", "voc")
 EXAMPLE = (
     "python tools/label.py --config-file configs/emoji/fvit_clipself.yaml "
     "--input datasets/emoji/val --ontology ontology.json --output output/labels "
@@ -28,6 +20,13 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: Flags.
     """
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.label.ontology import read_ontology
+    from clipself_d2.apps.label.run import LabelOptions, label
+    from clipself_d2.apps.predict.detector_source import read_detector_config
+    from clipself_d2.apps.predict.predictor import OpenVocabPredictor
+    from clipself_d2.engine.cli import start_logging
+
     start_logging()
     classes = read_ontology(args.ontology, args.confidence_threshold)
     predictor = OpenVocabPredictor(
@@ -58,6 +57,10 @@ def main() -> int:
     add("--num-gpus", type=count, default=1, help="processes, where torchrun starts none")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs; for a .py file key=value")
     args = parser.parse_args()
+
+    from clipself_d2.command_line.launch import run_processes
+    from clipself_d2.engine.cli import run_tool
+
     flags = argparse.Namespace(
         num_gpus=args.num_gpus, num_machines=1, machine_rank=0, dist_url="auto"
     )

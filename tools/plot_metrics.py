@@ -2,9 +2,7 @@
 
 import sys
 
-from clipself_d2.apps.analysis.plot_metrics import plot_metrics
-from clipself_d2.apps.paths import user_path
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import tool_parser, user_path
 
 EXAMPLE = "python tools/plot_metrics.py output/run_a output/run_b --output output/metrics.png"
 
@@ -21,6 +19,9 @@ def main() -> int:
     add("--only", nargs="+", default=[], help="beginnings of names, such as loss bbox/AP50")
     add("--output", type=user_path, default=user_path("metrics.png"), help="default: metrics.png")
     args = parser.parse_args()
+
+    from clipself_d2.apps.analysis.plot_metrics import plot_metrics
+    from clipself_d2.engine.cli import run_tool
 
     def action() -> None:
         names = plot_metrics(args.folders, args.output, args.only)

@@ -4,11 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.emoji.segmentation import SegmentationOptions, run_segmentation
-from clipself_d2.apps.paths import add_data_root, user_path
-from clipself_d2.command_line.flags import count
-from clipself_d2.engine.cli import run_tool, tool_parser
+from clipself_d2_cli.flags import add_data_root, count, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/run_segmentation.py --students output/quickstart/clipself/model_final.pth "
@@ -33,6 +29,11 @@ def main() -> int:
     parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.emoji.segmentation import SegmentationOptions, run_segmentation
+    from clipself_d2.engine.cli import run_tool
+
     debug = args.pop("debug")
     args["students"] = tuple(path.resolve() for path in args["students"])
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()

@@ -3,11 +3,7 @@
 import argparse
 import sys
 
-import clipself_d2  # noqa: F401  (registers everything)
-from clipself_d2.apps.paths import user_path
-from clipself_d2.apps.predict.search import run_search
-from clipself_d2.command_line.flags import positive
-from clipself_d2.engine.cli import load_config, run_tool, start_logging, tool_parser
+from clipself_d2_cli.flags import positive, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/search_regions.py --config-file configs/emoji/fvit_clipself.yaml "
@@ -43,6 +39,10 @@ def main() -> int:
         Exit code.
     """
     args = make_parser().parse_args()
+
+    import clipself_d2  # noqa: F401  (registers everything)
+    from clipself_d2.apps.predict.search import run_search
+    from clipself_d2.engine.cli import load_config, run_tool, start_logging
 
     def action() -> None:
         start_logging()

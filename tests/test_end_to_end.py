@@ -29,8 +29,8 @@ def quickstart(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     done = run(
         python, "tools/quickstart.py", "--output", folder / "out", "--data-root", folder / "data",
-        "--train", 24, "--val", 8, "--rpn-iterations", 30, "--distill-iterations", 4,
-        "--detector-iterations", 4, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+        "--train", 16, "--val", 4, "--rpn-iterations", 10, "--distill-iterations", 2,
+        "--detector-iterations", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
         data_root=folder / "data",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]

@@ -70,10 +70,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.multi_process
-def test_an_error_in_one_of_two_processes_is_one_sentence(tmp_path: Path) -> None:
+def test_an_error_in_one_of_two_processes_is_one_sentence(python: str, tmp_path: Path) -> None:
     (tmp_path / "fail.py").write_text(FAILING)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "fail.py")]
+    command = [python, str(tmp_path / "fail.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "error: MODEL.X is 3, use 4" in done.stderr
@@ -81,12 +81,15 @@ def test_an_error_in_one_of_two_processes_is_one_sentence(tmp_path: Path) -> Non
 
 
 @pytest.mark.multi_process
-def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(emoji_root, tmp_path) -> None:
+def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(
+    python, emoji_root, tmp_path
+) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "500"]
     keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
     config = ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
+    # A process of its own, which gets the signal.
     command = [sys.executable, str(ROOT / "tools" / "distill_train_net.py"), *config]
     command += ["--num-gpus", "2", "--dist-url", "auto", "INPUT.REGIONS.IMAGE_SIZES", "(64,)"]
     with (tmp_path / "said.txt").open("w") as said:

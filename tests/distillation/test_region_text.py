@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,9 @@ def test_embeddings_of_another_width_are_refused(make_region_text) -> None:
 
 
 @pytest.mark.multi_process
-def test_two_processes_learn_what_one_learns(tmp_path) -> None:
+def test_two_processes_learn_what_one_learns(python, tmp_path) -> None:
     script = Path(__file__).with_name("region_text_two_processes.py")
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [python, str(script), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

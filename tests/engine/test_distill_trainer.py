@@ -150,7 +150,7 @@ def test_a_mixture_with_a_teacher_of_another_clip_is_refused_before_training(
 
 def test_the_loss_falls(emoji_cfg) -> None:
     small = ("INPUT.REGIONS.IMAGE_SIZES", (64,))
-    cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 40, "SOLVER.WARMUP_ITERS", 4, *small)
+    cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 24, "SOLVER.WARMUP_ITERS", 4, *small)
     run(cfg)
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
     losses = [row["total_loss"] for row in rows if "total_loss" in row]
@@ -209,6 +209,7 @@ def test_every_addition_together_takes_a_step(emoji_cfg, monkeypatch) -> None:
         "MODEL.DISTILL.PAD_TO_SQUARE", True, "MODEL.CLIP.WINDOW_SIZE", 4,
         "MODEL.CLIP.ACTIVATION_CHECKPOINTING", True, "MODEL.CLIP.PRECISION", "bf16",
         "SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.MAX_ITER", 2,
+        "INPUT.REGIONS.IMAGE_SIZES", (64,),
     )  # fmt: skip
     trainer = DistillTrainer(cfg)
     trainer.checkpointer._distiller.image_loss_weight = 0.5
@@ -219,7 +220,7 @@ def test_every_addition_together_takes_a_step(emoji_cfg, monkeypatch) -> None:
 
 
 def test_the_region_text_baseline_trains_and_its_loss_falls(emoji_cfg) -> None:
-    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 30, "INPUT.REGIONS.IMAGE_SIZES", (96,))
+    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 16, "INPUT.REGIONS.IMAGE_SIZES", (96,))
     run(cfg)
     rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
     losses = [row["total_loss"] for row in rows if "total_loss" in row]
@@ -262,7 +263,7 @@ def work(name):
         "DATALOADER.NUM_WORKERS", 0, "SOLVER.WARMUP_ITERS", 0,
         # Adam would blow up the rounding of gradients that are zero, such as those of key biases.
         "SOLVER.ADAM_EPS", 1e-3,
-        "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
+        "INPUT.REGIONS.IMAGE_SIZES", (96,), "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
     cfg.freeze()
     Path(cfg.OUTPUT_DIR).mkdir(parents=True)
     torch.manual_seed(7)

@@ -1,8 +1,9 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,37 +16,32 @@ from clipself_d2.runs.folder import (
     shown,
 )
 
-HOLDER = """
-import os, sys, time
-from clipself_d2.runs.folder import claim_folder
-claim_folder(sys.argv[1])
-if os.fork() == 0:
-    print(os.getpid(), flush=True)
-time.sleep(60)
-"""
+
+def hold(folder: str, told: Connection) -> None:
+    """Claim a folder and wait, as a child of this process does."""
+    claim_folder(folder)
+    if os.fork() == 0:
+        told.send(os.getpid())
+    time.sleep(60)
 
 
 def test_a_folder_has_one_run_and_a_killed_one_leaves_no_claim(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert holder.stdout is not None
-    child = int(holder.stdout.readline())
+    context = get_context("fork")
+    said, told = context.Pipe(duplex=False)
+    holder = context.Process(target=hold, args=(str(tmp_path), told))
+    holder.start()
+    child = said.recv()
     try:
         with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on "):
             claim_folder(str(tmp_path))
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        holder.kill()
+        holder.join()
         # Its child, as a worker of a loader would, lives on.
         os.kill(child, 0)
         claim_folder(str(tmp_path))
     finally:
         holder.kill()
         os.kill(child, signal.SIGKILL)
-        holder.stdout.close()
 
 
 def test_a_claim_clears_what_a_killed_run_left_half_written(tmp_path: Path) -> None:

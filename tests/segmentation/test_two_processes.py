@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 @pytest.mark.multi_process
-def test_two_processes_learn_as_one(tmp_path):
-    command = [sys.executable, str(SCRIPT), str(tmp_path)]
+def test_two_processes_learn_as_one(python, tmp_path):
+    command = [python, str(SCRIPT), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -227,7 +227,9 @@ def draw_examples(options: SegmentationOptions) -> None:
             shown = {"ground truth": (ids, true)}
             for tower, predictor in predictors.items():
                 predictor.set_classes(dataset_vocabulary(_VAL))
-                shown[f"{kind}, {tower}"] = segments_of(predictor(pixels))
+                found = segments_of(predictor.detect_all([pixels])[0])
+                assert found is not None, "a segmenter gives segments"
+                shown[f"{kind}, {tower}"] = found
             for axes, (title, segments) in zip(next(lines), shown.items(), strict=True):
                 axes.imshow(draw_segments(pixels, *segments, predictor.names))
                 axes.set_axis_off()

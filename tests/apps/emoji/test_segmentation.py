@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipself_d2.apps.emoji import segmentation
@@ -115,20 +116,10 @@ def test_truth_and_both_predictions_are_drawn(options, monkeypatch) -> None:
         def set_classes(self, words: Vocabulary) -> None:
             assert words.num_classes == 88
 
-        def __call__(self, pixels: np.ndarray) -> dict:
+        def detect_all(self, pictures: list[np.ndarray]) -> list[dict]:
             rows = [{"id": 1, "category_id": 0}]
-            ids = np.ones(pixels.shape[:2], np.int32)
-            return {"panoptic_seg": (_Tensor(ids), rows)}
-
-    class _Tensor:
-        def __init__(self, array: np.ndarray) -> None:
-            self.array = array
-
-        def cpu(self) -> "_Tensor":
-            return self
-
-        def numpy(self) -> np.ndarray:
-            return self.array
+            ids = torch.ones(pictures[0].shape[:2], dtype=torch.int32)
+            return [{"panoptic_seg": (ids, rows)}]
 
     monkeypatch.setattr(segmentation, "OpenVocabPredictor", Predictor)
     draw_examples(options)

@@ -8,6 +8,7 @@ from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec, choose_de
 from clipself_d2.apps.paths import user_path
 from clipself_d2.apps.predict.classify_masks import POOLINGS, MaskNaming, classify_masks
 from clipself_d2.apps.predict.demo import choose_vocabulary
+from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.engine.cli import run_tool, start_logging, tool_parser
 
 EXAMPLE = (
@@ -41,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dataset", default="", help="registered data set to score the named masks against")
     add("--size", type=int, default=0, help="longest side for the tower, px; 0: the picture's")
     add("--pooling", choices=POOLINGS, default="hard", help="what the tower sees of a mask")
+    add("--form", choices=DENSE_FORMS, default="", help="dense form; default: the weights' own")
     add("--templates", default="", help="prompt set; default: the CLIP's")
     add("--device", default="", help="default: the GPU, if there is one")
     add("--output", required=True, type=user_path, help="folder of the results")
@@ -64,7 +66,7 @@ def main() -> int:
             choose_vocabulary(args.vocabulary, args.custom_vocabulary),
             args.output,
             maps=args.maps,
-            naming=MaskNaming(args.size, args.pooling, templates=args.templates),
+            naming=MaskNaming(args.size, args.pooling, templates=args.templates, form=args.form),
             dataset=args.dataset,
             device=choose_device(args.device),
         )

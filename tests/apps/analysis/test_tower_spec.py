@@ -81,3 +81,12 @@ def test_an_unknown_device_names_the_flag() -> None:
     for name in ("mars", "cuda:999"):
         with pytest.raises(ValueError, match=f"--device {name} cannot be used here"):
             choose_device(name)
+
+
+def test_a_tower_takes_the_form_that_its_file_tells_unless_told(tmp_path) -> None:
+    student = load_tower("ViT-Ti-8-emoji", "emoji")
+    form = {"": {"MODEL.CLIP.DENSE_FORM": "declip_qq"}}
+    torch.save({"model": student.state_dict(), FORM_KEY: form}, tmp_path / "student.pth")
+    spec = TowerSpec("one", "ViT-Ti-8-emoji", "emoji", str(tmp_path / "student.pth"))
+    assert str(spec.load().dense_form) == "declip_qq"
+    assert str(spec.load(form="sclip").dense_form) == "sclip"

@@ -5,6 +5,7 @@ import torch
 
 from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device, default_templates
 from clipself_d2.clip import load_clip, load_tower
+from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 EMOJI = "ViT-Ti-8-emoji:emoji"

@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dataset", default="", help="registered data set to score the named masks against")
     add("--size", type=int, default=0, help="longest side for the tower, px; 0: the picture's")
     add("--pooling", choices=POOLINGS, default="hard", help="what the tower sees of a mask")
+    add("--form", default="", help="dense form by its name; default: the weights' own")
     add("--templates", default="", help="prompt set; default: the CLIP's")
     add("--device", default="", help="default: the GPU, if there is one")
     add("--output", required=True, type=user_path, help="folder of the results")
@@ -71,7 +72,7 @@ def main() -> int:
             choose_vocabulary(args.vocabulary, args.custom_vocabulary),
             args.output,
             maps=args.maps,
-            naming=MaskNaming(args.size, args.pooling, templates=args.templates),
+            naming=MaskNaming(args.size, args.pooling, templates=args.templates, form=args.form),
             dataset=args.dataset,
             device=choose_device(args.device),
         )

@@ -60,17 +60,22 @@ class TowerSpec:
         short = "/".join(source.with_suffix("").parts[-2:]) if source.suffix else parts[-1]
         return cls(label or f"{parts[0]} {short}", *parts)
 
-    def load(self, *, precision: str = "fp32", device: torch.device | None = None) -> VisionTower:
+    def load(
+        self, *, precision: str = "fp32", device: torch.device | None = None, form: str = ""
+    ) -> VisionTower:
         """Build the image tower, frozen, in evaluation mode.
 
         Args:
             precision: Number type: fp32, bf16 or auto.
             device: Where it is put; None is the CPU.
+            form: Name of the dense form; "" takes the one that the file tells, else clipself.
 
         Returns:
             The tower.
         """
         tower = load_tower(self.name, self.tower_weights or self.weights, precision=precision)
+        trained = (tower.trained_form or {}).get("MODEL.CLIP.DENSE_FORM", "clipself")
+        tower.set_dense_form(form or str(trained))
         tower.freeze()
         return tower.to(device or torch.device("cpu"))
 

@@ -15,7 +15,7 @@ from detectron2.export.flatten import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
-from clipself_d2.apps.predict.predictor import parse_classes
+from clipself_d2.apps.predict.prompts import parse_classes
 from clipself_d2.clip import VisionTower
 from clipself_d2.detection.open_vocab_fcos import OpenVocabFCOS
 from clipself_d2.detection.open_vocab_retinanet import OpenVocabRetinaNet

@@ -46,12 +46,14 @@ class MaskNaming:
             to the mask's patches).
         scale: Multiplier of the cosine; changes scores, not names.
         templates: Prompt set; "" is the tower's.
+        form: Name of the dense form; "" takes that of the tower's file, else clipself.
     """
 
     size: int = 0
     pooling: str = "hard"
     scale: float = 100.0
     templates: str = ""
+    form: str = ""
 
 
 @torch.no_grad()
@@ -137,7 +139,7 @@ def classify_masks(
     kind, pictures = read_mask_file(source, images, maps)
     _check_dataset(dataset, vocabulary)
     text = spec.embed(vocabulary.names, templates=naming.templates, device=device)
-    tower = spec.load(device=device)
+    tower = spec.load(device=device, form=naming.form)
     writer = _Writer(kind, output, vocabulary, dataset)
     for picture in tqdm(pictures, unit="picture", mininterval=1.0):
         masks = picture.load()

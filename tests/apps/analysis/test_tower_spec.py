@@ -5,6 +5,7 @@ import torch
 
 from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device, default_templates
 from clipself_d2.clip import load_clip, load_tower
+from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 
 EMOJI = "ViT-Ti-8-emoji:emoji"
@@ -81,3 +82,12 @@ def test_an_unknown_device_names_the_flag() -> None:
     for name in ("mars", "cuda:999"):
         with pytest.raises(ValueError, match=f"--device {name} cannot be used here"):
             choose_device(name)
+
+
+def test_a_tower_takes_the_form_that_its_file_tells_unless_told(tmp_path) -> None:
+    student = load_tower("ViT-Ti-8-emoji", "emoji")
+    form = {"": {"MODEL.CLIP.DENSE_FORM": "declip_qq"}}
+    torch.save({"model": student.state_dict(), FORM_KEY: form}, tmp_path / "student.pth")
+    spec = TowerSpec("one", "ViT-Ti-8-emoji", "emoji", str(tmp_path / "student.pth"))
+    assert str(spec.load().dense_form) == "declip_qq"
+    assert str(spec.load(form="sclip").dense_form) == "sclip"

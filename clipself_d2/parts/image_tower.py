@@ -6,15 +6,17 @@ The keys that a model reads for itself, which blocks it takes (TAP_BLOCKS), are 
 import copy
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
 from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.parts.dense_form import check_form
+from clipself_d2.parts.vfm import build_vfm
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +113,8 @@ def build_image_tower(
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
         _set_compile(tower, options.COMPILE)
         tower.set_dense_form(options.DENSE_FORM)
+        if isinstance(tower, TokenTower) and tower.dense_form.attention == "external":
+            tower.proxy = _proxy(cfg)
         tower.freeze(
             options.TRAINABLE_BLOCKS, behind=reads_embedding, parts=options.TRAINABLE_PARTS
         )
@@ -119,6 +123,17 @@ def build_image_tower(
     if options.WEIGHTS:
         check_form(tower, trained_form, "MODEL.CLIP.WEIGHTS")
     return tower
+
+
+def _proxy(cfg: CfgNode) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+    """Features by MODEL.VFM, which is no part of the tower and of its checkpoints."""
+    model = build_vfm(cfg)
+
+    def features(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        located: Tensor = model.to(pixels.device)(pixels, grid)
+        return located
+
+    return features
 
 
 def _set_compile(tower: VisionTower, mode: str) -> None:

@@ -42,6 +42,7 @@ EXTRAS = {
     "lvis": ["lvis>=0.5.3"],
     "demo": ["gradio>=4.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
+    "supervision": ["supervision>=0.25"],  # tools/label.py --format yolo or voc
     "fast": ["hotcoco>=1.3"],  # COCO and LVIS scores in seconds; pycocotools and lvis without it
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # Words of all SigLIPs and other models with a tokenizer of Hugging Face.

@@ -1,6 +1,7 @@
 """Measure speed and memory against plain versions of the same work, in one run."""
 
 import sys
+from typing import Any
 
 from clipself_d2_cli.flags import device, positive, real, tool_parser, user_path
 
@@ -72,8 +73,8 @@ def main() -> int:
             **{name: vars(args)[name] for name in ("scale", "reference", "minutes")},
         }
         if args.model or args.size:
-            default = DEFAULTS[place]["sizes"]
-            name, sizes = args.model or BenchmarkOptions.model, args.size or default
+            sizes: Any = args.size or DEFAULTS[place]["sizes"]
+            name = args.model or BenchmarkOptions.model
             given["cases"] = tuple((name, size) for size in sizes)
         chosen = {name: value for name, value in given.items() if value is not None}
         options = BenchmarkOptions(device=place, **{**DEFAULTS[place], **chosen})

@@ -49,7 +49,7 @@ def restrict_training(towers: Iterable[nn.Module], rule: str) -> HeldRows:
             )
     for parameter, rows in held:
         # A list that is emptied holds nothing any more.
-        parameter.register_hook(
+        parameter.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient, rows=rows: _without(gradient, rows) if held else gradient
         )
     return held

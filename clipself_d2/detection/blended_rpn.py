@@ -76,7 +76,8 @@ class BlendedRPN(RPN):
         self._levels = []
         if not self.training and self.weight:
             things = thing_share(features[CLIP_FEATURE], self.text_KD, self.num_things)
-            sizes = [tuple(features[name].shape[-2:]) for name in self.in_features]
+            shapes = [features[name].shape for name in self.in_features]
+            sizes = [(shape[-2], shape[-1]) for shape in shapes]
             self._levels = share_pyramid(things, sizes)
         return super().forward(images, features, *args)
 

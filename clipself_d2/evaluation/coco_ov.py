@@ -77,7 +77,7 @@ class CocoOVEvaluator(DetectionEvaluator):
         ):
             # Of its lines on recall, which are not reported here.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
-            found = self._for_reference(results, path)
+            found: Any = self._for_reference(results, path)
             coco_eval: Any = scorer(coco_gt, coco_gt.loadRes(found), results.task)
             # Ascending, or pycocotools sorts its limits and takes 10 for a smaller one.
             coco_eval.params.maxDets = [1, min(10, limit), limit]

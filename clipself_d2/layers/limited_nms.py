@@ -30,7 +30,7 @@ def limited_nms(
     """
     total, count = len(boxes_P4), 4 * limit
     if limit <= 0 or total <= _ONE_CALL.get(boxes_P4.device.type, _ONE_CALL_ELSEWHERE):
-        kept = batched_nms(boxes_P4.float(), scores_P, classes_P, threshold)
+        kept: Tensor = batched_nms(boxes_P4.float(), scores_P, classes_P, threshold)
         return kept if limit < 0 else kept[:limit]
     while True:
         # All boxes that share the last score.
@@ -46,10 +46,10 @@ def limited_nms(
 
 def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
     order = classes.argsort(stable=True)
-    sizes = classes[order].unique_consecutive(return_counts=True)[1].tolist()
+    sizes = classes[order].unique_consecutive(return_counts=True)[1].tolist()  # type: ignore[no-untyped-call]
     groups = [
         rows if len(rows) == 1 else rows[nms(boxes[rows], scores[rows], threshold)]
-        for rows in order.split(sizes)
+        for rows in order.split(sizes)  # type: ignore[no-untyped-call]
     ]
     kept = torch.cat(groups).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]

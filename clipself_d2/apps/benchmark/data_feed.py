@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
@@ -19,7 +20,7 @@ _PICTURE, _STUDENT, _CROP = (640, 480), 1024, 224
 # Images a second of the step that is to be fed.
 _STEP = 100
 _BATCH, _NUM_PICTURES = 8, 4096
-_MAPPERS = {
+_MAPPERS: dict[str, dict[str, Any]] = {
     "distillation, all resized by the worker": {"crop_size": _CROP},
     "distillation, crops resized on the device": {"crop_size": None},
     "distillation, all resized on the device": {"crop_size": None, "resize_image": False},

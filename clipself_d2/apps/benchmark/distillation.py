@@ -85,7 +85,7 @@ class PublishedDistiller(nn.Module):
         """Every patch by EVA02: (N, 3, H, W) to (N, D, h, w)."""
         trunk = self.student.trunk
         patches = trunk.patch_embed.proj(images)
-        rotary = self._rotary(tuple(patches.shape[2:]), images.device)
+        rotary = self._rotary(tuple(patches.shape[2:]), images.device)  # type: ignore[operator]
         tokens = _place(patches, trunk.cls_token, trunk.pos_embed[0])
         *blocks, last = trunk.blocks
         for block in blocks:
@@ -204,7 +204,9 @@ def _training_step(
     model: nn.Module, loss: Callable[[], Tensor], *, scaled: bool, fused: bool
 ) -> Step:
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, **(fused_options(trained) if fused else {}))
+    # None is torch's own choice.
+    kind = True if fused and fused_options(trained) else None
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=kind)
     scaler = torch.amp.GradScaler(enabled=scaled)
 
     def step() -> Tensor:

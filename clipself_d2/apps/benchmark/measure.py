@@ -73,13 +73,13 @@ class Launches(NamedTuple):
     """What one run of a step gives a device to do.
 
     Attributes:
-        count: Kernels, copies and recorded graphs that the processor launches on a GPU; operations
-            of torch on a CPU.
+        launched: Kernels, copies and recorded graphs that the processor launches on a GPU;
+            operations of torch on a CPU.
         casts: Changes of a number type outside of compiled graphs.
         busy: Time that the GPU works, s; 0 on a CPU.
     """
 
-    count: int
+    launched: int
     casts: int
     busy: float
 

@@ -111,7 +111,7 @@ def _distill(options: BenchmarkOptions) -> list[Row]:
                 "peak MiB": memory,
                 "GFLOP": rate * seconds / 1e9,
                 "share of product peak": rate / peaks[dtype],
-                "launches": launched.count,
+                "launches": launched.launched,
                 "casts": launched.casts,
                 "idle share": 1 - launched.busy / seconds if launched.busy else None,
             }

@@ -132,7 +132,7 @@ def model_graph(model: nn.Module, cfg: CfgNode) -> Graph:
 
 def _detector_graph(model: nn.Module, cfg: CfgNode, about: dict[str, object]) -> Graph:
     rcnn = isinstance(model, GeneralizedRCNN)
-    masks = rcnn and model.roi_heads.mask_on
+    masks = rcnn and model.roi_heads.mask_on  # type: ignore[union-attr]
     width = _parts(model, TextClassifier)[0].embed_dim
     side = int(cfg.INPUT.MIN_SIZE_TEST) or 480
 
@@ -228,6 +228,9 @@ def _referring_graph(model: CRIS, cfg: CfgNode, about: dict[str, object]) -> Gra
 
 
 class _Tower(nn.Module):
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, tower: VisionTower, blocks: Sequence[int]) -> None:
         super().__init__()
         tower.precision = "fp32"

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def export_graph(graph: Graph, output: Path, form: str, *, words: Sequence[str] 
         _WRITERS[form](graph, output)
         difference = check_file(graph, output, form)
         if graph.embed is not None and words:
-            arrays = {name: part.numpy() for name, part in graph.embed(words).items()}
+            arrays: dict[str, Any] = {n: part.numpy() for n, part in graph.embed(words).items()}
             np.savez(f"{output}.words.npz", names=np.array(list(words)), **arrays)
     write_json(Path(f"{output}.json"), _describe(graph, form, difference), indent=1)
     logger.info("%s: largest difference from the model %.1e", output, difference)
@@ -121,7 +122,7 @@ def open_file(path: Path, form: str) -> Runner:
 
 
 def _open_onnx(path: Path) -> Runner:
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -137,7 +138,10 @@ def _open_onnx(path: Path) -> Runner:
 
 def _write_onnx(graph: Graph, output: Path) -> None:
     if not graph.traced:
-        names = {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
+        names: dict[str, Any] = {
+            "input_names": list(graph.inputs),
+            "output_names": list(graph.outputs),
+        }
         torch.onnx.export(_program(graph), f=output, external_data=False, verbose=False, **names)
         return
     axes = {

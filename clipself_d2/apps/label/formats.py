@@ -21,7 +21,8 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
             Detectron2 makes them, with the class's place as ``category_id``.
         classes: Names of the classes; category n + 1 is class n.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
         images.append({"id": number, **{k: row[k] for k in ("file_name", "width", "height")}})
         for label in row["annotations"]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipself_d2.parts.annotation_files import read_json
 
@@ -43,7 +44,7 @@ def read_ontology(path: Path, threshold: float) -> tuple[LabelClass, ...]:
     for name, entry in content.items():
         options = entry if isinstance(entry, dict) else {"prompts": entry}
         given = options.get("prompts", name)
-        prompts = [given] if isinstance(given, str) else given
+        prompts: Any = [given] if isinstance(given, str) else given
         least = options.get("threshold", threshold)
         right = isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)
         if not right or not isinstance(least, int | float) or not 0 <= least <= 1:

@@ -48,7 +48,8 @@ class Compiler:
         if not self.failed:
             try:
                 with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
-                    return _compiled(function, self.backend, replay)(*args)
+                    result: Result = _compiled(function, self.backend, replay)(*args)
+                    return result
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 self.failed = True
                 reason = " ".join(str(error).split("\n\n")[0].split())

@@ -32,13 +32,13 @@ class Held:
             The value; a new one where a source is trained, so that gradients reach it, and where
             the call is traced, for an export for example, whose tensors are of no use afterwards.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return make()
         if any(source.requires_grad or source.is_inference() for source in sources):
             return make()
         # Tensors of inference mode are of no use outside.
-        stamp = (key, torch.is_inference_mode_enabled())
-        stamp += tuple((source.data_ptr(), source._version) for source in sources)
+        state = [(source.data_ptr(), source._version) for source in sources]
+        stamp = (key, torch.is_inference_mode_enabled(), *state)
         if name not in self._kept or self._kept[name][0] != stamp:
             # The sources' memory is kept, so that no other weights can come to its address.
             self._kept[name] = (stamp, [source.detach() for source in sources], make())

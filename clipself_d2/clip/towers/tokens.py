@@ -98,7 +98,7 @@ class TokenTower(BlockTower):
         if form.attention == "identity":
             value = self.value(block, tokens)
             if gate is not None:
-                value = (value.unflatten(-1, (gate.shape[-1], -1)) * gate[..., None]).flatten(2)
+                value = (value.view(*gate.shape, -1) * gate[..., None]).flatten(2)
             return self.attended(block, value), None
         heads = self.heads(block, tokens, rotary if form.rotary else None)
         if gate is not None:
@@ -249,8 +249,8 @@ class TokenTower(BlockTower):
             affinity = self._proxy_affinity(images, grid)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
-            inputs = (self, self._working_blocks(tokens), tokens, rotary)
-            inputs += (grid, form, affinity, tuple(blocks))
+            working, wanted = self._working_blocks(tokens), tuple(blocks)
+            inputs = (self, working, tokens, rotary, grid, form, affinity, wanted)
             # A block that is computed again in the backward pass is a graph of its own.
             if self.compile_mode == "step" and not self.checkpointing:
                 parts = self.compiler.run(_dense_pass, *inputs, replay=tokens.is_cuda)

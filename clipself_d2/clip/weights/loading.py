@@ -135,7 +135,7 @@ def attach_gate(tower: "VisionTower", state: Mapping[str, Tensor]) -> None:
         state: Weights by open_clip's names.
     """
     if "visual.dense_gate.weight" in state and hasattr(tower, "attach_gate"):
-        tower.attach_gate()
+        tower.attach_gate()  # type: ignore[operator]
 
 
 def _fill(

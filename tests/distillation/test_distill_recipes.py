@@ -25,14 +25,21 @@ PUBLISHED = [
 
 def shrink(name: str, root: Path, output: Path, *overrides: object) -> CfgNode:
     cfg = load_config(str(FOLDER / f"{name}.yaml"), [])
-    labelled = cfg.INPUT.REGIONS.SOURCE == "labels"
+    terms = [dict(row) for row in cfg.MODEL.DISTILL.TERMS]
+    labelled = cfg.INPUT.REGIONS.SOURCE == "labels" or any(row["loss"] == "map" for row in terms)
     train = "emoji_ov_train" if labelled else "emoji_train_images"
     proposals = str(root / "emoji" / "annotations" / "instances_train_base.json")
     cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (train,), "OUTPUT_DIR", str(output)])
     cfg.merge_from_list(
         ["INPUT.REGIONS.PROPOSAL_FILE", proposals, "MODEL.VOCABULARY.CACHE_DIR", ""]
     )
-    cfg.merge_from_list(list(overrides))
+    for row in terms:
+        # The larger teacher is a small one with random weights.
+        row.update({"clip": "ViT-Ti-8-emoji", "pretrained": ""} if "clip" in row else {})
+    vfm = ["MODEL.VFM.NAME", "tiny", "MODEL.VFM.WEIGHTS", "", "MODEL.DISTILL.TERMS", terms]
+    if cfg.MODEL.VOCABULARY.DATASET:
+        vfm += ["MODEL.VOCABULARY.DATASET", "emoji_ov_sem_seg_val"]
+    cfg.merge_from_list([*vfm, *overrides])
     return cfg
 
 
@@ -78,3 +85,25 @@ def test_a_published_row_has_the_published_numbers(name: str) -> None:
     assert (solver.IMS_PER_BATCH, regions.MAX_BOXES) == (16, 20)
     assert distill.PAD_TO_SQUARE
     assert list(solver.ADAM_BETAS) == [0.9, 0.999]
+
+
+def test_methods_beyond_clipself_have_their_published_numbers() -> None:
+    def read(name: str) -> CfgNode:
+        return load_config(str(FOLDER / f"{name}.yaml"), [])
+
+    weights = {
+        "declip_coco_eva02_b16": (2.0, 0.05),
+        "declip_coco_eva02_l14_336": (2.0, 0.05),
+        "synclip_coco_eva02_b16": (1.0, 0.25, 0.1),
+        "synclip_coco_eva02_l14_336": (2.0, 0.05, 0.1),
+        "denserc_coco_eva02_b16": (1.0, 0.025),
+        "denserc_coco_eva02_l14_336": (1.0, 0.025),
+    }
+    for name, expected in weights.items():
+        cfg = read(name)
+        assert tuple(row.get("weight", 1.0) for row in cfg.MODEL.DISTILL.TERMS) == expected
+        sizes = {"denserc": (896,) if "l14" in name else (1024,)}.get(name.split("_")[0], (560,))
+        assert tuple(cfg.INPUT.REGIONS.IMAGE_SIZES) == sizes
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (44358, 1e-5)
+    dense = read("densevlm_coco_eva02_b16")
+    assert (dense.SOLVER.IMS_PER_BATCH, dense.MODEL.DISTILL.STUDENT_SHARE) == (64, 0.9)

@@ -9,7 +9,8 @@ from detectron2.modeling import build_model
 
 from clipself_d2.data.build import build_distill_train_loader_from_cfg
 from clipself_d2.distillation import CLIPSelfDistiller, TermDistiller
-from clipself_d2.distillation.terms import AffinityTerm, CropTerm, read_terms
+from clipself_d2.distillation.base import Scene
+from clipself_d2.distillation.terms import AffinityTerm, CropTerm, LabelTerm, MapTerm
 from clipself_d2.engine.cli import load_config
 
 from .conftest import make_towers
@@ -119,8 +120,6 @@ def test_what_is_in_the_padding_leaves_the_affinity_loss_as_it_is(make_item) -> 
     images = model.preprocess_images([item["image"] for item in items])
     boxes = [item["boxes"] for item in items]
     dense = model.student.forward_dense(images)
-    from clipself_d2.distillation.base import Scene
-
     student_RD = torch.zeros(6, 128)
     first = model.compute_losses(items, student_RD, Scene(images, boxes, dense))
     spoiled = images.clone()
@@ -138,22 +137,6 @@ def test_drawn_rows_are_some_of_all(make_item) -> None:
     assert float(some) != float(whole)
 
 
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([{"loss": "crops"}], "it is one of"),
-        ([{"loss": "crop", "colour": 1}], "it takes"),
-        ([{"loss": "affinity", "of": "values"}], "not one of"),
-        ([{"loss": "crop", "weight": -1.0}], "at least 0"),
-        ([{"loss": "affinity", "temperature": 0.0}], "above 0"),
-        ([], "no term"),
-    ],
-)
-def test_rows_that_are_wrong_name_the_key(rows, words) -> None:
-    with pytest.raises(ValueError, match=rf"MODEL\.DISTILL\.TERMS.*{words}"):
-        read_terms(rows)
-
-
 def test_a_form_without_query_is_refused_for_its_context() -> None:
     with pytest.raises(ValueError, match="DENSE_FORM to declip_csa"):
         make(AffinityTerm(of="query"))
@@ -162,3 +145,45 @@ def test_a_form_without_query_is_refused_for_its_context() -> None:
 def test_the_terms_of_a_weight_of_zero_cost_nothing(make_item) -> None:
     losses = make(CropTerm(), AffinityTerm(weight=0.0))([make_item(0)])
     assert set(losses) == {"loss_cosine"}
+
+
+def test_labels_pull_regions_to_their_names(make_item) -> None:
+    names = torch.randn(10, 128, generator=torch.Generator().manual_seed(4))
+    model = make(LabelTerm(temperature=0.1), short_KD=names)
+    item = make_item(0)
+    learned = [p for p in model.student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-3)
+    totals = []
+    for _ in range(4):
+        loss = model([item])["loss_label"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(float(loss.detach()))
+    assert totals[-1] < 0.8 * totals[0]
+
+
+def test_pictures_without_labels_keep_the_graph_of_the_maps(make_item) -> None:
+    names = torch.randn(10, 128, generator=torch.Generator().manual_seed(4))
+    model = make(MapTerm(), short_KD=names, rich_KD=names)
+    item = {**make_item(0), "image_classes": torch.zeros(0, dtype=torch.int64)}
+    loss = model([item])["loss_map"]
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert model.student.visual.conv1.weight.grad is not None
+    labelled = {**item, "image_classes": torch.tensor([1, 3])}
+    assert float(model([labelled])["loss_map"]) > 0.1
+
+
+def test_likeness_in_regions_is_that_of_the_frozen_clip_at_first(make_item) -> None:
+    term = AffinityTerm(teacher="clip", region_size=3, reduction="row_l2")
+    model = make(term)
+    assert float(model([make_item(0)])["loss_affinity"]) == pytest.approx(0.0, abs=1e-5)
+    with torch.no_grad():
+        model.student.block_modules[0].mlp.c_fc.weight *= 2.0
+    assert float(model([make_item(0)])["loss_affinity"]) > 0.01
+
+
+def test_a_term_whose_model_is_missing_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs texts"):
+        make(LabelTerm())

@@ -66,7 +66,7 @@ PIP = f"{sys.executable} -m pip"
             f'{PIP} install "setuptools<81"',
         ),
         ("cv2", ImportError("libGL.so.1: cannot open"), f"{PIP} install opencv-python-headless"),
-        ("lvis", ModuleNotFoundError("No module named 'lvis'", name="lvis"), "setup_env.sh"),
+        ("lvis", ModuleNotFoundError("No module named 'x'", name="x"), "setup_env.sh"),
         ("detectron2", ModuleNotFoundError("No 'yacs'", name="yacs"), "setup_env.sh"),
         ("detectron2.modeling", AttributeError("PIL.Image has no LINEAR"), "setup_env.sh"),
         (

@@ -88,7 +88,7 @@ def evaluator(cfg: CfgNode) -> object:
     return Trainer.build_evaluator(cfg, "emoji_lvis_val").protocol()
 
 
-def tested_together(cfg: CfgNode) -> object:
+def pictures_at_once(cfg: CfgNode) -> object:
     return len(next(iter(Trainer.build_test_loader(cfg, "emoji_ov_val"))))
 
 
@@ -218,7 +218,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("SOLVER.BACKBONE_MULTIPLIER", 0.5, "rpn", optimizer, TRAINED),
     ("SOLVER.LAYER_DECAY", 0.5, "rpn", optimizer, TRAINED),
     ("SOLVER.ACCUMULATION_STEPS", 2, "rpn", loop, ()),
-    ("TEST.IMS_PER_BATCH", 2, "fvit_untouched", tested_together, ()),
+    ("TEST.IMS_PER_BATCH", 2, "fvit_untouched", pictures_at_once, ()),
     ("TEST.BACKEND", "reference", "fvit_untouched", evaluator, ()),
     ("TEST.FIXED_AP", True, "fvit_untouched", evaluator, ()),
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),

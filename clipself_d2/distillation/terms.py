@@ -7,16 +7,14 @@ Legend: N images, C channels, D joint embedding, h w grid, T = h * w cells, R re
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from clipself_d2.clip.towers.attention import merge_heads
-from clipself_d2.distillation.base import Item, Scene, iteration_generator
+from clipself_d2.distillation.base import iteration_generator
 from clipself_d2.distillation.losses import cosine_distances
 from clipself_d2.distillation.objectives import (
     REDUCTIONS,
@@ -27,70 +25,15 @@ from clipself_d2.distillation.objectives import (
     spatial_target,
 )
 from clipself_d2.distillation.regionclip_losses import concept_contrastive
+from clipself_d2.distillation.term_batch import Batch
 from clipself_d2.layers import roi_embeddings
 
 if TYPE_CHECKING:
-    from clipself_d2.distillation.term_distiller import TermDistiller
+    pass
 
 KEY = "MODEL.DISTILL.TERMS"
 # Most labels of one picture that a map is matched for.
 _MAX_LABELS = 20
-
-
-class Batch:
-    """A batch and what the models make of it, computed when a term first asks.
-
-    Args:
-        model: The distiller.
-        items: The batch.
-        student_RD: (R, D) unit-norm regions of the student.
-        scene: The rest of what the student made.
-    """
-
-    def __init__(
-        self, model: "TermDistiller", items: list[Item], student_RD: Tensor, scene: Scene
-    ) -> None:
-        self.model, self.items, self.student_RD, self.scene = model, items, student_RD, scene
-        self.grid = tuple(scene.dense.embedding.shape[-2:])
-
-    @cached_property
-    def count(self) -> float:
-        """Number of regions, the mean of all processes."""
-        return self.model.mean_count(len(self.student_RD))
-
-    @cached_property
-    def real(self) -> Tensor:
-        """Which cells lie in the picture as a whole, none of them in the padding."""
-        patch = self.model.student.patch_size
-        real = torch.zeros(len(self.items), *self.grid, dtype=torch.bool)
-        for mask, item in zip(real, self.items, strict=True):
-            height, width = item["image"].shape[-2:]  # type: ignore[attr-defined]
-            mask[: max(1, height // patch), : max(1, width // patch)] = True
-        return real.flatten(1).to(self.scene.images.device)
-
-    @cached_property
-    def vfm(self) -> Tensor:
-        """(N, C, h, w) features of the vision foundation model for the student's cells."""
-        assert self.model.vfm is not None, "a term that reads the model says so in needs"
-        pixels = self.scene.images * self.model.pixel_std + self.model.pixel_mean
-        features: Tensor = self.model.vfm(pixels, self.grid)
-        return features
-
-    @cached_property
-    def clip(self) -> Tensor:
-        """(N, D, h, w) dense map of the frozen original in the student's form, without its gate."""
-        with torch.no_grad():
-            form = replace(self.model.student.dense_form, gate=False)
-            return self.model.teacher.forward_dense(self.scene.images, form=form).embedding
-
-    def student(self, part: str) -> list[Tensor]:
-        """Maps of the student, (N, C, h, w): one of "map", "query", "key", or two, "query_key"."""
-        if part == "map":
-            return [self.scene.dense.embedding]
-        heads = self.scene.dense.heads
-        assert heads is not None, "TermDistiller has checked the form"
-        merged = [merge_heads(getattr(heads, name)) for name in part.split("_")]
-        return [tokens.transpose(1, 2).unflatten(2, self.grid) for tokens in merged]
 
 
 @dataclass(frozen=True, kw_only=True)

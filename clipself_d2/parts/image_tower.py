@@ -108,7 +108,8 @@ def build_image_tower(
     }
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
-    with _naming("WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_* and DROP_PATH"):
+    keys = "WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS, TRAINABLE_PARTS and DROP_PATH"
+    with _naming(keys):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
         _set_compile(tower, options.COMPILE)

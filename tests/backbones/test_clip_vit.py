@@ -17,7 +17,7 @@ def test_features_are_those_of_the_tower(make_tower):
     backbone = ClipViT(tower=tower, tap_blocks=[1, 3])
     images = torch.randn(2, 3, 24, 40)
     features = backbone(images)
-    expected = tower.forward_dense(images, (1, 3), "value")
+    expected = tower.forward_dense(images, (1, 3), "clipself")
     assert set(features) == {"block1", "block3", "clip"}
     torch.testing.assert_close(features["clip"], expected.embedding, rtol=0, atol=0)
     torch.testing.assert_close(features["block1"], expected.blocks[0], rtol=0, atol=0)

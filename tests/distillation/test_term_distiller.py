@@ -152,9 +152,9 @@ def test_labels_pull_regions_to_their_names(make_item) -> None:
     model = make(LabelTerm(temperature=0.1), short_KD=names)
     item = make_item(0)
     learned = [p for p in model.student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-3)
+    optimizer = torch.optim.AdamW(learned, lr=1e-4)
     totals = []
-    for _ in range(4):
+    for _ in range(8):
         loss = model([item])["loss_label"]
         optimizer.zero_grad()
         loss.backward()

@@ -21,7 +21,16 @@ from torch import Tensor
 import clipself_d2  # noqa: F401
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-OVERRIDES = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0]
+OVERRIDES = [
+    "MODEL.DEVICE",
+    "cpu",
+    "SOLVER.MAX_ITER",
+    2,
+    "SOLVER.IMS_PER_BATCH",
+    2,
+    "DATALOADER.NUM_WORKERS",
+    0,
+]
 
 
 class PlainTrainer(DefaultTrainer):

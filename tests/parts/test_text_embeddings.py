@@ -39,6 +39,7 @@ def cfg() -> Iterator[CfgNode]:
     config.MODEL.CLIP.NAME = "ViT-Ti-8-emoji"
     config.MODEL.CLIP.PRETRAINED = "emoji"
     config.MODEL.VOCABULARY.TEMPLATES = "emoji"
+    config.MODEL.DEVICE = "cpu"
     yield config
     for name in set(DatasetCatalog.list()) - set(data_sets):
         DatasetCatalog.remove(name)
@@ -106,7 +107,7 @@ def test_config_tells_what_is_built(cfg: CfgNode, monkeypatch, caplog) -> None:
     with caplog.at_level(logging.WARNING, LOGGER):
         assert training_embeddings(cfg).vocabulary == PETS
     expected = {"clip": "ViT-Ti-8-emoji", "weights": "emoji", "templates": "emoji"}
-    assert asked == {**expected, "cache_dir": "kept"}
+    assert asked == {**expected, "cache_dir": "kept", "device": "cpu"}
     assert caplog.records == []
     cfg.MODEL.CLIP.PRETRAINED = ""
     cfg.MODEL.VOCABULARY.CACHE_DIR = ""

@@ -115,8 +115,7 @@ def _from_lazy(config: DictConfig, weights: str | None) -> DetectorSource:
     cfg = _words_of(config, model)
     cfg.MODEL.WEIGHTS = weights
     cfg.INPUT.FORMAT = getattr(model, "input_format", None) or mapper.get("image_format", "RGB")
-    device = OmegaConf.select(config, "train.device", default="cpu")
-    StrictCheckpointer(model.to(device)).load(weights)
+    StrictCheckpointer(model.to(cfg.MODEL.DEVICE)).load(weights)
     return DetectorSource(model, cfg, T.AugmentationList(instantiate(mapper.augmentations)))
 
 
@@ -137,6 +136,7 @@ def _words_of(config: DictConfig, model: nn.Module) -> CfgNode:
     cfg.MODEL.VOCABULARY.DATASET = options.name
     cfg.MODEL.VOCABULARY.TEMPLATES = options.get("templates", "vild")
     cfg.MODEL.VOCABULARY.CACHE_DIR = options.get("cache_dir") or ""
+    cfg.MODEL.DEVICE = OmegaConf.select(config, "train.device", default="cpu")
     return cfg
 
 

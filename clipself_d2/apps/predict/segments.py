@@ -52,9 +52,14 @@ def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, A
         return ids.cpu().numpy().astype(np.int32), [dict(row) for row in rows]
     if "sem_seg" not in output:
         return None
-    scores, best = output["sem_seg"].max(dim=0)
+    scores = output["sem_seg"]
     # Where all scores are 0, the best word is a negative one.
-    labels = torch.where(scores > 0, best, -1).cpu().numpy().astype(np.int32)
+    labels = (
+        torch.where((scores != 0).any(dim=0), scores.argmax(dim=0), -1)
+        .cpu()
+        .numpy()
+        .astype(np.int32)
+    )
     found = np.unique(labels[labels >= 0]).tolist()
     return labels + 1, [{"id": n + 1, "category_id": n, "isthing": False} for n in found]
 

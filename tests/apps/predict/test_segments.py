@@ -34,8 +34,8 @@ def test_colours_legend_and_border() -> None:
 
 
 def test_semantic_maps_are_a_segment_a_class() -> None:
-    scores = torch.zeros(3, 4, 6)
-    scores[2, :, :3] = 1
+    scores = torch.full((3, 4, 6), -2.0)
+    scores[0], scores[2, :, :3] = -1.0, 1.0
     ids, rows = segments_of({"sem_seg": scores})
     assert ids[0].tolist() == [3, 3, 3, 1, 1, 1]
     assert [(row["id"], row["category_id"]) for row in rows] == [(1, 0), (3, 2)]

@@ -180,8 +180,7 @@ def test_forms_without_attention_leave_every_cell_to_itself(tower, picture, name
     changed[:, 5] = tokens[:, 7]
     outputs = []
     for given in (tokens, changed):
-        added, _ = tower.branch(2, given, rotary, form, grid=GRID)
-        outputs.append(tower.run_last_block(given, added, form))
+        outputs.append(tower.run_form_block(tower.block_modules[2], given, rotary, GRID, form)[0])
     touched = (outputs[0] - outputs[1]).abs().amax((0, 2)) > 1e-6
     assert touched.nonzero().flatten().tolist() == [5]
 

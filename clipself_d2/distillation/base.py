@@ -57,11 +57,13 @@ class Scene:
         images: (N, 3, H, W) normalised and padded pixels.
         boxes: (Ri, 4) XYXY px of each image.
         dense: The student's dense features.
+        sizes: Height and width of each image without its padding, px.
     """
 
     images: Tensor
     boxes: list[Tensor]
     dense: DenseFeatures
+    sizes: list[tuple[int, int]]
 
 
 class RegionDistiller(nn.Module, ABC):
@@ -128,12 +130,15 @@ class RegionDistiller(nn.Module, ABC):
             ValueError: If the items are those of another loader.
         """
         check_items(batched_inputs, ("boxes",), self, TOOL)
-        images = self.preprocess_images([self._fitted(item) for item in batched_inputs])
+        fitted = [self._fitted(item) for item in batched_inputs]
+        images = self.preprocess_images(fitted)
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
         dense = self.student.forward_dense(images)
         student_RD = roi_embeddings(dense.embedding, boxes, self.student.patch_size)
         if self.training:
-            return self.compute_losses(batched_inputs, student_RD, Scene(images, boxes, dense))
+            sizes = [(image.shape[1], image.shape[2]) for image in fitted]
+            scene = Scene(images, boxes, dense, sizes)
+            return self.compute_losses(batched_inputs, student_RD, scene)
         return self._split(batched_inputs, dense.embedding, student_RD)
 
     @abstractmethod

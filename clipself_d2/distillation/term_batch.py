@@ -42,9 +42,8 @@ class Batch:
     def real(self) -> Tensor:
         """Which cells lie in the picture as a whole, none of them in the padding."""
         patch = self.model.student.patch_size
-        real = torch.zeros(len(self.items), *self.grid, dtype=torch.bool)
-        for mask, item in zip(real, self.items, strict=True):
-            height, width = item["image"].shape[-2:]  # type: ignore[attr-defined]
+        real = torch.zeros(len(self.scene.sizes), *self.grid, dtype=torch.bool)
+        for mask, (height, width) in zip(real, self.scene.sizes, strict=True):
             mask[: max(1, height // patch), : max(1, width // patch)] = True
         return real.flatten(1).to(self.scene.images.device)
 

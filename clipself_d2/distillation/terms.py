@@ -8,7 +8,7 @@ Legend: N images, C channels, D joint embedding, h w grid, T = h * w cells, R re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ from clipself_d2.distillation.objectives import (
 from clipself_d2.distillation.regionclip_losses import concept_contrastive
 from clipself_d2.distillation.term_batch import Batch
 from clipself_d2.layers import roi_embeddings
-
-if TYPE_CHECKING:
-    pass
 
 KEY = "MODEL.DISTILL.TERMS"
 # Most labels of one picture that a map is matched for.

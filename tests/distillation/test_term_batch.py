@@ -10,10 +10,9 @@ from clipself_d2.distillation.term_batch import Batch
 
 
 def make_batch(sizes: list[tuple[int, int]], model: SimpleNamespace) -> Batch:
-    items = [{"image": torch.zeros(3, *size)} for size in sizes]
     dense = DenseFeatures(torch.zeros(len(sizes), 2, 3, 4), ())
-    scene = Scene(torch.zeros(len(sizes), 3, 24, 32), [], dense)
-    return Batch(model, items, torch.zeros(0, 2), scene)
+    scene = Scene(torch.zeros(len(sizes), 3, 24, 32), [], dense, sizes)
+    return Batch(model, [], torch.zeros(0, 2), scene)
 
 
 def test_cells_with_padding_are_not_real() -> None:

@@ -120,11 +120,12 @@ def test_what_is_in_the_padding_leaves_the_affinity_loss_as_it_is(make_item) -> 
     images = model.preprocess_images([item["image"] for item in items])
     boxes = [item["boxes"] for item in items]
     dense = model.student.forward_dense(images)
+    sizes = [(48, 64), (64, 48)]
     student_RD = torch.zeros(6, 128)
-    first = model.compute_losses(items, student_RD, Scene(images, boxes, dense))
+    first = model.compute_losses(items, student_RD, Scene(images, boxes, dense, sizes))
     spoiled = images.clone()
     spoiled[0, :, 48:] = 9.0
-    again = model.compute_losses(items, student_RD, Scene(spoiled, boxes, dense))
+    again = model.compute_losses(items, student_RD, Scene(spoiled, boxes, dense, sizes))
     assert torch.equal(first["loss_affinity"], again["loss_affinity"])
 
 
@@ -187,3 +188,14 @@ def test_likeness_in_regions_is_that_of_the_frozen_clip_at_first(make_item) -> N
 def test_a_term_whose_model_is_missing_is_refused() -> None:
     with pytest.raises(ValueError, match="needs texts"):
         make(LabelTerm())
+
+
+def test_pictures_that_the_model_resizes_are_masked_by_their_new_size(make_item) -> None:
+    model = make(AffinityTerm())
+    read = {**make_item(0, size=(96, 128)), "longest_side": 64}
+    other = make_item(1, size=(64, 48))
+    fitted = {**read, "image": model._fitted(read).round().to(torch.uint8)}
+    del fitted["longest_side"]
+    assert fitted["image"].shape == (3, 48, 64)
+    got, expected = (model([item, other])["loss_affinity"] for item in (read, fitted))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)

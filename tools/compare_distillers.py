@@ -1,6 +1,7 @@
 """Distil the embedded CLIP by every method under one budget and write a table of what they gain."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+    # Read when the data sets are registered, by the import below and by every stage.
+    os.environ["DETECTRON2_DATASETS"] = str(args["data_root"].resolve())
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.emoji.compare_distillers import CompareOptions, run_comparison

@@ -107,7 +107,7 @@ def _record(folder: Path) -> Row:
 
 
 def _distill_step(record: Row, **kind: object) -> Step:
-    # The grid has as many tiles as it likes; this has 13 always.
+    # A grid has a random number of tiles; this source always gives 13 boxes.
     sampler = RegionSampler(source="random", max_boxes=13, box_size_range=(100, 200))
     mapper = DistillMapper(sampler=sampler, **kind)  # type: ignore[arg-type]
     return lambda: mapper(record, np.random.default_rng(0), _STUDENT)

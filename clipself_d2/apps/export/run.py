@@ -122,7 +122,7 @@ def open_file(path: Path, form: str) -> Runner:
 
 
 def _open_onnx(path: Path) -> Runner:
-    import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

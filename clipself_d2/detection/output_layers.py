@@ -147,7 +147,7 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         ends = torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
         return [
             (rows[first:last] - start, classes[first:last], scores[first:last])
-            for start, (first, last) in zip(starts, itertools.pairwise(ends), strict=False)
+            for start, (first, last) in zip(starts[:-1], itertools.pairwise(ends), strict=True)
         ]
 
     def _two_scores(

@@ -44,7 +44,7 @@ SHORT = {
     "tools/plain_train_net.py": "SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0",
     "tools/distill_train_net.py": "SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0",
     "tools/lazyconfig_train_net.py": "train.max_iter=2 dataloader.train.num_workers=0",
-    "tools/benchmark.py": "--size 64 --scale 0.01 --repeats 1",
+    "tools/benchmark.py": "--model ViT-Ti-8-emoji --size 64 --scale 0.01 --repeats 1",
     "datasets/prepare_emoji.py": "--train 24 --val 12",
     "tools/build_concept_pool.py": "--min-count 1",
 }

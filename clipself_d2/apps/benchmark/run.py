@@ -67,7 +67,13 @@ DEFAULTS: dict[str, Row] = {
         "regions": (512, 1000),
         "text_classes": 5,
     },
-    "cpu": {"sizes": (384, 256), "regions": (32, 64), "text_classes": 2},
+    # Compiling takes minutes there; --compile asks for it.
+    "cpu": {
+        "sizes": (384, 256),
+        "compile_modes": ("off",),
+        "regions": (32, 64),
+        "text_classes": 2,
+    },
 }
 Report = dict[str, object]
 Variants = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]

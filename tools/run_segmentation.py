@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from clipself_d2_cli.flags import add_data_root, count, tool_parser, user_path
+from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser, user_path
 
 EXAMPLE = (
     "python tools/run_segmentation.py --students output/quickstart/clipself/model_final.pth "
@@ -27,6 +27,13 @@ def main() -> int:
     add_data_root(parser, "--data-root", "folder of the data set")
     parser.add_argument("--panoptic-iterations", type=count, default=200, help="0: none")
     parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
+    parser.add_argument(
+        "--words",
+        type=positive,
+        nargs="*",
+        default=[],
+        help="numbers of words for which the first seed's distilled CAT-Seg is timed and scored",
+    )
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
 
@@ -37,7 +44,8 @@ def main() -> int:
     debug = args.pop("debug")
     args["students"] = tuple(path.resolve() for path in args["students"])
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
-    args["seeds"], args["overrides"] = tuple(args["seeds"]), tuple(args["overrides"])
+    for name in ("seeds", "words", "overrides"):
+        args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     return run_tool(lambda: print(run_segmentation(SegmentationOptions(**args))), debug=debug)
 

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from clipself_d2.apps.emoji.many_words import measure_words
 from clipself_d2.apps.emoji.quickstart import Stage, run_stage
 from clipself_d2.apps.predict.classify_masks import POOLINGS, SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
@@ -64,6 +65,7 @@ class SegmentationOptions:
         seeds: Seeds of the trainings.
         panoptic_iterations: Steps of the panoptic model; 0 leaves it out.
         cat_seg_iterations: Steps of CAT-Seg; 0 leaves it out.
+        words: Numbers of words for which the first seed's distilled CAT-Seg is timed and scored.
         overrides: Further KEY VALUE pairs for every training.
     """
 
@@ -73,6 +75,7 @@ class SegmentationOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     panoptic_iterations: int = 200
     cat_seg_iterations: int = 200
+    words: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
 
 
@@ -129,7 +132,7 @@ def run_segmentation(options: SegmentationOptions) -> str:
         options: Budget and places.
 
     Returns:
-        The table.
+        The tables.
     """
     for stage in plan_runs(options):
         record = stage.output / COMMAND_FILE
@@ -140,6 +143,9 @@ def run_segmentation(options: SegmentationOptions) -> str:
         run_stage(stage, options.data_root)
         write_json(record, stage.command)
     table = format_table(options)
+    if options.words and options.cat_seg_iterations:
+        run = options.output / f"cat_seg_distilled_{options.seeds[0]}"
+        table += "\n\n" + measure_words(run, options.words)
     (options.output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     draw_examples(options)
     return table

@@ -84,6 +84,7 @@ def test_choices_and_defaults_are_those_of_the_code() -> None:
     assert constants("tools/label.py")["FORMS"] == FORMS
     assert speed["PARTS"] == tuple(benchmark.PARTS)
     assert constants("tools/classify_masks.py")["POOLINGS"] == POOLINGS
+    assert constants("tools/run_segmentation.py")["POOLINGS"] == POOLINGS
     assert constants("tools/convert_checkpoint.py")["LAYOUTS"] == LAYOUTS
     assert constants("tools/build_concept_pool.py")["PARSERS"] == PARSERS
     assert constants("datasets/prepare_semseg.py")["SETS"] == tuple(SETS)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser, user_path
 
+# As in clipself_d2.apps.predict.classify_masks; a test compares them.
+POOLINGS = ("hard", "soft", "tokens")
 EXAMPLE = (
     "python tools/run_segmentation.py --students output/quickstart/clipself/model_final.pth "
     "--seeds 0 1 2 --output output/segmentation"
@@ -28,6 +30,13 @@ def main() -> int:
     parser.add_argument("--panoptic-iterations", type=count, default=200, help="0: none")
     parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
     parser.add_argument(
+        "--poolings",
+        nargs="*",
+        choices=POOLINGS,
+        default=POOLINGS,
+        help="how true masks are named; nothing behind it: they are not",
+    )
+    parser.add_argument(
         "--words",
         type=positive,
         nargs="*",
@@ -44,7 +53,7 @@ def main() -> int:
     debug = args.pop("debug")
     args["students"] = tuple(path.resolve() for path in args["students"])
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
-    for name in ("seeds", "words", "overrides"):
+    for name in ("seeds", "poolings", "words", "overrides"):
         args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     return run_tool(lambda: print(run_segmentation(SegmentationOptions(**args))), debug=debug)

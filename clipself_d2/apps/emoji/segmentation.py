@@ -65,6 +65,7 @@ class SegmentationOptions:
         seeds: Seeds of the trainings.
         panoptic_iterations: Steps of the panoptic model; 0 leaves it out.
         cat_seg_iterations: Steps of CAT-Seg; 0 leaves it out.
+        poolings: Ways of naming true masks by a tower; empty leaves that out.
         words: Numbers of words for which the first seed's distilled CAT-Seg is timed and scored.
         overrides: Further KEY VALUE pairs for every training.
     """
@@ -75,6 +76,7 @@ class SegmentationOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     panoptic_iterations: int = 200
     cat_seg_iterations: int = 200
+    poolings: tuple[str, ...] = POOLINGS
     words: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
 
@@ -106,7 +108,7 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
     masks += ["--vocabulary", _VAL, "--dataset", _VAL]
     for number, seed in enumerate(options.seeds):
         student = options.students[number % len(options.students)]
-        for kind, tower in itertools.product((*POOLINGS, *budget), TOWERS):
+        for kind, tower in itertools.product((*options.poolings, *budget), TOWERS):
             inputs = (student,) if tower == "distilled" else ()
             if kind in POOLINGS:
                 name = f"masks_{kind}_{tower}" + (f"_{seed}" if inputs else "")

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from clipself_d2.apps.emoji.many_words import measure_words
 from clipself_d2.apps.emoji.quickstart import Stage, run_stage
-from clipself_d2.apps.predict.classify_masks import POOLINGS, SCORES_FILE
+from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.predict.segments import draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
@@ -22,6 +22,7 @@ from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
+from clipself_d2.segmentation.panoptic import POOLINGS
 
 logger = logging.getLogger(__name__)
 

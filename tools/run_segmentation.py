@@ -1,6 +1,7 @@
 """Train both segmenters on emoji scenes, untouched and distilled, and print the table of scores."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main() -> int:
     )
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+    # Read when the data sets are registered, by the import below and by every stage.
+    os.environ["DETECTRON2_DATASETS"] = str(args["data_root"].resolve())
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.emoji.segmentation import SegmentationOptions, run_segmentation

@@ -3,7 +3,7 @@
 Legend: N images, V views, T classes, D joint embedding, H W pixels, h w grid of the tower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from clipself_d2.parts.text_embeddings import (
     read_text_embeddings,
     training_vocabulary,
 )
-from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
+from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator, place_listed
 from clipself_d2.segmentation.losses import check_labels, number_base, pixel_class_loss
 from clipself_d2.segmentation.published_checkpoints import is_published, rename_published
 from clipself_d2.segmentation.windows import WindowPlan
@@ -276,21 +276,33 @@ class CATSegmentor(nn.Module):
             (T, height, width) scores in [0, 1].
         """
         text_TD = self.class_embeddings() if text_TD is None else text_TD.to(self.device)
-        # One view at a time: a decoder's map of every class is what takes memory.
-        joined = self.options.windows.join(
-            self._score_view(features[number], text_TD) for number in range(len(features))
-        )
-        resized: Tensor = sem_seg_postprocess(joined, tuple(joined.shape[-2:]), *size)
-        return resized
+        views = (self._score_view(features[number], text_TD) for number in range(len(features)))
+        if self.aggregator.longest_list(len(text_TD), self.options.shortlist) == len(text_TD):
+            # One view at a time: a decoder's map of every class is what takes memory.
+            return self._join((logits for logits, _ in views), size)
+        listed = [(logits, chosen) for logits, chosen in views if chosen is not None]
+        # Only classes on the list of a view are enlarged: there may be hundreds of others.
+        union = torch.cat([chosen for _, chosen in listed], dim=1).unique()
+        placed = (place_listed(x, torch.searchsorted(union, c), len(union)) for x, c in listed)
+        scores = self._join(placed, size)
+        return scores.new_zeros((len(text_TD), *size)).index_copy(0, union, scores)
 
-    def _score_view(self, view: ViewFeatures, text_TD: Tensor) -> Tensor:
-        """(T, s, s) scores of one view."""
-        logits = self.aggregator(
+    def _score_view(self, view: ViewFeatures, text_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(1, L, 4h, 4w) logits of one view, and the (1, L) numbers of the classes if not all."""
+        return self.aggregator.score_likeliest(
             view.dense, view.guides, text_TD, shortlist=self.options.shortlist, pooling=1
         )
-        side = self.options.windows.window_size
-        enlarged = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
-        return enlarged[0].sigmoid()
+
+    def _join(self, views: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+        """(L, *size) scores of a picture from the (1, L, 4h, 4w) logits of its views."""
+        side = (self.options.windows.window_size,) * 2
+        enlarged = (
+            F.interpolate(logits.float(), side, mode="bilinear", align_corners=False)[0]
+            for logits in views
+        )
+        joined = self.options.windows.join(scores.sigmoid() for scores in enlarged)
+        resized: Tensor = sem_seg_postprocess(joined, tuple(joined.shape[-2:]), *size)
+        return resized
 
     def class_embeddings(self) -> Tensor:
         """Embed the present classes.

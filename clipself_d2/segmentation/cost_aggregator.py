@@ -124,23 +124,51 @@ class CostAggregator(nn.Module):
         Returns:
             (N, T, 4h, 4w) logits; -100 for a class that an image's shortlist left out.
         """
+        logits, chosen = self.score_likeliest(
+            dense, guides, text_TD, shortlist=shortlist, pooling=pooling
+        )
+        if chosen is None:
+            return logits
+        return place_listed(logits, chosen, len(text_TD))
+
+    def longest_list(self, num_classes: int, shortlist: int = 0) -> int:
+        """Count the classes that are aggregated of so many, 0 for no shortlist."""
+        return min(limit for limit in (num_classes, shortlist, self.list_length) if limit)
+
+    def score_likeliest(
+        self,
+        dense: Tensor,
+        guides: Sequence[Tensor],
+        text_TD: Tensor,
+        *,
+        shortlist: int = 0,
+        pooling: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score the classes that are not left out.
+
+        Args:
+            dense: As of ``forward``, and so are the others.
+            guides: Finer maps.
+            text_TD: Class embeddings.
+            shortlist: Most classes that are aggregated.
+            pooling: Side of the squares averaged before the class attention.
+
+        Returns:
+            (N, L, 4h, 4w) logits, and for each image the (L,) numbers of its classes; None where
+            they are all T in their order.
+        """
         with torch.autocast(dense.device.type, enabled=False):
             text = F.normalize(text_TD.float(), dim=-1)
             cost = torch.einsum("ndhw,td->nthw", F.normalize(dense.float(), dim=1), text)
         num_classes = text_TD.shape[0]
-        limits = [limit for limit in (shortlist, self.list_length) if limit]
-        length = min([num_classes, *limits])
+        length = self.longest_list(num_classes, shortlist)
         text_guide = self.text(text).expand(dense.shape[0], -1, -1)
         chosen = None
         if length < num_classes:
             chosen = cost.flatten(2).amax(dim=-1).topk(length, dim=1).indices
             rows = torch.arange(cost.shape[0], device=cost.device)[:, None]
             cost, text_guide = cost[rows, chosen], text_guide[rows, chosen]
-        logits = self._aggregate(cost, text_guide, guides, pooling)
-        if chosen is None:
-            return logits
-        full = logits.new_full((cost.shape[0], num_classes, *logits.shape[-2:]), _LEFT_OUT)
-        return full.scatter(1, chosen[:, :, None, None].expand_as(logits), logits)
+        return self._aggregate(cost, text_guide, guides, pooling), chosen
 
     def _aggregate(
         self,
@@ -159,6 +187,21 @@ class CostAggregator(nn.Module):
             volume = decoder(volume, project(guide))
         logits: Tensor = self.head(volume.flatten(0, 1))
         return logits.unflatten(0, (count, num_classes))[:, :, 0]
+
+
+def place_listed(logits: Tensor, chosen: Tensor, num_classes: int) -> Tensor:
+    """Put the logits of lists among all classes.
+
+    Args:
+        logits: (N, L, h, w).
+        chosen: (N, L) class numbers of each image's list.
+        num_classes: T.
+
+    Returns:
+        (N, T, h, w), -100 where a class is not on the list.
+    """
+    full = logits.new_full((len(logits), num_classes, *logits.shape[-2:]), _LEFT_OUT)
+    return full.scatter(1, chosen[:, :, None, None].expand_as(logits), logits)
 
 
 def _projection(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -114,6 +114,25 @@ def test_a_complete_shortlist_is_exact_and_a_short_one_keeps_the_best(make_model
     )
 
 
+def test_views_with_other_lists_are_joined_as_if_every_class_was_enlarged(make_model, items):
+    model = make_model("MODEL.CAT_SEG.SHORTLIST", 2).eval()
+    with torch.no_grad():
+        features = model.encode_views(items[0]["image"].float())
+        found = model.segment(features, (50, 70))
+        text = model.class_embeddings()
+        cosine = torch.einsum("vdhw,td->tvhw", features.dense, text)
+        lists = cosine.flatten(2).amax(2).topk(2, dim=0).indices
+        maps = model.aggregator(features.dense, features.guides, text, shortlist=2, pooling=1)
+        joined = model.options.windows.join(resize(maps, (64, 64)).sigmoid())
+        expected = resize(joined[None], (50, 70))[0]
+    assert len(lists.unique()) > 2, "the views have other lists"
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
 def test_other_classes_come_and_go(make_model, catseg_cfg, items):
     model = make_model().eval()
     words = Vocabulary.from_names(["dog", "tree"])

@@ -310,7 +310,8 @@ def _add_regions(cfg: CN) -> None:
     # Factor by which the teacher's crop of a proposal exceeds the proposal.
     cfg.INPUT.REGIONS.CROP_ENLARGE = 1.5
     # Whether the student's image is sent as it was read and resized on the device, as the crops
-    # are on a GPU: faster loading, and values that differ from PIL's now and then.
+    # are on a GPU: faster loading, and values that differ from PIL's now and then. Distillation and
+    # RegionCLIP read it; detectors, segmentation and CRIS resize in their loaders.
     cfg.INPUT.REGIONS.RESIZE_ON_DEVICE = False
     # Whether upright and broad pictures are kept apart, so that without MODEL.DISTILL.PAD_TO_SQUARE
     # less of a batch is padding; the order of the pictures is then another one.

@@ -69,6 +69,7 @@ def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMap
         crop_size=_crop_size(cfg),
         has_crops=cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop",
         flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+        resize_image=not cfg.INPUT.REGIONS.RESIZE_ON_DEVICE,
     )
 
 

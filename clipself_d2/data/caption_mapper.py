@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
-from clipself_d2.data.pictures import cut_regions, read_picture
+from clipself_d2.data.pictures import cut_regions, fitted_size, read_picture
 from clipself_d2.data.region_sampler import RegionSampler
 
 # A caption is drawn from the first ones of a picture.
@@ -21,6 +21,7 @@ class CaptionMapper:
         crop_size: As of ``DistillMapper``.
         has_crops: Whether the teacher sees crops of the regions.
         flip_probability: Share of the pictures that are mirrored.
+        resize_image: As of ``DistillMapper``.
 
     Reference: RegionCLIP, arXiv 2112.09106, section 4.1: shortest side 800, longest at most 1333,
     bicubic, mirrored half of the time, one of up to five captions.
@@ -34,11 +35,12 @@ class CaptionMapper:
         crop_size: int | None,
         has_crops: bool = True,
         flip_probability: float = 0.5,
+        resize_image: bool = True,
     ) -> None:
         self.sampler = sampler
         self.shortest_size = shortest_size
         self.crop_size, self.has_crops = crop_size, has_crops
-        self.flip_probability = flip_probability
+        self.flip_probability, self.resize_image = flip_probability, resize_image
 
     def __call__(self, record: Record, rng: np.random.Generator, image_size: int) -> Item:
         """Read the picture once and cut everything from it.
@@ -50,8 +52,9 @@ class CaptionMapper:
             image_size: Most pixels of the longest side.
 
         Returns:
-            ``image`` (3, h, w) uint8; ``caption`` where the record has captions; ``boxes`` (R, 4)
-            float32 XYXY px of the image where there is a sampler, and ``crops`` as of
+            ``image`` (3, h, w) uint8, with ``longest_side`` where it is not resized here;
+            ``caption`` where the record has captions; ``boxes`` (R, 4)
+            float32 XYXY px of the resized image where there is a sampler, and ``crops`` as of
             ``DistillMapper`` where the teacher sees crops; ``file_name``, ``image_id``, and
             ``height`` and ``width`` of the original.
 
@@ -68,12 +71,17 @@ class CaptionMapper:
         if rng.random() < self.flip_probability:
             boxes, crops = mirror_boxes(boxes, picture.width), mirror_boxes(crops, picture.width)
             picture = ImageOps.mirror(picture)
-        student = fit_sides(picture, image_size, self.shortest_size)
-        item = picture_item(record, picture, student)
+        if self.resize_image:
+            student = fit_sides(picture, image_size, self.shortest_size)
+            item, size = picture_item(record, picture, student), student.size
+        else:
+            item = picture_item(record, picture, picture)
+            item["longest_side"] = max(_fitted_sides(picture.size, image_size, self.shortest_size))
+            size = fitted_size(picture.size, item["longest_side"])
         if caption is not None:
             item["caption"] = caption
         if self.sampler is not None:
-            item["boxes"] = scale_boxes(boxes, picture.size, student.size)
+            item["boxes"] = scale_boxes(boxes, picture.size, size)
             if self.has_crops:
                 item["crops"] = cut_regions(picture, crops, self.crop_size)
         return item
@@ -105,9 +113,14 @@ def fit_sides(image: Image.Image, longest: int, shortest: int) -> Image.Image:
     Returns:
         The scaled picture, bicubic.
     """
-    scale = min(longest / max(image.size), shortest / min(image.size))
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    size = _fitted_sides(image.size, longest, shortest)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _fitted_sides(sides: tuple[int, int], longest: int, shortest: int) -> tuple[int, int]:
+    scale = min(longest / max(sides), shortest / min(sides))
+    first, second = (max(1, round(side * scale)) for side in sides)
+    return first, second
 
 
 def _draw_caption(record: Record, rng: np.random.Generator) -> str:

@@ -22,6 +22,9 @@ from clipself_d2.layers.text_classifier import TextClassifier
 CLIP_FIELD = "clip_embeddings"
 # Fusing the scores of all of them costs next to nothing.
 _FEW_CLASSES = 256
+# Most scores that are worked on at once: on a CPU what its cache holds, elsewhere what fits.
+_AT_ONCE = {"cpu": 2**21}
+_AT_ONCE_ELSEWHERE = 2**28
 
 
 class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
@@ -110,7 +113,8 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         Raises:
             ValueError: If proposals have no such field.
         """
-        detector, clip = self._two_scores(predictions[0], proposals)
+        detector = F.softmax(predictions[0], dim=1)
+        clip = F.softmax(self.clip_scale * self._clip_cosine(proposals), dim=1)
         base_mask = self.classifier.base_mask
         counts = [len(item) for item in proposals]
         scores = torch.split(fuse_scores(detector, clip, base_mask, self.alpha, self.beta), counts)
@@ -135,13 +139,17 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         # With the objectness the threshold is another one in every row.
         if self.rpn_score or self.classifier.num_classes <= _FEW_CLASSES:
             return super().passing_scores(predictions, proposals)
-        rows, classes, scores = fuse_passing(
-            *self._two_scores(predictions[0], proposals),
-            self.classifier.base_mask,
-            self.alpha,
-            self.beta,
-            self.test_score_thresh,
-        )
+        logits_RK1, cosine_RK1 = predictions[0], self._clip_cosine(proposals)
+        most = _AT_ONCE.get(logits_RK1.device.type, _AT_ONCE_ELSEWHERE)
+        size = max(1, most // logits_RK1.shape[1])
+        options = (self.alpha, self.beta, self.test_score_thresh)
+        parts = []
+        for logits, cosine in zip(logits_RK1.split(size), cosine_RK1.split(size), strict=True):
+            detector = F.softmax(logits, dim=1)
+            clip = F.softmax(self.clip_scale * cosine, dim=1)
+            found = fuse_passing(detector, clip, self.classifier.base_mask, *options)
+            parts.append((found[0] + len(parts) * size, *found[1:]))
+        rows, classes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
         starts = [0, *itertools.accumulate(len(item) for item in proposals)]
         # Rows come in order, so that one search finds the ends of all images.
         ends = torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
@@ -150,15 +158,11 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
             for start, (first, last) in zip(starts[:-1], itertools.pairwise(ends), strict=True)
         ]
 
-    def _two_scores(
-        self, logits_RK1: Tensor, proposals: Sequence[Instances]
-    ) -> tuple[Tensor, Tensor]:
-        """Probabilities (R, K + 1) of the detector and of CLIP."""
+    def _clip_cosine(self, proposals: Sequence[Instances]) -> Tensor:
+        """CLIP's cosines (R, K + 1) of all proposals."""
         if not all(item.has(CLIP_FIELD) for item in proposals):
             raise ValueError(
                 f"proposals have no field {CLIP_FIELD!r} with the embeddings of their boxes; set "
                 "MODEL.ROI_HEADS.NAME to OpenVocabROIHeads, which makes it"
             )
-        embeddings = torch.cat([item.get(CLIP_FIELD) for item in proposals])
-        clip = F.softmax(self.clip_scale * self.classifier.cosine(embeddings), dim=1)
-        return F.softmax(logits_RK1, dim=1), clip
+        return self.classifier.cosine(torch.cat([item.get(CLIP_FIELD) for item in proposals]))

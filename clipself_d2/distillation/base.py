@@ -25,8 +25,8 @@ Losses = dict[str, Tensor]
 TOOL = "tools/distill_train_net.py"
 # Crops that the teacher embeds at once.
 TEACHER_BATCH = 256
-# A compiled teacher sees multiples of it, so that few numbers of regions make few graphs.
-CROP_STEP = 16
+# Crops that a compiled teacher embeds at once, so that all numbers of regions share one graph.
+CROP_STEP = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,9 @@ class Towers:
         pixel_std: RGB deviation.
         pad_to_square: Whether student images are padded to the square of the batch's longest side,
             instead of to its largest height and width.
+        region_slots: Most regions of an image; those of a batch are filled up to as many for each
+            image where the losses mask what is added, so that the shapes of a compiled step do not
+            depend on their number. 0 adds none.
     """
 
     student: VisionTower
@@ -47,6 +50,7 @@ class Towers:
     pixel_mean: Sequence[float]
     pixel_std: Sequence[float]
     pad_to_square: bool = False
+    region_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Scene:
 
     Attributes:
         images: (N, 3, H, W) normalised and padded pixels.
-        boxes: (Ri, 4) XYXY px of each image.
+        boxes: (Ri, 4) XYXY px of each image; those that fill up the batch are the last image's.
         dense: The student's dense features.
         sizes: Height and width of each image without its padding, px.
     """
@@ -78,6 +82,7 @@ class RegionDistiller(nn.Module, ABC):
     Attributes:
         one_clip: Whether student and teacher share one joint embedding and one architecture, so
             that a text is the same to both and their weights can be mixed.
+        region_slots: As of ``Towers``, for subclasses whose losses mask the regions added.
     """
 
     one_clip: bool = True
@@ -90,6 +95,7 @@ class RegionDistiller(nn.Module, ABC):
         self.teacher = towers.teacher.eval()
         self.teacher.freeze()
         self.pad_to_square = towers.pad_to_square
+        self.region_slots = 0
         for name, values in (("pixel_mean", towers.pixel_mean), ("pixel_std", towers.pixel_std)):
             value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -133,6 +139,9 @@ class RegionDistiller(nn.Module, ABC):
         fitted = [self._fitted(item) for item in batched_inputs]
         images = self.preprocess_images(fitted)
         boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
+        missing = self.region_slots * len(boxes) - sum(map(len, boxes))
+        if self.training and missing > 0:
+            boxes[-1] = F.pad(boxes[-1], (0, 0, 0, missing))
         dense = self.student.forward_dense(images)
         student_RD = roi_embeddings(dense.embedding, boxes, self.student.patch_size)
         if self.training:
@@ -149,7 +158,8 @@ class RegionDistiller(nn.Module, ABC):
 
         Args:
             items: The batch.
-            student_RD: (R, D) unit-norm region features of all images, in order.
+            student_RD: (R, D) unit-norm region features of all images, in order; with
+                ``region_slots`` those that fill up the batch follow, zeros.
             scene: The rest of what the student saw and made.
 
         Returns:
@@ -224,19 +234,17 @@ class RegionDistiller(nn.Module, ABC):
         Returns:
             (R, D) float32, not normalised.
         """
+        tower = tower or self.teacher
+        compiled = getattr(tower, "compile_mode", "off") != "off"
+        most = CROP_STEP if compiled else TEACHER_BATCH
         parts = [torch.zeros(0, self.teacher.embed_dim, device=self.device)]
-        for chunk in self.preprocess_crops(items, "crops").split(TEACHER_BATCH):
+        for chunk in self.preprocess_crops(items, "crops").split(most):
             if len(chunk):
-                fitted = self._round_up(chunk)
-                embedded = (tower or self.teacher).forward_image(fitted)
+                added = CROP_STEP - len(chunk) if compiled else 0
+                fitted = F.pad(chunk, (0, 0, 0, 0, 0, 0, 0, added)) if added else chunk
+                embedded = tower.forward_image(fitted)
                 parts.append(embedded[: len(chunk)])
         return torch.cat(parts)
-
-    def _round_up(self, crops: Tensor) -> Tensor:
-        """Add black crops where the teacher's graph is of a fixed number of them."""
-        if getattr(self.teacher, "compile_mode", "off") != "step":
-            return crops
-        return F.pad(crops, (0, 0, 0, 0, 0, 0, 0, -len(crops) % CROP_STEP))
 
     def loss_weight(self, items: Sequence[Item]) -> float:
         """Tell how much a part of a batch counts against its other parts.

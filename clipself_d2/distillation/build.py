@@ -40,7 +40,15 @@ def towers_from_config(
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
+        region_slots=_region_slots(cfg),
     )
+
+
+def _region_slots(cfg: CfgNode) -> int:
+    if cfg.MODEL.CLIP.COMPILE == "off":
+        return 0
+    regions = cfg.INPUT.REGIONS
+    return regions.MAX_BOXES * (2 if regions.SOURCE == "both" else 1)
 
 
 def text_from_config(cfg: CfgNode) -> tuple[Tensor, float]:

@@ -192,7 +192,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         Raises:
             ValueError: If the items are those of another loader.
         """
-        items = batched_inputs
+        items = self._fit(batched_inputs)
         if not self.training or (self.weights.regions and self.proposer is None):
             check_items(items, ("boxes",), self, TOOL)
         share: BatchShare | None = items[0].get("share")  # type: ignore[assignment]
@@ -219,6 +219,11 @@ class RegionCLIPPretrainer(RegionDistiller):
             losses["loss_image_text"] = self.weights.image_text * loss
         return losses
 
+    def _fit(self, items: Sequence[Item]) -> list[Item]:
+        """Resize the pictures that come as they were read."""
+        rest = [{key: item[key] for key in item if key != "longest_side"} for item in items]
+        return [{**own, "image": self._fitted(i)} for own, i in zip(rest, items, strict=True)]
+
     @torch.no_grad()
     def prepare_parts(self, parts: Sequence[Sequence[Item]]) -> list[list[Item]]:
         """Let the parts of a batch know what their losses need of the whole, for accumulation.
@@ -232,11 +237,12 @@ class RegionCLIPPretrainer(RegionDistiller):
         Returns:
             The parts, for ``forward``.
         """
+        parts = [self._fit(part) for part in parts]
         shapes = [item["image"].shape for part in parts for item in part]  # type: ignore[attr-defined]
         size = (max(shape[1] for shape in shapes), max(shape[2] for shape in shapes))
         made, rows = [], []
         for part in parts:
-            items = list(part)
+            items = part
             pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
             images = self.preprocess_images(pictures, size)
             made.append(self._complete(items, images) if self.weights.regions else items)

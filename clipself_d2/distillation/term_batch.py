@@ -23,7 +23,7 @@ class Batch:
     Args:
         model: The distiller.
         items: The batch.
-        student_RD: (R, D) unit-norm regions of the student.
+        student_RD: (R, D) unit-norm regions of the student, and what fills up the batch.
         scene: The rest of what the student made.
     """
 
@@ -36,7 +36,7 @@ class Batch:
     @cached_property
     def count(self) -> float:
         """Number of regions, the mean of all processes."""
-        return self.model.mean_count(len(self.student_RD))
+        return self.model.loss_weight(self.items)
 
     @cached_property
     def real(self) -> Tensor:

@@ -72,6 +72,8 @@ class TermDistiller(RegionDistiller):
         super().__init__(towers=towers)
         self.terms, self.num_things, self.seed = tuple(terms), num_things, seed
         self.vfm, self.other = vfm, other
+        if all(isinstance(term, CropTerm) for term in self.terms):
+            self.region_slots = towers.region_slots
         for name, table in (("short_KD", short_KD), ("rich_KD", rich_KD), ("other_KD", other_KD)):
             unit = (
                 torch.zeros(0) if table is None else nn.functional.normalize(table.float(), dim=1)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from clipself_d2.distillation.base import iteration_generator
@@ -107,8 +108,9 @@ class CropTerm(Term):
             tower = model.averaged if self.teacher == "averaged" else None
             teacher_RD = model.embed_crops(batch.items, tower)
         model.log_regions(teacher_RD)
+        distance_R = _masked_distances(student_RD, teacher_RD)
         # Without regions the sum keeps the graph, so that every process has gradients to reduce.
-        return cosine_distances(student_RD, teacher_RD).sum() / batch.count
+        return distance_R.sum() / batch.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +338,16 @@ def read_terms(rows: Sequence[Mapping[str, object]]) -> tuple[Term, ...]:
     if not any(term.weight for term in terms):
         raise ValueError(f"{KEY} has no term with a weight above 0; name one")
     return tuple(terms)
+
+
+def _masked_distances(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
+    """Distances of the teacher's regions; those that fill up the student's batch count nothing."""
+    added = len(student_RD) - len(teacher_RD)
+    if added <= 0:
+        return cosine_distances(student_RD, teacher_RD)
+    distance_R = cosine_distances(student_RD, pad(teacher_RD, (0, 0, 0, added)))
+    real_R = torch.arange(len(student_RD), device=student_RD.device) < len(teacher_RD)
+    return distance_R * real_R
 
 
 def _cells(part: Tensor) -> Tensor:

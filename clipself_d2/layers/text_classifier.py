@@ -12,6 +12,8 @@ from torch import Tensor, nn
 BACKGROUND_MODES = ("text", "learned", "zero")
 # Vectors whose norm is this close to 1 are taken as they are.
 _UNIT_TOLERANCE = 1e-5
+# A CPU multiplies with so many classes at once about 1.6 times as fast as with 13,204.
+_COLUMNS = 1024
 
 
 class TextClassifier(nn.Module):
@@ -144,8 +146,17 @@ class TextClassifier(nn.Module):
         """
         # Mixed precision would round the cosine to 8 or 11 bits, and the scale multiply that.
         with torch.autocast(region_RD.device.type, enabled=False):
-            rows = torch.cat([self.embeddings_KD, self.background_embedding()[None]]).float()
-            return F.normalize(region_RD.float(), dim=-1) @ rows.T
+            region = F.normalize(region_RD.float(), dim=-1)
+            classes, background = self.embeddings_KD.float(), self.background_embedding()[None]
+            trains = torch.is_grad_enabled() or region.is_cuda
+            if trains or self.num_classes <= _COLUMNS:
+                return region @ torch.cat([classes, background.float()]).T
+            cosine = region.new_empty(*region.shape[:-1], self.num_classes + 1)
+            tables = (*classes.split(_COLUMNS), background.float())
+            widths = [len(table) for table in tables]
+            for columns, table in zip(cosine.split(widths, dim=-1), tables, strict=True):
+                columns.copy_(region @ table.T)
+            return cosine
 
     def forward(self, region_RD: Tensor) -> Tensor:
         """Score regions.
@@ -159,7 +170,9 @@ class TextClassifier(nn.Module):
         Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the background's
         prompted word is scored like a class.
         """
-        return self.scale * self.cosine(region_RD)
+        cosine = self.cosine(region_RD)
+        # Without gradients in place, which saves a copy of the size of the vocabulary.
+        return self.scale * cosine if torch.is_grad_enabled() else cosine.mul_(self.scale)
 
     def extra_repr(self) -> str:
         """Describe the classifier in the printed model."""

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipself_d2.data.caption_mapper import CaptionMapper, fit_sides, mirror_boxes
@@ -99,3 +100,20 @@ def test_mirroring_twice_is_the_identity() -> None:
     boxes = np.array([[1.0, 2, 5, 8], [0, 0, 10, 10]])
     assert mirror_boxes(mirror_boxes(boxes, 10.0), 10.0).tolist() == boxes.tolist()
     assert mirror_boxes(boxes, 10.0)[0].tolist() == [5, 2, 9, 8]
+
+
+@pytest.mark.parametrize(("longest", "shortest"), [(80, 800), (200, 45)])
+def test_a_picture_as_it_was_read_says_its_size_and_has_the_same_regions(
+    record, longest: int, shortest: int
+) -> None:
+    here, there = (
+        make(resize_image=resize, shortest_size=shortest, flip_probability=1.0)(
+            record, np.random.default_rng(0), longest
+        )
+        for resize in (True, False)
+    )
+    assert there["image"].shape == (3, 30, 40)
+    assert there["longest_side"] == here["image"].shape[2]
+    assert torch.equal(there["boxes"], here["boxes"])
+    assert torch.equal(there["crops"], here["crops"])
+    assert "longest_side" not in here

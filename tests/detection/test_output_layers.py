@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipself_d2.detection import OpenVocabFastRCNNOutputLayers
+from clipself_d2.detection import OpenVocabFastRCNNOutputLayers, output_layers
 from clipself_d2.layers import TextClassifier
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detector"
@@ -237,7 +237,9 @@ def many_classes(count: int, num_images: int) -> tuple[OpenVocabFastRCNNOutputLa
 
 @pytest.mark.parametrize("count", [9, 700])
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.2])
-def test_detections_are_those_of_all_scores(count: int, threshold: float) -> None:
+def test_detections_are_those_of_all_scores(monkeypatch, count: int, threshold: float) -> None:
+    # Seven regions of 700 classes at once.
+    monkeypatch.setitem(output_layers._AT_ONCE, "cpu", 5000)
     predictor, predictions, proposals = many_classes(count, num_images=3)
     predictor.test_score_thresh = threshold
     found, rows = predictor.inference(predictions, proposals)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from clipself_d2.data.pictures import cut_crops, cut_pieces, fit_longest, to_tensor
+from clipself_d2.distillation.base import CROP_STEP
 
 
 @pytest.fixture(params=["clipself", "region_text"])
@@ -34,7 +35,7 @@ def test_the_teacher_stays_in_eval_and_never_changes(make, make_item) -> None:
     assert any(not torch.equal(before[key], student[key]) for key in before)
 
 
-@pytest.mark.parametrize("mode", ["off", "step"])
+@pytest.mark.parametrize("mode", ["off", "blocks", "step"])
 def test_the_loss_is_the_same_with_the_crops_that_make_up_the_numbers(
     make_clipself, make_item, mode: str
 ) -> None:
@@ -46,7 +47,7 @@ def test_the_loss_is_the_same_with_the_crops_that_make_up_the_numbers(
     embed = model.teacher.forward_image
     model.teacher.forward_image = lambda crops: seen.append(len(crops)) or embed(crops)
     assert torch.equal(total(model, [make_item(0, 3), make_item(1, 2)]), expected)
-    assert seen == [16 if mode == "step" else 5]
+    assert seen == [5 if mode == "off" else CROP_STEP]
 
 
 @pytest.mark.parametrize("trained_blocks", [-1, 6])

@@ -12,6 +12,7 @@ from clipself_d2.distillation.regionclip_losses import (
     region_distillation,
 )
 from clipself_d2.engine.accumulation import AccumulatingModel
+from clipself_d2.layers import resize_longest
 
 CROP = {"teacher_regions": "crop"}
 ALL = {"loss_region_distill", "loss_concept", "loss_image_text"}
@@ -320,3 +321,24 @@ def test_a_picture_without_caption_names_the_key(make_regionclip, make_item) -> 
 def test_impossible_switches_are_refused(make_regionclip, options, complaint) -> None:
     with pytest.raises(ValueError, match=complaint):
         make_regionclip(**options)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_pictures_as_they_were_read_are_resized_by_the_model(
+    make_regionclip, make_item, in_parts: bool
+) -> None:
+    model = make_regionclip(**CROP).train()
+    read = [{**make_item(seed, size=(96, 128)), "longest_side": 64} for seed in (0, 1)]
+    fitted = [
+        {**item, "image": resize_longest(item["image"], 64, torch.device("cpu"))} for item in read
+    ]
+    for item in fitted:
+        del item["longest_side"]
+
+    def losses(items):
+        return model(model.prepare_parts([items])[0] if in_parts else items)
+
+    expected = losses(fitted)
+    for name, loss in losses(read).items():
+        assert float(loss.detach()) == float(expected[name].detach())
+    assert expected

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipself_d2.layers import SigmoidTextClassifier, TextClassifier
+from clipself_d2.layers import SigmoidTextClassifier, TextClassifier, text_classifier
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detector"
 K, D = 5, 8
@@ -57,6 +57,16 @@ def test_logits_are_scale_times_cosine_with_background_last() -> None:
             torch.testing.assert_close(logits[row, column], 50 * cosine)
         cosine = F.cosine_similarity(region_RD[row], random(D, seed=1), dim=0)
         torch.testing.assert_close(logits[row, K], 50 * cosine)
+
+
+@pytest.mark.parametrize("mode", ["text", "zero", "learned"])
+def test_many_classes_are_multiplied_in_parts_with_the_same_cosines(monkeypatch, mode) -> None:
+    classifier, regions = make(background_mode=mode), random(2, 3, D)
+    expected = classifier(regions).detach()
+    monkeypatch.setattr(text_classifier, "_COLUMNS", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(regions), expected)
+        assert classifier(regions[:0]).shape == (0, 3, K + 1)
 
 
 def test_norm_of_regions_and_embeddings_does_not_matter() -> None:

@@ -106,11 +106,13 @@ def reread_emoji(emoji_data: Path) -> Callable[[Path], None]:
 
 @functools.cache
 def read_emoji_config(name: str) -> CfgNode:
-    """A recipe with random CLIP weights and one prompt a class; to be cloned."""
+    """A recipe with random CLIP weights, one prompt a class and small pictures; to be cloned."""
     return load_config(
         str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
         ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
-        + ["MODEL.VOCABULARY.TEMPLATES", "single"]
+        + ["MODEL.VOCABULARY.TEMPLATES", "single", "INPUT.REGIONS.IMAGE_SIZES", (96,)]
+        + ["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.REFER_SIZE", 96]
+        + ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 128]
         + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],
     )
 

@@ -28,7 +28,7 @@ def test_the_config_builds_the_loader_of_the_training_images(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches")
     batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert len(batch) == 2
-    assert batch[0]["image"].shape == (3, 144, 192)
+    assert batch[0]["image"].shape == (3, 72, 96)
     # The native size of the teacher.
     assert batch[0]["crops"].shape[1:] == (3, 64, 64)
 

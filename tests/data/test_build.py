@@ -82,7 +82,7 @@ def test_regions_are_loaded_once_each(emoji_cfg) -> None:
     loader = build_region_test_loader_from_cfg(cfg, "emoji_panoptic_val")
     items = [item for batch in loader for item in batch]
     assert len({item["image_id"] for item in items}) == len(items) == 4
-    assert all(item["masks"].shape[1:] == (18, 24) for item in items)
+    assert all(item["masks"].shape[1:] == (9, 12) for item in items)
     assert all(item["crops"].shape[2:] == (64, 64) for item in items)
 
 

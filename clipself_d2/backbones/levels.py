@@ -195,8 +195,8 @@ class PyramidBackbone(Backbone):
         stride, (height, width) = self.strides[level], size
         # Not minus a floor of a negative, which ONNX would round towards zero.
         grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
-        source = adapted_stride(self.bottom_up.tower.patch_size, stride)
-        return resample(map_NChw, source, stride, grid)
+        patch = self.bottom_up.tower.patch_size
+        return resample(map_NChw, patch / 2.0 ** doublings(patch, stride), stride, grid)
 
     def add_top(self, levels: Sequence[Tensor], clip: Tensor) -> dict[str, Tensor]:
         """Add the levels above and name all.
@@ -252,16 +252,3 @@ def doublings(patch_size: int, stride: int) -> int:
         The nearest number of them; negative where the stride is coarser.
     """
     return round(math.log2(patch_size / stride))
-
-
-def adapted_stride(patch_size: int, stride: int) -> float:
-    """Stride that factors of two reach.
-
-    Args:
-        patch_size: Stride of the ViT's map, px.
-        stride: Stride wanted, px.
-
-    Returns:
-        The nearest stride, px.
-    """
-    return patch_size / 2.0 ** doublings(patch_size, stride)

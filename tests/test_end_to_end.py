@@ -51,7 +51,7 @@ def test_the_summary_has_every_figure(quickstart: Path) -> None:
 def test_the_pictures_show_something(quickstart: Path, name: str) -> None:
     pixels = np.asarray(Image.open(quickstart / "out" / name).convert("RGB"))
     assert min(pixels.shape[:2]) > 200
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    assert len(np.unique(pixels[::4, ::4].reshape(-1, 3), axis=0)) > 100
 
 
 def test_the_demo_takes_typed_words(python: str, quickstart: Path) -> None:

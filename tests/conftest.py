@@ -1,5 +1,7 @@
 """Fixtures that several packages share: a tiny emoji data set, a tiny config, a golden ResNet."""
 
+import functools
+import gc
 import json
 import runpy
 import sys
@@ -44,6 +46,11 @@ LONG = ("test_end_to_end.py", "test_distill_trainer.py", "test_keys.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    # What is there before the first test stays: the garbage collector need not look at it again.
+    gc.freeze()
 
 
 @pytest.fixture
@@ -97,16 +104,25 @@ def reread_emoji(emoji_data: Path) -> Callable[[Path], None]:
     return reread
 
 
+@functools.cache
+def read_emoji_config(name: str) -> CfgNode:
+    """A recipe with random CLIP weights, one prompt a class and small pictures; to be cloned."""
+    return load_config(
+        str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
+        ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
+        + ["MODEL.VOCABULARY.TEMPLATES", "single", "INPUT.REGIONS.IMAGE_SIZES", (96,)]
+        + ["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.REFER_SIZE", 96]
+        + ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 128]
+        + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],
+    )
+
+
 @pytest.fixture
 def emoji_cfg(emoji_data: Path, tmp_path: Path):
     """Function from a config name and overrides to a small config with random CLIP weights."""
 
     def build(name: str, *overrides: object) -> CfgNode:
-        cfg = load_config(
-            str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
-            ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
-            + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],
-        )
+        cfg = read_emoji_config(name).clone()
         cfg.merge_from_list(
             ["OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", 0]
             + ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "DATASETS.TEST", ()]

@@ -31,6 +31,7 @@ def quickstart(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         python, "tools/quickstart.py", "--output", folder / "out", "--data-root", folder / "data",
         "--train", 16, "--val", 4, "--rpn-iterations", 10, "--distill-iterations", 2,
         "--detector-iterations", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+        "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
         data_root=folder / "data",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
@@ -50,7 +51,7 @@ def test_the_summary_has_every_figure(quickstart: Path) -> None:
 def test_the_pictures_show_something(quickstart: Path, name: str) -> None:
     pixels = np.asarray(Image.open(quickstart / "out" / name).convert("RGB"))
     assert min(pixels.shape[:2]) > 200
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    assert len(np.unique(pixels[::4, ::4].reshape(-1, 3), axis=0)) > 100
 
 
 def test_the_demo_takes_typed_words(python: str, quickstart: Path) -> None:

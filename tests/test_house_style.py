@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows; each test lists every violation at once."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def text_files(root: Path) -> Iterator[Path]:
             yield file.relative_to(root)
 
 
+@functools.cache
 def parse(root: Path, path: Path) -> ast.Module:
     return ast.parse((root / path).read_text(encoding="utf-8"), filename=str(path))
 

@@ -116,7 +116,6 @@ BLENDED = ("MODEL.PROPOSAL_GENERATOR.NAME", "BlendedRPN")
 CLIP, WORDS, HEADS = "MODEL.CLIP.", "MODEL.VOCABULARY.", "MODEL.OPEN_VOCAB."
 DISTILL, PRETRAIN, RPN = "MODEL.DISTILL.", "MODEL.REGIONCLIP.", "MODEL.FROZEN_RPN."
 CRIS, REGIONS, MASKS = "MODEL.CRIS.", "INPUT.REGIONS.", "MODEL.OV_PANOPTIC."
-CRIS, REGIONS = "MODEL.CRIS.", "INPUT.REGIONS."
 CATSEG = "MODEL.CAT_SEG."
 CATSEG_MODEL: tuple[str, Probe, tuple[object, ...]] = (
     "catseg_untouched",
@@ -146,7 +145,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
      ("MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]])),
     ("MODEL.CLIP_FPN.SQUARE_SIZE", 192, "fvit_untouched", model, ()),
     (WORDS + "DATASET", "three_words", "fvit_untouched", model, ()),
-    (WORDS + "TEMPLATES", "single", "fvit_untouched", model, ()),
+    (WORDS + "TEMPLATES", "emoji", "fvit_untouched", model, ()),
     (WORDS + "EMBEDDINGS", "{tmp}/words.pt", "fvit_untouched", model, ()),
     (WORDS + "CACHE_DIR", "{tmp}/cache", "fvit_untouched", cached, (CLIP + "PRETRAINED", "emoji")),
     (HEADS + "BACKGROUND", "learned", "fvit_untouched", model, ()),
@@ -203,7 +202,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (REGIONS + "SOURCE", "random", "clipself_patches", batch, ()),
     (REGIONS + "PROPOSAL_FILE", "{tmp}/proposals.json", "clipself_patches", batch,
      (REGIONS + "SOURCE", "proposals", REGIONS + "PROPOSAL_FILE", "{tmp}/others.json")),
-    (REGIONS + "IMAGE_SIZES", (96,), "clipself_patches", batch, ()),
+    (REGIONS + "IMAGE_SIZES", (64,), "clipself_patches", batch, ()),
     (REGIONS + "MAX_BOXES", 3, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "SIZE_RANGE", [60, 70], "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
     (REGIONS + "CROP_ENLARGE", 2.0, "clipself_patches", batch, (REGIONS + "SOURCE", "random")),
@@ -211,7 +210,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (REGIONS + "GROUP_ASPECTS", True, "clipself_patches", grouped, ()),
     ("INPUT.LSJ_SIZE", 96, "fvit_untouched", batch, ()),
     ("INPUT.SEMANTIC_MAX_AREA", 1.0, "fvit_untouched", batch, ()),
-    ("INPUT.REFER_SIZE", 96, "cris", batch, ("DATASETS.TRAIN", ("tiny_refer_train",))),
+    ("INPUT.REFER_SIZE", 64, "cris", batch, ("DATASETS.TRAIN", ("tiny_refer_train",))),
     ("SOLVER.OPTIMIZER", "Adam", "rpn", optimizer, ("SOLVER.CLIP_GRADIENTS.ENABLED", False)),
     ("SOLVER.ADAM_BETAS", [0.8, 0.9], "rpn", optimizer, ()),
     ("SOLVER.ADAM_EPS", 1e-3, "rpn", optimizer, ()),
@@ -269,8 +268,10 @@ def observe(emoji_cfg, files):
             needed += (PRETRAIN + "CONCEPTS", "{tmp}/concepts.txt", REGIONS + "SOURCE", "grid")
         given = [place(value, files) for value in (*needed, *overrides)]
         if str(files / "rpn.pth") in given:
-            network = build_frozen_proposals(emoji_cfg(recipe, RPN + "WEIGHTS", ""))
-            torch.save({"model": network.state_dict()}, files / "rpn.pth")
+            # Its random numbers are the same each time.
+            network = build_frozen_proposals(emoji_cfg(recipe, RPN + "WEIGHTS", "")).state_dict()
+            moved = {key: value + 1 for key, value in network.items()}
+            torch.save({"model": moved}, files / "rpn.pth")
         return repr(describe(probe(emoji_cfg(recipe, *given)))).replace(str(files), "{tmp}")
 
     return run

@@ -45,6 +45,7 @@ SHORT = {
     "tools/distill_train_net.py": "SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0",
     "tools/lazyconfig_train_net.py": "train.max_iter=2 dataloader.train.num_workers=0",
     "tools/benchmark.py": "--model ViT-Ti-8-emoji --size 64 --scale 0.01 --repeats 1",
+    "tools/compare_distillers.py": "--iterations 1",
     "datasets/prepare_emoji.py": "--train 24 --val 12",
     "tools/build_concept_pool.py": "--min-count 1",
 }
@@ -122,6 +123,9 @@ def workplace(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr[-2000:]
     # The README distils on patches "or" on proposals, as the quickstart does, and reads the latter.
     (folder / "output" / "emoji").mkdir()
+    page = (ROOT / "docs" / "labelling.md").read_text()
+    ontology = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    (folder / "ontology.json").write_text(ontology[1])
     student = folder / "output" / "quickstart" / "clipself"
     (folder / "output" / "emoji" / "clipself_proposals").symlink_to(student)
     return folder

@@ -30,8 +30,8 @@ from typing import NoReturn
 
 PRELOADED = (
     "torch", "torchvision", "torch.distributed.run", "torch.utils.tensorboard", "timm",
-    "open_clip", "fvcore.nn", "iopath", "omegaconf", "hydra", "PIL.Image", "cv2", "scipy.ndimage",
-    "matplotlib.pyplot", "pycocotools.mask", "hotcoco",
+    "open_clip", "fvcore.nn", "iopath", "omegaconf", "hydra", "PIL.Image", "cv2",
+    "scipy.ndimage", "scipy.optimize", "matplotlib.pyplot", "pycocotools.mask", "hotcoco",
 )  # fmt: skip
 _CLIENT = """#!{python} -SEs
 import array, json, os, socket, sys

@@ -181,6 +181,23 @@ class PyramidBackbone(Backbone):
             CLIP_FEATURE: clip.channels,
         }
 
+    def align(self, map_NChw: Tensor, level: int, size: Sequence[int]) -> Tensor:
+        """Bring an adapted map to the stride of its level.
+
+        Args:
+            map_NChw: Output of the level's adapter.
+            level: Number of the level, from the finest.
+            size: Sides (H, W) of the padded images, px.
+
+        Returns:
+            (N, C, ceil(H / stride), ceil(W / stride)).
+        """
+        stride, (height, width) = self.strides[level], size
+        # Not minus a floor of a negative, which ONNX would round towards zero.
+        grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
+        patch = self.bottom_up.tower.patch_size
+        return resample(map_NChw, patch / 2.0 ** doublings(patch, stride), stride, grid)
+
     def add_top(self, levels: Sequence[Tensor], clip: Tensor) -> dict[str, Tensor]:
         """Add the levels above and name all.
 
@@ -197,3 +214,41 @@ class PyramidBackbone(Backbone):
             above = self.top_block(levels[self._level_names.index(str(self.top_block.in_feature))])
         named = dict(zip(self._level_names, [*levels, *above], strict=True))
         return {**named, CLIP_FEATURE: clip}
+
+
+def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, int]) -> Tensor:
+    """Interpolate a map to another stride with the upper left corner of the image kept in place.
+
+    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
+    ``grid`` would stretch a map whose cells do not end where the image does.
+
+    Args:
+        map_NChw: Map; past its border the last cells are repeated.
+        source: Its stride, px.
+        target: Stride wanted, px.
+        grid: Cells (h, w) wanted.
+
+    Returns:
+        Bilinear values at the centres of the cells; a crop of the map where the strides agree.
+    """
+    if source != target:
+        scale = source / target
+        # Enough cells that rounding down after scaling leaves the grid.
+        height, width = (math.ceil(cells / scale) for cells in grid)
+        missing = (0, max(0, width - map_NChw.shape[-1]), 0, max(0, height - map_NChw.shape[-2]))
+        padded = F.pad(map_NChw, missing, mode="replicate")
+        map_NChw = F.interpolate(padded, scale_factor=scale, mode="bilinear", align_corners=False)
+    return map_NChw[..., : grid[0], : grid[1]]
+
+
+def doublings(patch_size: int, stride: int) -> int:
+    """Count the factors of two from the patch to a stride.
+
+    Args:
+        patch_size: Stride of the ViT's map, px.
+        stride: Stride wanted, px.
+
+    Returns:
+        The nearest number of them; negative where the stride is coarser.
+    """
+    return round(math.log2(patch_size / stride))

@@ -3,7 +3,6 @@
 Legend: N images, C tower width, H W pixels, h w cells of a level.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -18,6 +17,7 @@ from clipself_d2.backbones.levels import (
     PyramidBackbone,
     check_strides,
     check_taps,
+    doublings,
     plan_levels,
 )
 
@@ -83,7 +83,6 @@ class ClipViTPyramid(PyramidBackbone):
             pad_to_stride=pad_to_stride,
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
-        self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in strides)
         self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
         for _ in strides:
@@ -127,16 +126,11 @@ class ClipViTPyramid(PyramidBackbone):
             Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
             the dense map ``clip``.
         """
-        height, width = images.shape[-2:]
         features = self.bottom_up(images)
         laterals = []
-        for level, stride in enumerate(self.strides):
-            tap = features[f"block{self.bottom_up.tap_blocks[level]}"]
-            adapted = self.adapters[level](tap)
-            # Not minus a floor of a negative, which ONNX would round towards zero.
-            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
-            aligned = resample(adapted, self._tap_strides[level], stride, grid)
-            laterals.append(self.laterals[level](aligned))
+        for level, block in enumerate(self.bottom_up.tap_blocks):
+            adapted = self.adapters[level](features[f"block{block}"])
+            laterals.append(self.laterals[level](self.align(adapted, level, images.shape[-2:])))
         for level in reversed(range(len(laterals) - 1)):
             coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
             laterals[level] = laterals[level] + coarse
@@ -233,54 +227,3 @@ def make_adapter(
         wider, channels = channels, channels // narrowing
         layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
     return nn.Sequential(*layers)
-
-
-def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, int]) -> Tensor:
-    """Interpolate a map to another stride with the upper left corner of the image kept in place.
-
-    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
-    ``grid`` would stretch a map whose cells do not end where the image does.
-
-    Args:
-        map_NChw: Map; past its border the last cells are repeated.
-        source: Its stride, px.
-        target: Stride wanted, px.
-        grid: Cells (h, w) wanted.
-
-    Returns:
-        Bilinear values at the centres of the cells; a crop of the map where the strides agree.
-    """
-    if source != target:
-        scale = source / target
-        # Enough cells that rounding down after scaling leaves the grid.
-        height, width = (math.ceil(cells / scale) for cells in grid)
-        missing = (0, max(0, width - map_NChw.shape[-1]), 0, max(0, height - map_NChw.shape[-2]))
-        padded = F.pad(map_NChw, missing, mode="replicate")
-        map_NChw = F.interpolate(padded, scale_factor=scale, mode="bilinear", align_corners=False)
-    return map_NChw[..., : grid[0], : grid[1]]
-
-
-def doublings(patch_size: int, stride: int) -> int:
-    """Count the factors of two from the patch to a stride.
-
-    Args:
-        patch_size: Stride of the ViT's map, px.
-        stride: Stride wanted, px.
-
-    Returns:
-        The nearest number of them; negative where the stride is coarser.
-    """
-    return round(math.log2(patch_size / stride))
-
-
-def adapted_stride(patch_size: int, stride: int) -> float:
-    """Stride that factors of two reach.
-
-    Args:
-        patch_size: Stride of the ViT's map, px.
-        stride: Stride wanted, px.
-
-    Returns:
-        The nearest stride, px.
-    """
-    return patch_size / 2.0 ** doublings(patch_size, stride)

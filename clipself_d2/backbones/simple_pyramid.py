@@ -15,16 +15,14 @@ from clipself_d2.backbones.levels import (
     PyramidBackbone,
     check_strides,
     check_taps,
+    doublings,
     plan_levels,
 )
 from clipself_d2.backbones.pyramid import (
     ClipViTPyramidOptions,
-    adapted_stride,
-    doublings,
     make_adapter,
     normed_conv,
     pyramid_options,
-    resample,
 )
 
 
@@ -81,7 +79,6 @@ class ClipViTSimplePyramid(PyramidBackbone):
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
         self._tap_name = f"block{read[0]}"
-        self._tap_strides = [adapted_stride(patch, stride) for stride in strides]
         self.scalers, self.outputs = nn.ModuleList(), nn.ModuleList()
         for stride in strides:
             scaler, channels = make_scaler(width, patch, stride, norm)
@@ -118,14 +115,11 @@ class ClipViTSimplePyramid(PyramidBackbone):
             Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
             the dense map ``clip``.
         """
-        height, width = images.shape[-2:]
         features = self.bottom_up(images)
         levels = []
-        for number, stride in enumerate(self.strides):
-            scaled = self.scalers[number](features[self._tap_name])
-            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
-            aligned = resample(scaled, self._tap_strides[number], stride, grid)
-            levels.append(self.outputs[number](aligned))
+        for level, (scaler, output) in enumerate(zip(self.scalers, self.outputs, strict=True)):
+            scaled = scaler(features[self._tap_name])
+            levels.append(output(self.align(scaled, level, images.shape[-2:])))
         return self.add_top(levels, features[CLIP_FEATURE])
 
 

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
 from clipself_d2.backbones.levels import PyramidBackbone, check_taps
 from clipself_d2.backbones.pyramid import (
-    adapted_stride,
     make_adapter,
     normed_conv,
-    resample,
     spread_blocks,
 )
 
@@ -74,7 +72,6 @@ class ClipViTStages(PyramidBackbone):
         )
         patch, width = backbone.tower.patch_size, backbone.tower.width
         self._names = tuple(strides)
-        self._tap_strides = [adapted_stride(patch, stride) for stride in self.strides]
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in self.strides)
         self.laterals = nn.ModuleList()
         for name in self._names:
@@ -126,14 +123,12 @@ class ClipViTStages(PyramidBackbone):
         Returns:
             Stages of (N, channels, ceil(H / stride), ceil(W / stride)), and ``clip``.
         """
-        height, width = images.shape[-2:]
         features = self.bottom_up(images)
         stages = {}
-        for number, (name, stride) in enumerate(zip(self._names, self.strides, strict=True)):
-            tap = features[f"block{self.bottom_up.tap_blocks[number]}"]
-            grid = ((height + stride - 1) // stride, (width + stride - 1) // stride)
-            aligned = resample(self.adapters[number](tap), self._tap_strides[number], stride, grid)
-            stages[name] = self.laterals[number](aligned)
+        for level, name in enumerate(self._names):
+            adapted = self.adapters[level](features[f"block{self.bottom_up.tap_blocks[level]}"])
+            aligned = self.align(adapted, level, images.shape[-2:])
+            stages[name] = self.laterals[level](aligned)
         return {**stages, CLIP_FEATURE: features[CLIP_FEATURE]}
 
 

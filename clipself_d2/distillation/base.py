@@ -13,11 +13,12 @@ import torch.distributed
 import torch.nn.functional as F
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.clip import DenseFeatures, VisionTower
 from clipself_d2.data.items import check_items
 from clipself_d2.layers import mask_embeddings, resize_crops, resize_longest, roi_embeddings
+from clipself_d2.parts.pixels import PixelModel
 
 Item = dict[str, object]
 Losses = dict[str, Tensor]
@@ -70,7 +71,7 @@ class Scene:
     sizes: list[tuple[int, int]]
 
 
-class RegionDistiller(nn.Module, ABC):
+class RegionDistiller(PixelModel, ABC):
     """A CLIP tower that is trained, and its frozen original.
 
     Subclasses define ``compute_losses``; outside training all of them embed regions for
@@ -86,24 +87,14 @@ class RegionDistiller(nn.Module, ABC):
     """
 
     one_clip: bool = True
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, *, towers: Towers) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=towers.pixel_mean, pixel_std=towers.pixel_std)
         self.student = towers.student
         self.teacher = towers.teacher.eval()
         self.teacher.freeze()
         self.pad_to_square = towers.pad_to_square
         self.region_slots = 0
-        for name, values in (("pixel_mean", towers.pixel_mean), ("pixel_std", towers.pixel_std)):
-            value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.pixel_mean.device
 
     def train(self, mode: bool = True) -> "RegionDistiller":
         """Switch the student's mode; the teacher and all else stay in evaluation mode.
@@ -194,7 +185,7 @@ class RegionDistiller(nn.Module, ABC):
         batch = torch.zeros(len(images), 3, height, width, device=self.device)
         for canvas, image in zip(batch, images, strict=True):
             canvas[:, : image.shape[1], : image.shape[2]] = image.to(self.device, non_blocking=True)
-        return (batch - self.pixel_mean) / self.pixel_std
+        return self.normalise(batch)
 
     def preprocess_crops(self, items: Sequence[Item], key: str) -> Tensor:
         """Join the crops of a batch, resizing those that come as they were cut, and normalise.
@@ -221,7 +212,7 @@ class RegionDistiller(nn.Module, ABC):
         else:
             pieces = [piece for value in values for piece in value]  # type: ignore[attr-defined]
             pixels = resize_crops(pieces, self.teacher.image_size, self.device)
-        return (pixels - self.pixel_mean) / self.pixel_std
+        return self.normalise(pixels)
 
     @torch.no_grad()
     def embed_crops(self, items: Sequence[Item], tower: VisionTower | None = None) -> Tensor:

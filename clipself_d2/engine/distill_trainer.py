@@ -2,7 +2,7 @@
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -225,22 +225,18 @@ class DistillTrainer(Trainer):
         return super().evaluate_weights(as_it_is, resume=resume)
 
     @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator | None] | None = None,
-    ) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, *arguments: Any, **options: Any) -> OrderedDict:
         """Score region features on DATASETS.TEST with the weights that are saved.
 
         Args:
             cfg: The whole config; MODEL.DISTILL.STUDENT_SHARE below 1 mixes student and teacher.
             model: The distiller, wrapped or not.
-            evaluators: As for ``Trainer.test``.
+            arguments: As for ``Trainer.test``.
+            options: Likewise.
 
         Returns:
             As ``Trainer.test``.
         """
         distiller = unwrap(model)
         with saved_weights(distiller, cfg.MODEL.DISTILL.STUDENT_SHARE):
-            return super().test(cfg, distiller, evaluators)
+            return super().test(cfg, distiller, *arguments, **options)

@@ -70,32 +70,20 @@ class LVISOVEvaluator(DetectionEvaluator):
     first_category_id: ClassVar[int] = 1
     usual_max_dets: ClassVar[int] = 300
 
-    def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | None = None,
-        distributed: bool = True,
-        output_dir: str | None = None,
-        *,
-        fixed_ap: bool = False,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, fixed_ap: bool = False, **options: Any) -> None:
         """Read the annotations.
 
         Args:
-            dataset_name: As of ``DetectionEvaluator``, as all but ``fixed_ap``; without
-                ``novel_classes`` the rare classes are the novel ones.
-            tasks: Likewise.
-            distributed: Likewise.
-            output_dir: Likewise.
+            arguments: As of ``DetectionEvaluator``; without ``novel_classes`` the rare classes are
+                the novel ones.
             fixed_ap: Whether to add Fixed AP.
-            options: ``backend`` and ``max_dets_per_image``.
+            options: As of ``DetectionEvaluator``.
 
         Raises:
             FileNotFoundError: Likewise.
             ValueError: Likewise, or if annotations or frequencies are not LVIS's.
         """
-        super().__init__(dataset_name, tasks, distributed, output_dir, **options)
+        super().__init__(*arguments, **options)
         self._fixed_ap = fixed_ap
         frequency = {i: str(self._coco_api.cats[i]["frequency"]) for i in self._category_ids}
         _check_annotations(self._json_file, self._coco_api.anns.values(), frequency.values())

@@ -5,6 +5,7 @@ whatever the file names. The tags that its model zoo and this project's recipes 
 arithmetic, tuples, and the place of a config of the model zoo.
 """
 
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ _DataLoader.add_constructor(
 _DataLoader.add_constructor(f"{_PYTHON}tuple", _tuple)
 
 
+@lru_cache(256)
+def _plain(text: str) -> tuple[str, str]:
+    """Type of a file's content, and the content without tags; a base is read again and again."""
+    content = yaml.load(text, Loader=_DataLoader)
+    return type(content).__name__, yaml.safe_dump(content, sort_keys=False)
+
+
 class _DataNode(CfgNode):
     """Detectron2's config node, which is given every file without tags."""
 
@@ -65,12 +73,12 @@ class _DataNode(CfgNode):
     def _open_cfg(cls, filename: str) -> StringIO:
         with super()._open_cfg(filename) as stream:
             try:
-                content = yaml.load(stream, Loader=_DataLoader)
+                kind, text = _plain(stream.read())
             except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f"{filename} is no yaml of plain data: {_fault(error)}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{filename} holds {type(content).__name__}, expected keys and values")
-        return StringIO(yaml.safe_dump(content, sort_keys=False))
+        if kind != "dict":
+            raise ValueError(f"{filename} holds {kind}, expected keys and values")
+        return StringIO(text)
 
 
 def _fault(error: Exception) -> str:

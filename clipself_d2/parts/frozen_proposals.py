@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.config_files import merge_config_file
+from clipself_d2.parts.pixels import PixelModel
 
 # What a detector's checkpoint has beside its proposal network.
 _BESIDE = ("roi_heads.", "pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
 _SHOWN = 3
 
 
-class FrozenProposals(nn.Module):
+class FrozenProposals(PixelModel):
     """Backbone and proposal generator in evaluation mode, with pixels of their own.
 
     Args:
@@ -35,9 +36,6 @@ class FrozenProposals(nn.Module):
     Reference: the offline RPN of RegionCLIP, arXiv 2112.09106, section 4.1.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(
         self,
         *,
@@ -47,12 +45,10 @@ class FrozenProposals(nn.Module):
         pixel_std: Sequence[float],
         image_format: str = "BGR",
     ) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.image_format = image_format
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
@@ -77,12 +73,11 @@ class FrozenProposals(nn.Module):
         Returns:
             For each, ``proposal_boxes`` (XYXY px) and ``objectness_logits``, best first.
         """
-        device = self.pixel_mean.device
-        pixels = [image.to(device).float() for image in images]
+        pixels = [image.to(self.device).float() for image in images]
         if self.image_format == "BGR":
             pixels = [picture.flip(0) for picture in pixels]
         batch = ImageList.from_tensors(
-            [(picture - self.pixel_mean) / self.pixel_std for picture in pixels],
+            [self.normalise(picture) for picture in pixels],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )

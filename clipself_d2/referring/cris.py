@@ -17,6 +17,7 @@ from clipself_d2.clip.towers.resnet import ResNetTower
 from clipself_d2.data.items import check_items
 from clipself_d2.layers.letterbox import restore_map
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
+from clipself_d2.parts.pixels import PixelModel
 from clipself_d2.referring.decoder import CrisDecoder
 from clipself_d2.referring.encoder import (
     ResNetLevels,
@@ -31,7 +32,7 @@ from clipself_d2.referring.projector import CrisProjector
 Item = dict[str, object]
 
 
-class CRIS(nn.Module):
+class CRIS(PixelModel):
     """Image and text tower of a CLIP, neck, decoder and projector.
 
     Args:
@@ -51,9 +52,6 @@ class CRIS(nn.Module):
     from the first iteration on.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     @configurable
     def __init__(
         self,
@@ -69,7 +67,7 @@ class CRIS(nn.Module):
         word_length: int,
         mask_threshold: float = 0.35,
     ) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         if not 3 <= word_length <= text.context_length:
             raise ValueError(
                 f"MODEL.CRIS.WORD_LEN is {word_length}; the text tower reads 3 to "
@@ -83,9 +81,6 @@ class CRIS(nn.Module):
         self.proj = projector
         self.word_length = word_length
         self.mask_threshold = mask_threshold
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -120,11 +115,6 @@ class CRIS(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "word_length": cris.WORD_LEN,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[Item]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Learn from pairs, or segment.
@@ -206,7 +196,7 @@ class CRIS(nn.Module):
                 f"{divisor} px; change INPUT.REFER_SIZE"
             )
         batch = torch.stack([image.to(self.device) for image in images]).float()
-        return (batch - self.pixel_mean) / self.pixel_std
+        return self.normalise(batch)
 
     def _postprocess(self, probability: Tensor, item: Item) -> dict[str, Tensor]:
         height, width = int(item["height"]), int(item["width"])  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from clipself_d2.clip.fine_tuning import restrict_training
 from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
+from clipself_d2.parts.pixels import PixelModel
 from clipself_d2.parts.text_embeddings import (
     build_text_classifier,
     read_text_embeddings,
@@ -75,7 +76,7 @@ class CatSegOptions:
     mask_ignored: bool = False
 
 
-class CATSegmentor(nn.Module):
+class CATSegmentor(PixelModel):
     """CAT-Seg on a CLIP ViT, untouched or distilled.
 
     The model is switched to other classes by ``use_vocabulary``; where the text tower is part of it
@@ -100,8 +101,6 @@ class CATSegmentor(nn.Module):
     4.3.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     own_TD: Tensor
 
     @configurable
@@ -117,7 +116,7 @@ class CATSegmentor(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         if not isinstance(tower, TokenTower):
             raise ValueError(
                 f"CAT-Seg reads the tokens of a ViT, which {tower.name} has not; set "
@@ -141,9 +140,6 @@ class CATSegmentor(nn.Module):
         )
         self.options = options
         self.register_buffer("own_TD", classifier.embeddings_KD.clone(), persistent=False)
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            value = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
         self.register_load_state_dict_pre_hook(_translate)
 
     @classmethod
@@ -187,11 +183,6 @@ class CATSegmentor(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.pixel_mean.device
 
     def train(self, mode: bool = True) -> "CATSegmentor":
         """Set the mode; a tower of which nothing is trained stays in eval mode.
@@ -259,7 +250,7 @@ class CATSegmentor(nn.Module):
         Returns:
             The features of the windows and of the whole picture.
         """
-        image = (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+        image = self.normalise(image.to(self.device).float())
         return self.encode(self.options.windows.cut(image))
 
     def segment(
@@ -339,10 +330,7 @@ class CATSegmentor(nn.Module):
         maps: list[Tensor] = [item["sem_seg"] for item in items]  # type: ignore[misc]
         size = tuple(max(image.shape[axis] for image in images) for axis in (-2, -1))
         pixels = torch.stack(
-            [
-                _pad((image.to(self.device).float() - self.pixel_mean) / self.pixel_std, size, 0)
-                for image in images
-            ]
+            [_pad(self.normalise(image.to(self.device).float()), size, 0) for image in images]
         )
         labels = torch.stack([_pad(m.to(self.device).long(), size, _IGNORE_LABEL) for m in maps])
         features = self.encode(pixels)

@@ -14,12 +14,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE
 from clipself_d2.layers.region_pool import mask_embeddings
 from clipself_d2.layers.score_fusion import ensemble_log_probs
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
+from clipself_d2.parts.pixels import PixelModel
 from clipself_d2.parts.text_embeddings import build_segment_classifier, training_embeddings
 from clipself_d2.segmentation.mask_decoder import MaskedAttentionDecoder
 from clipself_d2.segmentation.mask_losses import MaskLoss, mask_losses
@@ -61,7 +62,7 @@ class ClipScores:
             )
 
 
-class OpenVocabPanoptic(nn.Module):
+class OpenVocabPanoptic(PixelModel):
     """Mask2Former whose classes are words, scored by its own head and by the CLIP it stands on.
 
     The tower is that of the backbone; frozen, its dense map still says what a mask shows, also for
@@ -89,9 +90,6 @@ class OpenVocabPanoptic(nn.Module):
     of its ConvNeXt; pooled from the value path, which that distillation trains.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     @configurable
     def __init__(
         self,
@@ -107,7 +105,7 @@ class OpenVocabPanoptic(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             raise ValueError(
@@ -125,8 +123,6 @@ class OpenVocabPanoptic(nn.Module):
         self.clip_scores = clip_scores or ClipScores()
         self.loss, self.merging = loss or MaskLoss(), merging or MergeRules()
         self.tasks = tuple(tasks)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -173,11 +169,6 @@ class OpenVocabPanoptic(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Train on, or segment, pictures.
 
@@ -191,7 +182,7 @@ class OpenVocabPanoptic(nn.Module):
             dict a picture with ``panoptic_seg`` (map and ``segments_info``), ``sem_seg``
             (K, H, W) and ``instances``, as ``tasks`` says.
         """
-        images = self._normalise([item["image"].to(self.device) for item in batched_inputs])
+        images = self._batch([item["image"].to(self.device) for item in batched_inputs])
         features = self.backbone(images.tensor)
         predictions = self.decoder(*self.pixel_decoder(features))
         if self.training:
@@ -208,9 +199,9 @@ class OpenVocabPanoptic(nn.Module):
             results.append(self._results(log_probs, masks))
         return results
 
-    def _normalise(self, pictures: Sequence[Tensor]) -> ImageList:
+    def _batch(self, pictures: Sequence[Tensor]) -> ImageList:
         return ImageList.from_tensors(
-            [(picture - self.pixel_mean) / self.pixel_std for picture in pictures],
+            [self.normalise(picture) for picture in pictures],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )

@@ -13,7 +13,8 @@ from detectron2.structures import Boxes, ImageList
 from torch import nn
 
 from clipself_d2.backbones import ClipViT, ClipViTPyramid
-from clipself_d2.backbones.pyramid import make_adapter, resample, spread_blocks
+from clipself_d2.backbones.levels import resample
+from clipself_d2.backbones.pyramid import make_adapter, spread_blocks
 
 STRIDES = (4, 8, 16, 32)
 

@@ -28,7 +28,7 @@ def test_the_config_builds_the_loader_of_the_training_images(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches")
     batch = next(iter(build_distill_train_loader_from_cfg(cfg)))
     assert len(batch) == 2
-    assert batch[0]["image"].shape == (3, 144, 192)
+    assert batch[0]["image"].shape == (3, 72, 96)
     # The native size of the teacher.
     assert batch[0]["crops"].shape[1:] == (3, 64, 64)
 
@@ -82,7 +82,7 @@ def test_regions_are_loaded_once_each(emoji_cfg) -> None:
     loader = build_region_test_loader_from_cfg(cfg, "emoji_panoptic_val")
     items = [item for batch in loader for item in batch]
     assert len({item["image_id"] for item in items}) == len(items) == 4
-    assert all(item["masks"].shape[1:] == (18, 24) for item in items)
+    assert all(item["masks"].shape[1:] == (9, 12) for item in items)
     assert all(item["crops"].shape[2:] == (64, 64) for item in items)
 
 

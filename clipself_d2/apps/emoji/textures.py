@@ -3,6 +3,7 @@
 Every painter takes a numpy Generator and a side in pixels and returns an (s, s, 3) uint8 RGB tile.
 """
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -121,6 +122,7 @@ PAINTERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
+@functools.cache
 def paint_textures(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
     """Paint some tiles of every texture.
 

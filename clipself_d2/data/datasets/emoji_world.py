@@ -117,6 +117,7 @@ class SpriteAtlas:
     sprites: tuple[tuple[tuple[np.ndarray, ...], ...], ...]
 
 
+@cache
 def load_atlas(
     families: tuple[str, ...] = TRAIN_FAMILIES, sprite_dir: Path = SPRITE_DIR
 ) -> SpriteAtlas:

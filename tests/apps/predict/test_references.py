@@ -68,7 +68,11 @@ def test_references_are_averaged_with_the_words_or_stand_alone() -> None:
 def test_a_predictor_takes_files_and_boxes(
     detector_cfg, weights: Path, pictures: list[Path]
 ) -> None:
-    predictor = OpenVocabPredictor(detector_cfg(), weights)
+    cfg = detector_cfg()
+    # As trained: in smaller pictures the random detector may find nothing for the negative word.
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 192])
+    cfg.MODEL.VOCABULARY.TEMPLATES = "emoji"
+    predictor = OpenVocabPredictor(cfg, weights)
     plain = predictor.make_prompts(["dog", "owl"])
     example = ClassPrompt("dog", [pictures[0], (str(pictures[1]), (5, 5, 60, 60))], min_score=0.0)
     predictor.set_classes([example, "owl"], negative=["apple"])

@@ -1,8 +1,10 @@
 import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from clipself_d2.apps.reliability import kills
 from clipself_d2.apps.reliability.kills import (
     METHODS,
     PHASES,
@@ -21,10 +23,10 @@ from clipself_d2.engine.cli import load_config
 
 
 def test_the_moments_are_those_of_the_seed_and_of_every_kind() -> None:
-    kills = plan_kills(40, 1)
-    assert kills == plan_kills(40, 1) != plan_kills(40, 2)
-    assert {kill.signum for kill in kills} == {signal.SIGKILL, signal.SIGTERM, signal.SIGINT}
-    assert [sum(kill.phase == phase for kill in kills) for phase in range(PHASES)] == [8] * PHASES
+    planned = plan_kills(40, 1)
+    assert planned == plan_kills(40, 1) != plan_kills(40, 2)
+    assert {kill.signum for kill in planned} == {signal.SIGKILL, signal.SIGTERM, signal.SIGINT}
+    assert [sum(kill.phase == phase for kill in planned) for phase in range(PHASES)] == [8] * PHASES
 
 
 def test_a_phase_is_told_by_the_first_step_and_the_checkpoints(tmp_path) -> None:
@@ -49,7 +51,9 @@ def test_the_commands_name_keys_that_are_there(method, tmp_path) -> None:
     assert Path(command[0]).is_file()
 
 
-def test_a_process_is_killed_behind_its_checkpoint(tmp_path) -> None:
+def test_a_process_is_killed_behind_its_checkpoint(tmp_path, monkeypatch) -> None:
+    # This tool needs none of what the nursery imports first.
+    monkeypatch.setattr(kills, "_nursery", lambda: get_context("fork"))
     tool, folder = tmp_path / "tool.py", tmp_path / "kill_000"
     folder.mkdir()
     tool.write_text(

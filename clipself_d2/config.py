@@ -364,6 +364,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SYNONYMS = False
     # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings
     # of all), mean_with_name, or random:SEED. One that another class is called by is passed over.
+    # all scores the names and every index beside them, with mean, spread, worst and drop.
     cfg.TEST.SYNONYM_MODE = "first"
     # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
     # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.

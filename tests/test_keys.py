@@ -187,7 +187,6 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (MASKS + "POOLING", "soft", "ov_panoptic_untouched", model, ()),
     (MASKS + "RECOGNITION", 0.3, "ov_panoptic_untouched", model, ()),
     (MASKS + "TASKS", ["semantic"], "ov_panoptic_untouched", model, ()),
-    (CATSEG + "FINETUNE", "attention", *CATSEG_MODEL),
     (CATSEG + "CLIP_SIZE", 128, *CATSEG_MODEL),
     (CATSEG + "WINDOW_SIZE", 96, *CATSEG_MODEL),
     (CATSEG + "CANVAS_SIZE", 256, *CATSEG_MODEL),

@@ -162,7 +162,7 @@ def test_one_pass_scores_the_names_and_every_index_of_a_detector(emoji_cfg, capl
     cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",), "TEST.SYNONYM_MODE", "all"])
     model = Trainer.build_model(cfg).eval()
     seen = []
-    model.backbone.net.register_forward_hook(lambda *_: seen.append(1))
+    model.backbone.bottom_up.register_forward_hook(lambda *_: seen.append(1))
     with caplog.at_level("WARNING", logger="clipself_d2"):
         found = scores_of(cfg, model, "TEST.SYNONYMS", True)
     assert caplog.text.count("dog for hot dog") == 1

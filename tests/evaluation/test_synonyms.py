@@ -1,7 +1,9 @@
 import math
 
 import pytest
+import torch
 
+from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
 from clipself_d2.evaluation.synonyms import SynonymEvaluator, rename, robustness
 
 NAMES = ("dog", "sink", "bowl", "rock")
@@ -93,3 +95,23 @@ def test_outputs_that_hang_on_no_name_are_shared() -> None:
     evaluator = SynonymEvaluator(own=Counted(), renamed=[Counted()])
     evaluator.process([1.0], [10.0])
     assert evaluator.evaluate()["synonyms"]["bbox.AP50.drop"] == 0.0
+
+
+def region_scores(table_KD: torch.Tensor) -> RegionClassificationEvaluator:
+    return RegionClassificationEvaluator(
+        text_embeddings_KD=table_KD,
+        class_names=["dog", "sink", "bowl", "rock"],
+        is_thing=[True] * 4,
+        distributed=False,
+    )
+
+
+@pytest.mark.parametrize(("order", "drop"), [([0, 1, 2, 3], 0.0), ([0, 2, 1, 3], 50.0)])
+def test_synonyms_that_mean_the_same_drop_nothing_and_swapped_ones_cost_both(order, drop) -> None:
+    own = torch.eye(4)
+    evaluator = SynonymEvaluator(own=region_scores(own), renamed=[region_scores(own[order])])
+    item = {"region_classes": torch.arange(4), "region_is_thing": torch.ones(4, dtype=torch.bool)}
+    evaluator.process([item], [{"roi": torch.eye(4)}])
+    found = evaluator.evaluate()
+    assert found["region"]["roi.thing.macc1"] == 100.0
+    assert found["synonyms"]["region.roi.thing.macc1.drop"] == drop

@@ -47,6 +47,7 @@ SHORT = {
     "tools/benchmark.py": "--model ViT-Ti-8-emoji --size 64 --scale 0.01 --repeats 1",
     "datasets/prepare_emoji.py": "--train 24 --val 12",
     "tools/build_concept_pool.py": "--min-count 1",
+    "tools/train_emoji_vfm.py": "--steps 2 --batch-size 4",
 }
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

@@ -78,7 +78,7 @@ def train_vision_model(output: Path, *, steps: int, batch_size: int, seed: int) 
     records = DatasetCatalog.get(SCENES)
     losses = []
     for step in range(1, steps + 1):
-        rows = drawn.choice(len(records), batch_size, replace=False)
+        rows = drawn.choice(len(records), batch_size, replace=len(records) < batch_size)
         windows = [window(to_tensor(read_picture(records[row]["file_name"]))) for row in rows]
         pixels = torch.stack([views(each) for _ in range(2) for each in windows]).float()
         tokens = model.forward_features((pixels - vision.mean) / vision.std)

@@ -171,7 +171,10 @@ def test_any_grid_will_do(make_model, items, clip_size):
 
 def test_a_tower_without_tokens_is_refused(make_model):
     with pytest.raises(ValueError, match="reads the tokens of a ViT"):
-        make_model("MODEL.CLIP.NAME", "RN50-quickgelu", "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", 0)
+        make_model(
+            *("MODEL.CLIP.NAME", "RN50-quickgelu", "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", 0),
+            *(PARTS, "all"),
+        )
 
 
 def test_a_label_outside_of_the_classes_is_named(make_model, items):

@@ -191,7 +191,8 @@ def _remembered_features(model: nn.Module) -> Iterator[None]:
     if backbone is None:
         yield
         return
-    forward, last = backbone.forward, []
+    forward = backbone.forward
+    last: list[Any] = []
 
     def remembered(pixels: Tensor) -> Any:
         if not last or not torch.equal(last[0], pixels):
@@ -244,7 +245,8 @@ def protocol_of(
             logger.info(
                 "%d classes of %s are prompted by a synonym", report["names_replaced"], dataset_name
             )
-        if collisions := report.get("collisions"):
+        collisions = report.get("collisions")
+        if isinstance(collisions, list) and collisions:
             logger.warning(
                 "synonyms that are names of other classes are not used: %s", shortened(collisions)
             )

@@ -4,7 +4,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ class Trainer(DefaultTrainer):
         warn_of_limit(cfg)
         results, protocols = OrderedDict(), {}
         for name, evaluator in zip(names, given, strict=True):
-            made = nullcontext(evaluator)
+            made: AbstractContextManager[DatasetEvaluator | None] = nullcontext(evaluator)
             if evaluators is None:
                 made = evaluator_of(cfg, model, name, cls.build_evaluator)
             with vocabulary_of(cfg, model, name), made as evaluator:

@@ -18,7 +18,7 @@ def main() -> int:
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, required=True, help="file to write")
     add_data_root(parser, "--data-root", "folder of the data set")
-    parser.add_argument("--steps", type=positive, default=1500)
+    parser.add_argument("--steps", type=positive, default=400)
     parser.add_argument("--batch-size", type=positive, default=64, help="scenes a step")
     parser.add_argument("--seed", type=count, default=0)
     args = vars(parser.parse_args())

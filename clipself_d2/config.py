@@ -84,8 +84,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
     # The same of the text tower, where a model can train it.
     cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS = 0
-    # What of the image tower's trained blocks learns: all, attention, or query_value (the weights
-    # of the query and value projections, as in DeCLIP's detectors; docs/dense_forms.md).
+    # What of the trained blocks of both towers learns: all, attention, or query_value (the weights
+    # of the query and value projections, as in CAT-Seg and DeCLIP's detectors;
+    # docs/dense_forms.md).
     cfg.MODEL.CLIP.TRAINABLE_PARTS = "all"
     # Probability of stochastic depth in the last block; it grows from 0 in the first one.
     cfg.MODEL.CLIP.DROP_PATH = 0.0
@@ -246,11 +247,8 @@ def _add_ov_panoptic(cfg: CN) -> None:
 
 
 def _add_cat_seg(cfg: CN) -> None:
-    """CAT-Seg; MODEL.CLIP.TRAINABLE_BLOCKS and TEXT_TRAINABLE_BLOCKS choose what learns."""
+    """CAT-Seg; TRAINABLE_BLOCKS, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS choose what learns."""
     cfg.MODEL.CAT_SEG = CN()
-    # Weights of those blocks that learn: query_value (the projections of query and value, as
-    # published), attention, or all.
-    cfg.MODEL.CAT_SEG.FINETUNE = "query_value"
     # Side of the square to which pictures and windows are resized for the tower, px; a multiple of
     # the patch.
     cfg.MODEL.CAT_SEG.CLIP_SIZE = 384
@@ -365,6 +363,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.SYNONYMS = False
     # Which synonym: first, index:N (from 0; the last where there are fewer), mean (the embeddings
     # of all), mean_with_name, or random:SEED. One that another class is called by is passed over.
+    # all scores the names and every index beside them, with mean, spread, worst and drop.
     cfg.TEST.SYNONYM_MODE = "first"
     # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
     # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.

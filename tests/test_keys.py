@@ -97,8 +97,6 @@ def grouped(cfg: CfgNode) -> object:
 
 
 def prompted(cfg: CfgNode) -> object:
-    metadata = MetadataCatalog.get("emoji_ov_val")
-    metadata.set(class_synonyms=[["hound", "cur"], *[[] for _ in metadata.thing_classes[1:]]])
     return words_of_test_set(cfg, "emoji_ov_val")[0].names
 
 
@@ -188,7 +186,6 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (MASKS + "POOLING", "soft", "ov_panoptic_untouched", model, ()),
     (MASKS + "RECOGNITION", 0.3, "ov_panoptic_untouched", model, ()),
     (MASKS + "TASKS", ["semantic"], "ov_panoptic_untouched", model, ()),
-    (CATSEG + "FINETUNE", "attention", *CATSEG_MODEL),
     (CATSEG + "CLIP_SIZE", 128, *CATSEG_MODEL),
     (CATSEG + "WINDOW_SIZE", 96, *CATSEG_MODEL),
     (CATSEG + "CANVAS_SIZE", 256, *CATSEG_MODEL),

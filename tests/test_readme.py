@@ -48,6 +48,7 @@ SHORT = {
     "tools/compare_distillers.py": "--iterations 1",
     "datasets/prepare_emoji.py": "--train 24 --val 12",
     "tools/build_concept_pool.py": "--min-count 1",
+    "tools/train_emoji_vfm.py": "--steps 2 --batch-size 4",
 }
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

@@ -1,7 +1,5 @@
 """Which weights of the trained blocks of CLIP's towers learn."""
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
 RULES = ("query_value", "attention", "all")
@@ -12,11 +10,11 @@ _FUSED = ("in_proj_weight", "qkv.weight")
 HeldRows = list[tuple[nn.Parameter, slice]]
 
 
-def restrict_training(towers: Iterable[nn.Module], rule: str) -> HeldRows:
+def restrict_training(tower: nn.Module, rule: str) -> HeldRows:
     """Freeze what a rule leaves out of what is trained, in place.
 
     Args:
-        towers: Image and text towers that ``freeze`` has been called on.
+        tower: Image or text tower whose ``freeze`` has chosen the blocks.
         rule: "query_value" (the weights of the query and value projections, as published),
             "attention" (every parameter of the attentions) or "all".
 
@@ -34,19 +32,18 @@ def restrict_training(towers: Iterable[nn.Module], rule: str) -> HeldRows:
     held: HeldRows = []
     if rule == "all":
         return held
-    for tower in towers:
-        trained = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
-        for name, parameter in trained:
-            fused = name.endswith(_FUSED)
-            kept = rule == "attention" or fused or name.endswith(_QUERY_VALUE)
-            parameter.requires_grad_(".attn." in name and kept)
-            if parameter.requires_grad and fused and rule == "query_value":
-                third = len(parameter) // 3
-                held.append((parameter, slice(third, 2 * third)))
-        if trained and not any(parameter.requires_grad for _, parameter in trained):
-            raise ValueError(
-                f"the rule {rule} leaves nothing of {type(tower).__name__} to train; use all"
-            )
+    trained = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
+    for name, parameter in trained:
+        fused = name.endswith(_FUSED)
+        kept = rule == "attention" or fused or name.endswith(_QUERY_VALUE)
+        parameter.requires_grad_(".attn." in name and kept)
+        if parameter.requires_grad and fused and rule == "query_value":
+            third = len(parameter) // 3
+            held.append((parameter, slice(third, 2 * third)))
+    if trained and not any(parameter.requires_grad for _, parameter in trained):
+        raise ValueError(
+            f"the rule {rule} leaves nothing of {type(tower).__name__} to train; use all"
+        )
     for parameter, rows in held:
         # A list that is emptied holds nothing any more.
         parameter.register_hook(  # type: ignore[no-untyped-call]

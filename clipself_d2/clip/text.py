@@ -14,6 +14,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from clipself_d2.clip.fine_tuning import HeldRows, restrict_training
+
 logger = logging.getLogger(__name__)
 
 # Characters of a text that a message shows.
@@ -46,24 +48,28 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.embed_dim = embed_dim
         self.closed_words = closed_words
+        # Rows of trained parameters that stay as they are, as of ``restrict_training``.
+        self.held_rows: HeldRows = []
 
     @property
     def context_length(self) -> int:
         """Longest text in tokens, start and end included."""
         return int(self.clip.context_length)
 
-    def freeze(self, trained_blocks: int = 0) -> None:
+    def freeze(self, trained_blocks: int = 0, *, parts: str = "all") -> None:
         """Freeze all but the last blocks, by the grammar of the image towers.
 
         Args:
             trained_blocks: Number of last blocks that are trained, with the final norm and the
                 projection; 0 freezes the tower, -1 trains all of it. The logit's scale and bias
                 are of CLIP's own loss and always frozen.
+            parts: What of that is trained: "all", "attention" or "query_value".
 
         Raises:
-            ValueError: If the tower has fewer blocks.
+            ValueError: If the tower has fewer blocks, or no such parts.
         """
         self.requires_grad_(False)
+        self.held_rows.clear()
         if trained_blocks == 0:
             return
         part = self._text_part()
@@ -83,6 +89,7 @@ class TextEncoder(nn.Module):
         for name, parameter in self.named_parameters():
             if "logit_" in name:
                 parameter.requires_grad_(False)
+        self.held_rows = restrict_training(self, parts)
 
     @property
     def reads_end_token(self) -> bool:

@@ -1,18 +1,20 @@
 """Evaluation: the vocabulary of every test set, and the file of the results."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
-from clipself_d2.evaluation.synonyms import rename
+from clipself_d2.evaluation.synonyms import ALL, Renamed, SynonymEvaluator, rename
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
@@ -22,6 +24,8 @@ from clipself_d2.parts.text_embeddings import (
     semantic_vocabulary,
     training_vocabulary,
 )
+from clipself_d2.parts.words import shortened
+from clipself_d2.runs.checkpointer import changed
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ SEMANTIC = "sem_seg"
 
 def replace_by_synonyms(
     vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]], mode: str = "first"
-) -> tuple[Vocabulary, int]:
+) -> tuple[Vocabulary, Renamed]:
     """Name classes by synonyms; their order and the base classes stay.
 
     Args:
@@ -49,7 +53,7 @@ def replace_by_synonyms(
         mode: As of ``evaluation.synonyms.rename``.
 
     Returns:
-        The vocabulary under the other names, and how many were replaced.
+        The vocabulary under the other names, and what was renamed.
 
     Raises:
         ValueError: If there are more lists of synonyms than classes, or the mode is unknown.
@@ -62,22 +66,17 @@ def replace_by_synonyms(
     # Metadata may list the first classes only.
     given = [*synonyms, *[()] * (vocabulary.num_classes - len(synonyms))]
     renamed = rename(vocabulary.names, given, mode)
-    if renamed.collisions:
-        logger.warning(
-            "synonyms that are names of other classes are not used: %s",
-            ", ".join(f"{word} for {name}" for name, word in renamed.collisions),
-        )
     others = tuple(words[1:] for words in renamed.words)
     names = tuple(words[0] for words in renamed.words)
-    other = replace(vocabulary, names=names, synonyms=others if any(others) else ())
-    return other, renamed.replaced
+    return replace(vocabulary, names=names, synonyms=others if any(others) else ()), renamed
 
 
 def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:
     """Read the classes of a test set as they are prompted.
 
     Args:
-        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms.
+        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms, TEST.SYNONYM_MODE
+            "all" by their names first.
         dataset_name: Registered name.
 
     Returns:
@@ -90,7 +89,7 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
     report: Protocol = {
         "clip": cfg.MODEL.CLIP.NAME,
         "prompts": cfg.MODEL.VOCABULARY.TEMPLATES,
-        "names": "synonyms" if cfg.TEST.SYNONYMS else "own",
+        "names": "own",
     }
     stuff, kind = metadata.get("stuff_classes"), metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
@@ -110,14 +109,14 @@ def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protoc
             "class a list of other names; set TEST.SYNONYMS to False for this data set"
         )
     mode = cfg.TEST.SYNONYM_MODE
-    vocabulary, replaced = replace_by_synonyms(vocabulary, synonyms, mode)
-    logger.info(
-        "%d of %d classes of %s are prompted by a synonym",
-        replaced,
-        vocabulary.num_classes,
-        dataset_name,
-    )
-    return vocabulary, report | {"names_replaced": replaced, "synonyms": mode}
+    other, renamed = replace_by_synonyms(vocabulary, synonyms, "mean" if mode == ALL else mode)
+    report |= {
+        "names": "own and synonyms" if mode == ALL else "synonyms",
+        "names_replaced": renamed.replaced,
+        "synonyms": mode,
+        "collisions": [f"{word} for {name}" for name, word in renamed.collisions],
+    }
+    return vocabulary if mode == ALL else other, report
 
 
 def vocabulary_of(
@@ -137,6 +136,74 @@ def vocabulary_of(
         return nullcontext()
     vocabulary, _ = test_vocabulary(cfg, dataset_name)
     return use_vocabulary(model, read_text_embeddings(cfg, vocabulary, same_names=False))
+
+
+@contextmanager
+def evaluator_of(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    build: Callable[[CfgNode, str], DatasetEvaluator | None],
+) -> Iterator[DatasetEvaluator | None]:
+    """Make the evaluator of a data set, of its names and of all its synonyms where that is asked.
+
+    Args:
+        cfg: The whole config; TEST.SYNONYM_MODE "all" scores every index of synonyms beside the
+            names. Files of an index are written below OUTPUT_DIR/synonyms.
+        model: The model that is scored under its own names within the with block; its backbone
+            sees every batch once.
+        dataset_name: Registered name.
+        build: From a config and the name of a data set to an evaluator.
+
+    Yields:
+        The evaluator.
+    """
+    if not cfg.TEST.SYNONYMS or cfg.TEST.SYNONYM_MODE != ALL:
+        yield build(cfg, dataset_name)
+        return
+    every = changed(cfg, "TEST.SYNONYM_MODE", "mean")
+    most = max(1 + len(words) for words in test_vocabulary(every, dataset_name)[0].synonyms or [()])
+    configs = [changed(cfg, "TEST.SYNONYM_MODE", f"index:{index}") for index in range(most)]
+    for index, one in enumerate(configs):
+        folder = str(Path(cfg.OUTPUT_DIR) / "synonyms" / str(index))
+        configs[index] = changed(one, "OUTPUT_DIR", folder)
+    tables = [
+        read_text_embeddings(one, test_vocabulary(one, dataset_name)[0], same_names=False)
+        for one in configs
+    ]
+
+    def predict(inputs: Sequence[Any], index: int) -> Sequence[Any]:
+        with use_vocabulary(model, tables[index]):
+            outputs: Sequence[Any] = model(inputs)
+        return outputs
+
+    own = build(changed(cfg, "TEST.SYNONYMS", False), dataset_name)
+    renamed = [build(one, dataset_name) for one in configs]
+    same = MetadataCatalog.get(dataset_name).get("evaluator_type") == REGION_CLASSIFICATION
+    with _remembered_features(model):
+        yield SynonymEvaluator(own=own, renamed=renamed, predict=None if same else predict)
+
+
+@contextmanager
+def _remembered_features(model: nn.Module) -> Iterator[None]:
+    """Let the backbone of a model answer at once where it is asked the same twice in a row."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        yield
+        return
+    forward = backbone.forward
+    last: list[Any] = []
+
+    def remembered(pixels: Tensor) -> Any:
+        if not last or not torch.equal(last[0], pixels):
+            last[:] = [pixels, forward(pixels)]
+        return last[1]
+
+    backbone.forward = remembered
+    try:
+        yield
+    finally:
+        del backbone.forward
 
 
 def reads_text(model: nn.Module) -> bool:
@@ -172,7 +239,17 @@ def protocol_of(
     elif kind not in (REGION_CLASSIFICATION, SEMANTIC, *SEGMENT_TYPES):
         protocol["model_detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == REGION_CLASSIFICATION or reads_text(model):
-        protocol |= test_vocabulary(cfg, dataset_name)[1]
+        report = test_vocabulary(cfg, dataset_name)[1]
+        protocol |= report
+        if "synonyms" in report:
+            logger.info(
+                "%d classes of %s are prompted by a synonym", report["names_replaced"], dataset_name
+            )
+        collisions = report.get("collisions")
+        if isinstance(collisions, list) and collisions:
+            logger.warning(
+                "synonyms that are names of other classes are not used: %s", shortened(collisions)
+            )
     return protocol
 
 

@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from clipself_d2.data.referring_loader import (
 from clipself_d2.detection.tta import with_test_time_augmentation
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import (
+    evaluator_of,
     protocol_of,
     vocabulary_of,
     warn_of_limit,
@@ -222,9 +224,10 @@ class Trainer(DefaultTrainer):
         warn_of_limit(cfg)
         results, protocols = OrderedDict(), {}
         for name, evaluator in zip(names, given, strict=True):
-            with vocabulary_of(cfg, model, name):
-                if evaluators is None:
-                    evaluator = cls.build_evaluator(cfg, name)
+            made: AbstractContextManager[DatasetEvaluator | None] = nullcontext(evaluator)
+            if evaluators is None:
+                made = evaluator_of(cfg, model, name, cls.build_evaluator)
+            with vocabulary_of(cfg, model, name), made as evaluator:
                 only = only_set(cfg, name)
                 results[name] = super().test(only, model, [evaluator])
                 protocols[name] = protocol_of(cfg, model, name, evaluator)

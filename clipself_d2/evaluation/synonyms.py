@@ -1,21 +1,27 @@
-"""How much scores hang on the very names of classes: classes renamed by synonyms, and the drop.
+"""How much scores hang on the very names of classes: classes renamed by synonyms, and the drop."""
 
-Legend: R regions, K classes, D joint embedding.
-"""
-
+import logging
 import re
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from detectron2.evaluation import DatasetEvaluator
+from tabulate import tabulate
 
 from clipself_d2.vocabulary.templates import clean_name
 
+logger = logging.getLogger(__name__)
+
+# Scores by the names and by every index of synonyms, for ``SynonymEvaluator``.
+ALL = "all"
 # "index:2" takes the third synonym, "random:7" one by the seed 7.
-MODES = ("first", "index:N", "mean", "mean_with_name", "random:SEED")
+MODES = ("first", "index:N", "mean", "mean_with_name", "random:SEED", ALL)
+STATISTICS = ("mean", "spread", "worst", "drop")
+# Beginnings of the metrics of single classes, which are not summarised, and what looks like them.
+_OF_A_CLASS, _OF_A_SPLIT = ("AP-", "IoU-", "ACC-"), ("AP-base", "AP-novel")
 
 
 @dataclass(frozen=True)
@@ -98,60 +104,84 @@ def robustness(own: float, renamed: Sequence[float]) -> dict[str, float]:
     """
     if not renamed:
         raise ValueError("there is no score under synonyms; give one index at least")
-    mean = statistics.fmean(renamed)
-    spread = statistics.pstdev(renamed)
-    return {"mean": mean, "spread": spread, "worst": min(renamed), "drop": own - mean}
+    mean, spread = float(np.mean(renamed)), float(np.std(renamed))
+    worst = float(np.min(renamed))
+    return dict(zip(STATISTICS, (mean, spread, worst, own - mean), strict=True))
 
 
-def region_robustness(
-    region_RD: Tensor,
-    names: Sequence[str],
-    synonyms: Sequence[Sequence[str]],
-    *,
-    encode: Callable[[Sequence[Sequence[str]]], Tensor],
-    score: Callable[[Tensor], float],
-) -> dict[str, float]:
-    """Score the same region embeddings under names and every index of synonyms.
+class SynonymEvaluator(DatasetEvaluator):
+    """Score classes under their own names and under every index of synonyms, from one pass.
 
-    The picture is embedded once; a set of names is one product of matrices.
+    The result ``synonyms`` has for every metric of the own names, those of single classes apart,
+    ``<task>.<metric>.<what>`` with what ``robustness`` says over the indices.
 
     Args:
-        region_RD: Region embeddings, unit norm.
-        names: K names.
-        synonyms: Other names of each class.
-        encode: From the words of K classes to (K, D) unit-norm embeddings.
-        score: From (R, K) cosines to the score.
-
-    Returns:
-        ``own``, and what ``robustness`` says over indices 0 to the most synonyms of a class less
-        one.
+        own: Evaluator of the classes under their own names.
+        renamed: One for each index of synonyms.
+        predict: From the inputs and the index to the outputs under that index's names; None where
+            outputs do not hang on names, as region embeddings.
     """
 
-    def value(words: Sequence[Sequence[str]]) -> float:
-        return score(region_RD.double() @ encode(words).double().T)
+    def __init__(
+        self,
+        *,
+        own: DatasetEvaluator,
+        renamed: Sequence[DatasetEvaluator],
+        predict: Callable[[Sequence[Any], int], Sequence[Any]] | None = None,
+    ) -> None:
+        self._own, self._renamed, self._predict = own, tuple(renamed), predict
 
-    own = value([[name] for name in names])
-    most = max((len(group) for group in synonyms), default=0)
-    tables = [rename(names, synonyms, f"index:{number}").words for number in range(most)]
-    return {"own": own, **robustness(own, [value(words) for words in tables] or [own])}
+    def protocol(self) -> dict[str, object]:
+        """Say by which rules the scores are made.
 
+        Returns:
+            Those of the evaluator of the own names, and the number of indices.
+        """
+        own = self._own.protocol() if hasattr(self._own, "protocol") else {}
+        return {**own, "synonym_indices": len(self._renamed)}
 
-def map_consistency(name_NKhw: Tensor, synonym_NKhw: Tensor) -> Mapping[str, float]:
-    """Compare the maps of names and of their synonyms, without any truth.
+    def reset(self) -> None:
+        """Forget all predictions."""
+        for evaluator in (self._own, *self._renamed):
+            evaluator.reset()
 
-    Args:
-        name_NKhw: Cosines of cells and names.
-        synonym_NKhw: The same of synonyms.
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take a batch under all names.
 
-    Returns:
-        ``cosine``, the mean over classes and pictures of the cosine of both maps, each less its
-        mean.
-    """
-    first, second = (
-        part.flatten(2) - part.flatten(2).mean(-1, keepdim=True)
-        for part in (name_NKhw.float(), synonym_NKhw.float())
-    )
-    return {"cosine": float(torch.cosine_similarity(first, second, dim=-1).mean())}
+        Args:
+            inputs: Items of the loader.
+            outputs: What the model says of them under the own names.
+        """
+        self._own.process(inputs, outputs)
+        for index, evaluator in enumerate(self._renamed):
+            again = outputs if self._predict is None else self._predict(inputs, index)
+            evaluator.process(inputs, again)
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Score.
+
+        Returns:
+            The results under the own names, and ``synonyms``; empty in all processes but the first.
+        """
+        own = self._own.evaluate()
+        renamed = [evaluator.evaluate() for evaluator in self._renamed]
+        found: dict[str, float] = {}
+        rows = []
+        for task, scores in (own or {}).items():
+            for metric, value in scores.items():
+                if metric.startswith(_OF_A_CLASS) and metric not in _OF_A_SPLIT:
+                    continue
+                kept = robustness(value, [other[task][metric] for other in renamed])
+                found |= {f"{task}.{metric}.{what}": number for what, number in kept.items()}
+                rows.append([task, metric, value, *kept.values()])
+        if not rows:
+            return OrderedDict()
+        logger.info(
+            "Scores by the classes' names, and by %d indices of synonyms:\n%s",
+            len(renamed),
+            tabulate(rows, ("", "", "names", *STATISTICS), tablefmt="pipe", floatfmt=".2f"),
+        )
+        return OrderedDict({**own, "synonyms": found})
 
 
 def _plain(word: str) -> str:

@@ -33,16 +33,16 @@ def load_whole_clip(cfg: CfgNode) -> ClipModel:
         cfg: The whole config.
 
     Returns:
-        The model. Its text tower is trained as TEXT_TRAINABLE_BLOCKS says; its image tower is the
-        original, for ``build_image_tower`` to make the trained one of.
+        The model. Its text tower is trained as TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS say; its
+        image tower is the original, for ``build_image_tower`` to make the trained one of.
 
     Raises:
         ValueError: If the name, the tag or the file is unknown, or there are fewer blocks.
     """
     options = cfg.MODEL.CLIP
-    with _naming("NAME, PRETRAINED and TEXT_TRAINABLE_BLOCKS"):
+    with _naming("NAME, PRETRAINED, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS"):
         clip = load_clip(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
-        clip.text.freeze(options.TEXT_TRAINABLE_BLOCKS)
+        clip.text.freeze(options.TEXT_TRAINABLE_BLOCKS, parts=options.TRAINABLE_PARTS)
     return clip
 
 

@@ -13,7 +13,6 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
 from clipself_d2.clip import VisionTower
-from clipself_d2.clip.fine_tuning import restrict_training
 from clipself_d2.clip.towers.tokens import TokenTower
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
@@ -64,14 +63,12 @@ class CatSegOptions:
     Attributes:
         clip_size: Side to which the tower's input is resized, px.
         windows: Views at inference.
-        finetune: Which weights of the trained blocks learn: query_value, attention or all.
         shortlist: Most classes aggregated at inference; 0: the aggregator's own limit.
         mask_ignored: Whether the loss leaves ignored pixels out.
     """
 
     clip_size: int
     windows: WindowPlan
-    finetune: str = "query_value"
     shortlist: int = 0
     mask_ignored: bool = False
 
@@ -95,7 +92,7 @@ class CATSegmentor(PixelModel):
         pixel_std: RGB deviation.
 
     Raises:
-        ValueError: If the tower has no tokens, the blocks are not two, or the rule is unknown.
+        ValueError: If the tower has no tokens, or the blocks are not two.
 
     Reference: CAT-Seg, arXiv 2303.11797; on distilled weights CLIPSelf, arXiv 2310.01403, section
     4.3.
@@ -135,9 +132,6 @@ class CATSegmentor(PixelModel):
             nn.ConvTranspose2d(tower.width, dim, kernel_size=times, stride=times)
             for dim, times in zip(aggregator.guide_dims, (2, 4), strict=True)
         )
-        self.held_rows = restrict_training(
-            [tower] if words is None else [tower, words], options.finetune
-        )
         self.options = options
         self.register_buffer("own_TD", classifier.embeddings_KD.clone(), persistent=False)
         self.register_load_state_dict_pre_hook(_translate)
@@ -176,7 +170,6 @@ class CATSegmentor(PixelModel):
             "options": CatSegOptions(
                 clip_size=options.CLIP_SIZE,
                 windows=WindowPlan(options.WINDOW_SIZE, options.CANVAS_SIZE),
-                finetune=options.FINETUNE,
                 shortlist=options.SHORTLIST,
                 mask_ignored=options.MASK_IGNORED,
             ),

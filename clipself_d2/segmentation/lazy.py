@@ -12,6 +12,7 @@ def learning_tower(
     name: str,
     weights: str | None,
     trained_blocks: int = -1,
+    trained_parts: str = "query_value",
     dense_form: str = "clipself",
     any_form: bool = False,
 ) -> VisionTower:
@@ -21,6 +22,7 @@ def learning_tower(
         name: Name of the CLIP.
         weights: Its pretrained tag or a file, such as a distilled student; None for random weights.
         trained_blocks: Number of last blocks that learn; -1 for all.
+        trained_parts: What of them learns: "query_value", "attention" or "all".
         dense_form: Name of the form of dense features, of ``clip.towers.dense_form``.
         any_form: Whether weights that were trained in another form may be run in this one.
 
@@ -29,7 +31,7 @@ def learning_tower(
     """
     tower = load_tower(name, weights)
     set_form(tower, dense_form, any_form=any_form)
-    tower.freeze(trained_blocks)
+    tower.freeze(trained_blocks, parts=trained_parts)
     return tower
 
 
@@ -40,6 +42,7 @@ def learning_words(
     dataset: str,
     templates: str = "catseg",
     trained_blocks: int = -1,
+    trained_parts: str = "query_value",
 ) -> LearnedWords:
     """Load a text tower that learns, with the classes of a semantic data set.
 
@@ -49,12 +52,13 @@ def learning_words(
         dataset: Registered name.
         templates: Name of a prompt set.
         trained_blocks: Number of last blocks that learn; -1 for all.
+        trained_parts: What of them learns, as of ``learning_tower``.
 
     Returns:
         The words.
     """
     text = load_clip(name, weights).text
-    text.freeze(trained_blocks)
+    text.freeze(trained_blocks, parts=trained_parts)
     return LearnedWords(
         text=text, vocabulary=semantic_vocabulary(dataset), templates=templates, clip=name
     )

@@ -158,5 +158,16 @@ def test_the_mixture_is_linear_in_alpha(make_clipself) -> None:
     key = "visual.class_embedding"
     mixed = model.student_state_dict(0.25)[key]
     torch.testing.assert_close(mixed, model.teacher.visual.class_embedding + 0.25)
+    for share, tower in ((1.0, model.student), (0.0, model.teacher)):
+        assert torch.equal(model.student_state_dict(share)[key], tower.state_dict()[key])
     with pytest.raises(ValueError, match="STUDENT_SHARE"):
         model.student_state_dict(1.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_what_the_student_alone_has_is_not_mixed(make_clipself, share: float) -> None:
+    model = make_clipself()
+    model.student.set_dense_form("denserc")
+    with torch.no_grad():
+        model.student.gate.bias.fill_(3.0)
+    assert (model.student_state_dict(share)["visual.dense_gate.bias"] == 3.0).all()

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,25 +104,21 @@ def test_regions_need_panoptic_ground_truth(emoji_cfg) -> None:
 def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
     names = Vocabulary.from_names(["mug", "cup", "mail_box", "cat", "dog"], novel=["mug", "cat"])
     synonyms = [["Cup", "beaker", "pot"], ["beaker", "tumbler"], ["mail box", " "], [], ["hound"]]
-    other, replaced = replace_by_synonyms(names, synonyms)
+    other, renamed = replace_by_synonyms(names, synonyms)
     assert other.names == ("beaker", "tumbler", "mail_box", "cat", "hound")
-    assert (other.base_mask, replaced) == (names.base_mask, 3)
+    assert (other.base_mask, renamed.replaced) == (names.base_mask, 3)
     # Stuff, which comes last, has none.
-    assert replace_by_synonyms(names, synonyms[:2])[1] == 2
+    assert replace_by_synonyms(names, synonyms[:2])[1].replaced == 2
     with pytest.raises(ValueError, match="class_synonyms has 6 entries for 5 classes"):
         replace_by_synonyms(names, [*synonyms, []])
 
 
 @pytest.fixture
-def synonyms(emoji_data: Path) -> Iterator[list[list[str]]]:
-    """Made-up synonyms of three emoji classes, one of them novel."""
+def synonyms(emoji_data: Path) -> list[list[str]]:
+    """Short names of some emoji classes, but for the hot dog, since the dog is a class."""
     metadata = MetadataCatalog.get("emoji_ov_val")
-    words: list[list[str]] = [[] for _ in metadata.thing_classes]
-    novel = metadata.thing_classes.index(metadata.novel_classes[0])
-    for place in {0, 1, novel}:
-        words[place] = [f"other {metadata.thing_classes[place]}"]
-    metadata.set(class_synonyms=words)
-    return words
+    free = zip(metadata.thing_classes, metadata.class_synonyms, strict=True)
+    return [[] if name == "hot dog" else words for name, words in free]
 
 
 def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) -> None:
@@ -135,9 +130,10 @@ def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) 
         embeddings = classifier(model).embeddings_KD
         changed = (embeddings - own).abs().amax(1) > 1e-4
         assert changed.tolist() == [bool(words) for words in synonyms]
-        synonym = Vocabulary.from_names(synonyms[0])
+        place = next(i for i, words in enumerate(synonyms) if words)
+        synonym = Vocabulary.from_names(synonyms[place])
         first = read_text_embeddings(cfg, synonym).embeddings_KD[0]
-        torch.testing.assert_close(embeddings[0], first)
+        torch.testing.assert_close(embeddings[place], first)
         assert torch.equal(classifier(model).base_mask, base)
 
 
@@ -150,6 +146,54 @@ def test_the_report_says_that_names_were_synonyms(emoji_cfg, synonyms) -> None:
     protocol = written["emoji_ov_val"]["protocol"]
     replaced = sum(bool(words) for words in synonyms)
     assert (protocol["names"], protocol["names_replaced"]) == ("synonyms", replaced)
+    assert protocol["collisions"] == ["dog for hot dog"]
+
+
+def test_one_pass_scores_the_names_and_every_index_of_a_detector(emoji_cfg, caplog) -> None:
+    cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",), "TEST.SYNONYMS", True])
+    cfg.merge_from_list(["TEST.SYNONYM_MODE", "all"])
+    model = Trainer.build_model(cfg).eval()
+    seen = []
+    model.backbone.bottom_up.register_forward_hook(lambda *_: seen.append(1))
+    with caplog.at_level("WARNING", logger="clipself_d2"):
+        found = Trainer.test(cfg, model)
+    assert caplog.text.count("dog for hot dog") == 1
+    assert len(seen) == len(DatasetCatalog.get("emoji_ov_val"))
+    assert "forward" not in vars(model.backbone)
+    assert found["bbox"]["AP50"] == pytest.approx(
+        found["synonyms"]["bbox.AP50.mean"] + found["synonyms"]["bbox.AP50.drop"]
+    )
+
+    def written(folder: str = "") -> list[dict]:
+        inference = Path(cfg.OUTPUT_DIR) / folder / "inference" / "emoji_ov_val"
+        return json.loads((inference / "coco_instances_results.json").read_text())
+
+    second, own = written("synonyms/1"), written()
+    assert second != written("synonyms/0")
+    for pair, expected in (
+        (("TEST.SYNONYMS", False), own),
+        (("TEST.SYNONYMS", True, "TEST.SYNONYM_MODE", "index:1"), second),
+    ):
+        cfg.merge_from_list(pair)
+        Trainer.test(cfg, model)
+        assert written() == expected
+    assert own != second
+
+
+def test_one_pass_scores_the_names_and_every_index_of_regions(emoji_cfg) -> None:
+    cfg = emoji_cfg("clipself_patches", *TINY, "DATASETS.TEST", ("emoji_panoptic_val",))
+    cfg.merge_from_list(["TEST.SYNONYMS", True, "TEST.SYNONYM_MODE", "all"])
+    model = DistillTrainer.build_model(cfg).eval()
+    found = DistillTrainer.test(cfg, model)
+    cfg.merge_from_list(["TEST.SYNONYM_MODE", "index:1"])
+    second = DistillTrainer.test(cfg, model)["region"]["crop.thing.macc1"]
+    assert found["synonyms"]["region.crop.thing.macc1.worst"] <= second
+    assert found["synonyms"]["region.crop.thing.macc1.drop"] > 0
+    # Stuff has no synonyms; the others' names are still its rivals.
+    assert set(found["region"]) == {
+        key.removeprefix("region.").rpartition(".")[0] for key in found["synonyms"]
+    }
 
 
 def test_synonyms_need_some(emoji_cfg) -> None:

@@ -1,12 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from clipself_d2.evaluation.synonyms import (
-    map_consistency,
-    region_robustness,
-    rename,
-    robustness,
-)
+from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
+from clipself_d2.evaluation.synonyms import SynonymEvaluator, rename, robustness
 
 NAMES = ("dog", "sink", "bowl", "rock")
 SYNONYMS = (("hound", "cur", "mutt"), ("bowl", "basin"), ("dish",), ())
@@ -53,33 +51,67 @@ def test_robustness_by_hand() -> None:
     assert got == {"mean": 33.0, "spread": 3.0, "worst": 30.0, "drop": 7.0}
 
 
-VECTORS = torch.eye(4)
+class Counted:
+    """An evaluator whose scores are the sums of what it was given."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total = 0.0
+
+    def process(self, inputs, outputs) -> None:
+        self.total += sum(outputs)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {"bbox": {"AP50": self.total, "AP-dog": 1.0, "AP-novel": math.nan}}
 
 
-def encode(words) -> torch.Tensor:
-    table = {name: VECTORS[number] for number, name in enumerate(NAMES)}
-    table |= {"hound": VECTORS[0], "basin": VECTORS[2], "dish": VECTORS[1], "cur": VECTORS[3]}
-    rows = [torch.stack([table[word] for word in group]).mean(0) for group in words]
-    return torch.stack(rows)
+def test_every_index_is_scored_beside_the_names() -> None:
+    evaluator = SynonymEvaluator(
+        own=Counted(),
+        renamed=[Counted(), Counted()],
+        predict=lambda inputs, index: [(5.0, 8.0)[index] * each for each in inputs],
+    )
+    for _ in range(2):
+        evaluator.reset()
+        evaluator.process([1.0], [10.0])
+        evaluator.process([2.0, 1.0], [20.0, 10.0])
+        found = evaluator.evaluate()
+    assert found["bbox"]["AP50"] == 40.0
+    got = {key.removeprefix("bbox.AP50."): value for key, value in found["synonyms"].items()}
+    assert {key: got[key] for key in ("mean", "spread", "worst", "drop")} == {
+        "mean": 26.0,
+        "spread": 6.0,
+        "worst": 20.0,
+        "drop": 14.0,
+    }
+    assert math.isnan(found["synonyms"]["bbox.AP-novel.drop"])
+    assert not any("dog" in key for key in found["synonyms"])
+    assert evaluator.protocol()["synonym_indices"] == 2
 
 
-def accuracy(cosine_RK: torch.Tensor) -> float:
-    return 100.0 * float((cosine_RK.argmax(1) == torch.arange(4)).double().mean())
+def test_outputs_that_hang_on_no_name_are_shared() -> None:
+    evaluator = SynonymEvaluator(own=Counted(), renamed=[Counted()])
+    evaluator.process([1.0], [10.0])
+    assert evaluator.evaluate()["synonyms"]["bbox.AP50.drop"] == 0.0
 
 
-def test_synonyms_that_mean_the_same_drop_nothing() -> None:
-    same = (("hound",), (), (), ())
-    got = region_robustness(VECTORS, NAMES, same, encode=encode, score=accuracy)
-    assert (got["own"], got["drop"]) == (100.0, 0.0)
+def region_scores(table_KD: torch.Tensor) -> RegionClassificationEvaluator:
+    return RegionClassificationEvaluator(
+        text_embeddings_KD=table_KD,
+        class_names=["dog", "sink", "bowl", "rock"],
+        is_thing=[True] * 4,
+        distributed=False,
+    )
 
 
-def test_synonyms_that_mean_one_another_cost_both_classes() -> None:
-    swapped = ((), ("basin",), ("dish",), ())
-    got = region_robustness(VECTORS, NAMES, swapped, encode=encode, score=accuracy)
-    assert (got["mean"], got["drop"]) == (50.0, 50.0)
-
-
-def test_maps_of_the_same_place_agree_whatever_their_scale() -> None:
-    maps = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    assert map_consistency(maps, 3 * maps + 1)["cosine"] == pytest.approx(1.0)
-    assert map_consistency(maps, -maps)["cosine"] == pytest.approx(-1.0)
+@pytest.mark.parametrize(("order", "drop"), [([0, 1, 2, 3], 0.0), ([0, 2, 1, 3], 50.0)])
+def test_synonyms_that_mean_the_same_drop_nothing_and_swapped_ones_cost_both(order, drop) -> None:
+    own = torch.eye(4)
+    evaluator = SynonymEvaluator(own=region_scores(own), renamed=[region_scores(own[order])])
+    item = {"region_classes": torch.arange(4), "region_is_thing": torch.ones(4, dtype=torch.bool)}
+    evaluator.process([item], [{"roi": torch.eye(4)}])
+    found = evaluator.evaluate()
+    assert found["region"]["roi.thing.macc1"] == 100.0
+    assert found["synonyms"]["region.roi.thing.macc1.drop"] == drop

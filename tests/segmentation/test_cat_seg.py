@@ -13,13 +13,13 @@ from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.segmentation import WindowPlan
 from clipself_d2.vocabulary import Vocabulary, use_vocabulary
 
-FINETUNE = "MODEL.CAT_SEG.FINETUNE"
+PARTS = "MODEL.CLIP.TRAINABLE_PARTS"
 
 
 @pytest.mark.parametrize("rule", ["query_value", "attention", "all"])
 @pytest.mark.parametrize("form", ["clipself", "catseg"])
 def test_every_trained_parameter_gets_a_gradient(make_model, items, rule, form):
-    model = make_model(FINETUNE, rule, "MODEL.CLIP.DENSE_FORM", form).train()
+    model = make_model(PARTS, rule, "MODEL.CLIP.DENSE_FORM", form).train()
     sum(model(items).values()).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # A key's bias moves all scores of a query alike, so that its gradient is rounding.
@@ -190,7 +190,10 @@ def test_any_grid_will_do(make_model, items, clip_size):
 
 def test_a_tower_without_tokens_is_refused(make_model):
     with pytest.raises(ValueError, match="reads the tokens of a ViT"):
-        make_model("MODEL.CLIP.NAME", "RN50-quickgelu", "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", 0)
+        make_model(
+            *("MODEL.CLIP.NAME", "RN50-quickgelu", "MODEL.CLIP.TEXT_TRAINABLE_BLOCKS", 0),
+            *(PARTS, "all"),
+        )
 
 
 def test_a_label_outside_of_the_classes_is_named(make_model, items):

@@ -43,6 +43,8 @@ COLUMNS = {
     "novel things": "roi.thing.novel.macc1",
     "stuff": "roi.stuff.macc1",
 }
+# Of runs with TEST.SYNONYMS True TEST.SYNONYM_MODE all.
+SYNONYM_COLUMN, SYNONYM_KEY = "synonym drop", "region.roi.thing.macc1.drop"
 DETECTOR_COLUMNS = {"AP50 novel": "AP50-novel", "AP50 base": "AP50-base"}
 
 
@@ -173,8 +175,10 @@ def _run(options: CompareOptions, method: str, seed: int) -> dict[str, float]:
         weights = "" if method == "untouched" else str(folder / "model_final.pth")
         cfg = load_config(_recipe(METHODS[method]), ["MODEL.CLIP.WEIGHTS", weights])
         write_json(scored, {"mIoU": dense_miou(cfg)})
-    region = read_results(folder)[REGIONS]["region"]
-    scores = {column: float(region[key]) for column, key in COLUMNS.items()}
+    found = read_results(folder)[REGIONS]
+    scores = {column: float(found["region"][key]) for column, key in COLUMNS.items()}
+    if "synonyms" in found:
+        scores[SYNONYM_COLUMN] = float(found["synonyms"][SYNONYM_KEY])
     scores["mIoU"] = float(json.loads(scored.read_text(encoding="utf-8"))["mIoU"])
     if options.detector_iterations:
         boxes = read_results(folder / "fvit")["emoji_ov_val"]["bbox"]
@@ -195,7 +199,8 @@ def format_page(
     Returns:
         The page.
     """
-    columns = [*COLUMNS, "mIoU", *(DETECTOR_COLUMNS if options.detector_iterations else ())]
+    known = {column for scores in found.values() for row in scores for column in row}
+    columns = [*COLUMNS, "mIoU", *(c for c in (SYNONYM_COLUMN, *DETECTOR_COLUMNS) if c in known)]
     rows = [["", "seeds", *columns], ["---"] * (2 + len(columns))]
     for method, scores in found.items():
         if not scores:
@@ -214,8 +219,10 @@ def format_page(
             "the embedded 6-block CLIP and, where it needs a vision foundation model, a small ViT "
             "with RANDOM weights, which knows of colours and edges alone: gains that the papers "
             "owe to DINOv2 cannot show. Region accuracy (roi, top-1, mean over classes) and mIoU "
-            "of the dense map without training, things and stuff, in percent. There is no column "
-            "of synonyms: the embedded text tower has read the names alone. DenseVLM's teacher is "
+            "of the dense map without training, things and stuff, in percent. The embedded text "
+            "tower has read the classes' names alone, so that `synonym drop` (`--overrides "
+            "TEST.SYNONYMS True TEST.SYNONYM_MODE all`) is the loss of things' accuracy where a "
+            "name of two words is cut to one. DenseVLM's teacher is "
             "CLIPSelf's student of the same seed, since there is no larger CLIP. A table of one "
             "seed says little of small differences.",
             f"```\n{command}\n```",

@@ -316,7 +316,7 @@ class VisionTower(nn.Module, ABC):
             parameter.requires_grad_(False)
         if isinstance(self.held_rows, list):
             self.held_rows.clear()
-        self.held_rows = restrict_training([self], parts)
+        self.held_rows = restrict_training(self, parts)
 
     def parameters_behind(self) -> list[nn.Parameter]:
         """Parameters behind the last block: final norm, pool, projection."""

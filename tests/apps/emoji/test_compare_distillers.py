@@ -44,6 +44,10 @@ def test_the_table_has_mean_and_deviation_over_seeds(options) -> None:
     assert "| CLIPSelf | 2 | 11.0 +- 1.4 | 1.0 +- 0.0 | 2.0 +- 0.0 | 3.0 +- 0.0 |" in page
     assert "| DenseRC" not in page
     assert "RANDOM weights" in page
+    assert "| mIoU |\n" in page
+    with_drop = [{**row, "synonym drop": 0.5} for row in scores]
+    page = format_page(options, {"CLIPSelf": with_drop}, "python tool")
+    assert "| 3.0 +- 0.0 | 0.5 +- 0.0 |" in page
 
 
 def test_what_has_results_is_not_run_again(options, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clipself_d2.clip.towers.attention import Heads, merge_heads
+from clipself_d2.clip.towers.blocks import BlockTower
 from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.clip.towers.dense_form import (
     DENSE_FORMS,
@@ -182,6 +183,29 @@ def test_forms_without_attention_leave_every_cell_to_itself(tower, picture, name
     for given in (tokens, changed):
         outputs.append(tower.run_form_block(tower.block_modules[2], given, rotary, GRID, form)[0])
     touched = (outputs[0] - outputs[1]).abs().amax((0, 2)) > 1e-6
+    assert touched.nonzero().flatten().tolist() == [5]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["clipself3", "denserc"])
+def test_values_of_earlier_blocks_leave_every_cell_to_itself(tower, picture, name, monkeypatch):
+    def alone(tower, block, tokens, _):
+        return tower.finish(block, tokens, tower.value(block, tokens))
+
+    monkeypatch.setattr(BlockTower, "run_block", alone)
+    embed, outputs = tower.embed, []
+    for spoil in (False, True):
+
+        def given(pixels, spoil=spoil):
+            tokens, rotary = embed(pixels)
+            tokens = tokens.clone()
+            if spoil:
+                tokens[:, tower.num_prefix + 5] = tokens[:, tower.num_prefix + 7]
+            return tokens, rotary
+
+        monkeypatch.setattr(tower, "embed", given)
+        outputs.append(tower.forward_dense(picture, form=name).embedding.flatten(2))
+    touched = (outputs[0] - outputs[1]).abs().amax((0, 1)) > 1e-6
     assert touched.nonzero().flatten().tolist() == [5]
 
 

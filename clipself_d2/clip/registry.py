@@ -13,9 +13,11 @@ from open_clip.pretrained import download_pretrained_from_hf
 
 _FOLDER = Path(__file__).parent
 CONFIG_FOLDER = _FOLDER / "model_configs"
-# Weights of the project's own models by (name, tag); whole CLIPs in open_clip's layout.
+_ZOO = _FOLDER.parent / "model_zoo" / "checkpoints"
+# Weights of the project's own models by (name, tag): a whole CLIP, and a student's image tower.
 PROJECT_WEIGHTS = {
     ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
+    ("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth",
 }
 HUB_PREFIX = "hf-hub:"
 # A folder that is laid out as a model on the hub.

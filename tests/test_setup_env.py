@@ -228,13 +228,13 @@ def test_test_script_runs_every_stage_and_hands_arguments_to_pytest(project: Pro
     run = project.run("tests/layers", "-x", script="test.sh")
     assert run.returncode == 0, run.stderr
     steps = project.steps()
-    assert [step.split()[0] for step in steps] == ["ruff", "ruff", "mypy", "pytest"]
+    assert [step.split()[0] for step in steps] == ["ruff", "ruff", "mypy", "mkdocs", "pytest"]
     assert steps[-1].endswith(" tests/layers -x")
     assert run.stdout.splitlines()[-1].startswith("all passed in ")
     for stage in ("ruff", "mypy", "pytest"):
         run = project.run(script="test.sh", FAKE_FAILURE=stage)
         assert run.returncode == 1
-        assert len(project.steps()) == 4, "a stage that fails must not hide the next"
+        assert len(project.steps()) == 5, "a stage that fails must not hide the next"
         assert re.search(rf"^{stage}.*FAILED", run.stdout, re.MULTILINE)
         assert run.stdout.splitlines()[-1].startswith("FAILED in ")
 

@@ -207,7 +207,7 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
             f"({_first_line(error)}); without network, copy the file here and give its path as the "
-            "weights"
+            "weights; HF_HUB_OFFLINE=1 spares the attempt"
         ) from error
 
 

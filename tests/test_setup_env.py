@@ -30,7 +30,7 @@ case "$1 $2" in
   "-m venv") echo "venv" >> "$FAKE_LOG"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m clipself_d2.doctor") echo "doctor" >> "$FAKE_LOG"; echo "ok    python 3.11"
     echo "An issue report"; exit "${{FAKE_DOCTOR:-0}}" ;;
-  "-m ruff" | "-m mypy" | "-m pytest") shift; echo "$*" >> "$FAKE_LOG"
+  "-m ruff" | "-m mypy" | "-m mkdocs" | "-m pytest") shift; echo "$*" >> "$FAKE_LOG"
     [ "${{FAKE_FAILURE:-nothing}}" != "$1" ]; exit ;;
   *) exec "{sys.executable}" "$@" ;;
 esac

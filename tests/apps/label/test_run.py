@@ -1,5 +1,6 @@
 """Labels of a folder: thresholds, going on after a kill, shares, and a data set that loads."""
 
+import importlib.util
 import json
 import tarfile
 from pathlib import Path
@@ -14,7 +15,10 @@ from PIL import Image
 
 from clipself_d2.apps.label.ontology import LabelClass
 from clipself_d2.apps.label.run import LabelOptions, label, read_rows
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.data.datasets.custom import resolve_dataset_names
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.recipe_files import get_config_file
 
 CLASSES = (LabelClass("dog", ("dog", "puppy"), 0.4), LabelClass("cat", ("cat",), 0.6))
 
@@ -105,3 +109,40 @@ def test_processes_share_the_members_of_a_shard(
         seen.append([name.partition("::")[2][0] for name in predictor.seen])
     assert seen == [["1", "3"], ["0", "2", "4"]]
     assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 5
+
+
+@pytest.mark.slow
+def test_labels_by_the_shipped_detector_train_another(
+    emoji_cfg, emoji_data: Path, tmp_path: Path
+) -> None:
+    """The file is a training set as it is; the other forms hold the same boxes."""
+    recipe = "emoji/fvit_clipself.yaml"
+    words = json.loads((emoji_data / "emoji/annotations/instances_val.json").read_text())
+    classes = tuple(LabelClass(c["name"], (c["name"],), 0.3) for c in words["categories"])
+    predictor = OpenVocabPredictor(
+        get_config_file(recipe),
+        "clipself_d2://emoji/fvit_clipself.pth",
+        overrides=["MODEL.DEVICE", "cpu"],
+        min_score=0.3,
+    )
+    pictures, output = emoji_data / "emoji" / "train", tmp_path / "labels"
+    path = label(predictor, LabelOptions(str(pictures), output, classes))
+    boxes = json.loads(path.read_text())["annotations"]
+    assert len(boxes) > 20
+    for form in ("yolo", "voc") if importlib.util.find_spec("supervision") else ():
+        label(predictor, LabelOptions(str(pictures), output, classes, form))
+    if (output / "yolo").is_dir():
+        lines = [f.read_text().splitlines() for f in (output / "yolo/labels").glob("*.txt")]
+        assert sum(map(len, lines)) == len(boxes)
+        objects = [f.read_text().count("<object>") for f in (output / "voc/labels").glob("*.xml")]
+        assert sum(objects) == len(boxes)
+    name = f"coco_json:{path}:{pictures}"
+    resolve_dataset_names([name])
+    cfg = emoji_cfg("fvit_untouched", "DATASETS.TRAIN", (name,), "SOLVER.MAX_ITER", 30)
+    cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "emoji", "MODEL.CLIP.WEIGHTS", "emoji_clipself"])
+    cfg.merge_from_list(["SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0])
+    trainer = Trainer(cfg)
+    trainer.train()
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses

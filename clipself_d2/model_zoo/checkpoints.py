@@ -9,7 +9,7 @@ from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.clip.weights.reading import read_weights_file
 from clipself_d2.engine.cli import load_config
 from clipself_d2.parts.recipe_files import get_config_file
-from clipself_d2.parts.shipped_weights import PREFIX
+from clipself_d2.parts.shipped_weights import PREFIX, TOWER_KEY, shipped_tower
 from clipself_d2.vocabulary.whole_file import whole_file
 
 
@@ -25,30 +25,39 @@ def get_checkpoint_url(config_path: str) -> str:
     return PREFIX + PurePosixPath(config_path).with_suffix(".pth").as_posix()
 
 
-def pack_checkpoint(source: str | Path, output: str | Path, *, config_path: str) -> list[str]:
-    """Write a checkpoint of a run as one to give away: its weights in half precision.
+def pack_checkpoint(
+    source: str | Path, output: str | Path, *, config_path: str, tower: str = ""
+) -> list[str]:
+    """Write a checkpoint of a run as one to give away.
 
-    Recipe, class names and the dense form go with them; the run, its config and the optimiser stay.
-    The same source gives the same bytes.
+    Recipe, class names and the dense form go with the weights; the run, its config and the
+    optimiser stay. The same source gives the same bytes.
 
     Args:
         source: ``model_final.pth`` of a run.
         output: File to write.
         config_path: The yaml recipe that the run had, as of ``get_config``.
+        tower: Address of a student that comes with the package and is the model's frozen image
+            tower, which then is left out and read from there; "" writes the whole model.
 
     Returns:
         The names of the classes that it was scored on.
+
+    Raises:
+        ValueError: If the model's image tower is another one.
     """
     content = read_weights_file(source)
     dataset = load_config(get_config_file(config_path), []).DATASETS.TEST[0]
     metadata = MetadataCatalog.get(dataset)
     names = [*metadata.get("thing_classes", ()), *metadata.get("stuff_classes", ())]
     names = list(dict.fromkeys(names))
-    model = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in content["model"].items()
-    }
-    packed = {"model": model, FORM_KEY: content[FORM_KEY], "recipe": config_path, "classes": names}
+    model, forms = dict(content["model"]), content[FORM_KEY]
+    packed = {FORM_KEY: forms, "recipe": config_path, "classes": names}
+    if tower:
+        for name, value in shipped_tower(tower, forms).items():
+            if not torch.equal(model.pop(name), value):
+                raise ValueError(f"the image tower of {source} is not {tower}; pack it whole")
+        packed[TOWER_KEY] = tower
     with whole_file(output, "wb") as file:
-        torch.save(packed, file)
+        torch.save({"model": model, **packed}, file)
     return names

@@ -91,7 +91,7 @@ def test_first_call_makes_venv_and_installs_under_constraints(project: Project) 
     installs = [step for step in steps if " install " in step]
     torch = next(step for step in installs if step.endswith("torch torchvision"))
     assert "--constraint" in torch
-    package = next(step for step in installs if "--editable .[dev]" in step)
+    package = next(step for step in installs if "--editable .[dev,docs]" in step)
     assert "--constraint" in package
     assert installs.index(torch) < installs.index(package)
     assert steps[-1] == "doctor"

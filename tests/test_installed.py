@@ -19,11 +19,11 @@ from clipself_d2.apps.emoji.train_clip import EmojiClipOptions
 from clipself_d2.apps.export.run import FORMATS
 from clipself_d2.apps.files.text_embeddings import BATCH_SIZE
 from clipself_d2.apps.label.formats import FORMS
-from clipself_d2.apps.predict.classify_masks import POOLINGS
 from clipself_d2.clip.precision import PRECISIONS
 from clipself_d2.clip.towers.compiling import COMPILE_MODES
 from clipself_d2.clip.weights.convert import LAYOUTS
 from clipself_d2.data.datasets.semantic import SETS
+from clipself_d2.segmentation.panoptic import POOLINGS
 from clipself_d2.vocabulary.noun_chunks import PARSERS
 from clipself_d2_cli.main import FOLDERS, find_commands, main
 
@@ -84,6 +84,7 @@ def test_choices_and_defaults_are_those_of_the_code() -> None:
     assert constants("tools/label.py")["FORMS"] == FORMS
     assert speed["PARTS"] == tuple(benchmark.PARTS)
     assert constants("tools/classify_masks.py")["POOLINGS"] == POOLINGS
+    assert constants("tools/run_segmentation.py")["POOLINGS"] == POOLINGS
     assert constants("tools/convert_checkpoint.py")["LAYOUTS"] == LAYOUTS
     assert constants("tools/build_concept_pool.py")["PARSERS"] == PARSERS
     assert constants("datasets/prepare_semseg.py")["SETS"] == tuple(SETS)

@@ -1,11 +1,14 @@
 """Train both segmenters on emoji scenes, untouched and distilled, and print the table of scores."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
-from clipself_d2_cli.flags import add_data_root, count, tool_parser, user_path
+from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser, user_path
 
+# As in clipself_d2.apps.predict.classify_masks; a test compares them.
+POOLINGS = ("hard", "soft", "tokens")
 EXAMPLE = (
     "python tools/run_segmentation.py --students output/quickstart/clipself/model_final.pth "
     "--seeds 0 1 2 --output output/segmentation"
@@ -27,8 +30,24 @@ def main() -> int:
     add_data_root(parser, "--data-root", "folder of the data set")
     parser.add_argument("--panoptic-iterations", type=count, default=200, help="0: none")
     parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
+    parser.add_argument(
+        "--poolings",
+        nargs="*",
+        choices=POOLINGS,
+        default=POOLINGS,
+        help="how true masks are named; nothing behind it: they are not",
+    )
+    parser.add_argument(
+        "--words",
+        type=positive,
+        nargs="*",
+        default=[],
+        help="numbers of words for which the first seed's distilled CAT-Seg is timed and scored",
+    )
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
+    # Read when the data sets are registered, by the import below and by every stage.
+    os.environ["DETECTRON2_DATASETS"] = str(args["data_root"].resolve())
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.emoji.segmentation import SegmentationOptions, run_segmentation
@@ -37,7 +56,8 @@ def main() -> int:
     debug = args.pop("debug")
     args["students"] = tuple(path.resolve() for path in args["students"])
     args["output"], args["data_root"] = args["output"].resolve(), args["data_root"].resolve()
-    args["seeds"], args["overrides"] = tuple(args["seeds"]), tuple(args["overrides"])
+    for name in ("seeds", "poolings", "words", "overrides"):
+        args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     return run_tool(lambda: print(run_segmentation(SegmentationOptions(**args))), debug=debug)
 

@@ -12,8 +12,9 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from clipself_d2.apps.emoji.many_words import measure_words
 from clipself_d2.apps.emoji.quickstart import Stage, run_stage
-from clipself_d2.apps.predict.classify_masks import POOLINGS, SCORES_FILE
+from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.predict.segments import draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
@@ -21,6 +22,7 @@ from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
+from clipself_d2.segmentation.panoptic import POOLINGS
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class SegmentationOptions:
         seeds: Seeds of the trainings.
         panoptic_iterations: Steps of the panoptic model; 0 leaves it out.
         cat_seg_iterations: Steps of CAT-Seg; 0 leaves it out.
+        poolings: Ways of naming true masks by a tower; empty leaves that out.
+        words: Numbers of words for which the first seed's distilled CAT-Seg is timed and scored.
         overrides: Further KEY VALUE pairs for every training.
     """
 
@@ -73,6 +77,8 @@ class SegmentationOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     panoptic_iterations: int = 200
     cat_seg_iterations: int = 200
+    poolings: tuple[str, ...] = POOLINGS
+    words: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
 
 
@@ -103,7 +109,7 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
     masks += ["--vocabulary", _VAL, "--dataset", _VAL]
     for number, seed in enumerate(options.seeds):
         student = options.students[number % len(options.students)]
-        for kind, tower in itertools.product((*POOLINGS, *budget), TOWERS):
+        for kind, tower in itertools.product((*options.poolings, *budget), TOWERS):
             inputs = (student,) if tower == "distilled" else ()
             if kind in POOLINGS:
                 name = f"masks_{kind}_{tower}" + (f"_{seed}" if inputs else "")
@@ -129,7 +135,7 @@ def run_segmentation(options: SegmentationOptions) -> str:
         options: Budget and places.
 
     Returns:
-        The table.
+        The tables.
     """
     for stage in plan_runs(options):
         record = stage.output / COMMAND_FILE
@@ -140,6 +146,9 @@ def run_segmentation(options: SegmentationOptions) -> str:
         run_stage(stage, options.data_root)
         write_json(record, stage.command)
     table = format_table(options)
+    if options.words and options.cat_seg_iterations:
+        run = options.output / f"cat_seg_distilled_{options.seeds[0]}"
+        table += "\n\n" + measure_words(run, options.words)
     (options.output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     draw_examples(options)
     return table

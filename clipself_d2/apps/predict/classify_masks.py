@@ -32,7 +32,6 @@ from clipself_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-POOLINGS = ("hard", "soft", "tokens")
 RESULTS_FILE, SCORES_FILE = "results.json", "scores.json"
 
 

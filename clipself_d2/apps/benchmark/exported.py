@@ -48,7 +48,8 @@ def _rows(name: str, graph: Graph, options: BenchmarkOptions) -> list[Row]:
         forms.remove("onnx")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        files = {form: Path(folder) / f"model.{form}" for form in forms}
+        endings = {"torch_export": "pt2"}
+        files = {form: Path(folder) / f"model.{endings.get(form, form)}" for form in forms}
         for form, path in files.items():
             export_graph(graph, path, form)
         runners = {form: open_file(path, form) for form, path in files.items()}

@@ -120,6 +120,7 @@ setup(
             "clip/model_configs/*",
             "clip/pretrained/*",
             "data/datasets/*.json",
+            "model_zoo/checkpoints/*/*.pth",
         ],
     },
     install_requires=REQUIREMENTS,

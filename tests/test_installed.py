@@ -157,6 +157,8 @@ def test_the_wheel_works_far_from_the_repository(site: Path) -> None:
         "from clipself_d2.data.datasets.emoji_world import SPRITE_DIR\n"
         "from clipself_d2_cli.main import find_commands\n"
         "assert get_config('emoji/fvit_untouched.yaml').MODEL.CLIP.NAME == 'ViT-Ti-8-emoji'\n"
+        "model_zoo = clipself_d2.model_zoo\n"
+        "model_zoo.get('emoji/fvit_clipself.yaml', ['MODEL.DEVICE', 'cpu'], trained=True)\n"
         "from clipself_d2.engine.cli import load_config\n"
         "load_config('configs/emoji/cris.yaml', [])\n"
         "print(clipself_d2.__file__, SPRITE_DIR, find_commands()['train'], len(list_recipes()))",

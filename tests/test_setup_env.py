@@ -30,7 +30,7 @@ case "$1 $2" in
   "-m venv") echo "venv" >> "$FAKE_LOG"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m clipself_d2.doctor") echo "doctor" >> "$FAKE_LOG"; echo "ok    python 3.11"
     echo "An issue report"; exit "${{FAKE_DOCTOR:-0}}" ;;
-  "-m ruff" | "-m mypy" | "-m pytest") shift; echo "$*" >> "$FAKE_LOG"
+  "-m ruff" | "-m mypy" | "-m mkdocs" | "-m pytest") shift; echo "$*" >> "$FAKE_LOG"
     [ "${{FAKE_FAILURE:-nothing}}" != "$1" ]; exit ;;
   *) exec "{sys.executable}" "$@" ;;
 esac
@@ -91,7 +91,7 @@ def test_first_call_makes_venv_and_installs_under_constraints(project: Project) 
     installs = [step for step in steps if " install " in step]
     torch = next(step for step in installs if step.endswith("torch torchvision"))
     assert "--constraint" in torch
-    package = next(step for step in installs if "--editable .[dev]" in step)
+    package = next(step for step in installs if "--editable .[dev,docs]" in step)
     assert "--constraint" in package
     assert installs.index(torch) < installs.index(package)
     assert steps[-1] == "doctor"
@@ -228,13 +228,13 @@ def test_test_script_runs_every_stage_and_hands_arguments_to_pytest(project: Pro
     run = project.run("tests/layers", "-x", script="test.sh")
     assert run.returncode == 0, run.stderr
     steps = project.steps()
-    assert [step.split()[0] for step in steps] == ["ruff", "ruff", "mypy", "pytest"]
+    assert [step.split()[0] for step in steps] == ["ruff", "ruff", "mypy", "mkdocs", "pytest"]
     assert steps[-1].endswith(" tests/layers -x")
     assert run.stdout.splitlines()[-1].startswith("all passed in ")
     for stage in ("ruff", "mypy", "pytest"):
         run = project.run(script="test.sh", FAKE_FAILURE=stage)
         assert run.returncode == 1
-        assert len(project.steps()) == 4, "a stage that fails must not hide the next"
+        assert len(project.steps()) == 5, "a stage that fails must not hide the next"
         assert re.search(rf"^{stage}.*FAILED", run.stdout, re.MULTILINE)
         assert run.stdout.splitlines()[-1].startswith("FAILED in ")
 

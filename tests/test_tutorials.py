@@ -1,5 +1,6 @@
-"""Every block of the tutorials runs, and the site builds without warnings."""
+"""Every block of the tutorials and every notebook runs; the site builds without warnings."""
 
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,17 @@ def test_every_block_runs(tmp_path: Path) -> None:
                 ["bash", "-c", line.replace("python ", f"{sys.executable} -W ignore ", 1)], tmp_path
             )
     assert (tmp_path / "output" / "labelled" / "detections.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["words", "distil"])
+def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
+    content = json.loads((ROOT / "docs" / "notebooks" / f"{name}.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    assert len(cells) >= 2
+    # No cell has a line that Python alone cannot run, so that no kernel is needed.
+    plain = ["import matplotlib", 'matplotlib.use("Agg")', *cells]
+    run([sys.executable, "-W", "ignore", "-c", "\n".join(plain)], tmp_path)
 
 
 def test_the_tutorials_are_the_pages_of_their_folder() -> None:

@@ -16,6 +16,7 @@ PARTS = (
     "padding",
     "segmentation",
     "windows",
+    "export",
 )
 COMPILE_MODES = ("off", "blocks", "step")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")

@@ -9,7 +9,7 @@ EXAMPLE = (
     "python tools/demo.py --config-file configs/emoji/fvit_clipself.yaml "
     '--input a.jpg folder "scenes/*.png" film.mp4 --output output/demo '
     '--custom-vocabulary "police car;squad car,dog" '
-    "MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth"
+    "MODEL.WEIGHTS clipself_d2://emoji/fvit_clipself.pth"
 )
 
 

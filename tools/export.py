@@ -14,7 +14,7 @@ FORMATS = ("onnx", "torch_export", "torchscript")
 EXAMPLE = (
     "python tools/export.py --config-file configs/emoji/fvit_clipself.yaml --format onnx "
     '--output output/fvit.onnx --words "police car,dog" '
-    "MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth"
+    "MODEL.WEIGHTS clipself_d2://emoji/fvit_clipself.pth"
 )
 
 

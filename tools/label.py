@@ -10,7 +10,7 @@ FORMS = ("coco", "yolo", "voc")
 EXAMPLE = (
     "python tools/label.py --config-file configs/emoji/fvit_clipself.yaml "
     "--input datasets/emoji/val --ontology ontology.json --output output/labels "
-    "MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth"
+    "MODEL.WEIGHTS clipself_d2://emoji/fvit_clipself.pth"
 )
 
 

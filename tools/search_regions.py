@@ -8,7 +8,7 @@ from clipself_d2_cli.flags import positive, tool_parser, user_path
 EXAMPLE = (
     "python tools/search_regions.py --config-file configs/emoji/fvit_clipself.yaml "
     '--input folder --index output/index --words "police car,dog" --output output/search '
-    "MODEL.WEIGHTS output/quickstart/fvit_clipself/model_final.pth"
+    "MODEL.WEIGHTS clipself_d2://emoji/fvit_clipself.pth"
 )
 
 

@@ -157,7 +157,7 @@ install_all() {
   pip_install torch torchvision
   say "3/5 clipself_d2 and its dependencies"
   # The few source packages among them are built with the setuptools of the first step.
-  pip_install --quiet --no-build-isolation --editable ".[dev]"
+  pip_install --quiet --no-build-isolation --editable ".[dev,docs]"
   # lvis asks for opencv-python, which would lie over the headless build and needs libGL.
   say "4/5 lvis"
   has_module lvis || pip_install --quiet --no-deps lvis

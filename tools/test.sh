@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the environment if it is not there, then lint, check types and run the tests.
+# Set up the environment if it is not there, then lint, check types, build the pages and run the tests.
 #
 #   bash tools/test.sh                     everything
 #   bash tools/test.sh tests/layers -x     arguments go to pytest
@@ -27,6 +27,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 stage "ruff check" "$python" -m ruff check .
 stage "ruff format" "$python" -m ruff format --check .
 stage "mypy" "$python" -m mypy
+stage "docs" "$python" -m mkdocs build --strict --quiet
 stage "pytest" "$python" -m pytest --numprocesses 2 --dist loadfile \
   --no-loadscope-reorder "$@"
 

@@ -4,18 +4,26 @@ import difflib
 import importlib.util
 import json
 import re
+import socket
 import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import open_clip
+from huggingface_hub import constants as hub_constants
 from open_clip.pretrained import download_pretrained_from_hf
 
 _FOLDER = Path(__file__).parent
 CONFIG_FOLDER = _FOLDER / "model_configs"
-# Weights of the project's own models by (name, tag); whole CLIPs in open_clip's layout.
+_ZOO = _FOLDER.parent / "model_zoo" / "checkpoints"
+# Weights of the project's own models by (name, tag): a whole CLIP, and a student's image tower.
 PROJECT_WEIGHTS = {
     ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
+    ("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth",
 }
 HUB_PREFIX = "hf-hub:"
 # A folder that is laid out as a model on the hub.
@@ -198,14 +206,16 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
             return settings, str(_folder_file(tag, HUB_WEIGHTS))
         if tag.startswith(HUB_PREFIX):
             settings = dict(hub_config(tag).get("preprocess_cfg", {}))
-            return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
+            with _no_retries():
+                return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
         settings = open_clip.get_pretrained_cfg(name, tag)
-        return settings, open_clip.download_pretrained(settings)
+        with _no_retries():
+            return settings, open_clip.download_pretrained(settings)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
-            f"({_first_line(error)}); without network, copy the file here and give its path as the "
-            "weights"
+            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here and "
+            "give its path as the weights"
         ) from error
 
 
@@ -228,7 +238,8 @@ def hub_config(hub_id: str) -> dict[str, Any]:
     if not _HUB_ID.fullmatch(repository):
         raise ValueError(f"{hub_id!r} is no id of the Hugging Face hub; write hf-hub:org/name")
     try:
-        path = download_pretrained_from_hf(repository, filename=HUB_CONFIG)
+        with _no_retries():
+            path = download_pretrained_from_hf(repository, filename=HUB_CONFIG)
     except OSError as error:
         raise FileNotFoundError(
             f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
@@ -278,6 +289,22 @@ def _check_activation(name: str, tag: str, settings: dict[str, Any]) -> None:
         f"the weights {tag!r} were trained with {'QuickGELU' if quick else 'GELU'} but {name} "
         f"has the other activation, so features would be silently wrong; use {other}"
     )
+
+
+@contextmanager
+def _no_retries() -> Iterator[None]:
+    """Look into the cache alone where the hub's name leads nowhere; it would retry for a minute."""
+    host, known = urlsplit(hub_constants.ENDPOINT).hostname, hub_constants.HF_HUB_OFFLINE
+    try:
+        # Behind a proxy names of the world need not be known here.
+        if host and not urllib.request.getproxies():
+            socket.getaddrinfo(host, None)
+    except OSError:
+        hub_constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = known
 
 
 def _near(word: str, known: list[str]) -> str:

@@ -126,6 +126,8 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     if comm.is_main_process():
         claim_folder(cfg.OUTPUT_DIR)
     _keep_dumps_off_terminal(cfg.OUTPUT_DIR)
+    # It opens the file itself, which may be a recipe of the package.
+    args.config_file = find_config(args.config_file)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clipself_d2")
     if not getattr(args, "debug", False):

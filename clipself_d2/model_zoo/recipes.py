@@ -8,6 +8,7 @@ from torch import nn
 
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.model_zoo.checkpoints import get_checkpoint_url
 from clipself_d2.parts.recipe_files import get_config_file, recipe_folder
 from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
 
@@ -39,17 +40,23 @@ def get_config(config_path: str, overrides: Sequence[str] = ()) -> CfgNode | Dic
     return load_config(file, list(overrides))
 
 
-def get(config_path: str, overrides: Sequence[str] = ()) -> nn.Module:
+def get(config_path: str, overrides: Sequence[str] = (), *, trained: bool = False) -> nn.Module:
     """Build the model of a recipe.
 
     Args:
         config_path: As of ``get_config``.
         overrides: As of ``get_config``; MODEL.WEIGHTS names the checkpoint of a yaml recipe,
             without it the heads are random.
+        trained: Whether to take the weights of the recipe that come with the package.
 
     Returns:
         The model in eval mode.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
     """
+    if trained:
+        overrides = [*overrides, "MODEL.WEIGHTS", get_checkpoint_url(config_path)]
     cfg = get_config(config_path, overrides)
     if isinstance(cfg, DictConfig):
         lazy: nn.Module = instantiate(cfg.model)

@@ -5,7 +5,9 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.clip.weights.reading import read_weights_file
+from clipself_d2.parts.shipped_weights import TOWER_KEY, shipped_tower
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -36,4 +38,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content = read_weights_file(f)
         if not isinstance(content, Mapping) or not content:
             raise ValueError(f"{f} holds {type(content).__name__}, expected named tensors")
+        if TOWER_KEY in content:
+            tower = shipped_tower(content[TOWER_KEY], content[FORM_KEY])
+            return {**content, "model": {**content["model"], **tower}}
         return dict(content)

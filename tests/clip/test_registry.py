@@ -1,10 +1,13 @@
 import json
 import shutil
+import socket
+import urllib.request
 
 import huggingface_hub
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 
 from clipself_d2.clip import load_clip, registry
 
@@ -44,7 +47,9 @@ def test_unknown_name_lists_near_ones():
 
 
 def test_unknown_tag_lists_tags_and_near_ones():
-    with pytest.raises(ValueError, match="tags of ViT-Ti-8-emoji: emoji; near: emoji"):
+    with pytest.raises(
+        ValueError, match="tags of ViT-Ti-8-emoji: emoji, emoji_clipself; near: emoji"
+    ):
         registry.find_weights("ViT-Ti-8-emoji", "emoij")
     with pytest.raises(ValueError, match="merged2b_s8b_b131k"):
         registry.find_weights("EVA02-B-16", "merged2b_s8b_b131")
@@ -146,7 +151,7 @@ def test_hub_weights_of_another_model_are_refused(hub):
 
 
 def test_tags_of_a_model_are_listed():
-    assert registry.pretrained_tags("ViT-Ti-8-emoji") == ["emoji"]
+    assert registry.pretrained_tags("ViT-Ti-8-emoji") == ["emoji", "emoji_clipself"]
     assert "openai" in registry.pretrained_tags("ViT-B-16-quickgelu")
     assert registry.pretrained_tags("hf-hub:a/b") == ["hf-hub:a/b"]
 
@@ -178,3 +183,27 @@ def test_a_missing_transformers_names_the_extra(monkeypatch):
     with pytest.raises(ValueError, match=r"ViT-B-16-SigLIP needs .*\[transformers\]"):
         registry.check_transformers("ViT-B-16-SigLIP")
     registry.check_transformers("ViT-B-32")
+
+
+def test_without_network_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own client asks six times for either of two files, for a minute in all."""
+
+    def unknown(*_: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    asked = []
+
+    def download(_: object) -> str:
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise OSError("Failed to download a.bin. Last error: An error happened")
+
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    said = r"cannot be downloaded \(Failed to download a.bin\); without network, copy the file here"
+    for resolve in (unknown, lambda *_: []):
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(FileNotFoundError, match=said):
+            registry.fetch_weights("ViT-B-32", "laion2b_s34b_b79k")
+    assert asked == [True, False]
+    assert not constants.HF_HUB_OFFLINE

@@ -17,6 +17,7 @@ from clipself_d2.apps.benchmark.distillation import (
     number_type,
     published_type,
 )
+from clipself_d2.apps.benchmark.exported import export_rows
 from clipself_d2.apps.benchmark.measure import (
     MIB,
     BenchmarkOptions,
@@ -289,6 +290,7 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
     "padding": padding_rows,
     "segmentation": measure_aggregation,
     "windows": measure_joining,
+    "export": export_rows,
 }
 
 

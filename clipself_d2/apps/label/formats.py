@@ -61,8 +61,8 @@ def write_other(form: str, output: Path, root: Path, classes: Sequence[str]) -> 
         import supervision  # noqa: PLC0415
     except ImportError as error:
         raise ValueError(
-            f"--format {form} is written by supervision; install it by pip install "
-            "'clipself_d2[supervision]', or take --format coco"
+            f"--format {form} is written by supervision, which is not here whole ({error}); "
+            "pip install 'clipself_d2[supervision]', or take --format coco"
         ) from error
     if root == Path("/"):
         raise ValueError(f"--format {form} needs pictures in a folder; take --format coco")

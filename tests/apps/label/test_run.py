@@ -14,7 +14,10 @@ from PIL import Image
 
 from clipself_d2.apps.label.ontology import LabelClass
 from clipself_d2.apps.label.run import LabelOptions, label, read_rows
+from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.data.datasets.custom import resolve_dataset_names
+from clipself_d2.engine.trainer import Trainer
+from clipself_d2.parts.recipe_files import get_config_file
 
 CLASSES = (LabelClass("dog", ("dog", "puppy"), 0.4), LabelClass("cat", ("cat",), 0.6))
 
@@ -105,3 +108,42 @@ def test_processes_share_the_members_of_a_shard(
         seen.append([name.partition("::")[2][0] for name in predictor.seen])
     assert seen == [["1", "3"], ["0", "2", "4"]]
     assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 5
+
+
+@pytest.mark.slow
+def test_labels_by_the_shipped_detector_train_another(
+    emoji_cfg, emoji_data: Path, tmp_path: Path
+) -> None:
+    """The file is a training set as it is."""
+    recipe = "emoji/fvit_clipself.yaml"
+    words = json.loads((emoji_data / "emoji/annotations/instances_val.json").read_text())
+    classes = tuple(LabelClass(c["name"], (c["name"],), 0.3) for c in words["categories"])
+    predictor = OpenVocabPredictor(
+        get_config_file(recipe),
+        "clipself_d2://emoji/fvit_clipself.pth",
+        overrides=["MODEL.DEVICE", "cpu"],
+        min_score=0.3,
+    )
+    pictures, output = emoji_data / "emoji" / "train", tmp_path / "labels"
+    path = label(predictor, LabelOptions(str(pictures), output, classes))
+    boxes = json.loads(path.read_text())["annotations"]
+    assert len(boxes) > 20
+    name = f"coco_json:{path}:{pictures}"
+    resolve_dataset_names([name])
+    cfg = emoji_cfg("fvit_untouched", "DATASETS.TRAIN", (name,), "SOLVER.MAX_ITER", 30)
+    cfg.merge_from_list(["MODEL.CLIP.PRETRAINED", "emoji", "MODEL.CLIP.WEIGHTS", "emoji_clipself"])
+    cfg.merge_from_list(["SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0])
+    trainer = Trainer(cfg)
+    trainer.train()
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc"])
+def test_other_forms_hold_the_same_boxes(form: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("supervision")
+    path = label(FakePredictor(), options(folder, tmp_path / "out", form=form))  # type: ignore[arg-type]
+    texts = [file.read_text() for file in (path / "labels").iterdir()]
+    boxes = [t.count("<object>") if form == "voc" else len(t.splitlines()) for t in texts]
+    assert boxes == [1] * 5

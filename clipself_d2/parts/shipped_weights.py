@@ -1,0 +1,66 @@
+"""Weights that come with the package, by address in MODEL.WEIGHTS: ``clipself_d2://emoji/...``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from iopath.common.file_io import PathHandler
+from torch import Tensor
+
+from clipself_d2.clip.weights.reading import read_weights_file
+
+# In a checkpoint: the address of the image tower that it leaves out.
+TOWER_KEY = "tower_from"
+PREFIX = "clipself_d2://"
+FOLDER = Path(__file__).resolve().parents[1] / "model_zoo" / "checkpoints"
+
+
+class ShippedWeightsHandler(PathHandler):
+    """Gives Detectron2's path manager the files, as its own handler gives ``detectron2://``."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        """Find a file.
+
+        Args:
+            path: Address, such as "clipself_d2://emoji/fvit_clipself.pth".
+            force: Has no meaning for files that are here.
+            kwargs: Options of other handlers.
+
+        Returns:
+            The file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        file = FOLDER / path.removeprefix(PREFIX)
+        if not file.is_file():
+            known = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.pth"))
+            raise FileNotFoundError(
+                f"{path} does not come with the package; these do: "
+                f"{', '.join(PREFIX + name for name in known)}"
+            )
+        return str(file)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return (FOLDER / path.removeprefix(PREFIX)).is_file()
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return Path(self._get_local_path(path)).open(mode, buffering)
+
+
+def shipped_tower(address: str, towers: Iterable[str]) -> dict[str, Tensor]:
+    """Read the image tower that several models of the package share.
+
+    Args:
+        address: Of its file.
+        towers: Names that image towers have in a model.
+
+    Returns:
+        Weights by their names in the model.
+    """
+    file = ShippedWeightsHandler()._get_local_path(address)
+    weights = read_weights_file(file)["model"]
+    return {f"{name}.{key}": value for name in towers for key, value in weights.items()}

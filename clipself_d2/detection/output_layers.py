@@ -143,7 +143,7 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         most = _AT_ONCE.get(logits_RK1.device.type, _AT_ONCE_ELSEWHERE)
         size = max(1, most // logits_RK1.shape[1])
         options = (self.alpha, self.beta, self.test_score_thresh)
-        parts = []
+        parts: list[tuple[Tensor, ...]] = []
         for logits, cosine in zip(logits_RK1.split(size), cosine_RK1.split(size), strict=True):
             detector = F.softmax(logits, dim=1)
             clip = F.softmax(self.clip_scale * cosine, dim=1)

@@ -237,12 +237,11 @@ class RegionCLIPPretrainer(RegionDistiller):
         Returns:
             The parts, for ``forward``.
         """
-        parts = [self._fit(part) for part in parts]
-        shapes = [item["image"].shape for part in parts for item in part]  # type: ignore[attr-defined]
+        fitted = [list(self._fit(part)) for part in parts]
+        shapes = [item["image"].shape for part in fitted for item in part]  # type: ignore[attr-defined]
         size = (max(shape[1] for shape in shapes), max(shape[2] for shape in shapes))
         made, rows = [], []
-        for part in parts:
-            items = part
+        for items in fitted:
             pictures: list[Tensor] = [item["image"] for item in items]  # type: ignore[misc]
             images = self.preprocess_images(pictures, size)
             made.append(self._complete(items, images) if self.weights.regions else items)

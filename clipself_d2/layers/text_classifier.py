@@ -152,10 +152,10 @@ class TextClassifier(nn.Module):
             if trains or self.num_classes <= _COLUMNS:
                 return region @ torch.cat([classes, background.float()]).T
             cosine = region.new_empty(*region.shape[:-1], self.num_classes + 1)
-            tables = (*classes.split(_COLUMNS), background.float())
-            widths = [len(table) for table in tables]
-            for columns, table in zip(cosine.split(widths, dim=-1), tables, strict=True):
-                columns.copy_(region @ table.T)
+            for first in range(0, self.num_classes, _COLUMNS):
+                columns = slice(first, min(first + _COLUMNS, self.num_classes))
+                cosine[..., columns] = region @ classes[columns].T
+            cosine[..., -1:] = region @ background.float().T
             return cosine
 
     def forward(self, region_RD: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ SHORT = {
     "tools/distill_train_net.py": "SOLVER.MAX_ITER 2 DATALOADER.NUM_WORKERS 0",
     "tools/lazyconfig_train_net.py": "train.max_iter=2 dataloader.train.num_workers=0",
     "tools/benchmark.py": "--model ViT-Ti-8-emoji --size 64 --scale 0.01 --repeats 1",
-    "tools/compare_distillers.py": "--iterations 1",
+    "tools/compare_distillers.py": "--seeds 1 --iterations 1 --detector-iterations 1",
     "datasets/prepare_emoji.py": "--train 24 --val 12",
     "tools/build_concept_pool.py": "--min-count 1",
     "tools/train_emoji_vfm.py": "--steps 2 --batch-size 4",

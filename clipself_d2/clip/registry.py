@@ -20,9 +20,11 @@ from open_clip.pretrained import download_pretrained_from_hf
 _FOLDER = Path(__file__).parent
 CONFIG_FOLDER = _FOLDER / "model_configs"
 _ZOO = _FOLDER.parent / "model_zoo" / "checkpoints"
-# Weights of the project's own models by (name, tag): a whole CLIP, and a student's image tower.
+# Weights of the project's own models by (name, tag): whole CLIPs, and image towers alone.
 PROJECT_WEIGHTS = {
     ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
+}
+PROJECT_TOWERS = {
     ("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth",
 }
 HUB_PREFIX = "hf-hub:"
@@ -146,7 +148,7 @@ def pretrained_tags(name: str) -> list[str]:
         name: As of ``check_name``.
 
     Returns:
-        Tags of this project, then open_clip's; of a hub id the id itself.
+        Tags of whole CLIPs, this project's before open_clip's; of a hub id the id itself.
     """
     if is_published(name):
         return [name]
@@ -171,8 +173,9 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     if is_published(weights):
         _check_activation(name, weights, hub_config(weights)["model_cfg"])
         return weights, None
-    if (name, weights) in PROJECT_WEIGHTS:
-        return None, PROJECT_WEIGHTS[name, weights]
+    own = PROJECT_WEIGHTS | PROJECT_TOWERS
+    if (name, weights) in own:
+        return None, own[name, weights]
     settings = open_clip.get_pretrained_cfg(name, weights)
     if settings:
         _check_activation(name, weights, settings)
@@ -180,7 +183,7 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     path = Path(weights).expanduser()
     if path.is_file():
         return None, path
-    tags = pretrained_tags(name)
+    tags = pretrained_tags(name) + [tag for model, tag in PROJECT_TOWERS if model == name]
     raise ValueError(
         f"{weights!r} is neither a file nor pretrained weights of {name}; "
         f"tags of {name}: {', '.join(tags) or 'none'}; near: {_near(weights, tags)}"

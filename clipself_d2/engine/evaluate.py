@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from clipself_d2.evaluation.synonyms import ALL, Renamed, SynonymEvaluator, rename
+from clipself_d2.evaluation.synonyms import ALL, SynonymEvaluator, replace_by_synonyms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.metadata import SEGMENT_TYPES, metadata_with_classes
@@ -39,36 +38,6 @@ LVIS_DETECTIONS = 300
 # Types of data sets that are scored otherwise than by detections.
 REFERRING, REGION_CLASSIFICATION = "refer", "region_classification"
 SEMANTIC = "sem_seg"
-
-
-def replace_by_synonyms(
-    vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]], mode: str = "first"
-) -> tuple[Vocabulary, Renamed]:
-    """Name classes by synonyms; their order and the base classes stay.
-
-    Args:
-        vocabulary: K classes.
-        synonyms: Other names of the first classes, in order. A class without one that is nobody's
-            name keeps its own.
-        mode: As of ``evaluation.synonyms.rename``.
-
-    Returns:
-        The vocabulary under the other names, and what was renamed.
-
-    Raises:
-        ValueError: If there are more lists of synonyms than classes, or the mode is unknown.
-    """
-    if len(synonyms) > vocabulary.num_classes:
-        raise ValueError(
-            f"class_synonyms has {len(synonyms)} entries for {vocabulary.num_classes} classes; "
-            "give a list of names, which may be empty, for every class"
-        )
-    # Metadata may list the first classes only.
-    given = [*synonyms, *[()] * (vocabulary.num_classes - len(synonyms))]
-    renamed = rename(vocabulary.names, given, mode)
-    others = tuple(words[1:] for words in renamed.words)
-    names = tuple(words[0] for words in renamed.words)
-    return replace(vocabulary, names=names, synonyms=others if any(others) else ()), renamed
 
 
 def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:

@@ -4,13 +4,14 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
+from clipself_d2.vocabulary import Vocabulary
 from clipself_d2.vocabulary.templates import clean_name
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,36 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
         words.append((name, *chosen) if kind == "mean_with_name" else tuple(chosen))
     replaced = sum(group != (name,) for group, name in zip(words, names, strict=True))
     return Renamed(tuple(words), replaced, tuple(collisions))
+
+
+def replace_by_synonyms(
+    vocabulary: Vocabulary, synonyms: Sequence[Sequence[str]], mode: str = "first"
+) -> tuple[Vocabulary, Renamed]:
+    """Name classes by synonyms; their order and the base classes stay.
+
+    Args:
+        vocabulary: K classes.
+        synonyms: Other names of the first classes, in order. A class without one that is nobody's
+            name keeps its own.
+        mode: As of ``rename``.
+
+    Returns:
+        The vocabulary under the other names, and what was renamed.
+
+    Raises:
+        ValueError: If there are more lists of synonyms than classes, or the mode is unknown.
+    """
+    if len(synonyms) > vocabulary.num_classes:
+        raise ValueError(
+            f"class_synonyms has {len(synonyms)} entries for {vocabulary.num_classes} classes; "
+            "give a list of names, which may be empty, for every class"
+        )
+    # Metadata may list the first classes only.
+    given = [*synonyms, *[()] * (vocabulary.num_classes - len(synonyms))]
+    renamed = rename(vocabulary.names, given, mode)
+    others = tuple(words[1:] for words in renamed.words)
+    names = tuple(words[0] for words in renamed.words)
+    return replace(vocabulary, names=names, synonyms=others if any(others) else ()), renamed
 
 
 def robustness(own: float, renamed: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,6 @@ from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.evaluate import (
     protocol_of,
-    replace_by_synonyms,
     vocabulary_of,
 )
 from clipself_d2.engine.trainer import Trainer
@@ -99,18 +98,6 @@ def test_regions_need_panoptic_ground_truth(emoji_cfg) -> None:
     cfg = emoji_cfg("clipself_patches", "DATASETS.TEST", ("emoji_ov_val",))
     with pytest.raises(ValueError, match=r"DATASETS\.TEST holds emoji_ov_val"):
         DistillTrainer.test(cfg, DistillTrainer.build_model(cfg))
-
-
-def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
-    names = Vocabulary.from_names(["mug", "cup", "mail_box", "cat", "dog"], novel=["mug", "cat"])
-    synonyms = [["Cup", "beaker", "pot"], ["beaker", "tumbler"], ["mail box", " "], [], ["hound"]]
-    other, renamed = replace_by_synonyms(names, synonyms)
-    assert other.names == ("beaker", "tumbler", "mail_box", "cat", "hound")
-    assert (other.base_mask, renamed.replaced) == (names.base_mask, 3)
-    # Stuff, which comes last, has none.
-    assert replace_by_synonyms(names, synonyms[:2])[1].replaced == 2
-    with pytest.raises(ValueError, match="class_synonyms has 6 entries for 5 classes"):
-        replace_by_synonyms(names, [*synonyms, []])
 
 
 @pytest.fixture

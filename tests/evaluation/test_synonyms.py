@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
-from clipself_d2.evaluation.synonyms import SynonymEvaluator, rename, robustness
+from clipself_d2.evaluation.synonyms import (
+    SynonymEvaluator,
+    rename,
+    replace_by_synonyms,
+    robustness,
+)
+from clipself_d2.vocabulary import Vocabulary
 
 NAMES = ("dog", "sink", "bowl", "rock")
 SYNONYMS = (("hound", "cur", "mutt"), ("bowl", "basin"), ("dish",), ())
@@ -24,6 +30,18 @@ def test_modes_name_the_classes(mode, words) -> None:
     found = rename(NAMES, SYNONYMS, mode)
     assert list(found.words) == words
     assert found.replaced == 3
+
+
+def test_classes_take_the_first_synonym_that_is_nobodys_name() -> None:
+    names = Vocabulary.from_names(["mug", "cup", "mail_box", "cat", "dog"], novel=["mug", "cat"])
+    synonyms = [["Cup", "beaker", "pot"], ["beaker", "tumbler"], ["mail box", " "], [], ["hound"]]
+    other, renamed = replace_by_synonyms(names, synonyms)
+    assert other.names == ("beaker", "tumbler", "mail_box", "cat", "hound")
+    assert (other.base_mask, renamed.replaced) == (names.base_mask, 3)
+    # Stuff, which comes last, has none.
+    assert replace_by_synonyms(names, synonyms[:2])[1].replaced == 2
+    with pytest.raises(ValueError, match="class_synonyms has 6 entries for 5 classes"):
+        replace_by_synonyms(names, [*synonyms, []])
 
 
 def test_a_synonym_that_is_another_class_is_flagged_and_not_used() -> None:

@@ -78,8 +78,12 @@ def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Na
             sys.exit(end.exit_code if end.exit_code > 0 else 128 - end.exit_code)
         except KeyboardInterrupt as stop:
             # A shell tells every process, but others may know the number of this one alone.
-            for child in multiprocessing.active_children():
+            children = multiprocessing.active_children()
+            for child in children:
                 os.kill(child.pid or 0, getattr(stop, "signum", signal.SIGINT))
+            # They are saving.
+            for child in children:
+                child.join()
             raise
         return
     local_rank, local_world_size = place

@@ -1,7 +1,7 @@
 import os
 import re
-import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,20 +89,14 @@ def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(
     keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "500"]
     keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
     config = ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
-    # The process of the tool, not the one that asks for it, gets the signal.
-    tool = (
-        f"import os, pathlib, runpy; pathlib.Path({str(tmp_path / 'pid')!r}).write_text("
-        "str(os.getpid()))\n"
-        f"if __name__ == '__main__': runpy.run_path({str(ROOT / 'tools/distill_train_net.py')!r}, "
-        "run_name='__main__')"
-    )
-    command = [python, "-c", tool, *config]
+    # A process of its own, which gets the signal.
+    command = [sys.executable, str(ROOT / "tools" / "distill_train_net.py"), *config]
     command += ["--num-gpus", "2", "--dist-url", "auto", "INPUT.REGIONS.IMAGE_SIZES", "(64,)"]
     with (tmp_path / "said.txt").open("w") as said:
         process = subprocess.Popen(command + keys, env=environment, stdout=said, stderr=said)
         while process.poll() is None and " iter: " not in (tmp_path / "said.txt").read_text():
             time.sleep(0.1)
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+        process.terminate()
         assert process.wait(120) == 143
     text = (tmp_path / "said.txt").read_text()
     assert "Traceback" not in text

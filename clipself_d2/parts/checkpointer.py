@@ -39,6 +39,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not isinstance(content, Mapping) or not content:
             raise ValueError(f"{f} holds {type(content).__name__}, expected named tensors")
         if TOWER_KEY in content:
-            tower = shipped_tower(content[TOWER_KEY], content[FORM_KEY])
+            # Names of towers are the keys of their forms; of a file without them the strict load
+            # says what is missing.
+            tower = shipped_tower(str(content[TOWER_KEY]), dict(content.get(FORM_KEY) or {}))
             return {**content, "model": {**content["model"], **tower}}
         return dict(content)

@@ -35,20 +35,24 @@ class ShippedWeightsHandler(PathHandler):
         Raises:
             FileNotFoundError: If there is no such file.
         """
-        file = FOLDER / path.removeprefix(PREFIX)
-        if not file.is_file():
-            known = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.pth"))
+        files = _shipped_files()
+        if path not in files:
             raise FileNotFoundError(
-                f"{path} does not come with the package; these do: "
-                f"{', '.join(PREFIX + name for name in known)}"
+                f"{path} does not come with the package; these do: {', '.join(files)}"
             )
-        return str(file)
+        return str(files[path])
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return (FOLDER / path.removeprefix(PREFIX)).is_file()
+        return path in _shipped_files()
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return Path(self._get_local_path(path)).open(mode, buffering)
+
+
+def _shipped_files() -> dict[str, Path]:
+    """Files by address; a path that leads out of the folder is none of them."""
+    files = sorted(FOLDER.rglob("*.pth"))
+    return {PREFIX + file.relative_to(FOLDER).as_posix(): file for file in files}
 
 
 def shipped_tower(address: str, towers: Iterable[str]) -> dict[str, Tensor]:

@@ -37,10 +37,16 @@ def list_words(own: Sequence[str], count: int) -> list[str]:
 
     Returns:
         T different words; a shorter list is the beginning of a longer one.
+
+    Raises:
+        ValueError: If there are not so many words.
     """
     shuffled = [own[number] for number in np.random.default_rng(0).permutation(len(own))]
     others = [str(entry["synonyms"][0]).replace("_", " ") for entry in LVIS_CATEGORIES]
-    return list(dict.fromkeys([*shuffled, *others]))[:count]
+    words = list(dict.fromkeys([*shuffled, *others]))
+    if count > len(words):
+        raise ValueError(f"--words is {count}; there are {len(words)} different words to ask for")
+    return words[:count]
 
 
 @torch.no_grad()

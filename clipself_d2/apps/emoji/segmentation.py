@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from clipself_d2.apps.emoji.many_words import measure_words
+from clipself_d2.apps.emoji.many_words import list_words, measure_words
 from clipself_d2.apps.emoji.quickstart import Stage, run_stage
 from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
@@ -92,13 +92,18 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
         The naming of true masks, then the trainings.
 
     Raises:
-        ValueError: If the number of students is neither one nor that of the seeds.
+        ValueError: If the number of students is neither one nor that of the seeds, or there is no
+            CAT-Seg or no vocabulary for ``words``.
     """
     if len(options.students) not in (1, len(options.seeds)):
         raise ValueError(
             f"--students names {len(options.students)} files for {len(options.seeds)} seeds; "
             "name one file, or one for each seed"
         )
+    if options.words and not options.cat_seg_iterations:
+        raise ValueError("--words asks a CAT-Seg, and --cat-seg-iterations is 0; give it steps")
+    for count in options.words:
+        list_words(dataset_vocabulary(_VAL).names, count)
     # By name, so that what does not learn is planned once for all seeds.
     naming: dict[str, Stage] = {}
     training: dict[str, Stage] = {}
@@ -146,7 +151,7 @@ def run_segmentation(options: SegmentationOptions) -> str:
         run_stage(stage, options.data_root)
         write_json(record, stage.command)
     table = format_table(options)
-    if options.words and options.cat_seg_iterations:
+    if options.words:
         run = options.output / f"cat_seg_distilled_{options.seeds[0]}"
         table += "\n\n" + measure_words(run, options.words)
     (options.output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")

@@ -46,6 +46,13 @@ def write_scores(stage: Stage, value: float) -> None:
         (stage.output / RESULTS_FILE).write_text(json.dumps({"a_data_set": scores}))
 
 
+def test_words_are_checked_before_anything_is_trained(options) -> None:
+    with pytest.raises(ValueError, match="--words is 9000; there are"):
+        plan_runs(replace(options, words=(19, 9000)))
+    with pytest.raises(ValueError, match="--cat-seg-iterations is 0"):
+        plan_runs(replace(options, words=(19,), cat_seg_iterations=0))
+
+
 def test_both_towers_of_a_seed_differ_in_nothing_but_the_student(options) -> None:
     stages = {stage.name: stage for stage in plan_runs(options)}
     assert len(stages) == 2 * 2 * 2 + 3 * (1 + 2)

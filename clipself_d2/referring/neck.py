@@ -63,8 +63,9 @@ class CrisNeck(nn.Module):
         if shares_space:
             start = nn.init.orthogonal_(torch.empty(out5, state_dim))
             with torch.no_grad():
-                self.txt_proj[0].weight.copy_(start)
-                self.f1_v_proj[0].weight.copy_(start[:, :, None, None])
+                for projection in (self.txt_proj, self.f1_v_proj):
+                    weight = next(projection.parameters())
+                    weight.copy_(start.view_as(weight))
 
     def forward(self, levels: Sequence[Tensor], state: Tensor) -> Tensor:
         """Fuse.

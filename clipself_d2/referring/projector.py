@@ -68,10 +68,9 @@ class CrisProjector(nn.Module):
             self.txt = nn.Linear(state_dim, pixel_dim * kernel_size**2 + 1)
         else:
             self.classifier = nn.Conv2d(pixel_dim, 1, kernel_size=1)
-        if prior is not None:
-            bias = self.txt.bias if kernel_size else self.classifier.bias
-            with torch.no_grad():
-                bias[-1] = math.log(prior / (1 - prior))
+        head = self.txt if kernel_size else self.classifier
+        if prior is not None and head.bias is not None:
+            nn.init.constant_(head.bias[-1:], math.log(prior / (1 - prior)))
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
         """Score every pixel.

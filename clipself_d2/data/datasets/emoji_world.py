@@ -67,22 +67,14 @@ class World:
         return tuple(thing.name for thing in self.things if thing.frequency == "r")
 
     def training_frequency(self) -> np.ndarray:
-        """Zipf-Mandelbrot law over the ranks, p(k) ~ 1 / (k + 9).
-
-        Returns:
-            (num_things,) float64 probabilities that sum to 1.
-        """
+        """Zipf-Mandelbrot law over the ranks, p(k) ~ 1 / (k + 9): (num_things,), sum 1."""
         weight = 1.0 / (np.array([thing.rank for thing in self.things], dtype=np.float64) + 9.0)
         return weight / weight.sum()
 
 
 @cache
 def load_world() -> World:
-    """Read the classes of the embedded world.
-
-    Returns:
-        The one and only world.
-    """
+    """Read the classes of the one and only embedded world."""
     table = json.loads(CATEGORIES_FILE.read_text(encoding="utf-8"))
     return World(
         things=tuple(Thing(**row) for row in table["things"]),
@@ -92,14 +84,7 @@ def load_world() -> World:
 
 
 def emoji_remedy(root: str | Path) -> str:
-    """Say how the embedded data set is made.
-
-    Args:
-        root: Folder that is to hold ``emoji/``.
-
-    Returns:
-        An imperative clause.
-    """
+    """Say how the embedded data set is made, as an imperative clause."""
     return f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
 
 
@@ -123,17 +108,8 @@ def load_atlas(
 ) -> SpriteAtlas:
     """Cut the sprite sheets of some families into the world's sprites.
 
-    Args:
-        families: Names of the sheets, without the ending.
-        sprite_dir: Folder with ``index.json`` and one ``<family>.webp`` each, those of the
-            unseen families in ``unseen_style/``.
-
-    Returns:
-        The sprites of every thing.
-
-    Raises:
-        FileNotFoundError: If the index or a sheet is missing.
-        ValueError: If a sheet cannot be read or lacks a class.
+    ``sprite_dir`` holds ``index.json`` and one ``<family>.webp`` each, those of the unseen
+    families in ``unseen_style/``.
     """
     index_path = sprite_dir / "index.json"
     if not index_path.is_file():
@@ -157,15 +133,7 @@ def load_atlas(
 
 
 def sheet_path(family: str, sprite_dir: Path = SPRITE_DIR) -> Path:
-    """Locate the sheet of a family.
-
-    Args:
-        family: Name of the sheet, without the ending.
-        sprite_dir: Folder of the sheets.
-
-    Returns:
-        Path of the WebP file, whether it exists or not.
-    """
+    """Locate the WebP sheet of a family, whether it exists or not."""
     folder = sprite_dir / UNSEEN_DIR if family in UNSEEN_FAMILIES else sprite_dir
     return folder / f"{family}.webp"
 

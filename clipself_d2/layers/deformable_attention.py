@@ -64,16 +64,11 @@ class DeformableAttention(nn.Module):
         tokens_NTC: Tensor,
         grids: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Attend.
+        """Attend: (N, Q, C).
 
-        Args:
-            query_NQC: Queries with their positions.
-            places_Q2: x and y of every query, in [0, 1] of the map.
-            tokens_NTC: Levels, flattened row by row, one after another.
-            grids: (h, w) of every level.
-
-        Returns:
-            (N, Q, C).
+        Queries have their positions in them, and places are x and y in [0, 1] of the map;
+        ``tokens_NTC`` are the levels, flattened row by row, one after another, of (h, w) in
+        ``grids``.
         """
         count, num_queries, channels = query_NQC.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points

@@ -87,10 +87,7 @@ def _fuse(detector: Tensor, clip: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _least_factor(threshold: float, exponent_K: Tensor) -> Tensor:
-    """What a probability must exceed for its power to exceed a threshold, a little less for safety.
-
-    A power of 0 is 1 for every probability.
-    """
+    """What a probability must exceed for its power to exceed a threshold, a little less."""
     safe = max(threshold, 0.0) * (1 - _MARGIN)
     least = safe ** (1 / exponent_K.double())
     # Numbers below the smallest normal one are rounded coarsely.

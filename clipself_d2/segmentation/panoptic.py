@@ -128,12 +128,8 @@ class OpenVocabPanoptic(PixelModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.OV_PANOPTIC, MODEL.OPEN_VOCAB and MODEL.SEM_SEG_HEAD.
 
-        Args:
-            cfg: The whole config; features, channels and norm of the pixel decoder are
-                IN_FEATURES, CONVS_DIM and NORM of MODEL.SEM_SEG_HEAD.
-
-        Returns:
-            Arguments of the constructor.
+        Features, channels and norm of the pixel decoder are IN_FEATURES, CONVS_DIM and NORM
+        of MODEL.SEM_SEG_HEAD.
         """
         options, words, head = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB, cfg.MODEL.SEM_SEG_HEAD
         backbone = build_backbone(cfg)
@@ -267,15 +263,9 @@ class OpenVocabPanoptic(PixelModel):
         )
 
     def embed_masks(self, dense: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed what CLIP sees inside of masks.
+        """Embed what CLIP sees inside of mask logits (Q, H, W), on a dense map (D, h, w) unpadded.
 
-        Args:
-            dense: (D, h, w) dense map of the picture without its padding.
-            image: (3, H, W) normalised pixels.
-            masks: (Q, H, W) logits.
-
-        Returns:
-            (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
+        (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
         """
         grid = (dense.shape[-2], dense.shape[-1])
         if self.clip_scores.pooling == "tokens":

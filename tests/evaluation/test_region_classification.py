@@ -209,11 +209,6 @@ def test_images_without_regions_change_nothing() -> None:
             {"roi": AXES[:1]},
             "run from 7 to 7, expected 0 to 6",
         ),
-        (
-            {"region_classes": torch.tensor([3]), "region_is_thing": torch.tensor([True])},
-            {"roi": AXES[:1]},
-            "contradicts is_thing for class 'sky'",
-        ),
     ],
 )
 def test_unfit_batches_are_refused(

@@ -57,14 +57,7 @@ class ConvNeXtTower(VisionTower):
         return list(self.visual.trunk.stages[-1].blocks)
 
     def forward_image(self, images: Tensor) -> Tensor:
-        """Embed whole pictures.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size.
-
-        Returns:
-            (N, D) float32, not normalised.
-        """
+        """Embed whole pictures, as ``VisionTower``."""
         trunk = self.visual.trunk
         images = self.pad(images)
         with compute_context(images.device, self.precision):
@@ -78,13 +71,7 @@ class ConvNeXtTower(VisionTower):
         blocks: Sequence[int] = (),
         form: DenseForm | str | None = None,
     ) -> DenseFeatures:
-        """Embed every cell of the last map; blocks are those of the last stage.
-
-        Arguments and errors are as in ``VisionTower``; both forms of the last block are one.
-
-        Returns:
-            A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
-        """
+        """Embed every cell of the last map, of 32 px, as ``VisionTower``; both forms are one."""
         self.check_dense(blocks, form)
         trunk = self.visual.trunk
         images = self.pad(images)

@@ -105,17 +105,7 @@ DENSE_FORMS = {
 
 
 def dense_form(form: "DenseForm | str") -> DenseForm:
-    """Look up a form by its name.
-
-    Args:
-        form: A name of ``DENSE_FORMS``, or a form, which is returned as it is.
-
-    Returns:
-        The form.
-
-    Raises:
-        ValueError: If there is no such name.
-    """
+    """Look up a form by its name in ``DENSE_FORMS``; a form is returned as it is."""
     if isinstance(form, DenseForm):
         return form
     if form not in DENSE_FORMS:
@@ -132,19 +122,10 @@ def mix_values(
     attend: Callable[[Heads], Tensor] = global_attention,
     affinity: Tensor | None = None,
 ) -> Tensor:
-    """Mix the values of a block as a form says.
+    """Mix the values of a block as a form other than identity attention says: (N, A, T, E).
 
-    Args:
-        form: Any form but one of identity attention, which mixes nothing.
-        heads: Query, key and value, rotated or not.
-        grid: Grid (h, w).
-        num_prefix: Number of tokens before the patches.
-        attend: Attention of query, key and value, global or in windows; neighbours and external
-            affinities are always global.
-        affinity: (N, h * w, h * w), weights of the patches for each patch, for "external".
-
-    Returns:
-        (N, A, T, E).
+    ``attend`` is global or in windows; neighbours and external affinities are always global.
+    For the latter ``affinity`` is (N, h * w, h * w), weights of the patches for each patch.
     """
     if form.attention == "external":
         if affinity is None:
@@ -168,15 +149,10 @@ def mix_values(
 
 
 def neighbour_prior(grid: tuple[int, int], sigma: float, num_prefix: int = 0) -> Tensor:
-    """Compute what is added to the logits of patches near to each other.
+    """Compute what is added to the logits of patches near to each other, (T, T) float32.
 
-    Args:
-        grid: Grid (h, w).
-        sigma: Deviation of the Gaussian, cells.
-        num_prefix: Number of tokens before the patches; theirs is 0.
-
-    Returns:
-        (T, T) float32, 1 on the diagonal of the patches.
+    ``sigma`` is the deviation of the Gaussian in cells; tokens before the patches get 0, and
+    the diagonal of the patches is 1.
 
     Reference: NACLIP, arXiv 2404.08181.
     """

@@ -86,18 +86,7 @@ def rotary_table(
 
 
 def native_grid(num_patches: int, name: str) -> tuple[int, int]:
-    """Side of a square position table.
-
-    Args:
-        num_patches: Rows of the table without the class token.
-        name: Model name for the message.
-
-    Returns:
-        Grid (h, w).
-
-    Raises:
-        ValueError: If the table is not square.
-    """
+    """Grid (h, w) of a square position table; a ValueError refuses others by the model's name."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")

@@ -67,13 +67,8 @@ class _ScriptModule:
 class _TreeUnpickler(pickle._Unpickler):
     """Knows modules, tensors and lists of plain values, and nothing else.
 
-    The reader written in Python, since the compiled one makes a table as long as the largest number
-    in the file says.
-
-    Args:
-        tree: The pickle.
-        read_record: From a storage's name to its bytes.
-        most_bytes: Most bytes of all tensors together.
+    The reader written in Python, since the compiled one makes a table as long as the largest
+    number in the file says.
     """
 
     def __init__(self, tree: bytes, read_record: Callable[[str], bytes], most_bytes: int) -> None:
@@ -125,14 +120,7 @@ class _TreeUnpickler(pickle._Unpickler):
 
 
 def is_jit_archive(path: Path) -> bool:
-    """Tell whether a file is a TorchScript archive.
-
-    Args:
-        path: Any file.
-
-    Returns:
-        True for a zip with the constants of a scripted or traced module.
-    """
+    """Tell whether a file is a zip with the constants of a scripted or traced module."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -140,16 +128,9 @@ def is_jit_archive(path: Path) -> bool:
 
 
 def read_jit_archive(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a TorchScript archive.
+    """Read the tensors of a TorchScript archive by dotted name, on the CPU, in stored precision.
 
-    Args:
-        path: File of ``torch.jit.save``.
-
-    Returns:
-        Parameters, buffers and other tensors on the CPU by dotted name, in stored precision.
-
-    Raises:
-        ValueError: If the file is damaged, or its tree holds more than modules and plain values.
+    A ValueError says that the file is damaged, or holds more than modules and plain values.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -103,13 +103,9 @@ class NamedWeights:
 def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     """Rename a checkpoint's entries to open_clip's, and take the image tower out of a detector.
 
-    Args:
-        state: Tensors in open_clip's, OpenAI's, EVA-CLIP's or RegionCLIP's naming, or of a detector
-            of F-ViT or of this project; an image tower alone may lack the prefix "visual.".
-
-    Returns:
-        The renamed tensors. A name that no layout knows is among them, for the strict loader to
-        refuse.
+    Known are open_clip's, OpenAI's, EVA-CLIP's and RegionCLIP's naming, and detectors of F-ViT
+    and of this project; an image tower alone may lack the prefix "visual.". A name that no
+    layout knows stays, for the strict loader to refuse.
 
     Reference: EVA-CLIP's names as in the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -165,16 +161,9 @@ def _from_regionclip(state: Mapping[str, Tensor], ignored: list[str]) -> NamedWe
 def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> dict[str, Tensor]:
     """Rename open_clip's entries to those of the published CLIPSelf code.
 
-    Args:
-        state: Tensors in open_clip's naming: a whole CLIP or an image tower.
-        head_dim: Channels of one attention head of an EVA02; None is 64, as published ones have.
-
-    Returns:
-        For EVA02, EVA-CLIP's names with the rotary tables of the native grid; for other towers the
-        names of OpenAI's files, whose text tower lies at the root.
-
-    Raises:
-        ValueError: If CLIPSelf's code has no such image or text tower.
+    For EVA02, EVA-CLIP's names with the rotary tables of the native grid (heads of ``head_dim``
+    channels, 64 in published ones); for other towers the names of OpenAI's files, whose text
+    tower lies at the root. A ValueError says that CLIPSelf's code has no such tower.
 
     Reference: the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -192,14 +181,9 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
 
 
 def place_text(state: Mapping[str, Tensor], *, nested: bool) -> dict[str, Tensor]:
-    """Put the text tower under "text." or at the root, as a model of open_clip has it.
+    """Put the text tower under "text.", or at the root, as a model of open_clip has it.
 
-    Args:
-        state: Tensors in open_clip's naming.
-        nested: Whether the model keeps it under "text.".
-
-    Returns:
-        The tensors; those of another text tower than CLIP's own stay where they are.
+    Those of another text tower than CLIP's own stay where they are.
     """
     placed = {}
     for key, value in state.items():
@@ -211,14 +195,7 @@ def place_text(state: Mapping[str, Tensor], *, nested: bool) -> dict[str, Tensor
 
 
 def is_beside_tower(key: str) -> bool:
-    """Tell whether an entry belongs to a whole CLIP but not to its image tower.
-
-    Args:
-        key: Name in open_clip's naming.
-
-    Returns:
-        True for the text tower, the logit scale and the logit bias.
-    """
+    """Tell whether an entry belongs to a whole CLIP but not to its image tower."""
     return key.startswith(_BESIDE_TOWER)
 
 

@@ -23,8 +23,8 @@ _FIRST_DENSE_STRIDE = 8
 def plan_levels(cfg: CfgNode, *, one_stage: bool) -> tuple[tuple[int, ...], nn.Module | None]:
     """Read the strides of a pyramid's levels made from blocks, px, and the module of those above.
 
-    One-stage detectors, as of RetinaNet, go from p3 on, with two levels of convolutions above
-    the last stride; None is one level of every second cell.
+    One-stage detectors, as of RetinaNet, go from p3 on, with two levels of convolutions above the
+    last stride; None is one level of every second cell.
     """
     strides = tuple(cfg.MODEL.CLIP_FPN.STRIDES)
     if not one_stage:
@@ -146,8 +146,8 @@ class PyramidBackbone(Backbone):
     def align(self, map_NChw: Tensor, level: int, size: Sequence[int]) -> Tensor:
         """Bring an adapted map to the stride of its level.
 
-        ``level`` counts from the finest, and ``size`` is (H, W) of the padded images; the
-        result has ceil(H / stride) rows.
+        ``level`` counts from the finest, and ``size`` is (H, W) of the padded images; the result
+        has ceil(H / stride) rows.
         """
         stride, (height, width) = self.strides[level], size
         # Not minus a floor of a negative, which ONNX would round towards zero.
@@ -168,9 +168,9 @@ class PyramidBackbone(Backbone):
 def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, int]) -> Tensor:
     """Interpolate a map to another stride with the upper left corner of the image kept in place.
 
-    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing
-    to ``grid`` would stretch a map whose cells do not end where the image does. Past the border
-    the last cells are repeated; where the strides agree it is a crop of the map.
+    Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
+    ``grid`` would stretch a map whose cells do not end where the image does. Past the border the
+    last cells are repeated; where the strides agree it is a crop of the map.
     """
     if source != target:
         scale = source / target

@@ -4,7 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -20,17 +20,6 @@ from clipself_d2.backbones.levels import (
     doublings,
     plan_levels,
 )
-
-
-class ClipViTPyramidOptions(TypedDict):
-    """Keyword arguments of ``ClipViTPyramid``."""
-
-    backbone: ClipViT
-    strides: Sequence[int]
-    out_channels: int
-    norm: str
-    square_size: int
-    top_block: nn.Module | None
 
 
 class ClipViTPyramid(PyramidBackbone):
@@ -97,11 +86,11 @@ class ClipViTPyramid(PyramidBackbone):
     @classmethod
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
-    ) -> ClipViTPyramidOptions:
+    ) -> dict[str, Any]:
         """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
-        Without MODEL.CLIP.TAP_BLOCKS, blocks are at equal distances; levels of one-stage
-        detectors are p3 to p7.
+        Without MODEL.CLIP.TAP_BLOCKS, blocks are at equal distances; levels of one-stage detectors
+        are p3 to p7.
         """
         options = ClipViT.from_config(cfg, input_shape)
         count = len(cfg.MODEL.CLIP_FPN.STRIDES)
@@ -114,8 +103,8 @@ class ClipViTPyramid(PyramidBackbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the levels, fine to coarse, and the dense map ``clip``.
 
-        Images are as of ``ClipViT``; levels are (N, out_channels, ceil(H / stride), ceil(W
-        / stride)).
+        Images are as of ``ClipViT``; levels are (N, out_channels, ceil(H / stride), ceil(W /
+        stride)).
         """
         features = self.bottom_up(images)
         laterals = []
@@ -131,7 +120,7 @@ class ClipViTPyramid(PyramidBackbone):
 
 def pyramid_options(
     cfg: CfgNode, backbone: ClipViT, strides: Sequence[int], top_block: nn.Module | None
-) -> ClipViTPyramidOptions:
+) -> dict[str, Any]:
     """Read the channels, norm and square of a pyramid into arguments of its constructor."""
     return {
         "backbone": backbone,

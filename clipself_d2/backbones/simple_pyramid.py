@@ -4,6 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -19,7 +20,6 @@ from clipself_d2.backbones.levels import (
     plan_levels,
 )
 from clipself_d2.backbones.pyramid import (
-    ClipViTPyramidOptions,
     make_adapter,
     normed_conv,
     pyramid_options,
@@ -89,7 +89,7 @@ class ClipViTSimplePyramid(PyramidBackbone):
     @classmethod
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
-    ) -> ClipViTPyramidOptions:
+    ) -> dict[str, Any]:
         """Read as ``ClipViTPyramid`` does; without MODEL.CLIP.TAP_BLOCKS, the last block."""
         options = ClipViT.from_config(cfg, input_shape)
         options["tap_blocks"] = options["tap_blocks"] or [options["tower"].num_blocks - 1]

@@ -4,7 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a stage.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -20,16 +20,6 @@ from clipself_d2.backbones.pyramid import (
 )
 
 STAGES = ("res2", "res3", "res4", "res5")
-
-
-class ClipViTStagesOptions(TypedDict):
-    """Keyword arguments of ``ClipViTStages``."""
-
-    backbone: ClipViT
-    strides: Mapping[str, int]
-    channels: Mapping[str, int]
-    norm: str
-    square_size: int
 
 
 class ClipViTStages(PyramidBackbone):
@@ -81,7 +71,7 @@ class ClipViTStages(PyramidBackbone):
         self.declare(strides, channels)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStagesOptions:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read MODEL.RESNETS, MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
         Stages, channels and dilations are those of MODEL.RESNETS, norm and square those of
@@ -122,8 +112,8 @@ def stage_strides(
 ) -> dict[str, int]:
     """Strides of a ResNet's stages res2 to res5 by name, px.
 
-    A dilation of 2 keeps the stride of the stage before. A ValueError says that a name is
-    unknown or there is none.
+    A dilation of 2 keeps the stride of the stage before. A ValueError says that a name is unknown
+    or there is none.
     """
     unknown = [name for name in names if name not in STAGES]
     if unknown or not names:

@@ -42,8 +42,8 @@ def _merge(parts: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
 def write_merges(path: Path, merges: Sequence[tuple[str, str]]) -> int:
     """Write merges as .txt.gz for ``open_clip.tokenizer.SimpleTokenizer(bpe_path=path)``.
 
-    The same merges give the same bytes. Returns the size of the vocabulary, byte and special
-    tokens included.
+    The same merges give the same bytes. Returns the size of the vocabulary, byte and special tokens
+    included.
     """
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     path.write_bytes(gzip.compress("\n".join(lines).encode("utf-8"), mtime=0))

@@ -72,9 +72,9 @@ def as_operand(tensor: Tensor) -> Tensor:
 def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -> Iterator[None]:
     """Run a with block in the number type asked for.
 
-    "fp32" is the caller's own number type, which is lower inside an autocast; "auto" is bf16
-    where the device has it, else as fp32. ``num_tokens`` is the length T of the sequences that
-    attend to themselves; 0 if that is not known.
+    "fp32" is the caller's own number type, which is lower inside an autocast; "auto" is bf16 where
+    the device has it, else as fp32. ``num_tokens`` is the length T of the sequences that attend to
+    themselves; 0 if that is not known.
     """
     check_precision(precision)
     if precision == "fp32" or (precision == "auto" and not has_bf16(device)):

@@ -107,9 +107,9 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     """Tell what a weights string of a model means.
 
     It is a tag of this project or of open_clip, an id ``hf-hub:org/name``, a folder
-    ``local-dir:FOLDER``, or a file. Gives the tag or id and None, to be had by
-    ``fetch_weights``; or None and a file. A ValueError says that it is none of these, or that
-    the tag's activation is not the model's.
+    ``local-dir:FOLDER``, or a file. Gives the tag or id and None, to be had by ``fetch_weights``;
+    or None and a file. A ValueError says that it is none of these, or that the tag's activation is
+    not the model's.
     """
     if is_published(weights):
         _check_activation(name, weights, hub_config(weights)["model_cfg"])
@@ -159,8 +159,8 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
 def hub_config(hub_id: str) -> dict[str, Any]:
     """Read ``open_clip_config.json`` of ``hf-hub:org/name`` or ``local-dir:FOLDER``.
 
-    A ValueError says that the id has not that form, or that it holds no CLIP of open_clip's
-    format; a FileNotFoundError that the hub cannot be reached or knows no such model.
+    A ValueError says that the id has not that form, or that it holds no CLIP of open_clip's format;
+    a FileNotFoundError that the hub cannot be reached or knows no such model.
     """
     if hub_id.startswith(FOLDER_PREFIX):
         return _model_config(hub_id, _folder_file(hub_id, (HUB_CONFIG,)))

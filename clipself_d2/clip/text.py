@@ -229,8 +229,7 @@ class TextEncoder(nn.Module):
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List lower-case words that the model cannot know, in order of appearance.
 
-        They fall apart into several tokens; there is none for a CLIP trained on text of the
-        web.
+        They fall apart into several tokens; there is none for a CLIP trained on text of the web.
         """
         if not self.closed_words or not isinstance(self.tokenizer, SimpleTokenizer):
             return []

@@ -116,23 +116,19 @@ def lsj_augmentations(
 ) -> list[Augmentation]:
     """Make large-scale jitter: resize at random, crop to a square, flip.
 
-    The longest side of an image becomes ``size`` px times a number drawn from ``scale_range``;
-    what exceeds ``size`` is cut off at a random place. Smaller images are not padded here: the
-    model pads after normalisation, with zeros, to the square of MODEL.CLIP_FPN.SQUARE_SIZE. A
-    crop without a box stays in training.
+    The longest side of an image becomes ``size`` px times a number drawn from ``scale_range``; what
+    exceeds ``size`` is cut off at a random place. Smaller images are not padded here: the model
+    pads after normalisation, with zeros, to the square of MODEL.CLIP_FPN.SQUARE_SIZE. A crop
+    without a box stays in training.
 
-    Reference: Simple Copy-Paste, arXiv 2012.07177, section 3, with the range of F-ViT,
-    CLIPSelf, arXiv 2310.01403. Differs from Detectron2's: that pads with grey before
-    normalisation and draws one number for the place in both directions.
+    Reference: Simple Copy-Paste, arXiv 2012.07177, section 3, with the range of F-ViT, CLIPSelf,
+    arXiv 2310.01403. Differs from Detectron2's: that pads with grey before normalisation and draws
+    one number for the place in both directions.
     """
-    if size < 1:
-        raise ValueError(f"INPUT.LSJ_SIZE is {size}; it is a side in px, or 0 for no jitter")
     if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
         raise ValueError(
             f"scale_range is {list(scale_range)}; it is two ratios > 0, the smaller first"
         )
-    if flip not in FLIPS:
-        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it is one of {FLIPS}")
     low, high = scale_range
     return [ResizeScale(low, high, size, size), RandomSquareCrop(size), *_flips(flip)]
 

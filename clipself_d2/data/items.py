@@ -45,8 +45,8 @@ def check_items(items: Sequence[Item], needed: Sequence[str], model: object, too
 def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:
     """Begin an item with what all mappers of regions give.
 
-    ``image`` (3, h, w) uint8 as the student sees it, ``file_name``, ``image_id``, and
-    ``height`` and ``width`` of the original.
+    ``image`` (3, h, w) uint8 as the student sees it, ``file_name``, ``image_id``, and ``height``
+    and ``width`` of the original.
     """
     return {
         "image": to_tensor(student),

@@ -61,8 +61,8 @@ def naming_picture(path: str | Path) -> Iterator[None]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn a picture by its EXIF data, and its pixels into RGB of 8 bits a channel.
 
-    Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept.
-    A ValueError refuses pictures without a pixel, and pixels of 32 bits or floats.
+    Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept. A
+    ValueError refuses pictures without a pixel, and pixels of 32 bits or floats.
     """
     if 0 in image.size:
         raise ValueError(f"the picture is empty: {image.width} x {image.height} px")

@@ -103,9 +103,6 @@ class RegionSampler:
         box_size_range: Square roots of the least and largest area of a proposal, px.
         crop_enlarge: Factor of the teacher's crop of a proposal.
 
-    Raises:
-        ValueError: If the source is unknown.
-
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2 and appendix A.4.
     """
 
@@ -115,13 +112,6 @@ class RegionSampler:
     max_boxes: int = 20
     box_size_range: tuple[float, float] = (8.0, 1024.0)
     crop_enlarge: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Check the source."""
-        if self.source not in REGION_SOURCES:
-            raise ValueError(
-                f"regions are {self.source!r}; INPUT.REGIONS.SOURCE is one of {REGION_SOURCES}"
-            )
 
     def draw(self, record: Record, size: tuple[int, int], rng: np.random.Generator) -> DrawnRegions:
         """Draw the regions of a record's picture of (width, height) px.

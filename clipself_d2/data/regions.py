@@ -60,9 +60,9 @@ def sample_proposals(
 
     ``size_range`` holds square roots of areas, px.
 
-    Reference: CLIPSelf, arXiv 2310.01403, appendix A.4. Differs: sizes are checked before the
-    draw, so that pictures with many tiny proposals do not end up with few regions; the
-    published code checks after it.
+    Reference: CLIPSelf, arXiv 2310.01403, appendix A.4. Differs: sizes are checked before the draw,
+    so that pictures with many tiny proposals do not end up with few regions; the published code
+    checks after it.
     """
     boxes = keep_sizes(boxes.reshape(-1, 4), size_range)
     return np.asarray(boxes[rng.permutation(len(boxes))[:max_boxes]])
@@ -81,8 +81,8 @@ def random_boxes(
     (R, 4): sizes, square roots of areas in px, even on a logarithmic scale and at most the
     picture's shorter side, sides up to 1 : 2, places even in the picture.
 
-    Reference: the random boxes of RegionCLIP, arXiv 2112.09106, section 4. Differs: the
-    published code places them on a grid of 8 px and gives one set to a whole batch.
+    Reference: the random boxes of RegionCLIP, arXiv 2112.09106, section 4. Differs: the published
+    code places them on a grid of 8 px and gives one set to a whole batch.
     """
     largest = min(size_range[1], width, height)
     smallest = min(size_range[0], largest)

@@ -44,8 +44,8 @@ def member_address(shard: Path, member: Member) -> str:
 def read_member(address: str) -> bytes:
     """Read a picture's bytes by its address, with or without the place.
 
-    Raises a FileNotFoundError where shard or member is missing, and a ValueError where the
-    shard is no tar file, or ends before the member does.
+    Raises a FileNotFoundError where shard or member is missing, and a ValueError where the shard is
+    no tar file, or ends before the member does.
     """
     stem, _, name = address.partition(SEPARATOR)
     shard = Path(stem + ".tar")
@@ -101,9 +101,9 @@ def _expand_ranges(pattern: str) -> list[str]:
 def index_shard(shard: Path) -> list[Member]:
     """List name, offset and size of a shard's pictures, in its order.
 
-    The list is kept beside the shard as ``<shard>.index.json`` where that folder can be
-    written, and made again when the shard's size or time changes. A ValueError refuses what is
-    no tar file, or compressed.
+    The list is kept beside the shard as ``<shard>.index.json`` where that folder can be written,
+    and made again when the shard's size or time changes. A ValueError refuses what is no tar file,
+    or compressed.
     """
     state = shard.stat()
     stamp = [state.st_size, state.st_mtime_ns]

@@ -108,8 +108,7 @@ def share_pyramid(share: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tenso
 def blend(logits: Tensor, share: Tensor, weight: float) -> Tensor:
     """Mix the objectness logits of a level's anchors with CLIP's probabilities of their cells.
 
-    (N, Hi * Wi * A), anchors of a cell side by side, with (N, 1, Hi, Wi) of the share
-    ``weight``.
+    (N, Hi * Wi * A), anchors of a cell side by side, with (N, 1, Hi, Wi) of the share ``weight``.
     """
     cells = share.flatten(1)
     spread = cells.repeat_interleave(logits.shape[1] // cells.shape[1], dim=1)

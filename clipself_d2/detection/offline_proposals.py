@@ -69,8 +69,8 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         """Read MODEL.PROPOSAL_GENERATOR.NAME, and what ``GeneralizedRCNN`` reads.
 
         The name is FrozenRPN (the network of MODEL.FROZEN_RPN), AnnotatedBoxes, or one of
-        Detectron2's, which is trained with the detector. A ValueError says that the heads
-        need a tower that the backbone has not, or that images are not RGB.
+        Detectron2's, which is trained with the detector. A ValueError says that the heads need a
+        tower that the backbone has not, or that images are not RGB.
         """
         source = cfg.MODEL.PROPOSAL_GENERATOR.NAME
         is_frozen, is_annotated = source == FROZEN_RPN, source == ANNOTATED_BOXES

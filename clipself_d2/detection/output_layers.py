@@ -42,9 +42,6 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         beta: Exponent of CLIP's score for novel classes, in [0, 1].
         kwargs: Further keyword arguments of ``TextFastRCNNOutputLayers``.
 
-    Raises:
-        ValueError: If a number is out of its range, or a loss other than softmax's is asked for.
-
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
 
@@ -60,11 +57,6 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         beta: float = 0.8,
         **kwargs: object,
     ) -> None:
-        for key, value in (("ENSEMBLE_ALPHA", alpha), ("ENSEMBLE_BETA", beta)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
-        if clip_scale <= 0:
-            raise ValueError(f"MODEL.OPEN_VOCAB.CLIP_SCALE is {clip_scale}; it must be > 0")
         super().__init__(
             input_shape, classifier=classifier, background_weight=background_weight, **kwargs
         )
@@ -110,8 +102,8 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Fuse the scores of those classes alone that can be above the threshold.
 
-        As the parent; of few classes to the last bit what ``predict_probs`` gives, of more
-        but for the last bit, which depends on how the processor groups powers.
+        As the parent; of few classes to the last bit what ``predict_probs`` gives, of more but for
+        the last bit, which depends on how the processor groups powers.
         """
         # With the objectness the threshold is another one in every row.
         if self.rpn_score or self.classifier.num_classes <= _FEW_CLASSES:

@@ -22,8 +22,7 @@ class OpenVocabMixin:
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read what Detectron2's heads read; the number of classes is the vocabulary's.
 
-        A ValueError says that the backbone has no ``clip``, or the text embeddings another
-        width.
+        A ValueError says that the backbone has no ``clip``, or the text embeddings another width.
         """
         if CLIP_FEATURE not in input_shape:
             raise ValueError(

@@ -16,11 +16,9 @@ from torchvision.ops import clip_boxes_to_image
 
 from clipself_d2.detection.base_losses import base_only_loss, log_accuracy, mask_novel
 from clipself_d2.layers.limited_nms import limited_nms
-from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS, batched_soft_nms
+from clipself_d2.layers.soft_nms import batched_soft_nms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import build_text_classifier, training_embeddings
-
-RPN_SCORES = ("", "sigmoid", "raw_logit")
 
 
 class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -45,7 +43,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         kwargs: Further keyword arguments of ``FastRCNNOutputLayers``.
 
     Raises:
-        ValueError: If an option is out of its range, or a loss other than softmax's is asked for.
+        ValueError: If a loss other than softmax's is asked for.
     """
 
     cls_score: nn.Module
@@ -68,21 +66,6 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         **kwargs: object,
     ) -> None:
         _check_softmax(kwargs)
-        for key, value in (
-            ("BACKGROUND_WEIGHT", background_weight),
-            ("FOCAL_GAMMA", focal_gamma),
-        ):
-            if value < 0:
-                raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be >= 0")
-        if rpn_score not in RPN_SCORES:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.RPN_SCORE is {rpn_score!r}; it is one of {RPN_SCORES}"
-            )
-        if soft_nms and soft_nms not in SOFT_NMS_METHODS:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.SOFT_NMS is {soft_nms!r}; it is one of {SOFT_NMS_METHODS} or "
-                "empty for Detectron2's NMS"
-            )
         super().__init__(
             input_shape,
             box2box_transform=box2box_transform,
@@ -131,8 +114,8 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> dict[str, Tensor]:
         """Losses over base classes, background and boxes: ``loss_cls`` and ``loss_box_reg``.
 
-        From (R, K + 1) logits and (R, 4) deltas of sampled proposals; a ValueError says
-        that one is labelled with a class that is not trained.
+        From (R, K + 1) logits and (R, 4) deltas of sampled proposals; a ValueError says that one is
+        labelled with a class that is not trained.
         """
         logits, deltas = predictions
         labels = torch.cat([item.gt_classes for item in proposals])
@@ -200,8 +183,8 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Score regions, and keep what is above the threshold.
 
-        For each image region numbers, class numbers and scores, (P,) each, by region and
-        class; a region with a score that is not finite has none.
+        For each image region numbers, class numbers and scores, (P,) each, by region and class; a
+        region with a score that is not finite has none.
         """
         found = []
         for scores_RK1 in self.predict_probs(predictions, proposals):
@@ -251,8 +234,8 @@ def multiply_objectness(scores_RK1: Tensor, logits_R: Tensor, rpn_score: str) ->
     "sigmoid" takes their probability; "raw_logit" the logit itself, so that scores are above 1
     where it is, and NaN for a negative one.
 
-    Reference: RegionCLIP, arXiv 2112.09106, section 4.2, names the geometric mean; the raw
-    logit is that of the released code.
+    Reference: RegionCLIP, arXiv 2112.09106, section 4.2, names the geometric mean; the raw logit is
+    that of the released code.
     """
     objectness_R = logits_R.sigmoid() if rpn_score == "sigmoid" else logits_R
     return (scores_RK1 * objectness_R[:, None]).sqrt()

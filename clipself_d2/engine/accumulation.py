@@ -43,8 +43,8 @@ class AccumulatingModel(nn.Module):
     def forward(self, batched_inputs: Items) -> Any:
         """Run the model, in training part by part.
 
-        In training the losses are those of the whole batch, with the gradient of the last
-        part; a ValueError says that the batch has fewer items than there are parts.
+        In training the losses are those of the whole batch, with the gradient of the last part; a
+        ValueError says that the batch has fewer items than there are parts.
         """
         if not self.training or self.steps == 1:
             return self.module(batched_inputs)

@@ -43,8 +43,8 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Read a yaml file ("" keeps the defaults) and alternating KEY VALUE overrides.
 
     The merged config is not frozen; MODEL.DEVICE follows the machine where the file, not the
-    overrides, asks for a GPU that is not there. A FileNotFoundError or ValueError names the
-    missing file, the unknown key, or the value of another type or out of range.
+    overrides, asks for a GPU that is not there. A FileNotFoundError or ValueError names the missing
+    file, the unknown key, or the value of another type or out of range.
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
@@ -185,8 +185,8 @@ def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) 
 def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
     """Run a command and turn a user's error into one sentence on stderr.
 
-    ``debug`` raises the error instead. Exit code: 0, 1 after a user's error, 128 + the number
-    of a signal that ended the command.
+    ``debug`` raises the error instead. Exit code: 0, 1 after a user's error, 128 + the number of a
+    signal that ended the command.
     """
     try:
         with raising_sigterm():

@@ -43,8 +43,8 @@ SEMANTIC = "sem_seg"
 def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:
     """Read the classes of a test set as they are prompted, and what to report of the prompts.
 
-    TEST.SYNONYMS prompts the classes by synonyms, TEST.SYNONYM_MODE "all" by their names first.
-    A ValueError says that the metadata has none.
+    TEST.SYNONYMS prompts the classes by synonyms, TEST.SYNONYM_MODE "all" by their names first. A
+    ValueError says that the metadata has none.
     """
     metadata = metadata_with_classes(dataset_name)
     report: Protocol = {
@@ -102,8 +102,8 @@ def evaluator_of(
 ) -> Iterator[DatasetEvaluator | None]:
     """Make the evaluator of a data set, of its names and of all its synonyms where that is asked.
 
-    TEST.SYNONYM_MODE "all" scores every index of synonyms beside the names, from one pass of
-    the backbone; files of an index are written below OUTPUT_DIR/synonyms.
+    TEST.SYNONYM_MODE "all" scores every index of synonyms beside the names, from one pass of the
+    backbone; files of an index are written below OUTPUT_DIR/synonyms.
     """
     if not cfg.TEST.SYNONYMS or cfg.TEST.SYNONYM_MODE != ALL:
         yield build(cfg, dataset_name)

@@ -50,8 +50,8 @@ def load_lazy_config(
 ) -> DictConfig:
     """Read a lazy config, which defines all of ``needed``, and ``key=value`` overrides.
 
-    A FileNotFoundError or ValueError says that the file is missing or no lazy config, or that
-    an override has no such key, which Detectron2 would add in silence.
+    A FileNotFoundError or ValueError says that the file is missing or no lazy config, or that an
+    override has no such key, which Detectron2 would add in silence.
     """
     config_file = find_config(config_file)
     if not Path(config_file).is_file() or Path(config_file).suffix != ".py":
@@ -97,8 +97,7 @@ _ABSENT = object()
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
     """Build the model on the CPU, and refuse parts that do not fit one another.
 
-    A ValueError names the key of a feature, strides or an order of colour channels that do not
-    fit.
+    A ValueError names the key of a feature, strides or an order of colour channels that do not fit.
     """
     try:
         model: nn.Module = instantiate(cfg.model)
@@ -186,8 +185,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
 def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Score a model on ``dataloader.test``, with the vocabulary of that data set.
 
-    Results by task, by metric; empty without an evaluator. The file in ``train.output_dir``
-    adds the protocol.
+    Results by task, by metric; empty without an evaluator. The file in ``train.output_dir`` adds
+    the protocol.
     """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()

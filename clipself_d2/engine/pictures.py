@@ -66,8 +66,8 @@ class ValidationPictures(HookBase):
 def heat_map(model: nn.Module, image: Tensor, found: Instances) -> Tensor | None:
     """Compare the dense map with the class of the best of the detections.
 
-    (1, h, w) float32, 0 at the least and 1 at the largest cosine; None where the backbone has
-    no feature ``clip``, there is no text classifier, or nothing was found.
+    (1, h, w) float32, 0 at the least and 1 at the largest cosine; None where the backbone has no
+    feature ``clip``, there is no text classifier, or nothing was found.
     """
     classifiers = [part for part in model.modules() if isinstance(part, TextClassifier)]
     backbone = getattr(model, "backbone", None)

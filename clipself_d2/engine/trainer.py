@@ -57,8 +57,8 @@ class Trainer(DefaultTrainer):
 
     Differs from ``DefaultTrainer``: what an iteration draws is a function of the seed and the
     iteration, so that a resumed run equals an uninterrupted one; the optimiser follows
-    SOLVER.OPTIMIZER, several processes may train on CPUs, checkpoints of another model are
-    refused, and test data sets are scored with their own vocabularies.
+    SOLVER.OPTIMIZER, several processes may train on CPUs, checkpoints of another model are refused,
+    and test data sets are scored with their own vocabularies.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -150,8 +150,8 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict:
         """Score a model on DATASETS.TEST, each data set with its own vocabulary.
 
-        Results by data set, by task, by metric; of a single data set as Detectron2 does,
-        without its name. The file in OUTPUT_DIR adds the protocol of every data set.
+        Results by data set, by task, by metric; of a single data set as Detectron2 does, without
+        its name. The file in OUTPUT_DIR adds the protocol of every data set.
         """
         check_finite(model, "the model is not scored")
         names = cfg.DATASETS.TEST

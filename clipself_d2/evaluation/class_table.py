@@ -18,8 +18,7 @@ _AT_75 = 5
 def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Average COCO's precision of every class over recall and IoU, all areas, most detections.
 
-    (K,) average precision in 0 to 1; NaN for classes without ground truth, where the table has
-    -1.
+    (K,) average precision in 0 to 1; NaN for classes without ground truth, where the table has -1.
     """
     curves_TPK = precision_TPKAM[:, :, :, 0, -1]
     present_K = (curves_TPK > -1).all(axis=(0, 1))
@@ -32,8 +31,7 @@ def class_scores(
     """Score every class at all areas and most detections.
 
     The tables are COCO's, at IoU 0.50 to 0.95 in steps of 0.05, -1 where a class has no ground
-    truth. (K,) scores in 0 to 1 for ``AP``, ``AP50``, ``AP75`` and ``AR``; NaN for such
-    classes.
+    truth. (K,) scores in 0 to 1 for ``AP``, ``AP50``, ``AP75`` and ``AR``; NaN for such classes.
     """
     recall_TK = recall_TKAM[:, :, 0, -1]
     return {
@@ -58,8 +56,8 @@ def class_facts(
 ) -> dict[str, Sequence[str | int]]:
     """Gather the columns of the class table that are no scores.
 
-    K entries each in the order of the category ids; crowds do not count as instances. ``novel``
-    is empty where none are told apart, and ``img_ids`` None is all images.
+    K entries each in the order of the category ids; crowds do not count as instances. ``novel`` is
+    empty where none are told apart, and ``img_ids`` None is all images.
     """
     chosen = coco_api.imgs if img_ids is None else set(img_ids)
     images: dict[int, set[int]] = {category_id: set() for category_id in class_names}

@@ -93,9 +93,8 @@ class CocoOVEvaluator(DetectionEvaluator):
     ) -> dict[str, float]:
         """Add the scores of the splits, in percent, to Detectron2's.
 
-        ``class_names`` of None leaves out the scores of single classes; the names
-        themselves are taken in the scorer's order, which need not be that of
-        ``thing_classes``.
+        ``class_names`` of None leaves out the scores of single classes; the names themselves are
+        taken in the scorer's order, which need not be that of ``thing_classes``.
         """
         names = [self._class_names[category_id] for category_id in coco_eval.params.catIds]
         results: dict[str, float] = super()._derive_coco_results(

@@ -206,9 +206,8 @@ class DetectionEvaluator(COCOEvaluator):
     ) -> "OrderedDict[str, dict[str, float]]":
         """Score the predictions of all processes: percent by metric, by task.
 
-        Empty in all processes but the first, and if no image was seen. ``img_ids`` of None
-        scores all images; a ValueError says that predictions do not fit the annotations or
-        the tasks.
+        Empty in all processes but the first, and if no image was seen. ``img_ids`` of None scores
+        all images; a ValueError says that predictions do not fit the annotations or the tasks.
         """
         log = self._predictions.gather() if self._distributed else self._predictions
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()

@@ -73,8 +73,8 @@ class LVISOVEvaluator(DetectionEvaluator):
     def __init__(self, *arguments: Any, fixed_ap: bool = False, **options: Any) -> None:
         """Read the annotations; arguments are those of ``DetectionEvaluator``.
 
-        Without ``novel_classes`` the rare classes are the novel ones; ``fixed_ap`` adds
-        Fixed AP. A ValueError says that annotations or frequencies are not LVIS's.
+        Without ``novel_classes`` the rare classes are the novel ones; ``fixed_ap`` adds Fixed AP. A
+        ValueError says that annotations or frequencies are not LVIS's.
         """
         super().__init__(*arguments, **options)
         self._fixed_ap = fixed_ap

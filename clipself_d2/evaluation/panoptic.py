@@ -161,8 +161,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         """Match the segments of a batch.
 
         Inputs have ``file_name``, outputs ``panoptic_seg``: the map of ids, and segments. A
-        ValueError says that sizes differ, or the truth's picture and file do not belong
-        together.
+        ValueError says that sizes differ, or the truth's picture and file do not belong together.
         """
         for item, output in zip(inputs, outputs, strict=True):
             record = self._records[item["file_name"]]

@@ -51,8 +51,8 @@ class PredictionLog:
     def gather(self) -> "PredictionLog | None":
         """Join the files of all processes, in the order of their ranks.
 
-        Files that the first process sees are read there; others are sent to it in pieces.
-        None in all processes but the first.
+        Files that the first process sees are read there; others are sent to it in pieces. None in
+        all processes but the first.
         """
         if comm.get_world_size() == 1:
             return self

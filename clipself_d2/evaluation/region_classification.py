@@ -111,12 +111,6 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                     f"{name} has {len(table)} entries, but there are {num_classes} text embeddings"
                 )
         text_KD = text_embeddings_KD.detach().to("cpu", torch.float64)
-        norm_K = text_KD.norm(dim=1)
-        if not torch.allclose(norm_K, torch.ones_like(norm_K), atol=1e-2):
-            raise ValueError(
-                f"text embeddings have norms from {norm_K.min():.4f} to {norm_K.max():.4f}, "
-                "expected 1; divide each by its norm"
-            )
         self._text_KD = text_KD
         self._class_names = tuple(class_names)
         self._is_thing_K = torch.tensor(is_thing, dtype=torch.bool)
@@ -145,9 +139,9 @@ class RegionClassificationEvaluator(DatasetEvaluator):
     ) -> None:
         """Count the hits of a batch.
 
-        Inputs have ``region_classes`` (R,) class indices, outputs any of ``roi``, ``crop`` and
-        ``mask``, each (R, D). A ValueError says that a key is missing, or sizes or class tables
-        differ.
+        Inputs have ``region_classes`` (R,) class indices and ``region_is_thing`` (R,) bools,
+        outputs any of ``roi``, ``crop`` and ``mask``, each (R, D). A ValueError says that a key is
+        missing, or sizes or class tables differ.
         """
         for number, (item, output) in enumerate(zip(inputs, outputs, strict=True)):
             where = f"image {item.get('image_id', number)}"
@@ -192,8 +186,8 @@ class RegionClassificationEvaluator(DatasetEvaluator):
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Average over classes: ``{"region": {metric: percent}}``.
 
-        Empty in all processes but the first, and if no region was seen. A ValueError says
-        that a kind of embedding was given for some images only.
+        Empty in all processes but the first, and if no region was seen. A ValueError says that a
+        kind of embedding was given for some images only.
         """
         states = [(self._num_regions, self._counts)]
         if self._distributed:

@@ -45,8 +45,8 @@ def dataset_results(
     """Yield predictions in COCO's result format, with the data set's own category ids.
 
     Of an image that comes again, as samplers that fill up the last batch make it, the first
-    prediction counts. A ValueError says that an image or a class index is unknown to the
-    annotation file, or a score or a box not finite.
+    prediction counts. A ValueError says that an image or a class index is unknown to the annotation
+    file, or a score or a box not finite.
     """
     seen: set[int] = set()
     repeated = 0
@@ -141,9 +141,9 @@ class TaskResults:
     ) -> Iterator[str]:
         """Write the results for the time of a with block, with the geometry of the task only.
 
-        The scorers take a result's area from its box where it has one, but small, medium
-        and large masks are defined by the area of the mask. ``chosen_N`` of None writes
-        all; ``change`` is called with a copy of each, for one in its place.
+        The scorers take a result's area from its box where it has one, but small, medium and large
+        masks are defined by the area of the mask. ``chosen_N`` of None writes all; ``change`` is
+        called with a copy of each, for one in its place.
         """
         results: Iterable[Result] = map(self._of_task, self.read())
         if chosen_N is not None:

@@ -90,9 +90,8 @@ def replace_by_synonyms(
 ) -> tuple[Vocabulary, Renamed]:
     """Name classes by synonyms; their order and the base classes stay.
 
-    ``synonyms`` are of the first classes, in order; a class without one that is nobody's name
-    keeps its own. A ValueError says that there are more lists than classes, or that the mode is
-    unknown.
+    ``synonyms`` are of the first classes, in order; a class without one that is nobody's name keeps
+    its own. A ValueError says that there are more lists than classes, or that the mode is unknown.
     """
     if len(synonyms) > vocabulary.num_classes:
         raise ValueError(

@@ -15,13 +15,11 @@ def resize_crops(crops: Sequence[Tensor], size: int, device: torch.device) -> Te
 
     (R, 3, size, size) float32 of whole numbers from 0 to 255; R may be 0.
 
-    Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403. Against PIL's bicubic,
-    on crops of photographs: at most 0.15 of the 255 levels in the mean of a crop (0.01 over
-    many), and about 1 value in 1000 off by more than 2, where overshoot is clipped and the
-    order of the two passes, which is PIL's to choose, matters.
+    Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403. Against PIL's bicubic, on
+    crops of photographs: at most 0.15 of the 255 levels in the mean of a crop (0.01 over many), and
+    about 1 value in 1000 off by more than 2, where overshoot is clipped and the order of the two
+    passes, which is PIL's to choose, matters.
     """
-    if size < 1:
-        raise ValueError(f"crops are to have {size} px; the size must be positive")
     canvas = torch.zeros(len(crops), 3, size, size, device=device)
     for number, crop in enumerate(crops):
         resized = resize_longest(crop, size, device)

@@ -31,8 +31,6 @@ class DeformableAttention(nn.Module):
         self, *, channels: int, num_levels: int, num_heads: int = 8, num_points: int = 4
     ) -> None:
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{channels} channels are no multiple of {num_heads} heads")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         count = num_heads * num_levels * num_points
         self.offsets = nn.Linear(channels, 2 * count)

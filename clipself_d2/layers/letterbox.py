@@ -9,8 +9,6 @@ import numpy as np
 
 def letterbox_matrix(height: int, width: int, size: int) -> np.ndarray:
     """Scale a picture (H, W) to the canvas S and centre it: (2, 3) float64 from (x, y, 1), px."""
-    if min(height, width, size) < 1:
-        raise ValueError(f"a picture of {height} x {width} px on a canvas of {size}")
     scale = min(size / height, size / width)
     left, top = (size - scale * width) / 2, (size - scale * height) / 2
     # Three corners in float32, as in the released code of CRIS: a few pixels depend on it.

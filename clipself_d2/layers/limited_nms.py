@@ -14,10 +14,10 @@ def limited_nms(
 ) -> Tensor:
     """Suppress boxes (XYXY) within each class, and keep the best ``limit`` of all; negative: all.
 
-    A box is suppressed by better ones alone, so that the best boxes are enough if ``limit`` of
-    them are kept; where they are not, more are taken. Gives their numbers, best first: the
-    beginning of what torchvision's ``batched_nms`` gives for all boxes, which leaves the order
-    of equal scores open.
+    A box is suppressed by better ones alone, so that the best boxes are enough if ``limit`` of them
+    are kept; where they are not, more are taken. Gives their numbers, best first: the beginning of
+    what torchvision's ``batched_nms`` gives for all boxes, which leaves the order of equal scores
+    open.
     """
     total, count = len(boxes_P4), 4 * limit
     if limit <= 0 or total <= _ONE_CALL.get(boxes_P4.device.type, _ONE_CALL_ELSEWHERE):

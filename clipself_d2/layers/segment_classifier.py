@@ -64,8 +64,7 @@ class SegmentTextClassifier(TextClassifier):
     def set_words(self, words_WD: Tensor, word_class_W: Tensor, thing_mask_K: Tensor) -> None:
         """Replace the words behind the classes that ``set_embeddings`` gave.
 
-        (W, D) unit embeddings, the (W,) number of every word's class, and (K,) True for
-        things.
+        (W, D) unit embeddings, the (W,) number of every word's class, and (K,) True for things.
         """
         count = self.num_classes
         if tuple(words_WD.shape) != (len(word_class_W), self.embed_dim):

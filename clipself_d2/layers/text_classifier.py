@@ -54,8 +54,6 @@ class TextClassifier(nn.Module):
             raise ValueError(
                 f"background_mode is {background_mode!r}; it is one of {BACKGROUND_MODES}"
             )
-        if scale <= 0:
-            raise ValueError(f"scale is {scale}; it must be > 0")
         self.background_mode = background_mode
         self.embed_dim = int(embeddings_KD.shape[-1])
         multiplier = torch.tensor(float(scale))
@@ -85,8 +83,8 @@ class TextClassifier(nn.Module):
     ) -> None:
         """Replace the classes: (K, D), normalised here, (K,) bool, and (D,) or None.
 
-        A ValueError says that shapes disagree, a value is not finite, or the background
-        mode "text" lacks its embedding; the present classes are then kept.
+        A ValueError says that shapes disagree, a value is not finite, or the background mode "text"
+        lacks its embedding; the present classes are then kept.
         """
         shape = tuple(embeddings_KD.shape)
         if len(shape) != 2 or shape[0] < 1 or shape[1] != self.embed_dim:
@@ -140,8 +138,8 @@ class TextClassifier(nn.Module):
     def forward(self, region_RD: Tensor) -> Tensor:
         """Score regions (R, D), any norm: (R, K + 1) float32 logits, background last; R may be 0.
 
-        Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the
-        background's prompted word is scored like a class.
+        Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the background's
+        prompted word is scored like a class.
         """
         cosine = self.cosine(region_RD)
         # Without gradients in place, which saves a copy of the size of the vocabulary.
@@ -190,8 +188,6 @@ class SigmoidTextClassifier(TextClassifier):
         scale: float = 50.0,
         learn_scale: bool = True,
     ) -> None:
-        if not 0.0 < prior < 1.0:
-            raise ValueError(f"prior is {prior}; it must be in (0, 1)")
         super().__init__(
             embeddings_KD=embeddings_KD,
             base_mask_K=base_mask_K,

@@ -103,8 +103,8 @@ def read_instances(
 ) -> Content:
     """Read a COCO or LVIS file of boxes and masks, and mend or refuse what is faulty.
 
-    ``purpose`` is ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``. One warning tells the
-    number of each kind of mended rows, unless ``quiet``, as it will be said later.
+    ``purpose`` is ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``. One warning tells the number
+    of each kind of mended rows, unless ``quiet``, as it will be said later.
     """
     content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
     return check_instances(path, content, purpose=purpose, remedy=remedy, quiet=quiet)

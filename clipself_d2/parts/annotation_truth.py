@@ -36,9 +36,8 @@ def read_truth(
 ) -> Truth:
     """Read an annotation file so that all scorers read the same.
 
-    ``purpose`` is ``COCO_SCORING`` or ``LVIS_SCORING``, and ``required`` are keys that the
-    entries of a list must have beside those of all files. Errors are those of
-    ``read_instances``.
+    ``purpose`` is ``COCO_SCORING`` or ``LVIS_SCORING``, and ``required`` are keys that the entries
+    of a list must have beside those of all files. Errors are those of ``read_instances``.
     """
     content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
     for section, keys in required.items():

@@ -107,8 +107,8 @@ def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
 def read_config_file(config_file: str | Path) -> dict[str, Any]:
     """Read a yaml file and what its ``_BASE_`` names, without defaults, as nested keys.
 
-    An OSError or ValueError says that there is no such file, or no yaml, or a tag that could
-    run code.
+    An OSError or ValueError says that there is no such file, or no yaml, or a tag that could run
+    code.
     """
     content: dict[str, Any] = _DataNode.load_yaml_with_base(str(config_file))
     return content

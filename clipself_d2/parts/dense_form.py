@@ -59,8 +59,8 @@ def check_forms(model: nn.Module, stored: dict[str, Form] | None, key: str) -> N
 def check_form(tower: VisionTower, stored: Form | None, key: str) -> None:
     """Hold the form of a tower against that of its weights, or None where they do not say.
 
-    A ValueError refuses another CLIP, and another dense form unless the tower takes any; the
-    rest is said.
+    A ValueError refuses another CLIP, and another dense form unless the tower takes any; the rest
+    is said.
     """
     wanted = form_of(tower)
     if stored is None or _FORM not in stored:

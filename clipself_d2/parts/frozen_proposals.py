@@ -78,8 +78,8 @@ class FrozenProposals(PixelModel):
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     """Build the network of MODEL.FROZEN_RPN.CONFIG, filled from WEIGHTS where given.
 
-    It is random without WEIGHTS, for MODEL.WEIGHTS to fill. A FileNotFoundError or ValueError
-    says that a file is missing, the config unknown, or the weights are of another network.
+    It is random without WEIGHTS, for MODEL.WEIGHTS to fill. A FileNotFoundError or ValueError says
+    that a file is missing, the config unknown, or the weights are of another network.
     """
     own = _read_config(cfg)
     backbone = build_backbone(own)

@@ -29,8 +29,8 @@ OPTIONAL_KEYS = ("TAP_BLOCKS", "TEXT_TRAINABLE_BLOCKS")
 def load_whole_clip(cfg: CfgNode) -> ClipModel:
     """Build the CLIP of MODEL.CLIP.NAME and PRETRAINED, both towers, in eval mode.
 
-    Its text tower is trained as TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS say; its image tower
-    is the original, for ``build_image_tower`` to make the trained one of.
+    Its text tower is trained as TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS say; its image tower is
+    the original, for ``build_image_tower`` to make the trained one of.
     """
     options = cfg.MODEL.CLIP
     with _naming("NAME, PRETRAINED, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS"):
@@ -159,8 +159,8 @@ def refuse_bgr(
 ) -> None:
     """Refuse images or pixel statistics in Detectron2's default order of channels.
 
-    ``mean`` (0 to 255) is refused that is nearer to the tower's when it is read backwards;
-    ``keys`` are those of the format, the mean and the deviation.
+    ``mean`` (0 to 255) is refused that is nearer to the tower's when it is read backwards; ``keys``
+    are those of the format, the mean and the deviation.
     """
     format_key, mean_key, std_key = keys
     if image_format != "RGB":

@@ -56,8 +56,8 @@ def check_segments(
 ) -> None:
     """Hold a panoptic picture's (H, W) ids against its rows of the annotation file.
 
-    A ValueError says that a row has no pixel, a pixel no row (unless not ``all_listed``), or
-    that the rows' ``area`` is that of another picture.
+    A ValueError says that a row has no pixel, a pixel no row (unless not ``all_listed``), or that
+    the rows' ``area`` is that of another picture.
     """
     found, counts = (part.tolist() for part in np.unique(ids, return_counts=True))
     pixels = dict(zip(found, counts, strict=True))

@@ -29,8 +29,8 @@ def get_config_file(config_path: str) -> str:
 def find_config(config_file: str) -> str:
     """Find what --config-file names: a file, or a recipe that came with the package.
 
-    The path of a recipe may begin with ``configs/``; where there is neither it is returned as
-    it is.
+    The path of a recipe may begin with ``configs/``; where there is neither it is returned as it
+    is.
     """
     recipe = recipe_folder() / config_file.removeprefix("configs/")
     is_recipe = config_file and not Path(config_file).exists() and recipe.is_file()

@@ -42,8 +42,8 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
 def scored_vocabulary(name: str, training: Vocabulary | None = None) -> Vocabulary:
     """Read the classes of a test set, and which of them are novel.
 
-    Where it is one of segments and says nothing of novel classes, those without a word in
-    common with ``training`` are novel; None: nothing is.
+    Where it is one of segments and says nothing of novel classes, those without a word in common
+    with ``training`` are novel; None: nothing is.
     """
     vocabulary, metadata = dataset_vocabulary(name, "DATASETS.TEST"), MetadataCatalog.get(name)
     says_nothing = not metadata.get("novel_classes")
@@ -87,8 +87,8 @@ def semantic_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voc
     """Read the classes of the label maps of a registered data set.
 
     Of the types of ``SEGMENT_TYPES`` things and stuff; of Detectron2's sets of semantic maps
-    ``stuff_classes``, things included, of "a, b" the first name. ``novel_classes`` among them
-    have no labels in training.
+    ``stuff_classes``, things included, of "a, b" the first name. ``novel_classes`` among them have
+    no labels in training.
     """
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
         raise ValueError(f"data set {name!r} is not registered; check {key}")
@@ -140,10 +140,10 @@ def read_text_embeddings(
 ) -> TextEmbeddings:
     """Load or build the text embeddings of exactly these classes by the config's CLIP.
 
-    They are those of MODEL.VOCABULARY.EMBEDDINGS, of the cache, or built. ``same_names``
-    refuses a file of other classes, as in training; tests on other classes have theirs built
-    instead. A FileNotFoundError or ValueError says that the file is missing, damaged, or of
-    another CLIP; the width is checked where it meets a tower's.
+    They are those of MODEL.VOCABULARY.EMBEDDINGS, of the cache, or built. ``same_names`` refuses a
+    file of other classes, as in training; tests on other classes have theirs built instead. A
+    FileNotFoundError or ValueError says that the file is missing, damaged, or of another CLIP; the
+    width is checked where it meets a tower's.
     """
     options, clip = cfg.MODEL.VOCABULARY, cfg.MODEL.CLIP
     warn_of_doubtful_names(vocabulary)

@@ -156,9 +156,9 @@ class CRIS(PixelModel):
     ) -> Tensor:
         """Score every pixel for every of N sentences: (N, 1, s, s) logits.
 
-        Pixels are (M, 3, S, S), normalised; ``owners`` (N,) is the number of each
-        sentence's image, None where all have their own. s is two stages finer than the
-        middle level: S / 4 for a ResNet.
+        Pixels are (M, 3, S, S), normalised; ``owners`` (N,) is the number of each sentence's image,
+        None where all have their own. s is two stages finer than the middle level: S / 4 for a
+        ResNet.
         """
         levels = self.resampling(self.backbone(pixels))
         if owners is not None:
@@ -220,8 +220,8 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
 def build_resampling(backbone: ResNetLevels | ViTLevels) -> nn.Module:
     """Build what brings a backbone's three maps to the grids of the neck.
 
-    The transposed convolution of a ViT's early block is new, so that it is no part of the
-    backbone and learns at the full rate.
+    The transposed convolution of a ViT's early block is new, so that it is no part of the backbone
+    and learns at the full rate.
     """
     if isinstance(backbone, ViTLevels):
         return ViTResampling(backbone.channels[0])

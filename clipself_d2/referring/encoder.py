@@ -108,8 +108,8 @@ class ViTLevels(_Levels):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute (N, C, h, w) of the early and the middle block, and (N, D, h, w).
 
-        The dense embedding has norm sqrt(D) in every cell, so that a channel is about 1 as
-        batch norm expects.
+        The dense embedding has norm sqrt(D) in every cell, so that a channel is about 1 as batch
+        norm expects.
         """
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             dense = self.tower.forward_dense(images, self.tap_blocks)
@@ -120,8 +120,8 @@ class ViTLevels(_Levels):
 class ViTResampling(nn.Module):
     """Brings three maps of one grid to grids in the ratio 4 : 2 : 1.
 
-    The early block, of ``early_dim`` channels, is doubled by a transposed convolution, the
-    dense embedding halved by averaging.
+    The early block, of ``early_dim`` channels, is doubled by a transposed convolution, the dense
+    embedding halved by averaging.
     """
 
     def __init__(self, early_dim: int) -> None:

@@ -59,8 +59,8 @@ def norm_maker(norm: str) -> MakeNorm:
     """Choose the norm of maps (N, C, H, W) and of sentence vectors (N, C).
 
     "BN": statistics of the process's batch, two pairs at least; "SyncBN": of all processes, as
-    published, the same as BN in a single one; "GN": of each sample by itself, for batches of
-    any size.
+    published, the same as BN in a single one; "GN": of each sample by itself, for batches of any
+    size.
     """
     if norm == "BN":
         return LocalBatchNorm

@@ -57,8 +57,8 @@ class StrictCheckpointer(SafeCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and tag it as the last.
 
-        With the weights go the run's id and config, and the form in which image towers are
-        trained. A ValueError says that weights are not finite; nothing is written then.
+        With the weights go the run's id and config, and the form in which image towers are trained.
+        A ValueError says that weights are not finite; nothing is written then.
         """
         if self.save_dir and self.save_to_disk:
             check_finite(
@@ -73,8 +73,8 @@ class StrictCheckpointer(SafeCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the newest whole checkpoint of the folder, or begin with a file's weights.
 
-        A ``path`` of "" keeps the weights that the model has. A ValueError says that no
-        checkpoint of the folder is whole, or the newest is of another run.
+        A ``path`` of "" keeps the weights that the model has. A ValueError says that no checkpoint
+        of the folder is whole, or the newest is of another run.
         """
         trains = "trainer" in self.checkpointables and self.save_to_disk
         if trains and self.save_dir:

@@ -39,8 +39,7 @@ class Found:
 def newest_of_run(folder: str | Path) -> Found | None:
     """Choose the checkpoint from which the run of a folder goes on, if there is any.
 
-    A ValueError says that no checkpoint of the folder is whole, or the newest is of another
-    run.
+    A ValueError says that no checkpoint of the folder is whole, or the newest is of another run.
     """
     found, passed = newest_checkpoint(folder)
     if found is None:
@@ -65,9 +64,9 @@ def newest_of_run(folder: str | Path) -> Found | None:
 def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
     """Find the newest checkpoint of a folder that can be read to its last byte.
 
-    The result of a training that was done, ``model_final.pth``, counts where
-    ``last_checkpoint`` names it or nothing else is whole: a training that goes on has numbered
-    ones after it. Beside it, each file passed over with what is wrong with it.
+    The result of a training that was done, ``model_final.pth``, counts where ``last_checkpoint``
+    names it or nothing else is whole: a training that goes on has numbered ones after it. Beside
+    it, each file passed over with what is wrong with it.
     """
     folder = Path(folder)
     paths, passed, named = set(folder.glob(CHECKPOINTS)), [], ""

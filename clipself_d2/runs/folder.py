@@ -39,8 +39,8 @@ class WholeFiles:
 def claim_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     """Make a folder this process's until it ends, and clear what killed runs left half-written.
 
-    A process that is killed leaves no claim behind, nor do its children keep it. A ValueError
-    says that another process has it, an OSError that it cannot be written to.
+    A process that is killed leaves no claim behind, nor do its children keep it. A ValueError says
+    that another process has it, an OSError that it cannot be written to.
     """
     path = Path(folder).resolve()
     if path in _held and os.fstat(_held[path].fileno()).st_nlink:

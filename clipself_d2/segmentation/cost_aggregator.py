@@ -146,8 +146,8 @@ class CostAggregator(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Score the classes that are not left out; arguments are those of ``forward``.
 
-        (N, L, 4h, 4w) logits, and for each image the (L,) numbers of its classes; None
-        where they are all T in their order.
+        (N, L, 4h, 4w) logits, and for each image the (L,) numbers of its classes; None where they
+        are all T in their order.
         """
         with torch.autocast(dense.device.type, enabled=False):
             text = F.normalize(text_TD.float(), dim=-1)

@@ -43,9 +43,6 @@ class ClipScores:
         pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
             weighted by the mask's probability) or "tokens" (copies of the class token that attend
             to the mask's patches, ODISE's way, which runs the tower a second time).
-
-    Raises:
-        ValueError: If the pooling is unknown.
     """
 
     scale: float = 100.0
@@ -53,13 +50,6 @@ class ClipScores:
     beta: float = 0.8
     recognition: float = 0.0
     pooling: str = "hard"
-
-    def __post_init__(self) -> None:
-        """Check the pooling."""
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"MODEL.OV_PANOPTIC.POOLING is {self.pooling!r}; it is one of {', '.join(POOLINGS)}"
-            )
 
 
 class OpenVocabPanoptic(PixelModel):
@@ -128,8 +118,8 @@ class OpenVocabPanoptic(PixelModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.OV_PANOPTIC, MODEL.OPEN_VOCAB and MODEL.SEM_SEG_HEAD.
 
-        Features, channels and norm of the pixel decoder are IN_FEATURES, CONVS_DIM and NORM
-        of MODEL.SEM_SEG_HEAD.
+        Features, channels and norm of the pixel decoder are IN_FEATURES, CONVS_DIM and NORM of
+        MODEL.SEM_SEG_HEAD.
         """
         options, words, head = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB, cfg.MODEL.SEM_SEG_HEAD
         backbone = build_backbone(cfg)

@@ -24,22 +24,12 @@ class ConceptPool:
         names: C concepts, lower case, compounds with blanks.
         counts: How often the corpus has each.
 
-    Raises:
-        ValueError: If there is no concept, or the lengths differ.
-
     Reference: RegionCLIP, arXiv 2112.09106, section 3.2: concepts of a corpus that occur at least
     100 times.
     """
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Check the lengths."""
-        if not self.names:
-            raise ValueError("the concept pool is empty; lower min_count or give more captions")
-        if len(self.names) != len(self.counts):
-            raise ValueError(f"{len(self.names)} concepts have {len(self.counts)} counts")
 
     @classmethod
     def count(
@@ -51,12 +41,9 @@ class ConceptPool:
     ) -> "ConceptPool":
         """Count the concepts of a corpus that occur ``min_count`` times at least.
 
-        ``parse`` gives the concepts of a sentence, with repetitions, such as
-        ``noun_chunks``. Equal counts are in alphabetical order; a ValueError says that no
-        concept is frequent enough.
+        ``parse`` gives the concepts of a sentence, with repetitions, such as ``noun_chunks``. Equal
+        counts are in alphabetical order; a ValueError says that no concept is frequent enough.
         """
-        if min_count < 1:
-            raise ValueError(f"min_count is {min_count}; give at least 1")
         found: Counter[str] = Counter()
         num_captions = 0
         for caption in captions:
@@ -85,9 +72,9 @@ class ConceptPool:
     def load(cls, path: str | Path) -> "ConceptPool":
         """Read what ``save`` wrote, or a list of names.
 
-        The text before the last comma of a line is the concept where a number follows it,
-        as in RegionCLIP's files; concepts without a count have 0. A FileNotFoundError or
-        ValueError says that the file is missing, empty, no text, or repeats a concept.
+        The text before the last comma of a line is the concept where a number follows it, as in
+        RegionCLIP's files; concepts without a count have 0. A FileNotFoundError or ValueError says
+        that the file is missing, empty, no text, or repeats a concept.
         """
         path = Path(path)
         if not path.is_file():

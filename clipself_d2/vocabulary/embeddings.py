@@ -110,8 +110,8 @@ class TextEmbeddings:
     def by_word(self) -> tuple[Tensor, Tensor]:
         """Return the words by themselves, for scores that are the best word's.
 
-        (W, D) embeddings and (W,) int64 numbers of their classes; without ``words_WD``
-        those of the classes, a word each.
+        (W, D) embeddings and (W,) int64 numbers of their classes; without ``words_WD`` those of the
+        classes, a word each.
         """
         if self.words_WD is None:
             return self.embeddings_KD, torch.arange(self.vocabulary.num_classes)
@@ -211,8 +211,7 @@ class TextEmbeddings:
     def load(cls, path: str | Path) -> "TextEmbeddings":
         """Read embeddings that ``save`` wrote.
 
-        A FileNotFoundError or ValueError says that the file is missing, damaged or of
-        another kind.
+        A FileNotFoundError or ValueError says that the file is missing, damaged or of another kind.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"text embeddings {path} do not exist")

@@ -213,8 +213,8 @@ def clean_name(name: str) -> str:
 
     Lower-case words; ``_`` is a space, ``/`` is "or", a full stop at the end is dropped.
 
-    Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403. Differs: the article
-    follows the cleaned name, so that "Apple" is "an apple" too.
+    Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403. Differs: the article follows
+    the cleaned name, so that "Apple" is "an apple" too.
     """
     return name.replace("_", " ").replace("/", " or ").lower().rstrip(".").strip()
 

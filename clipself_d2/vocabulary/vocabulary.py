@@ -107,12 +107,12 @@ class Vocabulary:
     def novel_to(self, training: "Vocabulary") -> "Vocabulary":
         """Call novel what a training vocabulary has no word for.
 
-        A class is base where one of its words is, but for case and white space, a word of a
-        base class of the training. Where it does not say which classes are stuff, those are
-        that have a word in common with stuff of the training.
+        A class is base where one of its words is, but for case and white space, a word of a base
+        class of the training. Where it does not say which classes are stuff, those are that have a
+        word in common with stuff of the training.
 
-        Reference: the overlap of the geometric ensemble of ODISE, arXiv 2303.04803, and
-        FC-CLIP, arXiv 2308.02487.
+        Reference: the overlap of the geometric ensemble of ODISE, arXiv 2303.04803, and FC-CLIP,
+        arXiv 2308.02487.
         """
         kinds = training.thing_mask or (True,) * training.num_classes
         words = [{word.strip().lower() for word in group} for group in training.words]
@@ -126,8 +126,8 @@ class Vocabulary:
     def swap_synonyms(self) -> "Vocabulary":
         """Name every class by a synonym, to see how much a detector hangs on the very names.
 
-        It is the first that no other class is prompted by, where there is one; this name
-        alone is prompted.
+        It is the first that no other class is prompted by, where there is one; this name alone is
+        prompted.
         """
         taken = {clean_name(name) for name in self.names}
         names = list(self.names)

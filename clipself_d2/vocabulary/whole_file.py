@@ -15,8 +15,8 @@ BESIDE = ".part"
 def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Write a file ("w" for UTF-8 text, or "wb") and put it there when it is whole and on the disk.
 
-    What the path held stays until then; if the block raises, nothing is left. An OSError says
-    that the disk is full, or the folder is gone or may not be written to.
+    What the path held stays until then; if the block raises, nothing is left. An OSError says that
+    the disk is full, or the folder is gone or may not be written to.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{BESIDE}")

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRATEGIES = ("global", "window")
-
 
 class Heads(NamedTuple):
     """Query, key and value of a block's attention, (N, A, T, E) each, rotated where it rotates."""
@@ -144,8 +142,8 @@ def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: in
 def seen_tokens(masks: Sequence[Tensor], grid: tuple[int, int], num_images: int) -> Tensor:
     """Say which tokens the copies of the class token see that stand for regions.
 
-    (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one image.
-    There is one (Ki, h, w) mask for each image; a ValueError refuses another number or grid.
+    (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one image. There is
+    one (Ki, h, w) mask for each image; a ValueError refuses another number or grid.
     """
     if len(masks) != num_images:
         raise ValueError(f"got masks for {len(masks)} images but {num_images} images")

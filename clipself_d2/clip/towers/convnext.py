@@ -27,7 +27,7 @@ class ConvNeXtTower(VisionTower):
     Arguments are those of ``VisionTower``.
 
     Raises:
-        ValueError: If the trunk is no ConvNeXt that averages its last map.
+        ValueError: If the trunk does not average its last map.
 
     Reference: the convolutional CLIP of FC-CLIP, arXiv 2308.02487, section 3.3.
     """
@@ -38,11 +38,8 @@ class ConvNeXtTower(VisionTower):
         """Take the last stage for the blocks."""
         visual, name = self.visual, self.name
         trunk = visual.trunk
-        if not isinstance(trunk, ConvNeXt) or trunk.head.global_pool.pool_type != "avg":
-            raise ValueError(
-                f"{name} has a timm trunk of type {type(trunk).__name__}, not a ConvNeXt that "
-                "averages its last map"
-            )
+        if trunk.head.global_pool.pool_type != "avg":
+            raise ValueError(f"{name} is a ConvNeXt that does not average its last map")
         linears = [part for part in visual.head.modules() if isinstance(part, nn.Linear)]
         self.path = "ConvNeXt: norm and head of each cell of the last map"
         self.width = int(trunk.num_features)

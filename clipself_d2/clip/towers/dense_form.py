@@ -48,7 +48,7 @@ class DenseForm:
         sigma: Deviation of the neighbours' Gaussian, cells.
 
     Raises:
-        ValueError: If a field is out of range.
+        ValueError: If there is no such attention or residual.
     """
 
     attention: str = "identity"
@@ -66,10 +66,6 @@ class DenseForm:
             raise ValueError(
                 f"a dense form has attention {self.attention!r} and residual {self.residual!r}; "
                 f"expected one of {ATTENTIONS} and of {RESIDUALS}"
-            )
-        if self.layers < 1 or self.sigma <= 0:
-            raise ValueError(
-                f"a dense form has {self.layers} layers and sigma {self.sigma}; both are above 0"
             )
 
     def __str__(self) -> str:
@@ -124,8 +120,8 @@ def mix_values(
 ) -> Tensor:
     """Mix the values of a block as a form other than identity attention says: (N, A, T, E).
 
-    ``attend`` is global or in windows; neighbours and external affinities are always global.
-    For the latter ``affinity`` is (N, h * w, h * w), weights of the patches for each patch.
+    ``attend`` is global or in windows; neighbours and external affinities are always global. For
+    the latter ``affinity`` is (N, h * w, h * w), weights of the patches for each patch.
     """
     if form.attention == "external":
         if affinity is None:

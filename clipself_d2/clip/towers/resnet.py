@@ -138,11 +138,8 @@ class ResNetTower(VisionTower):
     def forward_stages(self, images: Tensor, last: str = "res5") -> dict[str, Tensor]:
         """Run the stem and the stages up to one: (N, C, H / stride, W / stride) float32 by name.
 
-        Sides are best multiples of the last stride; a picture with a side below it is
-        padded.
+        Sides are best multiples of the last stride; a picture with a side below it is padded.
         """
-        if last not in STAGES:
-            raise ValueError(f"{self.name} has the stages {', '.join(STAGES)}, not {last!r}")
         outputs = {}
         images = self.take(images)
         if min(images.shape[2:]) < self.patch_size:
@@ -178,8 +175,8 @@ class ResNetTower(VisionTower):
     def set_norm(self, norm: str) -> None:
         """Choose what the batch norms do in training.
 
-        "BN": statistics of the process's batch; "SyncBN": of all processes; "FrozenBN": the
-        stored statistics, and weights that are not trained.
+        "BN": statistics of the process's batch; "SyncBN": of all processes; "FrozenBN": the stored
+        statistics, and weights that are not trained.
         """
         if norm not in NORMS:
             raise ValueError(f"norm of {self.name} is {norm!r}, expected one of {NORMS}")

@@ -76,9 +76,9 @@ class TokenTower(BlockTower):
     ) -> tuple[Tensor, Heads | None]:
         """Apply the attention of a form and the output projection of a block.
 
-        (N, T, C), and query, key and value unless the value alone was computed.
-        ``strategy`` is "global" or "window", of the attention that is the block's own;
-        ``affinity`` is of ``mix_values``.
+        (N, T, C), and query, key and value unless the value alone was computed. ``strategy`` is
+        "global" or "window", of the attention that is the block's own; ``affinity`` is of
+        ``mix_values``.
         """
         gate = None
         if form.gate:
@@ -125,8 +125,8 @@ class TokenTower(BlockTower):
     ) -> tuple[Tensor, Heads | None]:
         """Apply the last block in a form: attention, its residual, and the MLP where it has one.
 
-        As ``branch``, to whose output ``earlier`` adds the sum of the branches of the
-        form's earlier layers.
+        As ``branch``, to whose output ``earlier`` adds the sum of the branches of the form's
+        earlier layers.
         """
         added, heads = self.branch(block, tokens, rotary, grid, form, strategy, affinity)
         if earlier is not None:
@@ -142,10 +142,6 @@ class TokenTower(BlockTower):
 
         The value-only last block has no attention, whatever is said here.
         """
-        if window_size < 0:
-            raise ValueError(
-                f"window_size is {window_size}; it is a number of cells, or 0 for global attention"
-            )
         unknown = [number for number in global_blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(
@@ -166,8 +162,8 @@ class TokenTower(BlockTower):
     def set_compile(self, mode: str) -> None:
         """Choose what torch.compile makes one graph of.
 
-        "off"; "blocks": each form of a block; "step": all blocks and what stands behind
-        them, on a GPU with launches that are recorded and played again.
+        "off"; "blocks": each form of a block; "step": all blocks and what stands behind them, on a
+        GPU with launches that are recorded and played again.
         """
         if mode not in COMPILE_MODES:
             raise ValueError(f"compile mode is {mode!r}, expected one of {COMPILE_MODES}")
@@ -193,12 +189,12 @@ class TokenTower(BlockTower):
     ) -> DenseFeatures:
         """Embed every patch, as ``VisionTower``.
 
-        ``affinity`` (N, h * w, h * w), rows that sum to 1, is for forms of external
-        attention; None takes that of the tower's ``proxy``.
+        ``affinity`` (N, h * w, h * w), rows that sum to 1, is for forms of external attention; None
+        takes that of the tower's ``proxy``.
 
-        Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv
-        2112.01071, the residual and the MLP of the last block are kept. Attention pools
-        pass each cell's value, as MaskCLIP does with the pool of CLIP's ResNets.
+        Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv 2112.01071, the
+        residual and the MLP of the last block are kept. Attention pools pass each cell's value, as
+        MaskCLIP does with the pool of CLIP's ResNets.
         """
         form = self.check_dense(blocks, form)
         images = self.pad(images)

@@ -60,23 +60,16 @@ _REGIONCLIP_REST = (
 )
 # Its cosines were divided by 0.01, and its files have no logit scale.
 _REGIONCLIP_LOGIT_SCALE = math.log(100.0)
-_EVA_TO_OPEN_CLIP = (
-    (re.compile(r"^visual\."), "visual.trunk."),
-    (re.compile(r"\.attn\.inner_attn_ln\."), ".attn.norm."),
-    (re.compile(r"\.attn\.([qv])_bias$"), r".attn.\1_proj.bias"),
-    (re.compile(r"\.mlp\.ffn_ln\."), ".mlp.norm."),
-    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
-    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
-    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
-)
-_OPEN_CLIP_TO_EVA = (
-    (re.compile(r"^visual\.trunk\."), "visual."),
-    (re.compile(r"\.attn\.norm\."), ".attn.inner_attn_ln."),
-    (re.compile(r"\.attn\.([qv])_proj\.bias$"), r".attn.\1_bias"),
-    (re.compile(r"\.mlp\.norm\."), ".mlp.ffn_ln."),
-    (re.compile(r"\.mlp\.fc1_g\."), ".mlp.w1."),
-    (re.compile(r"\.mlp\.fc1_x\."), ".mlp.w2."),
-    (re.compile(r"\.mlp\.fc2\."), ".mlp.w3."),
+# EVA-CLIP's names, and open_clip's.
+_EVA_NAMES = (
+    ("visual.", "visual.trunk."),
+    (".attn.inner_attn_ln.", ".attn.norm."),
+    (".attn.q_bias", ".attn.q_proj.bias"),
+    (".attn.v_bias", ".attn.v_proj.bias"),
+    (".mlp.ffn_ln.", ".mlp.norm."),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
 )
 # Rotary positions of every published EVA02-CLIP.
 _EVA_HEAD_DIM = 64
@@ -103,9 +96,9 @@ class NamedWeights:
 def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     """Rename a checkpoint's entries to open_clip's, and take the image tower out of a detector.
 
-    Known are open_clip's, OpenAI's, EVA-CLIP's and RegionCLIP's naming, and detectors of F-ViT
-    and of this project; an image tower alone may lack the prefix "visual.". A name that no
-    layout knows stays, for the strict loader to refuse.
+    Known are open_clip's, OpenAI's, EVA-CLIP's and RegionCLIP's naming, and detectors of F-ViT and
+    of this project; an image tower alone may lack the prefix "visual.". A name that no layout knows
+    stays, for the strict loader to refuse.
 
     Reference: EVA-CLIP's names as in the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -132,9 +125,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     # Rotary tables are a function of the grid, stored once for every block.
     ignored += [key for key in state if _is_rotary(key)]
     renamed = {
-        _rename(key, _EVA_TO_OPEN_CLIP): value
-        for key, value in state.items()
-        if not _is_rotary(key)
+        _rename(key, _EVA_NAMES): value for key, value in state.items() if not _is_rotary(key)
     }
     return NamedWeights(renamed, f"{kind}eva_clip", tuple(ignored))
 
@@ -162,8 +153,8 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
     """Rename open_clip's entries to those of the published CLIPSelf code.
 
     For EVA02, EVA-CLIP's names with the rotary tables of the native grid (heads of ``head_dim``
-    channels, 64 in published ones); for other towers the names of OpenAI's files, whose text
-    tower lies at the root. A ValueError says that CLIPSelf's code has no such tower.
+    channels, 64 in published ones); for other towers the names of OpenAI's files, whose text tower
+    lies at the root. A ValueError says that CLIPSelf's code has no such tower.
 
     Reference: the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -176,7 +167,8 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
             "the image tower is one of timm but no EVA02, and CLIPSelf's code has no layout for "
             "it; choose --to open_clip, d2 or safetensors"
         )
-    renamed = {_rename(key, _OPEN_CLIP_TO_EVA): value for key, value in state.items()}
+    names = [(ours, theirs) for theirs, ours in _EVA_NAMES]
+    renamed = {_rename(key, names): value for key, value in state.items()}
     return {**renamed, **_rotary_tables(renamed, head_dim)}
 
 
@@ -203,11 +195,10 @@ def _is_rotary(key: str) -> bool:
     return key.startswith("visual.") and ".rope." in key
 
 
-def _rename(key: str, patterns: Iterable[tuple[re.Pattern[str], str]]) -> str:
-    if not key.startswith("visual."):
-        return key
-    for pattern, replacement in patterns:
-        key = pattern.sub(replacement, key)
+def _rename(key: str, names: Iterable[tuple[str, str]]) -> str:
+    if key.startswith("visual."):
+        for old, new in names:
+            key = key.replace(old, new)
     return key
 
 

@@ -42,9 +42,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without running code that it may hold.
 
     Weights may lie under "model" (Detectron2) or "state_dict" (open_clip's, CLIPSelf's and
-    mmdetection's training); a leading "module." is taken off their names. A FileNotFoundError
-    or ValueError says that the file is missing or damaged, could run code, or holds anything
-    but tensors.
+    mmdetection's training); a leading "module." is taken off their names. A FileNotFoundError or
+    ValueError says that the file is missing or damaged, could run code, or holds anything but
+    tensors.
     """
     content = read_weights_file(path)
     for wrapper in ("model", "state_dict"):
@@ -68,8 +68,8 @@ def _tensor(value: object) -> Tensor | None:
 def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
     """Fill an image tower from a file of any known layout; text weights are passed over.
 
-    A FileNotFoundError or ValueError says that there is no file, or that names or shapes are
-    not exactly the tower's.
+    A FileNotFoundError or ValueError says that there is no file, or that names or shapes are not
+    exactly the tower's.
     """
     named = to_open_clip(read_checkpoint(path))
     beside = [key for key in named.tensors if is_beside_tower(key)]

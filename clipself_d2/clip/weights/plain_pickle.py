@@ -174,9 +174,9 @@ class _PlainUnpickler(pickle._Unpickler):
 def load_plain_pickle(stream: IO[bytes], names: Names = ARRAYS) -> Any:
     """Read a pickle of dicts, lists, text, numbers and numpy arrays.
 
-    ``names`` is what the file may ask for, by module and name, and what is called instead;
-    empty allows no arrays either. One of ``DAMAGE`` says that it is damaged or asks for
-    anything else; nothing of it has run.
+    ``names`` is what the file may ask for, by module and name, and what is called instead; empty
+    allows no arrays either. One of ``DAMAGE`` says that it is damaged or asks for anything else;
+    nothing of it has run.
     """
     return _PlainUnpickler(stream, names).load()
 

@@ -63,8 +63,8 @@ def register_captions(root: str | Path, prefix: str = "") -> list[str]:
 def read_coco_captions(file: Path, *, remedy: str = DEFAULT_REMEDY) -> list[tuple[Record, str]]:
     """Read COCO's captions file: its image's entry and the sentence for every caption, in order.
 
-    A FileNotFoundError or ValueError refuses a missing file, another form, an empty caption, or
-    one of an image that is not listed.
+    A FileNotFoundError or ValueError refuses a missing file, another form, an empty caption, or one
+    of an image that is not listed.
     """
     content = read_annotation_file(file, ("images", "annotations"), remedy=remedy)
     images = {row["id"]: row for row in content["images"]}
@@ -140,8 +140,8 @@ def shard_caption_records(pattern: str) -> list[Record]:
 def read_captions(source: str, root: str | Path) -> list[str]:
     """Read the sentences of a corpus, without its pictures; at least one.
 
-    The source is ``emoji`` (training captions below ``root``), COCO's captions json, a ``.tsv``
-    or ``.csv`` list, or a text file with one sentence a line.
+    The source is ``emoji`` (training captions below ``root``), COCO's captions json, a ``.tsv`` or
+    ``.csv`` list, or a text file with one sentence a line.
     """
     remedy = "check --captions"
     file = Path(source).expanduser()

@@ -39,8 +39,8 @@ COCO_STUFF: dict[int, str] = {
 def panoptic_metadata() -> dict[str, Any]:
     """Describe the 133 classes for Detectron2's metadata.
 
-    Names of things and of stuff, the 17 novel things of open-vocabulary COCO, other names of
-    the things, and contiguous ids: things 0 to 79, stuff 80 to 132.
+    Names of things and of stuff, the 17 novel things of open-vocabulary COCO, other names of the
+    things, and contiguous ids: things 0 to 79, stuff 80 to 132.
     """
     things = class_metadata(COCO_THINGS, NOVEL_CLASSES)
     return {
@@ -136,8 +136,8 @@ def register_panoptic_file(
 ) -> str:
     """Register a panoptic file whose classes are those that it lists itself.
 
-    It is read when the data set is used; whether a class is novel is decided by the words of
-    the training.
+    It is read when the data set is used; whether a class is novel is decided by the words of the
+    training.
     """
 
     def load() -> list[Record]:
@@ -160,8 +160,8 @@ def register_panoptic_file(
 def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Describe the classes that a panoptic file lists, things first.
 
-    A name may hold several words between commas, as ADE20K's: the first is the name, the others
-    its synonyms.
+    A name may hold several words between commas, as ADE20K's: the first is the name, the others its
+    synonyms.
     """
     rows = sorted(categories, key=lambda row: (not row.get("isthing"), row["id"]))
     words = [[word.strip() for word in row["name"].split(",") if word.strip()] for row in rows]

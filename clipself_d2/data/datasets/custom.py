@@ -64,8 +64,8 @@ def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
 def folder_name(name: str) -> str:
     """Turn a data set's name into the name of a folder for its results.
 
-    A specification becomes its kind, the stem of its first path, and eight hex digits that tell
-    it from others.
+    A specification becomes its kind, the stem of its first path, and eight hex digits that tell it
+    from others.
     """
     kind, colon, rest = name.partition(":")
     if not colon:

@@ -35,8 +35,8 @@ def folder_records(folder: Path) -> list[Record]:
 def list_records(file: Path) -> list[Record]:
     """Read a text with one image path a line, relative to its folder or absolute.
 
-    ``image_id`` is the line. A FileNotFoundError names a missing file, a ValueError says that
-    the list is empty or no text, or repeats a line.
+    ``image_id`` is the line. A FileNotFoundError names a missing file, a ValueError says that the
+    list is empty or no text, or repeats a line.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
@@ -55,8 +55,8 @@ def list_records(file: Path) -> list[Record]:
 def shard_records(pattern: str) -> list[Record]:
     """List the pictures of tar shards, of a pattern as of ``expand_shards``.
 
-    ``file_name`` is an address that ``read_picture`` can open, ``image_id`` the shard's name
-    and the member's. A ValueError says that there is no picture.
+    ``file_name`` is an address that ``read_picture`` can open, ``image_id`` the shard's name and
+    the member's. A ValueError says that there is no picture.
     """
     records = [
         {

@@ -28,8 +28,8 @@ LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 def class_metadata(categories: Mapping[int, str], novel: Collection[str] = ()) -> dict[str, Any]:
     """Describe classes, by category id of the file, for Detectron2's metadata.
 
-    ``thing_classes`` in the order of the ids, ``novel_classes``, ``base_classes``, and
-    contiguous ids from 0.
+    ``thing_classes`` in the order of the ids, ``novel_classes``, ``base_classes``, and contiguous
+    ids from 0.
     """
     ids = sorted(categories)
     names = [categories[category_id] for category_id in ids]
@@ -114,9 +114,9 @@ def load_instances(
 ) -> list[Record]:
     """Read a COCO or LVIS file, check it, and make a record of every image.
 
-    ``class_names`` are its categories in the order of their ids; annotations of
-    ``drop_classes`` are left out. Records are in the order of the image ids, with contiguous
-    classes; errors are those of ``check_coco_file`` and of missing files.
+    ``class_names`` are its categories in the order of their ids; annotations of ``drop_classes``
+    are left out. Records are in the order of the image ids, with contiguous classes; errors are
+    those of ``check_coco_file`` and of missing files.
     """
     spaced = [name.replace("_", " ") for name in class_names]
     content = check_coco_file(json_file, spaced, remedy=remedy)

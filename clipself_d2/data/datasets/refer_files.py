@@ -28,9 +28,9 @@ TRAIN_SPLIT = "train"
 def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]:
     """Read the references of all splits: rows with the keys ``REF_KEYS`` at least.
 
-    The path is ``refs(<splitBy>).p``, or its twin ending in .json; where one is missing, the
-    other is read. A FileNotFoundError or ValueError says what is missing, damaged, more than
-    plain data, or of another type.
+    The path is ``refs(<splitBy>).p``, or its twin ending in .json; where one is missing, the other
+    is read. A FileNotFoundError or ValueError says what is missing, damaged, more than plain data,
+    or of another type.
     """
     path = Path(path)
     twins = [path, path.with_suffix(".json" if path.suffix == ".p" else ".p")]
@@ -80,8 +80,8 @@ def _listed(value: Any) -> list[Any]:
 def in_split(row: Mapping[str, Any], split: str) -> bool:
     """Tell whether a row of ``read_refs`` belongs to train, val, test, testA, testB or testC.
 
-    A test split of a letter is found by that letter, since rows of several name them together;
-    test holds all of them.
+    A test split of a letter is found by that letter, since rows of several name them together; test
+    holds all of them.
     """
     own = str(row["split"])
     if split == "test":

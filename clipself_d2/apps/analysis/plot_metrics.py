@@ -17,18 +17,7 @@ _LEFT_OUT = ("iteration", "eta_seconds", "time", "data_time", "rank_data_time")
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what a run wrote.
-
-    Args:
-        folder: OUTPUT_DIR of the run.
-
-    Returns:
-        Iteration and value, in order, by metric; a run that went on has overwritten what it
-        repeated.
-
-    Raises:
-        FileNotFoundError: If the folder has no metrics.json.
-    """
+    """Read (iteration, value) by metric from an OUTPUT_DIR; what a run repeated is overwritten."""
     path = folder / METRICS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the OUTPUT_DIR of a training run")

@@ -295,18 +295,7 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
 
 
 def run_benchmark(parts: Sequence[str], options: BenchmarkOptions) -> Report:
-    """Measure some parts.
-
-    Args:
-        parts: Names in ``PARTS``.
-        options: What to measure.
-
-    Returns:
-        ``machine``, ``options``, and the rows of each part.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """Measure some of ``PARTS``; returns ``machine``, ``options``, and the rows of each part."""
     if min(options.repeats, options.text_classes, *options.sizes, *options.batches) < 1:
         raise ValueError("--repeats, --classes, --size and --batch are positive numbers")
     if not 0 < options.scale <= 1:
@@ -326,14 +315,7 @@ def run_benchmark(parts: Sequence[str], options: BenchmarkOptions) -> Report:
 
 
 def tables(report: Report) -> str:
-    """Lay a report out for the terminal, in Markdown.
-
-    Args:
-        report: Of ``run_benchmark``.
-
-    Returns:
-        A heading and a table for every part.
-    """
+    """Lay a report out for the terminal: a heading and a Markdown table for every part."""
     about = report["machine"]
     assert isinstance(about, dict), f"the report's machine is {type(about)}"
     lines = [
@@ -349,11 +331,6 @@ def tables(report: Report) -> str:
 
 
 def write_report(report: Report, output: Path) -> None:
-    """Write a report as JSON.
-
-    Args:
-        report: Of ``run_benchmark``.
-        output: File to write.
-    """
+    """Write a report as JSON."""
     write_json(output, report, indent=1)
     logger.info("figures in %s", output)

@@ -156,17 +156,7 @@ class AblationOptions:
 
 
 def choose_rows(options: AblationOptions) -> list[AblationRow]:
-    """List the lines that are asked for.
-
-    Args:
-        options: Options with ``tables``.
-
-    Returns:
-        The lines, in order.
-
-    Raises:
-        ValueError: If a word is in no title.
-    """
+    """List the lines of the tables that are asked for, in order."""
     words = [word.lower() for word in options.tables]
     titles = dict.fromkeys(row.table for row in ROWS)
     for word in words:
@@ -208,14 +198,7 @@ def _stage(options: AblationOptions, row: AblationRow) -> Stage:
 
 
 def prepare_files(options: AblationOptions) -> None:
-    """Write the concept pools and the halved data set.
-
-    Args:
-        options: Places.
-
-    Raises:
-        FileNotFoundError: If captions or proposals are missing.
-    """
+    """Write the concept pools and the halved data set."""
     for flag, file in (("--proposals", options.proposals), ("--rpn", options.rpn)):
         if file and not file.is_file():
             raise FileNotFoundError(f"{flag} {file} does not exist; tools/quickstart.py writes it")
@@ -234,12 +217,7 @@ def prepare_files(options: AblationOptions) -> None:
 
 
 def run_ablations(options: AblationOptions, command: str) -> None:
-    """Run what has no results yet, then write the page.
-
-    Args:
-        options: Budget and places.
-        command: How this was called, for the page.
-    """
+    """Run what has no results yet, then write the page, which quotes the command."""
     rows = choose_rows(options)
     prepare_files(options)
     for stage in plan_runs(options, rows):
@@ -264,17 +242,7 @@ def format_page(
     results: Mapping[str, Mapping[str, Mapping[str, float]]],
     command: str,
 ) -> str:
-    """Write the tables as Markdown.
-
-    Args:
-        options: Budget of the runs.
-        rows: Lines of the tables.
-        results: Scores by run, section and metric, percent.
-        command: How the tool was called.
-
-    Returns:
-        The page.
-    """
+    """Write the tables of the results (by run, section and metric, percent) as Markdown."""
     parts = [
         "# RegionCLIP's ablations on emoji scenes",
         "Made by `tools/run_ablations.py`; do not edit. The ablations of RegionCLIP "

@@ -29,17 +29,9 @@ _IGNORE_LABEL = 255
 
 
 def list_words(own: Sequence[str], count: int) -> list[str]:
-    """Choose the words of one row: some of a data set's classes, or all and words beside them.
+    """Choose ``count`` of a data set's own classes, or all and names of LVIS beside them.
 
-    Args:
-        own: The classes of the data set.
-        count: T, at most as many as ``own`` and LVIS's names together.
-
-    Returns:
-        T different words; a shorter list is the beginning of a longer one.
-
-    Raises:
-        ValueError: If there are not so many words.
+    A shorter list is the beginning of a longer one.
     """
     shuffled = [own[number] for number in np.random.default_rng(0).permutation(len(own))]
     others = [str(entry["synonyms"][0]).replace("_", " ") for entry in LVIS_CATEGORIES]

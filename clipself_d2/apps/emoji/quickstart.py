@@ -144,20 +144,16 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
 def run_stage(
     stage: Stage, data_root: Path, log: Path | None = None, progress: ProgressLine | None = None
 ) -> float:
-    """Run one command.
+    """Run one command, whose output goes into ``log``, or to the terminal without one.
 
     Args:
         stage: The stage.
         data_root: Value of DETECTRON2_DATASETS.
-        log: File for what it prints; None is the terminal.
+        log: File for what it prints.
         progress: Reads what goes into the file.
 
     Returns:
         Minutes it took.
-
-    Raises:
-        FileNotFoundError: If an input of the stage is missing.
-        ValueError: If the command fails.
     """
     for path in stage.inputs:
         if not path.is_file():
@@ -206,14 +202,7 @@ def _last_words(log: Path) -> str:
 
 
 def run_quickstart(options: QuickstartOptions) -> Summary:
-    """Run all stages, then write the summary, the table and the pictures.
-
-    Args:
-        options: Budget and places.
-
-    Returns:
-        The summary, as written to ``summary.json``.
-    """
+    """Run all stages, then write the table, the pictures and the summary, which is returned."""
     options.output.mkdir(parents=True, exist_ok=True)
     summary_path = options.output / "summary.json"
     summary_path.unlink(missing_ok=True)

@@ -31,14 +31,9 @@ _EMOJI_DATASET = "emoji_ov_val"
 
 
 class EmbeddingReport(NamedTuple):
-    """What was written.
+    """What was written, after how many sentences and seconds.
 
-    Attributes:
-        embeddings: The file's content.
-        output: The file.
-        num_templates: P prompts of one name; 0 for embeddings of another project.
-        num_sentences: Sentences encoded; 0 where embeddings made earlier fit.
-        seconds: Time it took, the CLIP's loading included.
+    Without prompts, ``num_templates`` and ``num_sentences`` are 0.
     """
 
     embeddings: TextEmbeddings

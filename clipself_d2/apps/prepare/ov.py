@@ -127,16 +127,7 @@ def _is_of_val2017(image: Mapping[str, object]) -> bool:
 def write_selection(selection: Selection, *, force: bool = False) -> bool:
     """Write a prepared file, unless it is there and made of the same official file.
 
-    Args:
-        selection: What to keep of what.
-        force: Whether to write it in any case.
-
-    Returns:
-        Whether it was written. A file that another program wrote is kept, with a warning.
-
-    Raises:
-        FileNotFoundError: If the official file is missing.
-        ValueError: If it is not the official file.
+    A file that another program wrote is kept, with a warning. Returns whether it was written.
     """
     source, target = selection.source, selection.target
     if target.is_file() and not force and not _is_outdated(selection):

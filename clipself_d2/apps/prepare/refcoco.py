@@ -59,18 +59,7 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
 
 
 def write_json_twin(refs_file: Path) -> Path:
-    """Write references as JSON beside their pickle.
-
-    Args:
-        refs_file: ``refs(<splitBy>).p``.
-
-    Returns:
-        The file, which is read where the pickle is removed.
-
-    Raises:
-        FileNotFoundError: If there is nothing to convert.
-        ValueError: If the file is damaged, or holds what JSON has not.
-    """
+    """Write references as JSON beside their pickle ``refs(<splitBy>).p``."""
     rows = read_refs(refs_file, remedy=REMEDY)
     target = refs_file.with_suffix(".json")
     try:

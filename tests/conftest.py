@@ -145,6 +145,7 @@ def read_emoji_config(name: str) -> CfgNode:
         str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
         ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
         + ["MODEL.VOCABULARY.TEMPLATES", "single", "INPUT.REGIONS.IMAGE_SIZES", (96,)]
+        + ["INPUT.REGIONS.MAX_BOXES", 4]
         + ["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.REFER_SIZE", 96]
         + ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 128]
         + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],

@@ -111,13 +111,11 @@ def clock(device: str) -> Callable[[], float]:
     return now
 
 
-def median_seconds(
-    steps: Mapping[str, Step], repeats: int, device: str, *, warm_up: bool = True
-) -> dict[str, float]:
+def median_seconds(steps: Mapping[str, Step], repeats: int, device: str) -> dict[str, float]:
     """Time steps in turns, so that a busy machine slows all alike; a first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     now = clock(device)
-    for number in range(-warm_up, repeats):
+    for number in range(-1, repeats):
         for name, step in steps.items():
             start = now()
             step()

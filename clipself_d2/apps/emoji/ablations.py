@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_stage
+from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_once
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
@@ -15,8 +15,6 @@ from clipself_d2.vocabulary.concepts import ConceptPool
 logger = logging.getLogger(__name__)
 
 MIN_COUNT = 20
-# The command that gave a folder its results.
-COMMAND_FILE = "ablation_command.json"
 # Column, section of the results, metric.
 REGION_COLUMNS = (
     ("things", "region", "roi.thing.macc1"),
@@ -221,13 +219,7 @@ def run_ablations(options: AblationOptions, command: str) -> None:
     rows = choose_rows(options)
     prepare_files(options)
     for stage in plan_runs(options, rows):
-        record = stage.output / COMMAND_FILE
-        done = record.is_file() and (stage.output / RESULTS_FILE).is_file()
-        if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
-            logger.info("[%s] has results in %s; kept", stage.name, stage.output)
-            continue
-        run_stage(stage, options.data_root)
-        write_json(record, stage.command)
+        run_once(stage, options.data_root, RESULTS_FILE)
     results = {
         row.name: next(iter(read_results(options.output / row.name).values())) for row in rows
     }

@@ -36,6 +36,8 @@ MINUTES = {
     "detector_before": 1.9,
     "detector_after": 2.0,
 }
+# The command that gave a folder its results.
+COMMAND_FILE = "command.json"
 VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
@@ -199,6 +201,17 @@ def _run_into(
 def _last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8").strip().splitlines()
     return lines[-1] if lines else "nothing"
+
+
+def run_once(stage: Stage, data_root: Path, *results: str) -> None:
+    """Run a command, unless one of its files of results is there and of this very command."""
+    record = stage.output / COMMAND_FILE
+    done = record.is_file() and any((stage.output / name).is_file() for name in results)
+    if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
+        logger.info("[%s] has results in %s; kept", stage.name, stage.output)
+        return
+    run_stage(stage, data_root)
+    write_json(record, stage.command)
 
 
 def run_quickstart(options: QuickstartOptions) -> Summary:

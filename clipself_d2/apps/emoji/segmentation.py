@@ -13,20 +13,19 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from clipself_d2.apps.emoji.many_words import list_words, measure_words
-from clipself_d2.apps.emoji.quickstart import Stage, run_stage
+from clipself_d2.apps.emoji.quickstart import Stage, run_once
 from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.predict.segments import draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.evaluate import RESULTS_FILE
-from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.segmentation.panoptic import POOLINGS
 
 logger = logging.getLogger(__name__)
 
-COMMAND_FILE, TABLE_FILE, PICTURE_FILE = "command.json", "segmentation.md", "segmentation.png"
+TABLE_FILE, PICTURE_FILE = "segmentation.md", "segmentation.png"
 TOWERS = ("untouched", "distilled")
 CONFIGS = {
     "panoptic": dict(zip(TOWERS, ("ov_panoptic_untouched", "ov_panoptic_clipself"), strict=True)),
@@ -125,13 +124,7 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
 def run_segmentation(options: SegmentationOptions) -> str:
     """Run what has no results yet, then write the tables, which are returned, and the picture."""
     for stage in plan_runs(options):
-        record = stage.output / COMMAND_FILE
-        done = record.is_file() and read_scores(stage.output) is not None
-        if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
-            logger.info("[%s] has results in %s; kept", stage.name, stage.output)
-            continue
-        run_stage(stage, options.data_root)
-        write_json(record, stage.command)
+        run_once(stage, options.data_root, SCORES_FILE, RESULTS_FILE)
     table = format_table(options)
     if options.words:
         run = options.output / f"cat_seg_distilled_{options.seeds[0]}"

@@ -34,7 +34,7 @@ PRELOADED = (
     "scipy.ndimage", "scipy.optimize", "matplotlib.pyplot", "pycocotools.mask", "hotcoco",
 )  # fmt: skip
 _CLIENT = """#!{python} -SEs
-import array, json, os, socket, sys
+import array, json, os, signal, socket, sys
 fds = []
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -49,6 +49,8 @@ job = json.dumps({{**job, "fds": fds}}).encode()
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
 server.sendmsg([len(job).to_bytes(4, "big")], rights)
 server.sendall(job)
+# The process that does the work is another one; it gets what this one is told.
+signal.signal(signal.SIGTERM, lambda *_: server.sendall(b"T"))
 sys.exit(int(server.recv(8) or b"1"))
 """
 
@@ -120,7 +122,10 @@ def _reap(*_: object) -> None:
 
 
 def watch(worker: int, connection: socket.socket) -> None:
-    """Send the exit code of a process to the client; end it if the client is gone."""
+    """Send the exit code of a process to the client, and the client's SIGTERM to the process.
+
+    A process whose client is gone is ended.
+    """
     while True:
         done, status = os.waitpid(worker, os.WNOHANG)
         if done:
@@ -128,9 +133,11 @@ def watch(worker: int, connection: socket.socket) -> None:
             connection.sendall(str(code if code >= 0 else 128 - code).encode())
             os._exit(0)
         if select.select([connection], [], [], 0.02)[0]:
+            is_told = bool(connection.recv(1))
             os.kill(worker, signal.SIGTERM)
-            os.waitpid(worker, 0)
-            os._exit(0)
+            if not is_told:
+                os.waitpid(worker, 0)
+                os._exit(0)
 
 
 def place(given: list[int], wanted: list[int]) -> None:

@@ -22,13 +22,11 @@ STEPS = 16
 def score_centre_box(train: str, test: str) -> tuple[tuple[int, int], dict[str, float]]:
     """Score a box that ignores picture and sentence: the most frequent size, at the centre.
 
-    Args:
-        train: Registered referring data set whose objects are measured.
-        test: Registered referring data set that is scored, one pair for each sentence.
+    The size is that of the data set ``train``; ``test`` is scored, a pair for each sentence.
 
     Returns:
         Width and height of the box in sixteenths of the picture, and the metrics of
-        ``ReferringEvaluator``.
+            ``ReferringEvaluator``.
     """
     size = most_frequent_size(_records(train))
     pairs = []

@@ -43,11 +43,7 @@ def read_words(text: str) -> list[str]:
 
 @torch.no_grad()
 def dense_map(tower: VisionTower, picture: Image.Image, form: str = "clipself") -> Tensor:
-    """Embed every patch of a picture, padded with black to whole patches.
-
-    Returns:
-        (D, h, w) float32 on the CPU, unit norm in every cell.
-    """
+    """Embed every patch of a picture padded with black: (D, h, w) float32, unit norm, CPU."""
     pixels = prepare_pixels(tower, [to_tensor(picture)], picture.height, picture.width)
     return tower.forward_dense(pixels, form=form).embedding[0].cpu()
 

@@ -35,19 +35,9 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_metrics(folders: Sequence[Path], output: Path, only: Sequence[str] = ()) -> list[str]:
-    """Draw every metric of some runs.
+    """Draw every metric of some runs, by OUTPUT_DIR, and return the metrics' names.
 
-    Args:
-        folders: OUTPUT_DIR of each run.
-        output: Picture to write.
-        only: Beginnings of the names that are drawn; () draws all, 24 at most.
-
-    Returns:
-        Names of what was drawn.
-
-    Raises:
-        FileNotFoundError: If a folder has no metrics.json.
-        ValueError: If no metric has such a name.
+    ``only`` are beginnings of the names that are drawn; () draws all, 24 at most.
     """
     runs = {folder: read_metrics(folder) for folder in folders}
     known = sorted({name for curves in runs.values() for name in curves})

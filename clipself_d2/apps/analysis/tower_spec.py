@@ -36,17 +36,9 @@ class TowerSpec:
 
     @classmethod
     def parse(cls, text: str) -> "TowerSpec":
-        """Read a specification of the command line.
+        """Read ``[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]``.
 
-        Args:
-            text: ``[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]``; without a label, it is the name with
-                the tag or with the last two parts of the file's path.
-
-        Returns:
-            The specification.
-
-        Raises:
-            ValueError: If it has not that form.
+        Without a label, it is the name with the tag or with the last two parts of the file's path.
         """
         found = _LABEL.match(text)
         label, rest = (found[1].strip(), text[found.end() :]) if found else ("", text)

@@ -50,8 +50,8 @@ def measure_words(
 ) -> str:
     """Segment the validation scenes for lists of words, each picture encoded once for all.
 
-    Pixels of classes that a list leaves out are ignored; words of LVIS beside the data set's are
-    in no truth, so that every pixel given to one is wrong.
+    Pixels of classes that a list leaves out are ignored; words of LVIS beside the data set's are in
+    no truth, so that every pixel given to one is wrong.
 
     Args:
         run: Folder of a training of CAT-Seg.
@@ -62,10 +62,7 @@ def measure_words(
 
     Returns:
         Markdown table: processor time of scoring a picture, without its encoding, and mIoU in
-        percent of the classes in the truth.
-
-    Raises:
-        ValueError: If the run is of another model.
+            percent of the classes in the truth.
     """
     predictor = OpenVocabPredictor(run / "config.yaml", run / "model_final.pth")
     model = predictor.model

@@ -20,13 +20,7 @@ words are parameters of the constructors.
 
 @dataclass(frozen=True)
 class Key:
-    """One row of the page.
-
-    Attributes:
-        name: Dotted name.
-        default: Its default as Python writes it.
-        meaning: The comment above it.
-    """
+    """One row of the page: dotted name, default as Python writes it, and the comment above it."""
 
     name: str
     default: str

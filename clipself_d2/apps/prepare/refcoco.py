@@ -25,11 +25,7 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
 
     Returns:
         A row for every split; they are logged as a table, with a warning for every number that is
-        not the published one.
-
-    Raises:
-        FileNotFoundError: If no data set is there, or a file of one is missing.
-        ValueError: If a file is damaged.
+            not the published one.
     """
     rows: list[Row] = []
     for prefix, family in FAMILIES.items():

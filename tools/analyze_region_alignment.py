@@ -74,8 +74,8 @@ def analyze(args: argparse.Namespace) -> None:
     from clipself_d2.apps.analysis.segment_forms import form_table, score_forms
     from clipself_d2.apps.analysis.tower_spec import TowerSpec
 
-    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision", "forms")
-    names += ("num_workers", "proxy")
+    names = ["output", "device", "templates", "size", "limit", "batch_size", "precision", "forms"]
+    names += ["num_workers", "proxy"]
     given = {name: value for name, value in vars(args).items() if name in names}
     if args.analysis == "heatmap":
         spec, words = TowerSpec.parse(args.tower), read_words(args.words)

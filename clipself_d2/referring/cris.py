@@ -31,6 +31,9 @@ from clipself_d2.referring.projector import CrisProjector
 
 Item = dict[str, object]
 
+# Over a ViT, which is not of the paper, pixels start with the share that small objects have.
+_VIT_PRIOR = 0.03
+
 
 class CRIS(PixelModel):
     """Image and text tower of a CLIP, neck, decoder and projector.
@@ -92,6 +95,7 @@ class CRIS(PixelModel):
                 "GN or BN, or run one process"
             )
         backbone, text = build_encoders(cfg)
+        over_vit = isinstance(backbone, ViTLevels)
         make_norm, dim, state_dim = norm_maker(cris.NORM), cris.FPN_OUT[1], text.embed_dim
         return {
             "backbone": backbone,
@@ -102,6 +106,7 @@ class CRIS(PixelModel):
                 state_dim=state_dim,
                 out_dims=cris.FPN_OUT,
                 make_norm=make_norm,
+                shares_space=over_vit,
             ),
             "decoder": build_decoder(cfg, text.word_dim) if cris.NUM_LAYERS else None,
             "projector": CrisProjector(
@@ -109,7 +114,8 @@ class CRIS(PixelModel):
                 state_dim=state_dim,
                 kernel_size=cris.KERNEL_SIZE,
                 make_norm=make_norm,
-                normalize_state=isinstance(backbone, ViTLevels),
+                normalize_state=over_vit,
+                prior=_VIT_PRIOR if over_vit else None,
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

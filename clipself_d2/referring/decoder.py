@@ -127,8 +127,7 @@ class CrisDecoderLayer(nn.Module):
         """
         normed = self.norm1(cells_SNC)
         query = normed + cell_positions
-        # Weights, the default, keep the plain product, whose rounding is that of the released code.
-        attended = self.self_attn(query, query, normed)[0]
+        attended = self.self_attn(query, query, normed, need_weights=False)[0]
         cells_SNC = cells_SNC + self.dropout(self.self_attn_norm(attended))
         query = self.norm2(cells_SNC) + cell_positions
         attended = self.multihead_attn(
@@ -136,6 +135,7 @@ class CrisDecoderLayer(nn.Module):
             words_TNC + word_positions,
             words_TNC,
             key_padding_mask=padding,
+            need_weights=False,
         )[0]
         cells_SNC = cells_SNC + self.dropout(self.cross_attn_norm(attended))
         output: Tensor = cells_SNC + self.dropout(self.ffn(self.norm3(cells_SNC)))

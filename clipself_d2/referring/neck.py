@@ -21,6 +21,10 @@ class CrisNeck(nn.Module):
         state_dim: Width D of the sentence embedding.
         out_dims: Widths of the fused levels 3, 4 and 5; the second is that of the output.
         make_norm: From a number of channels to a norm.
+        shares_space: Whether level 5 and the sentence are embeddings of one space, as CLIP's dense
+            map and text are. Their projections then start as one matrix: the product of their
+            ReLUs is a kernel of the angle between them (Cho and Saul, 2009), so that it points at
+            what the sentence names from the first step on.
 
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.2. As in the released code, and
     differing from the paper's formulas: the product of level 5 with the sentence passes a norm and
@@ -35,6 +39,7 @@ class CrisNeck(nn.Module):
         state_dim: int,
         out_dims: Sequence[int] = (256, 512, 1024),
         make_norm: MakeNorm = SharedBatchNorm,
+        shares_space: bool = False,
     ) -> None:
         super().__init__()
         in3, in4, in5 = in_dims
@@ -55,6 +60,12 @@ class CrisNeck(nn.Module):
         self.coordconv = nn.Sequential(
             CoordConv(out4, out4, make_norm), conv_norm_relu(out4, out4, 3, make_norm)
         )
+        if shares_space:
+            start = nn.init.orthogonal_(torch.empty(out5, state_dim))
+            with torch.no_grad():
+                for projection in (self.txt_proj, self.f1_v_proj):
+                    weight = next(projection.parameters())
+                    weight.copy_(start.view_as(weight))
 
     def forward(self, levels: Sequence[Tensor], state: Tensor) -> Tensor:
         """Fuse.

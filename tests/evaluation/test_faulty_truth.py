@@ -1,6 +1,7 @@
 """Scores of faulty annotation files: all scorers read the same, and mends change no number."""
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -56,13 +57,16 @@ def scores(
     name: str,
     world: Any,
 ) -> dict[str, Any]:
-    """The scores of hotcoco, which those of the reference equal."""
-    fast, reference = (
-        run(kind(name, distributed=False, backend=backend), world) for backend in kind.backends
+    """The scores of hotcoco, which those of the other scorers equal."""
+    fast, *others = (
+        run(kind(name, distributed=False, backend=backend), world)
+        for backend in kind.backends
+        if backend != "faster_coco_eval" or importlib.util.find_spec(backend)
     )
     assert set(fast) == {"bbox", "segm"}
-    for task in fast:
-        assert fast[task] == pytest.approx(reference[task], abs=1e-9, nan_ok=True)
+    for other in others:
+        for task in fast:
+            assert fast[task] == pytest.approx(other[task], abs=1e-9, nan_ok=True)
     return fast
 
 

@@ -119,8 +119,8 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
     clip, tower, path = _build(name, weights, precision)
     model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
     if path is not None:
-        report = load_clip_weights(model, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_clip_weights(model, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return model.eval()
 
 
@@ -141,8 +141,8 @@ def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32"
     """
     _, tower, path = _build(name, weights, precision)
     if path is not None:
-        report = load_tower_weights(tower, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_tower_weights(tower, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return tower.eval()
 
 

@@ -51,6 +51,11 @@ class ClipScores:
     recognition: float = 0.0
     pooling: str = "hard"
 
+    def __post_init__(self) -> None:
+        """Check the pooling."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"the pooling is {self.pooling!r}; it is one of {', '.join(POOLINGS)}")
+
 
 class OpenVocabPanoptic(PixelModel):
     """Mask2Former whose classes are words, scored by its own head and by the CLIP it stands on.

@@ -33,7 +33,8 @@ def read_picture(path: str | Path) -> Image.Image:
     source = io.BytesIO(read_member(str(path))) if is_member(path) else path
     if source is path and not Path(path).is_file():
         raise FileNotFoundError(
-            f"image {path} does not exist; check DETECTRON2_DATASETS and the annotation file"
+            f"image {path} does not exist; check the path, or of a data set DETECTRON2_DATASETS "
+            "and the annotation file"
         )
     with naming_picture(path), Image.open(source) as image:
         return upright_rgb(image)

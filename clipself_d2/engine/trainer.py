@@ -44,6 +44,7 @@ from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.pictures import ValidationPictures
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
+from clipself_d2.engine.wandb_mirror import mirror_tensorboard
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.checkpoints import check_finite
@@ -80,6 +81,16 @@ class Trainer(DefaultTrainer):
         if shown and comm.is_main_process():
             hooks.insert(place, ValidationPictures(self.cfg))
         return hooks
+
+    def build_writers(self) -> list:
+        """Build Detectron2's writers, which Weights & Biases may follow.
+
+        Returns:
+            The writers.
+        """
+        if self.cfg.WANDB_PROJECT:
+            mirror_tensorboard(self.cfg)
+        return super().build_writers()
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
         """Make the checkpointer of the whole detector and of the trainer's state."""

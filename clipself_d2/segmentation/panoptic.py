@@ -173,7 +173,11 @@ class OpenVocabPanoptic(PixelModel):
             dict a picture with ``panoptic_seg`` (map and ``segments_info``), ``sem_seg``
             (K, H, W) and ``instances``, as ``tasks`` says.
         """
-        images = self._batch([item["image"].to(self.device) for item in batched_inputs])
+        images = ImageList.from_tensors(
+            [self.normalise(item["image"].to(self.device)) for item in batched_inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
         features = self.backbone(images.tensor)
         predictions = self.decoder(*self.pixel_decoder(features))
         if self.training:
@@ -189,13 +193,6 @@ class OpenVocabPanoptic(PixelModel):
             masks = sem_seg_postprocess(masks, size, height, width)
             results.append(self._results(log_probs, masks))
         return results
-
-    def _batch(self, pictures: Sequence[Tensor]) -> ImageList:
-        return ImageList.from_tensors(
-            [self.normalise(picture) for picture in pictures],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
 
     def _losses(
         self, predictions: Sequence[Any], items: Sequence[Mapping[str, Any]], images: ImageList

@@ -33,6 +33,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_solver(cfg)
     _add_test(cfg)
+    _add_watching(cfg)
 
 
 def extend_defaults() -> None:
@@ -368,3 +369,10 @@ def _add_test(cfg: CN) -> None:
     # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
     # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.
     cfg.TEST.PICTURES = 0
+
+
+def _add_watching(cfg: CN) -> None:
+    """Watching runs."""
+    # Project of Weights & Biases that is given what TensorBoard is given; empty for none. It needs
+    # the extra wandb, and WANDB_MODE=offline where there is no network.
+    cfg.WANDB_PROJECT = ""

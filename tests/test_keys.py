@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -104,6 +107,14 @@ def prompted(cfg: CfgNode) -> object:
 
 def hooks(cfg: CfgNode) -> object:
     return [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+
+
+def mirrored(cfg: CfgNode) -> object:
+    runs: list[dict] = []
+    wandb = SimpleNamespace(init=lambda **options: runs.append(options))
+    with mock.patch.dict(sys.modules, wandb=wandb):
+        Trainer(cfg)
+    return [(run["project"], run["sync_tensorboard"]) for run in runs]
 
 
 def cached(cfg: CfgNode) -> object:
@@ -222,6 +233,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
     ("TEST.SYNONYM_MODE", "index:1", "fvit_untouched", prompted, ("TEST.SYNONYMS", True)),
     ("TEST.PICTURES", 1, "fvit_untouched", hooks, SCORED),
+    ("WANDB_PROJECT", "owls", "fvit_untouched", mirrored, ()),
 ]  # fmt: skip
 
 

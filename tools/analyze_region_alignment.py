@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--towers", required=True, nargs="+", metavar="T", help=SPEC_FORM)
     heat.add_argument("--tower", required=True, metavar="T", help=SPEC_FORM)
     heat.add_argument("--words", required=True, help='between commas, such as "dog,police car"')
+    label.add_argument("--proxy", default="", help="NAME[:FILE] of proxyclip's vision model")
     score.add_argument("--dataset", required=True, help="registered panoptic data set")
     label.add_argument("--dataset", required=True, help="label maps, as emoji_ov_sem_seg_val")
     score.add_argument("--sizes", required=True, nargs="+", type=positive, help="longest sides, px")
@@ -73,8 +74,9 @@ def analyze(args: argparse.Namespace) -> None:
     from clipself_d2.apps.analysis.segment_forms import form_table, score_forms
     from clipself_d2.apps.analysis.tower_spec import TowerSpec
 
-    names = ("output", "device", "templates", "size", "limit", "batch_size", "precision", "forms")
-    given = {name: value for name, value in vars(args).items() if name in (*names, "num_workers")}
+    names = ["output", "device", "templates", "size", "limit", "batch_size", "precision", "forms"]
+    names += ["num_workers", "proxy"]
+    given = {name: value for name, value in vars(args).items() if name in names}
     if args.analysis == "heatmap":
         spec, words = TowerSpec.parse(args.tower), read_words(args.words)
         draw_heat_maps(spec, args.image, words, **given)

@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--detector-iterations", type=count, default=0, help="of F-ViT; 0: none")
     parser.add_argument("--seeds", type=positive, default=3, help="number of seeds")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--vfm", type=user_path, help="weights of the vision model: more lines")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     # Read when the data sets are registered, by the import below and by every stage.
@@ -47,6 +48,8 @@ def main() -> int:
     command = f"python {shlex.join(sys.argv)}"
     for name in ("output", "data_root"):
         args[name] = args[name].resolve()
+    if args["vfm"]:
+        args["vfm"] = args["vfm"].resolve()
     for name in ("methods", "overrides"):
         args[name] = tuple(args[name])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -134,17 +134,7 @@ def build_region_loader(
     batch_size: int = 1,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Build a loader of regions.
-
-    Args:
-        records: Panoptic records.
-        mapper: From a record to an item.
-        batch_size: Images at a time, in each process.
-        num_workers: Worker processes.
-
-    Returns:
-        A loader of lists of items, each image once over all processes, in order.
-    """
+    """Build a loader of regions: lists of items, each image once over all processes, in order."""
     dataset = MapDataset(list(records), mapper)
     return DataLoader(
         dataset,

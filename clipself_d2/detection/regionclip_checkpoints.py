@@ -42,14 +42,7 @@ _SHOWN = 4
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
-    """Tell a checkpoint of the published code from our own.
-
-    Args:
-        state: Tensors by name.
-
-    Returns:
-        Whether its backbone is a CLIP ResNet under the published names.
-    """
+    """Tell a checkpoint of the published code by the names of its CLIP ResNet from our own."""
     return _MARK in state
 
 

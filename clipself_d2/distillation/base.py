@@ -272,10 +272,8 @@ class RegionDistiller(PixelModel, ABC):
             alpha: Share of the student, MODEL.DISTILL.STUDENT_SHARE.
 
         Raises:
-            ValueError: If it is out of range, or below 1 with a teacher of another CLIP.
+            ValueError: If it is below 1 with a teacher of another CLIP.
         """
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"MODEL.DISTILL.STUDENT_SHARE is {alpha}; it must be in [0, 1]")
         if alpha < 1.0 and not self.one_clip:
             raise ValueError(
                 f"MODEL.DISTILL.STUDENT_SHARE is {alpha}, but the teacher {self.teacher.name} is "

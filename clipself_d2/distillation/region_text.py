@@ -56,8 +56,6 @@ class RegionTextDistiller(RegionDistiller):
                 f"text embeddings are {text_KD.shape[1]}-d but {self.student.name} has "
                 f"{self.student.embed_dim}-d features; check MODEL.VOCABULARY.EMBEDDINGS"
             )
-        if num_sampled < 1:
-            raise ValueError(f"MODEL.DISTILL.SAMPLED_CLASSES is {num_sampled}; at least 1")
         unit = torch.nn.functional.normalize(text_KD.float(), dim=1)
         self.register_buffer("text_KD", unit, persistent=False)
         self.scale, self.num_sampled, self.seed = scale, num_sampled, seed

@@ -27,7 +27,6 @@ from clipself_d2.distillation.regionclip_losses import (
     region_distillation,
 )
 
-TEACHER_REGIONS = ("roi", "crop")
 # Difference of normalised pixels below which two statistics are one.
 _SAME_PIXELS = 1e-3
 
@@ -87,9 +86,6 @@ class RegionCLIPPretrainer(RegionDistiller):
         concept_threshold: Probability that the teacher's best concept of a region must exceed.
         weights: Weights of the losses.
 
-    Raises:
-        ValueError: If the teacher's kind is unknown.
-
     Reference: RegionCLIP, arXiv 2112.09106, section 3. Differs: the picture's own feature is
     pooled over its own frame (the published code pools over the padding of the batch too); softmax
     and logarithm are taken together; images a process are not cut to the fewest of all processes;
@@ -116,11 +112,6 @@ class RegionCLIPPretrainer(RegionDistiller):
         weights: LossWeights = _EQUAL_WEIGHTS,
     ) -> None:
         super().__init__(towers=towers)
-        if teacher_regions not in TEACHER_REGIONS:
-            raise ValueError(
-                f"MODEL.REGIONCLIP.TEACHER_REGIONS is {teacher_regions!r}; expected one of "
-                f"{TEACHER_REGIONS}"
-            )
         self.teacher_regions, self.weights = teacher_regions, weights
         self.temperature, self.concept_threshold = temperature, concept_threshold
         tables = {"concepts_CD": concepts_CD, "teacher_concepts_CD": teacher_concepts_CD}

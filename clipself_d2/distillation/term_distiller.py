@@ -30,6 +30,9 @@ from clipself_d2.parts.text_embeddings import training_vocabulary
 from clipself_d2.parts.vfm import build_vfm
 from clipself_d2.vocabulary import Vocabulary
 
+# Iterations between two lines of metrics.json, Detectron2's default.
+_WRITER_PERIOD = 20
+
 
 class TermDistiller(RegionDistiller):
     """Student and frozen teachers; the losses are those of the terms, times their weights.
@@ -159,10 +162,14 @@ class TermDistiller(RegionDistiller):
             past.lerp_(now, 1 - momentum)
 
     def log_regions(self, teacher_RD: Tensor) -> None:
-        """Log the number of regions, and the loss of a constant prediction."""
-        if has_event_storage():
-            storage = get_event_storage()
-            storage.put_scalar("distill/num_regions", float(len(teacher_RD)))
+        """Log the number of regions, and the loss of a constant prediction where it is written."""
+        if not has_event_storage():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("distill/num_regions", float(len(teacher_RD)))
+        # A number out of a tensor waits for the device, which would stand idle until the student's
+        # pass is queued: once in the 20 iterations after which Detectron2 writes its scalars.
+        if (storage.iter + 1) % _WRITER_PERIOD == 0:
             storage.put_scalar("distill/constant_loss", constant_prediction_loss(teacher_RD))
 
     def _check_form(self) -> None:

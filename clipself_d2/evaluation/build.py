@@ -116,11 +116,6 @@ def _build_region_classification(
     things = list(metadata.get("thing_classes") or ())
     stuff = list(metadata.get("stuff_classes") or ())
     names = [*things, *stuff]
-    if len(names) != len(text_embeddings):
-        raise ValueError(
-            f"{dataset_name} has {len(things)} thing_classes and {len(stuff)} stuff_classes, but "
-            f"there are {len(text_embeddings)} text embeddings; build them for exactly these names"
-        )
     novel = frozenset(metadata.get("novel_classes") or ())
     strangers = sorted(novel.difference(names))
     if strangers:

@@ -51,11 +51,7 @@ class CocoOVEvaluator(DetectionEvaluator):
     usual_max_dets: ClassVar[int] = 100
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         limit = self._max_dets_per_image[-1]
         return {"name": "COCO", "detections_per_image_and_class": limit, **super().protocol()}
 
@@ -95,16 +91,10 @@ class CocoOVEvaluator(DetectionEvaluator):
         iou_type: str,
         class_names: Sequence[str] | None = None,
     ) -> dict[str, float]:
-        """Add the scores of the splits to Detectron2's.
+        """Add the scores of the splits, in percent, to Detectron2's.
 
-        Args:
-            coco_eval: A scorer that has run; its classes are in the order of their category ids.
-            iou_type: ``bbox`` or ``segm``.
-            class_names: None leaves out the scores of single classes. The names themselves are
-                taken in the scorer's order, which need not be that of ``thing_classes``.
-
-        Returns:
-            Percent by metric.
+        ``class_names`` of None leaves out the scores of single classes; the names themselves are
+        taken in the scorer's order, which need not be that of ``thing_classes``.
         """
         names = [self._class_names[category_id] for category_id in coco_eval.params.catIds]
         results: dict[str, float] = super()._derive_coco_results(

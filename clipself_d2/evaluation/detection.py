@@ -188,11 +188,7 @@ class DetectionEvaluator(COCOEvaluator):
         return novel
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         return {
             "scorer": self._backend,
             "annotations": self._json_file,
@@ -208,17 +204,10 @@ class DetectionEvaluator(COCOEvaluator):
     def evaluate(
         self, img_ids: Sequence[int] | None = None
     ) -> "OrderedDict[str, dict[str, float]]":
-        """Score the predictions of all processes.
+        """Score the predictions of all processes: percent by metric, by task.
 
-        Args:
-            img_ids: Images to score; None is all.
-
-        Returns:
-            Percent by metric, by task; empty in all processes but the first, and if no image was
-            seen.
-
-        Raises:
-            ValueError: If predictions do not fit the annotations or the tasks.
+        Empty in all processes but the first, and if no image was seen. ``img_ids`` of None scores
+        all images; a ValueError says that predictions do not fit the annotations or the tasks.
         """
         log = self._predictions.gather() if self._distributed else self._predictions
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()

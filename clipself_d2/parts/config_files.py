@@ -108,17 +108,11 @@ def _fault(error: Exception) -> str:
 
 
 def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
-    """Merge a yaml file and what its ``_BASE_`` names, as Detectron2 does, without running code.
+    """Merge, in place, a yaml file and its ``_BASE_``, as Detectron2 does, without running code.
 
-    Args:
-        cfg: The config; changed in place.
-        config_file: Path or address of the file.
-
-    Raises:
-        AssertionError: If there is no such file.
-        KeyError: If a key is unknown.
-        ValueError: If the file is no yaml, holds a tag that could run code, or a value has another
-            type.
+    An AssertionError says that there is no such file, a KeyError that a key is unknown, a
+    ValueError that the file is no yaml, holds a tag that could run code, or a value of another
+    type.
     """
     merged = _DataNode(cfg)
     merged.merge_from_file(str(config_file), allow_unsafe=False)
@@ -129,17 +123,10 @@ def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
 
 
 def read_config_file(config_file: str | Path) -> dict[str, Any]:
-    """Read a yaml file and what its ``_BASE_`` names, without defaults.
+    """Read a yaml file and what its ``_BASE_`` names, without defaults, as nested keys.
 
-    Args:
-        config_file: Path or address of the file.
-
-    Returns:
-        Its keys, nested.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If the file is no yaml or holds a tag that could run code.
+    An OSError or ValueError says that there is no such file, or no yaml, or a tag that could run
+    code.
     """
     content: dict[str, Any] = _DataNode.load_yaml_with_base(str(config_file))
     return content

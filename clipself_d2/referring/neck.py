@@ -21,6 +21,10 @@ class CrisNeck(nn.Module):
         state_dim: Width D of the sentence embedding.
         out_dims: Widths of the fused levels 3, 4 and 5; the second is that of the output.
         make_norm: From a number of channels to a norm.
+        shares_space: Whether level 5 and the sentence are embeddings of one space, as CLIP's dense
+            map and text are. Their projections then start as one matrix: the product of their
+            ReLUs is a kernel of the angle between them (Cho and Saul, 2009), so that it points at
+            what the sentence names from the first step on.
 
     Reference: Wang et al., CRIS, arXiv 2111.15174, section 3.2. As in the released code, and
     differing from the paper's formulas: the product of level 5 with the sentence passes a norm and
@@ -35,6 +39,7 @@ class CrisNeck(nn.Module):
         state_dim: int,
         out_dims: Sequence[int] = (256, 512, 1024),
         make_norm: MakeNorm = SharedBatchNorm,
+        shares_space: bool = False,
     ) -> None:
         super().__init__()
         in3, in4, in5 = in_dims
@@ -55,17 +60,15 @@ class CrisNeck(nn.Module):
         self.coordconv = nn.Sequential(
             CoordConv(out4, out4, make_norm), conv_norm_relu(out4, out4, 3, make_norm)
         )
+        if shares_space:
+            start = nn.init.orthogonal_(torch.empty(out5, state_dim))
+            with torch.no_grad():
+                for projection in (self.txt_proj, self.f1_v_proj):
+                    weight = next(projection.parameters())
+                    weight.copy_(start.view_as(weight))
 
     def forward(self, levels: Sequence[Tensor], state: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            levels: (N, C3, 2h, 2w), (N, C4, h, w) and (N, C5, h / 2, w / 2), h and w even.
-            state: (N, D) sentence embeddings.
-
-        Returns:
-            (N, C, h, w).
-        """
+        """Fuse (N, C3, 2h, 2w), (N, C4, h, w), (N, C5, h / 2, w / 2) and (N, D): (N, C, h, w)."""
         level3, level4, level5 = levels
         sentence = self.txt_proj(state)[:, :, None, None]
         fused5 = self.norm_layer(self.f1_v_proj(level5) * sentence)
@@ -82,11 +85,6 @@ class CrisNeck(nn.Module):
 class CoordConv(nn.Module):
     """A 3 x 3 convolution that also sees each cell's column and row, both in [-1, 1].
 
-    Args:
-        in_dim: Channels read.
-        out_dim: Channels made.
-        make_norm: From a number of channels to a norm.
-
     Reference: Liu et al., CoordConv, arXiv 1807.03247, without the radius.
     """
 
@@ -101,14 +99,7 @@ class CoordConv(nn.Module):
 
 
 def add_coordinates(features: Tensor) -> Tensor:
-    """Append the column and the row of every cell.
-
-    Args:
-        features: (N, C, h, w).
-
-    Returns:
-        (N, C + 2, h, w); x, then y, from -1 at the first to 1 at the last cell.
-    """
+    """Append x, then y, of every cell, from -1 at the first to 1 at the last: (N, C + 2, h, w)."""
     height, width = features.shape[2:]
     x = torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
     y = torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)

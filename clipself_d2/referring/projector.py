@@ -3,6 +3,8 @@
 Legend: N pairs of image and sentence, C channels, D sentence embedding, h w grid.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ class CrisProjector(nn.Module):
         make_norm: From a number of channels to a norm.
         normalize_state: Whether sentence embeddings are brought to unit norm first, so that a step
             of Adam moves z_t alike for towers of any scale; False as released.
+        prior: Probability, in (0, 1), that the bias gives a pixel at the start, as RetinaNet's
+            (arXiv 1708.02002, section 3.3); None leaves the bias to torch, as released.
 
     Raises:
         ValueError: If the kernel has an even side or the map an odd number of channels.
@@ -42,6 +46,7 @@ class CrisProjector(nn.Module):
         kernel_size: int = 3,
         make_norm: MakeNorm = SharedBatchNorm,
         normalize_state: bool = False,
+        prior: float | None = None,
     ) -> None:
         super().__init__()
         self.normalize_state = normalize_state
@@ -63,17 +68,12 @@ class CrisProjector(nn.Module):
             self.txt = nn.Linear(state_dim, pixel_dim * kernel_size**2 + 1)
         else:
             self.classifier = nn.Conv2d(pixel_dim, 1, kernel_size=1)
+        head = self.txt if kernel_size else self.classifier
+        if prior is not None and head.bias is not None:
+            nn.init.constant_(head.bias[-1:], math.log(prior / (1 - prior)))
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
-        """Score every pixel.
-
-        Args:
-            features: (N, C, h, w).
-            state: (N, D) sentence embeddings.
-
-        Returns:
-            (N, 1, 4h, 4w) logits, neither normalised nor scaled.
-        """
+        """Score every pixel of (N, C, h, w) by (N, D): (N, 1, 4h, 4w) logits, not scaled."""
         pixels = self.vis(features)
         if not self.kernel_size:
             plain: Tensor = self.classifier(pixels)
@@ -84,15 +84,9 @@ class CrisProjector(nn.Module):
 
 
 def sentence_convolution(pixels: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
-    """Convolve each map with the kernel of its own sentence.
+    """Convolve each map (N, C, h, w) with the kernel of its own sentence, zeros beyond the border.
 
-    Args:
-        pixels: (N, C, h, w).
-        kernels: (N, C * k * k + 1), the last value the bias.
-        kernel_size: k, odd.
-
-    Returns:
-        (N, 1, h, w), zeros beyond the border.
+    Kernels are (N, C * k * k + 1), the last value the bias.
     """
     count, channels = pixels.shape[:2]
     weight = kernels[:, :-1].reshape(count, channels, kernel_size, kernel_size)

@@ -43,9 +43,6 @@ class ClipScores:
         pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
             weighted by the mask's probability) or "tokens" (copies of the class token that attend
             to the mask's patches, ODISE's way, which runs the tower a second time).
-
-    Raises:
-        ValueError: If the pooling is unknown.
     """
 
     scale: float = 100.0
@@ -53,13 +50,6 @@ class ClipScores:
     beta: float = 0.8
     recognition: float = 0.0
     pooling: str = "hard"
-
-    def __post_init__(self) -> None:
-        """Check the pooling."""
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"MODEL.OV_PANOPTIC.POOLING is {self.pooling!r}; it is one of {', '.join(POOLINGS)}"
-            )
 
 
 class OpenVocabPanoptic(PixelModel):
@@ -128,12 +118,8 @@ class OpenVocabPanoptic(PixelModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.OV_PANOPTIC, MODEL.OPEN_VOCAB and MODEL.SEM_SEG_HEAD.
 
-        Args:
-            cfg: The whole config; features, channels and norm of the pixel decoder are
-                IN_FEATURES, CONVS_DIM and NORM of MODEL.SEM_SEG_HEAD.
-
-        Returns:
-            Arguments of the constructor.
+        Features, channels and norm of the pixel decoder are IN_FEATURES, CONVS_DIM and NORM of
+        MODEL.SEM_SEG_HEAD.
         """
         options, words, head = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB, cfg.MODEL.SEM_SEG_HEAD
         backbone = build_backbone(cfg)
@@ -267,15 +253,9 @@ class OpenVocabPanoptic(PixelModel):
         )
 
     def embed_masks(self, dense: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed what CLIP sees inside of masks.
+        """Embed what CLIP sees inside of mask logits (Q, H, W), on a dense map (D, h, w) unpadded.
 
-        Args:
-            dense: (D, h, w) dense map of the picture without its padding.
-            image: (3, H, W) normalised pixels.
-            masks: (Q, H, W) logits.
-
-        Returns:
-            (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
+        (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
         """
         grid = (dense.shape[-2], dense.shape[-1])
         if self.clip_scores.pooling == "tokens":

@@ -45,26 +45,12 @@ _CONSTANTS = ("attn_mask",)
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
-    """Tell a checkpoint of the published code from our own.
-
-    Args:
-        state: Tensors by name.
-
-    Returns:
-        Whether it has the published predictor.
-    """
+    """Tell a checkpoint of the published code by its predictor from our own."""
     return any(key.startswith(_PREDICTOR) for key in state)
 
 
 def rename_aggregator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a published aggregator our names.
-
-    Args:
-        state: Tensors by published name.
-
-    Returns:
-        The same by the names of ``CostAggregator``, without the constants of the grid.
-    """
+    """Give a published aggregator the names of ours, without the constants of the grid."""
     renamed = {}
     for key, value in state.items():
         if key.endswith(_CONSTANTS):
@@ -76,17 +62,7 @@ def rename_aggregator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join query, key and value weights that a file has apart into one matrix.
-
-    Args:
-        state: Tensors of a CLIP by name.
-
-    Returns:
-        The same with ``attn.in_proj_weight`` in open_clip's order.
-
-    Raises:
-        ValueError: If one of the three is missing.
-    """
+    """Join query, key and value weights that a CLIP has apart into open_clip's one matrix."""
     joined = {key: value for key, value in state.items() if not key.endswith(_THIRDS)}
     stems = [key.removesuffix(_THIRDS[0]) for key in state if key.endswith(_THIRDS[0])]
     for stem in stems:
@@ -99,17 +75,7 @@ def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a published checkpoint our names, and refuse one that does not fit.
-
-    Args:
-        state: Tensors by published name.
-        own: The model's present tensors by name.
-
-    Returns:
-        Tensors by the names of ``own``, all of them.
-
-    Raises:
-        ValueError: If a name is unknown or missing, or a shape differs.
+    """Give a published checkpoint the names of ``own``, and refuse one that does not fit.
 
     Reference: the files released with CAT-Seg, arXiv 2303.11797.
     """

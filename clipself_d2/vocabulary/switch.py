@@ -16,16 +16,9 @@ from clipself_d2.vocabulary.vocabulary import Vocabulary
 def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[None]:
     """Give every text classifier of a model other classes for the time of a with block.
 
-    Args:
-        model: Any module. One with a text tower of its own has a method ``embed_vocabulary``, from
-            embeddings to those of its tower, which is asked first.
-        embeddings: The classes and their embeddings.
-
-    Yields:
-        Nothing; the former classes are back afterwards, also after an error.
-
-    Raises:
-        ValueError: If the model has no text classifier, or the width is not the model's.
+    A model with a text tower of its own has a method ``embed_vocabulary``, from embeddings to those
+    of its tower, which is asked first. The former classes are back afterwards, also after an error.
+    A ValueError says that the model has no text classifier, or that the width is not the model's.
     """
     classifiers = [module for module in model.modules() if isinstance(module, TextClassifier)]
     if not classifiers:

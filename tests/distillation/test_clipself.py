@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
+from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from clipself_d2.clip import load_tower
@@ -159,3 +160,14 @@ def test_the_config_names_the_most_regions_of_an_image(emoji_cfg, mode, source, 
     overrides = ["MODEL.CLIP.COMPILE", mode, "INPUT.REGIONS.SOURCE", source]
     cfg = emoji_cfg("clipself_patches", *overrides, "INPUT.REGIONS.MAX_BOXES", 4)
     assert towers_from_config(cfg).region_slots == slots
+
+
+def test_the_yardstick_waits_for_the_device_only_where_it_is_written(make_clipself, make_item):
+    model, items = make_clipself().train(), [make_item(0, 3), make_item(1, 2)]
+    with EventStorage(18) as storage:
+        model(items)
+        assert storage.latest()["distill/num_regions"] == (5.0, 18)
+        assert "distill/constant_loss" not in storage.latest()
+        storage.step()
+        model(items)
+        assert 0.0 < storage.latest()["distill/constant_loss"][0] < 1.0

@@ -310,7 +310,6 @@ def test_a_picture_without_caption_names_the_key(make_regionclip, make_item) -> 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"teacher_regions": "box"}, "TEACHER_REGIONS is 'box'"),
         ({"distill": -1.0}, "none may be negative"),
         (
             {"distill": 0.0, "contrastive": 0.0, "image_text": 0.0},

@@ -169,6 +169,15 @@ def test_ten_steps_fit_two_pairs(make):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_vit_starts_from_clips_similarity_and_a_resnet_as_released(kind, make, make_resnet):
+    model = make() if kind == "vit" else make_resnet()
+    sentence, cell = model.neck.txt_proj[0].weight, model.neck.f1_v_proj[0].weight[:, :, 0, 0]
+    assert torch.equal(sentence, cell) == (kind == "vit")
+    prior = model.proj.txt.bias[-1].sigmoid().item()
+    assert (prior == pytest.approx(0.03)) == (kind == "vit")
+
+
 def test_registered_under_the_name_that_yaml_uses():
     assert META_ARCH_REGISTRY.get("CRIS").__name__ == "CRIS"
 

@@ -84,3 +84,18 @@ def test_group_norm_takes_a_single_pair(golden):
     single = module([level[:1] for level in levels], state[:1])
     both = module(levels, state)
     torch.testing.assert_close(single, both[:1], **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shares_space", [True, False])
+def test_in_one_space_the_untrained_product_points_at_what_the_sentence_names(shares_space):
+    torch.manual_seed(0)
+    dims = {"in_dims": (4, 4, 16), "state_dim": 16, "out_dims": (4, 8, 64)}
+    neck = CrisNeck(**dims, make_norm=norm_maker("BN"), shares_space=shares_space).eval()
+    cells = torch.nn.functional.normalize(torch.randn(1, 16, 6, 6), dim=1)
+    hits = 0
+    for place in range(36):
+        sentence = neck.txt_proj(cells.flatten(2)[:, :, place])[:, :, None, None]
+        product = (neck.f1_v_proj(cells) * sentence).sum(dim=1).flatten()
+        hits += int(product.argmax() == place)
+    assert hits == 36 if shares_space else hits < 18

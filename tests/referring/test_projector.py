@@ -75,6 +75,16 @@ def test_training_step_has_the_gradients_of_the_released_code(neck, decoder, pro
         torch.testing.assert_close(norm.float(), expected[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("kernel_size", [0, 1, 3])
+def test_a_prior_is_the_probability_at_the_start_where_nothing_is_seen(kernel_size):
+    projector = CrisProjector(dim=8, state_dim=6, kernel_size=kernel_size, prior=0.03).eval()
+    with torch.no_grad():
+        projector.vis[-1].weight.zero_()
+        projector.vis[-1].bias.zero_()
+        probability = projector(torch.randn(1, 8, 2, 2), torch.zeros(1, 6)).sigmoid()
+    torch.testing.assert_close(probability, torch.full_like(probability, 0.03))
+
+
 def test_kernel_of_zero_ignores_the_sentence():
     torch.manual_seed(0)
     module = CrisProjector(dim=8, state_dim=4, kernel_size=0).eval()

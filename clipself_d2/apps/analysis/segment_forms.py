@@ -5,6 +5,7 @@ Legend: K classes, D joint embedding, h w patch grid, H W pixels.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
@@ -12,6 +13,9 @@ from tqdm import tqdm
 
 from clipself_d2.apps.analysis.heat_maps import dense_map, similarity_maps
 from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device
+from clipself_d2.clip import VisionTower
+from clipself_d2.clip.towers.tokens import TokenTower
+from clipself_d2.clip.vision_model import VisionModel
 from clipself_d2.data.pictures import fit_longest, read_picture
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.metadata import SEGMENT_TYPES
@@ -29,6 +33,7 @@ def score_forms(
     limit: int = 0,
     templates: str = "",
     device: str = "",
+    proxy: str = "",
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Segment a data set with the dense map of every tower in every form.
 
@@ -40,6 +45,7 @@ def score_forms(
         limit: Number of pictures, the first of the data set; 0 takes all.
         templates: Prompt set; "" takes that of each CLIP.
         device: Where the towers work; "" is the accelerator of this machine, or its CPU.
+        proxy: NAME[:FILE] of the vision model whose affinity ``proxyclip`` reads.
 
     Returns:
         ``METRICS`` in percent by label of the tower and name of the form.
@@ -58,6 +64,8 @@ def score_forms(
     scores = {}
     for spec in specs:
         tower = spec.load(device=place)
+        if proxy:
+            _set_proxy(tower, proxy, place)
         text_KD = spec.embed(names, templates=templates, device=place).embeddings_KD
         evaluators = {form: build_evaluator(dataset, None) for form in forms}
         for record in tqdm(records, desc=spec.label, mininterval=1.0):
@@ -75,6 +83,12 @@ def score_forms(
         for form, evaluator in evaluators.items():
             scores[spec.label, form] = (evaluator.evaluate() or {})["sem_seg"]
     return scores
+
+
+def _set_proxy(tower: VisionTower, proxy: str, device: torch.device) -> None:
+    name, _, file = proxy.partition(":")
+    if isinstance(tower, TokenTower):  # other towers have no form that reads one
+        tower.proxy = VisionModel(name, file).to(device).forward
 
 
 def form_table(scores: dict[tuple[str, str], dict[str, float]]) -> str:

@@ -37,15 +37,23 @@ METHODS = {
     "DenseRC": "denserc",
     "DenseVLM": "densevlm",
 }
-# Column, key of the region scores.
+# Methods that read a vision foundation model; with a file for it, each has a line more.
+READ_VFM, TRAINED = ("DeCLIP", "SynCLIP", "DenseRC"), "+VFM"
+# Column, task and key of a student's scores, and of its detector's.
 COLUMNS = {
-    "things": "roi.thing.macc1",
-    "novel things": "roi.thing.novel.macc1",
-    "stuff": "roi.stuff.macc1",
+    "things": ("region", "roi.thing.macc1"),
+    "drop": ("synonyms", "region.roi.thing.macc1.drop"),
+    "novel things": ("region", "roi.thing.novel.macc1"),
+    "novel drop": ("synonyms", "region.roi.thing.novel.macc1.drop"),
+    "stuff": ("region", "roi.stuff.macc1"),
 }
-# Of runs with TEST.SYNONYMS True TEST.SYNONYM_MODE all.
-SYNONYM_COLUMN, SYNONYM_KEY = "synonym drop", "region.roi.thing.macc1.drop"
-DETECTOR_COLUMNS = {"AP50 novel": "AP50-novel", "AP50 base": "AP50-base"}
+DETECTOR_COLUMNS = {
+    "AP50 novel": ("bbox", "AP50-novel"),
+    "AP50 novel drop": ("synonyms", "bbox.AP50-novel.drop"),
+    "AP50 base": ("bbox", "AP50-base"),
+    "AP50 base drop": ("synonyms", "bbox.AP50-base.drop"),
+}
+SYNONYMS = ("TEST.SYNONYMS", "True", "TEST.SYNONYM_MODE", "all")
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class CompareOptions:
         seeds: Seeds, 0 and upwards; the table has the mean and the deviation.
         methods: Names of ``METHODS``.
         overrides: Further KEY VALUE pairs of every distillation.
+        vfm: Weights of the vision model ``tiny`` for further lines of the methods that read one;
+            None: random weights alone.
     """
 
     output: Path
@@ -71,6 +81,13 @@ class CompareOptions:
     seeds: int = 3
     methods: tuple[str, ...] = tuple(METHODS)
     overrides: tuple[str, ...] = ()
+    vfm: Path | None = None
+
+
+def lines(options: CompareOptions) -> list[str]:
+    """List the lines of the table: the methods, each beside itself with a trained vision model."""
+    trained = READ_VFM if options.vfm else ()
+    return [line for m in options.methods for line in (m, m + TRAINED)[: 1 + (m in trained)]]
 
 
 def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
@@ -78,14 +95,14 @@ def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
 
     Args:
         options: Budget and places.
-        method: Name of the method.
+        method: Name of the line.
         seed: Seed of the runs.
 
     Returns:
         The distillation, and the detector where there is one.
     """
     folder = options.output / f"seed{seed}"
-    student, recipe = folder / method, METHODS[method]
+    student, recipe = folder / method, METHODS[method.removesuffix(TRAINED)]
     pairs = ["OUTPUT_DIR", str(student), "SOLVER.MAX_ITER", str(options.iterations)]
     pairs += ["SOLVER.CHECKPOINT_PERIOD", str(options.iterations), "SEED", str(seed)]
     inputs: tuple[Path, ...] = ()
@@ -93,15 +110,18 @@ def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
         inputs = (folder / "CLIPSelf" / "model_final.pth",)
         (row,) = load_config(_recipe(recipe), []).MODEL.DISTILL.TERMS
         pairs += ["MODEL.DISTILL.TERMS", str([{**row, "weights": str(inputs[0])}])]
+    if method.endswith(TRAINED):
+        pairs += ["MODEL.VFM.WEIGHTS", str(options.vfm)]
+    pairs += [*SYNONYMS, *options.overrides]
     flags = ["tools/distill_train_net.py", "--config-file", f"configs/emoji/{recipe}.yaml"]
     flags += ["--eval-only"] if method == "untouched" else []
-    stages = [Stage(method, [*flags, *pairs, *options.overrides], student, inputs)]
+    stages = [Stage(method, [*flags, *pairs], student, inputs)]
     if options.detector_iterations:
         form = str(load_config(_recipe(recipe), []).MODEL.CLIP.DENSE_FORM)
         detector = ["tools/train_net.py", "--config-file", "configs/emoji/fvit_untouched.yaml"]
         detector += ["OUTPUT_DIR", str(student / "fvit"), "SEED", str(seed)]
         detector += ["SOLVER.MAX_ITER", str(options.detector_iterations)]
-        detector += ["MODEL.CLIP.DENSE_FORM", form]
+        detector += ["MODEL.CLIP.DENSE_FORM", form, *SYNONYMS]
         weights = student / "model_final.pth"
         if method != "untouched":
             detector += ["MODEL.CLIP.WEIGHTS", str(weights)]
@@ -151,9 +171,9 @@ def run_comparison(options: CompareOptions, command: str) -> None:
         options: Budget and places.
         command: How this was called, for the page.
     """
-    found: dict[str, list[dict[str, float]]] = {method: [] for method in options.methods}
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in lines(options)}
     for seed in range(options.seeds):
-        for method in options.methods:
+        for method in found:
             found[method].append(_run(options, method, seed))
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text(format_page(options, found, command), encoding="utf-8")
@@ -173,16 +193,15 @@ def _run(options: CompareOptions, method: str, seed: int) -> dict[str, float]:
     scored = folder / MIOU_FILE
     if not scored.is_file():
         weights = "" if method == "untouched" else str(folder / "model_final.pth")
-        cfg = load_config(_recipe(METHODS[method]), ["MODEL.CLIP.WEIGHTS", weights])
+        recipe = _recipe(METHODS[method.removesuffix(TRAINED)])
+        cfg = load_config(recipe, ["MODEL.CLIP.WEIGHTS", weights])
         write_json(scored, {"mIoU": dense_miou(cfg)})
     found = read_results(folder)[REGIONS]
-    scores = {column: float(found["region"][key]) for column, key in COLUMNS.items()}
-    if "synonyms" in found:
-        scores[SYNONYM_COLUMN] = float(found["synonyms"][SYNONYM_KEY])
+    scores = {column: float(found[task][key]) for column, (task, key) in COLUMNS.items()}
     scores["mIoU"] = float(json.loads(scored.read_text(encoding="utf-8"))["mIoU"])
     if options.detector_iterations:
-        boxes = read_results(folder / "fvit")["emoji_ov_val"]["bbox"]
-        scores |= {column: float(boxes[key]) for column, key in DETECTOR_COLUMNS.items()}
+        boxes = read_results(folder / "fvit")["emoji_ov_val"]
+        scores |= {c: float(boxes[task][key]) for c, (task, key) in DETECTOR_COLUMNS.items()}
     return scores
 
 
@@ -199,8 +218,7 @@ def format_page(
     Returns:
         The page.
     """
-    known = {column for scores in found.values() for row in scores for column in row}
-    columns = [*COLUMNS, "mIoU", *(c for c in (SYNONYM_COLUMN, *DETECTOR_COLUMNS) if c in known)]
+    columns = [*COLUMNS, "mIoU", *(DETECTOR_COLUMNS if options.detector_iterations else ())]
     rows = [["", "seeds", *columns], ["---"] * (2 + len(columns))]
     for method, scores in found.items():
         if not scores:
@@ -217,12 +235,12 @@ def format_page(
             "Made by `tools/compare_distillers.py`; do not edit. Every method has "
             f"{options.iterations} iterations of its recipe in `configs/emoji`, regions of a grid, "
             "the embedded 6-block CLIP and, where it needs a vision foundation model, a small ViT "
-            "with RANDOM weights, which knows of colours and edges alone: gains that the papers "
-            "owe to DINOv2 cannot show. Region accuracy (roi, top-1, mean over classes) and mIoU "
+            "with RANDOM weights, which knows of colours and edges alone, or, where the line says "
+            f"`{TRAINED}`, one trained on the scenes without labels: gains that the papers owe to "
+            "DINOv2 cannot show. Region accuracy (roi, top-1, mean over classes) and mIoU "
             "of the dense map without training, things and stuff, in percent. The embedded text "
-            "tower has read the classes' names alone, so that `synonym drop` (`--overrides "
-            "TEST.SYNONYMS True TEST.SYNONYM_MODE all`) is the loss of things' accuracy where a "
-            "name of two words is cut to one. DenseVLM's teacher is "
+            "tower has read the classes' names alone, so that a drop, beside its score, is what "
+            "is lost where a name of two words is cut to one. DenseVLM's teacher is "
             "CLIPSelf's student of the same seed, since there is no larger CLIP. A table of one "
             "seed says little of small differences.",
             f"```\n{command}\n```",

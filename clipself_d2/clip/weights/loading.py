@@ -41,16 +41,10 @@ class LoadReport:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without running code that it may hold.
 
-    Args:
-        path: A file of any kind that ``read_weights_file`` knows; the weights may lie under "model"
-            (Detectron2) or "state_dict" (open_clip's, CLIPSelf's and mmdetection's training).
-
-    Returns:
-        Tensors on the CPU by name, without a leading "module.".
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, could run code, or holds anything but tensors.
+    Weights may lie under "model" (Detectron2) or "state_dict" (open_clip's, CLIPSelf's and
+    mmdetection's training); a leading "module." is taken off their names. A FileNotFoundError or
+    ValueError says that the file is missing or damaged, could run code, or holds anything but
+    tensors.
     """
     content = read_weights_file(path)
     for wrapper in ("model", "state_dict"):
@@ -72,18 +66,10 @@ def _tensor(value: object) -> Tensor | None:
 
 
 def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
-    """Load an image tower; text weights in the file are passed over.
+    """Fill an image tower from a file of any known layout; text weights are passed over.
 
-    Args:
-        tower: The tower to fill, in place.
-        path: A file in any layout that ``read_checkpoint`` knows, whole CLIP or tower alone.
-
-    Returns:
-        What was loaded.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If names or shapes are not exactly the tower's.
+    A FileNotFoundError or ValueError says that there is no file, or that names or shapes are not
+    exactly the tower's.
     """
     named = to_open_clip(read_checkpoint(path))
     beside = [key for key in named.tensors if is_beside_tower(key)]
@@ -97,19 +83,9 @@ def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
 
 
 def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
-    """Load a whole CLIP.
+    """Fill a whole CLIP from a file of any known layout.
 
-    Args:
-        model: The model to fill, in place.
-        path: A file in any layout that ``read_checkpoint`` knows.
-
-    Returns:
-        What was loaded.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If names or shapes are not exactly the model's, or the file holds an image tower
-            alone.
+    Errors are those of ``load_tower_weights``; an image tower alone is one too.
     """
     named = to_open_clip(read_checkpoint(path))
     state = named.tensors
@@ -128,12 +104,7 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
 
 
 def attach_gate(tower: "VisionTower", state: Mapping[str, Tensor]) -> None:
-    """Give a tower the gate of a dense form, where weights have one.
-
-    Args:
-        tower: The tower, changed in place.
-        state: Weights by open_clip's names.
-    """
+    """Give a tower the gate of a dense form, where weights by open_clip's names have one."""
     if "visual.dense_gate.weight" in state and hasattr(tower, "attach_gate"):
         tower.attach_gate()  # type: ignore[operator]
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from clipself_d2.apps.emoji.compare_distillers import (
     CompareOptions,
     dense_miou,
     format_page,
+    lines,
     plan,
     run_comparison,
 )
+from clipself_d2.distillation.terms import read_terms
 from clipself_d2.engine.cli import load_config
 from clipself_d2.parts.json_file import write_json
 
@@ -39,15 +42,30 @@ def test_densevlm_learns_of_the_clipself_of_its_seed(options) -> None:
 
 
 def test_the_table_has_mean_and_deviation_over_seeds(options) -> None:
-    scores = [{"things": 10.0 + n, "novel things": 1.0, "stuff": 2.0, "mIoU": 3.0} for n in (0, 2)]
+    same = dict.fromkeys((*compare_distillers.COLUMNS, "mIoU"), 3.0)
+    scores = [{**same, "things": 10.0 + n, "drop": -1.0} for n in (0, 2)]
     page = format_page(options, {"CLIPSelf": scores, "DenseRC": []}, "python tool")
-    assert "| CLIPSelf | 2 | 11.0 +- 1.4 | 1.0 +- 0.0 | 2.0 +- 0.0 | 3.0 +- 0.0 |" in page
+    assert "| CLIPSelf | 2 | 11.0 +- 1.4 | -1.0 +- 0.0 | 3.0 +- 0.0 |" in page
     assert "| DenseRC" not in page
     assert "RANDOM weights" in page
     assert "| mIoU |\n" in page
-    with_drop = [{**row, "synonym drop": 0.5} for row in scores]
-    page = format_page(options, {"CLIPSelf": with_drop}, "python tool")
-    assert "| 3.0 +- 0.0 | 0.5 +- 0.0 |" in page
+
+
+def test_a_trained_vision_model_adds_a_line_to_each_method_that_reads_one(options) -> None:
+    assert lines(options) == list(METHODS)
+    with_vfm = replace(options, vfm=Path("vfm.pth"), methods=("CLIPSelf", "DeCLIP"))
+    assert lines(with_vfm) == ["CLIPSelf", "DeCLIP", "DeCLIP+VFM"]
+    random, trained = (plan(with_vfm, name, 0)[0] for name in ("DeCLIP", "DeCLIP+VFM"))
+    assert trained.output == random.output.with_name("DeCLIP+VFM")
+    added = set(trained.command) - set(random.command)
+    assert added == {str(trained.output), "MODEL.VFM.WEIGHTS", "vfm.pth"}
+
+
+def test_the_methods_that_read_a_vision_model_are_those_whose_terms_need_it() -> None:
+    for method, recipe in METHODS.items():
+        cfg = load_config(str(REPOSITORY / "configs" / "emoji" / f"{recipe}.yaml"), [])
+        needed = [term.needs for term in read_terms(cfg.MODEL.DISTILL.TERMS or [{"loss": "crop"}])]
+        assert (method in compare_distillers.READ_VFM) == any("vfm" in need for need in needed)
 
 
 def test_what_has_results_is_not_run_again(options, monkeypatch) -> None:
@@ -55,15 +73,17 @@ def test_what_has_results_is_not_run_again(options, monkeypatch) -> None:
 
     def fake(stage, data_root) -> float:
         runs.append(stage.name)
-        region = dict.fromkeys(compare_distillers.COLUMNS.values(), 1.0)
+        tasks = {task: {} for task, _ in compare_distillers.COLUMNS.values()}
+        for task, key in compare_distillers.COLUMNS.values():
+            tasks[task][key] = 1.0
         stage.output.mkdir(parents=True)
-        results = {compare_distillers.REGIONS: {"region": region}}
+        results = {compare_distillers.REGIONS: tasks}
         write_json(stage.output / compare_distillers.RESULTS_FILE, results)
         return 0.0
 
     monkeypatch.setattr(compare_distillers, "run_stage", fake)
     monkeypatch.setattr(compare_distillers, "dense_miou", lambda cfg: 5.0)
-    few = CompareOptions(**{**vars(options), "methods": ("CLIPSelf",)})
+    few = replace(options, methods=("CLIPSelf",))
     run_comparison(few, "first")
     run_comparison(few, "second")
     assert runs == ["CLIPSelf", "CLIPSelf"]  # one for each seed

@@ -105,8 +105,11 @@ class WarmPython:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.getoption("numprocesses", None) and sys.platform == "linux":
-        session.config.pluginmanager.register(WarmPython())
+    if session.config.getoption("numprocesses", None):
+        # This process collects nothing.
+        gc.enable()
+        if sys.platform == "linux":
+            session.config.pluginmanager.register(WarmPython())
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class _DataNode(CfgNode):
                 raise ValueError(f"{filename} is no yaml of plain data: {_fault(error)}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{filename} holds {type(content).__name__}, expected keys and values")
-        bases, merged = content.pop(BASE_KEY, []), {}
+        bases, merged = content.pop(BASE_KEY, []), dict[str, Any]()
         for base in [bases] if isinstance(bases, str) else bases:
             place = os.path.expanduser(base)
             if not place.startswith(("http://", "https://")):

@@ -50,7 +50,8 @@ def build_evaluator(
         dataset_name: Registered name.
         output_dir: Folder for the predictions; None writes none.
         backend: Scorer of ``coco_ov`` and ``lvis_ov``: ``hotcoco``, or ``reference`` for
-            ``pycocotools`` and ``lvis``, which can also be named themselves. Detectron2's own
+            ``pycocotools`` and ``lvis``, which can also be named themselves, or of the first
+            ``faster_coco_eval``. Detectron2's own
             types ``lvis`` and ``coco`` are scored as ``lvis_ov`` and ``coco_ov``; ``coco`` with
             ``keypoint_names`` by Detectron2's evaluator, as are ``sem_seg`` and
             ``coco_panoptic_seg`` (boxes, masks and the semantic map).

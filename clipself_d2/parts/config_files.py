@@ -85,7 +85,7 @@ def _update(content: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Overwrite keys, those of nested ones each by itself."""
     for key, value in new.items():
         if isinstance(value, dict) and key in content:
-            assert isinstance(content[key], dict), f"Cannot inherit key '{key}' from base!"
+            assert isinstance(content[key], dict), f"{key} has keys of its own, in its base a value"
             _update(content[key], value)
         else:
             content[key] = value

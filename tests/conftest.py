@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from clipself_d2.clip.towers.resnet import ResNetTower
     from clipself_d2.layers.text_classifier import TextClassifier
 
+# Imports make objects that stay; to look at them again and again is a quarter of their time.
+gc.disable()
+
 ROOT = Path(__file__).parents[1]
 EMOJI_NAMES = (
     "emoji_ov_train",
@@ -41,16 +44,25 @@ EMOJI_NAMES = (
 
 
 # Files of minutes go first, so that no process is left alone with one at the end.
-LONG = ("test_end_to_end.py", "test_distill_trainer.py", "test_keys.py")
+LONG = (
+    "test_end_to_end.py",
+    "test_keys.py",
+    "test_distill_trainer.py",
+    "test_exact_steps.py",
+    "test_distill_recipes.py",
+    "test_launch.py",
+    "test_recipes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: (*LONG, item.path.name).index(item.path.name))
 
 
 def pytest_collection_finish() -> None:
-    # What is there before the first test stays: the garbage collector need not look at it again.
+    # What is there before the first test stays: the garbage collector need not look at it at all.
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -93,8 +105,11 @@ class WarmPython:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.getoption("numprocesses", None) and sys.platform == "linux":
-        session.config.pluginmanager.register(WarmPython())
+    if session.config.getoption("numprocesses", None):
+        # This process collects nothing.
+        gc.enable()
+        if sys.platform == "linux":
+            session.config.pluginmanager.register(WarmPython())
 
 
 @pytest.fixture(scope="session")

@@ -210,9 +210,11 @@ def finish(action: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    gc.disable()
     for _name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(_name)
     gc.freeze()
+    gc.enable()
     _job = serve(sys.argv[1])
     finish(lambda: run(_job, sys.argv[2]))

@@ -67,10 +67,11 @@ def build_evaluator(
         FileNotFoundError: If the annotation file does not exist.
         ValueError: If the type is unknown, or options and metadata do not fit it.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
         return build_segment_evaluator(dataset_name, output_dir, backend=backend)
-    if kind == "coco_ov" or (kind == "coco" and not _has_keypoints(dataset_name)):
+    if kind == "coco_ov" or (kind == "coco" and not metadata.get("keypoint_names")):
         scorer = "pycocotools" if backend == "reference" else backend
         return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
     if kind in ("lvis_ov", "lvis"):
@@ -95,10 +96,6 @@ def build_evaluator(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
     )
-
-
-def _has_keypoints(dataset_name: str) -> bool:
-    return bool(MetadataCatalog.get(dataset_name).get("keypoint_names"))
 
 
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:

@@ -26,7 +26,7 @@ def score_centre_box(train: str, test: str) -> tuple[tuple[int, int], dict[str, 
 
     Returns:
         Width and height of the box in sixteenths of the picture, and the metrics of
-            ``ReferringEvaluator``.
+        ``ReferringEvaluator``.
     """
     size = most_frequent_size(_records(train))
     pairs = []

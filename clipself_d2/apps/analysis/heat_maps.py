@@ -106,7 +106,7 @@ def draw_heat_maps(
         spec: The tower.
         image: The picture.
         words: K words, a panel each; all panels share one scale of colours, which
-                begins at the lower quartile of their cosines.
+            begins at the lower quartile of their cosines.
         output: The picture to write.
         size: Longest side of the tower's input, px; 0 keeps the picture's.
         forms: Names of forms of dense features, a row each.

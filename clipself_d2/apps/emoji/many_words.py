@@ -62,7 +62,7 @@ def measure_words(
 
     Returns:
         Markdown table: processor time of scoring a picture, without its encoding, and mIoU in
-            percent of the classes in the truth.
+        percent of the classes in the truth.
     """
     predictor = OpenVocabPredictor(run / "config.yaml", run / "model_final.pth")
     model = predictor.model

@@ -25,7 +25,7 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
 
     Returns:
         A row for every split; they are logged as a table, with a warning for every number that is
-            not the published one.
+        not the published one.
     """
     rows: list[Row] = []
     for prefix, family in FAMILIES.items():

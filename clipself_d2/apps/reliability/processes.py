@@ -13,8 +13,11 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[3]
 # Folder of data sets below that of a campaign, in which its tools run.
 DATASETS = "datasets"
-_PRELOADED = ("clipself_d2.apps.predict.demo", "clipself_d2.engine.distill_trainer")
-_PRELOADED += ("clipself_d2.engine.lazy",)
+_PRELOADED = (
+    "clipself_d2.apps.predict.demo",
+    "clipself_d2.engine.distill_trainer",
+    "clipself_d2.engine.lazy",
+)
 
 
 @cache

@@ -42,13 +42,24 @@ EXTRAS = {
     "lvis": ["lvis>=0.5.3"],
     "demo": ["gradio>=4.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
-    "supervision": ["supervision>=0.25"],  # tools/label.py --format yolo or voc
+    # tools/label.py --format yolo or voc; earlier releases ask for opencv-python and its libGL.
+    "supervision": ["supervision>=0.31"],
+    "video": ["av>=14.2"],  # drawn videos as H.264
+    "wandb": ["wandb>=0.19"],
+    "faster": ["faster-coco-eval>=1.8"],  # TEST.BACKEND faster_coco_eval
     "fast": ["hotcoco>=1.3"],  # COCO and LVIS scores in seconds; pycocotools and lvis without it
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # Words of all SigLIPs and other models with a tokenizer of Hugging Face.
     "transformers": ["transformers[sentencepiece]>=4.40"],
     "concepts": ["spacy>=3.7"],
-    "dev": ["hotcoco>=1.3", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
+    "dev": [
+        "av>=14.2",
+        "hotcoco>=1.3",
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "ruff>=0.9",
+        "mypy>=1.14",
+    ],
 }
 
 

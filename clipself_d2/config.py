@@ -33,6 +33,7 @@ def add_clipself_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_solver(cfg)
     _add_test(cfg)
+    _add_watching(cfg)
 
 
 def extend_defaults() -> None:
@@ -353,7 +354,8 @@ def _add_test(cfg: CN) -> None:
     # Most pictures that a detector looks at together, in each process; those of a batch have one
     # size, so that detections stay those of the pictures one by one.
     cfg.TEST.IMS_PER_BATCH = 1
-    # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
+    # COCO and LVIS scoring: hotcoco (fast), reference (pycocotools and lvis), or for COCO alone
+    # faster_coco_eval.
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no
     # limit an image. TEST.DETECTIONS_PER_IMAGE, which limits the model, must then be raised.
@@ -368,3 +370,10 @@ def _add_test(cfg: CN) -> None:
     # Pictures of the first test set whose predictions and heat maps TensorBoard shows, every
     # TEST.EVAL_PERIOD iterations of a detector's training; 0 for none.
     cfg.TEST.PICTURES = 0
+
+
+def _add_watching(cfg: CN) -> None:
+    """Watching runs."""
+    # Project of Weights & Biases that is given what TensorBoard is given; empty for none. It needs
+    # the extra wandb, and WANDB_MODE=offline where there is no network.
+    cfg.WANDB_PROJECT = ""

@@ -109,16 +109,13 @@ def _version(distribution: str, module: ModuleType | None = None) -> str:
 
 
 def check_component(module: str, distribution: str, mend: str, probe: Probe | None) -> str:
-    """Import a component and try it.
+    """Import a component and try it; the line of the report begins with ok or FAIL.
 
     Args:
         module: What is imported.
         distribution: What pip calls it.
         mend: Command for a broken one; "" reinstalls it.
         probe: Called with the module; raises if it cannot work, returns a detail.
-
-    Returns:
-        A line of the report, which begins with ok or FAIL.
     """
     try:
         imported = importlib.import_module(module)
@@ -137,11 +134,7 @@ def check_component(module: str, distribution: str, mend: str, probe: Probe | No
 
 
 def examine() -> Iterator[str]:
-    """Examine the machine and every component.
-
-    Yields:
-        Lines of the report, as they are found.
-    """
+    """Examine the machine and every component, and yield lines of the report."""
     python = f"python {platform.python_version()} ({sys.executable})"
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         yield f"ok    {python}"
@@ -157,11 +150,7 @@ def examine() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the report, line by line as it is found.
-
-    Returns:
-        0 if everything works, else 1.
-    """
+    """Print the report, line by line as it is found; 0 if everything works, else 1."""
     failures = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,29 +1,32 @@
 """Fixtures that several packages share: a tiny emoji data set, a tiny config, a golden ResNet."""
 
+from __future__ import annotations
+
 import functools
 import gc
 import json
 import runpy
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from open_clip.modified_resnet import ModifiedResNet
-from PIL import Image
-from torch import Tensor
 
-from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
-from clipself_d2.clip.towers.resnet import ResNetTower
-from clipself_d2.data.datasets import register_emoji
-from clipself_d2.engine.cli import load_config
-from clipself_d2.layers.text_classifier import TextClassifier
+# The process that deals out the tests to others reads this file as well, and needs no torch.
+if TYPE_CHECKING:
+    import numpy as np
+    from detectron2.config import CfgNode
+    from torch import Tensor
+
+    from clipself_d2.clip.towers.resnet import ResNetTower
+    from clipself_d2.layers.text_classifier import TextClassifier
+
+# Imports make objects that stay; to look at them again and again is a quarter of their time.
+gc.disable()
 
 ROOT = Path(__file__).parents[1]
 EMOJI_NAMES = (
@@ -41,76 +44,123 @@ EMOJI_NAMES = (
 
 
 # Files of minutes go first, so that no process is left alone with one at the end.
-LONG = ("test_end_to_end.py", "test_distill_trainer.py", "test_keys.py")
+LONG = (
+    "test_end_to_end.py",
+    "test_keys.py",
+    "test_distill_trainer.py",
+    "test_exact_steps.py",
+    "test_distill_recipes.py",
+    "test_launch.py",
+    "test_recipes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: (*LONG, item.path.name).index(item.path.name))
 
 
 def pytest_collection_finish() -> None:
-    # What is there before the first test stays: the garbage collector need not look at it again.
+    # What is there before the first test stays: the garbage collector need not look at it at all.
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    import numpy as np
+
     return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
 def emoji_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of data sets with 16 training and 4 validation scenes."""
+    from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
+
     root = tmp_path_factory.mktemp("datasets")
     prepare_emoji(root, EmojiOptions(train=16, val=4, seed=0, panoptic_train=True))
     return root
 
 
+@functools.cache
+def warm() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "warm_python.py")))
+
+
+class WarmPython:
+    """One server of warm Pythons for all processes of a test run, which starts with them."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.server = warm().start(self.folder)
+
+    @pytest.hookimpl
+    def pytest_configure_node(self, node: object) -> None:
+        node.workerinput["warm_python"] = str(self.folder)
+
+    def pytest_unconfigure(self) -> None:
+        self.server.terminate()
+        self.server.wait()
+        shutil.rmtree(self.folder)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("numprocesses", None):
+        # This process collects nothing.
+        gc.enable()
+        if sys.platform == "linux":
+            session.config.pluginmanager.register(WarmPython())
+
+
 @pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def python(request: pytest.FixtureRequest) -> Iterator[str]:
     """Python for the commands of a test, with other people's libraries imported already."""
+    given = getattr(request.config, "workerinput", {}).get("warm_python")
     if sys.platform != "linux":
         yield sys.executable
-        return
-    warm_python = runpy.run_path(str(ROOT / "tests" / "warm_python.py"))["warm_python"]
-    with warm_python(tmp_path_factory.mktemp("warm")) as command:
-        yield str(command)
+    elif given:
+        yield warm().wait_for(Path(given))
+    else:
+        own = WarmPython()
+        yield warm().wait_for(own.folder)
+        own.pytest_unconfigure()
 
 
 @pytest.fixture
 def emoji_data(emoji_root: Path) -> Iterator[Path]:
     """The registered emoji data sets read the tiny folder while the test runs."""
-    _forget()
-    register_emoji(emoji_root)
+    _read_emoji(emoji_root)
     yield emoji_root
-    _forget()
-    register_emoji("datasets")
+    _read_emoji("datasets")
 
 
-def _forget() -> None:
+def _read_emoji(root: str | Path) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from clipself_d2.data.datasets import register_emoji
+
     for name in EMOJI_NAMES:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+    register_emoji(root)
 
 
 @pytest.fixture
 def reread_emoji(emoji_data: Path) -> Callable[[Path], None]:
     """Function that makes the registered emoji data sets read another folder."""
-
-    def reread(root: Path) -> None:
-        _forget()
-        register_emoji(root)
-
-    return reread
+    return _read_emoji
 
 
 @functools.cache
 def read_emoji_config(name: str) -> CfgNode:
     """A recipe with random CLIP weights, one prompt a class and small pictures; to be cloned."""
+    from clipself_d2.engine.cli import load_config
+
     return load_config(
         str(ROOT / "configs" / "emoji" / f"{name}.yaml"),
         ["MODEL.CLIP.PRETRAINED", "", "MODEL.CLIP.WEIGHTS", "", "SEED", "7"]
         + ["MODEL.VOCABULARY.TEMPLATES", "single", "INPUT.REGIONS.IMAGE_SIZES", (96,)]
+        + ["INPUT.REGIONS.MAX_BOXES", 4]
         + ["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.REFER_SIZE", 96]
         + ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 128]
         + ["MODEL.CLIP.PRECISION", "fp32", "MODEL.DEVICE", "cpu"],
@@ -137,17 +187,26 @@ GOLDEN = Path(__file__).parent / "golden" / "regionclip"
 
 
 def load_pt(name: str) -> dict:
+    import torch
+
     content: dict = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
     return content
 
 
 def load_npz(name: str) -> dict[str, Tensor]:
+    import numpy as np
+    import torch
+
     with np.load(GOLDEN / f"{name}.npz") as arrays:
         return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
 
 
 def golden_tower() -> ResNetTower:
     """Tower with the golden weights, norms not frozen yet."""
+    from open_clip.modified_resnet import ModifiedResNet
+
+    from clipself_d2.clip.towers.resnet import ResNetTower
+
     golden = load_pt("backbone_roi")
     cfg = golden["cfg"]
     visual = ModifiedResNet(
@@ -165,6 +224,10 @@ def zero_classifier(
     embeddings: Tensor, temperature: float, base: int | None = None
 ) -> TextClassifier:
     """RegionCLIP's classifier: a background of zeros, a fixed temperature."""
+    import torch
+
+    from clipself_d2.layers.text_classifier import TextClassifier
+
     count = len(embeddings)
     mask = torch.arange(count) < (count if base is None else base)
     return TextClassifier(
@@ -186,6 +249,8 @@ def kit() -> SimpleNamespace:
 @pytest.fixture
 def catalogs() -> Iterator[None]:
     """Forget what a test registers."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before[0]:
@@ -197,6 +262,7 @@ def catalogs() -> Iterator[None]:
 @pytest.fixture
 def write_picture() -> Callable[..., Path]:
     """Function that writes a small picture of one colour."""
+    from PIL import Image
 
     def write(path: Path, size: tuple[int, int] = (40, 30), colour: int = 90) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +279,8 @@ def coco_root(tmp_path: Path, write_picture: Callable[..., Path]) -> Path:
     Training image 1 has a dog (novel) and a person, 2 a dog alone, 3 a person alone, 4 a teddy
     bear (neither), 5 nothing, 6 a zebra; validation image 11 a dog, 12 a teddy bear, 13 a zebra.
     """
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
     root = tmp_path / "data"
     things = [row for row in COCO_CATEGORIES if row["isthing"]]
     ids = {row["name"]: row["id"] for row in things}

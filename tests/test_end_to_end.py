@@ -29,9 +29,10 @@ def quickstart(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     done = run(
         python, "tools/quickstart.py", "--output", folder / "out", "--data-root", folder / "data",
-        "--train", 16, "--val", 4, "--rpn-iterations", 10, "--distill-iterations", 2,
+        "--train", 16, "--val", 4, "--rpn-iterations", 4, "--distill-iterations", 2,
         "--detector-iterations", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
         "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
+        "SOLVER.IMS_PER_BATCH", "2", "INPUT.REGIONS.MAX_BOXES", "4",
         data_root=folder / "data",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]

@@ -1,9 +1,14 @@
 """Every key of ours is alive: moved, it makes a difference to what is built or loaded."""
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -102,6 +107,14 @@ def prompted(cfg: CfgNode) -> object:
 
 def hooks(cfg: CfgNode) -> object:
     return [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+
+
+def mirrored(cfg: CfgNode) -> object:
+    runs: list[dict] = []
+    wandb = SimpleNamespace(init=lambda **options: runs.append(options))
+    with mock.patch.dict(sys.modules, wandb=wandb):
+        Trainer(cfg)
+    return [(run["project"], run["sync_tensorboard"]) for run in runs]
 
 
 def cached(cfg: CfgNode) -> object:
@@ -220,35 +233,43 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     ("TEST.SYNONYMS", True, "fvit_untouched", prompted, ()),
     ("TEST.SYNONYM_MODE", "index:1", "fvit_untouched", prompted, ("TEST.SYNONYMS", True)),
     ("TEST.PICTURES", 1, "fvit_untouched", hooks, SCORED),
+    ("WANDB_PROJECT", "owls", "fvit_untouched", mirrored, ()),
 ]  # fmt: skip
 
 
-@pytest.fixture
-def files(emoji_data: Path, catalogs, tmp_path: Path) -> Path:
-    """Folder of small files that keys can name, and a data set of three words."""
+@pytest.fixture(scope="module")
+def made(emoji_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of small files that keys can name."""
+    folder = tmp_path_factory.mktemp("keys")
     torch.manual_seed(5)
-    torch.save({"model": load_tower("ViT-Ti-8-emoji").state_dict()}, tmp_path / "student.pth")
+    torch.save({"model": load_tower("ViT-Ti-8-emoji").state_dict()}, folder / "student.pth")
     torch.manual_seed(6)
     tiny = VisionModel("tiny").model.state_dict()
-    torch.save({key: value + 0.01 for key, value in tiny.items()}, tmp_path / "vfm.pth")
-    (tmp_path / "concepts.txt").write_text("dog,3\ncat,2\n")
-    (tmp_path / "other.txt").write_text("car,3\nkey,2\n")
+    torch.save({key: value + 0.01 for key, value in tiny.items()}, folder / "vfm.pth")
+    (folder / "concepts.txt").write_text("dog,3\ncat,2\n")
+    (folder / "other.txt").write_text("car,3\nkey,2\n")
     rpn = Path(__file__).parents[1] / "configs" / "emoji" / "rpn.yaml"
-    (tmp_path / "rpn.yaml").write_text(f"_BASE_: {rpn}\nMODEL:\n  FPN:\n    OUT_CHANNELS: 32\n")
-    rows = json.loads((emoji_data / "emoji/annotations/instances_train_all.json").read_text())[
+    (folder / "rpn.yaml").write_text(f"_BASE_: {rpn}\nMODEL:\n  FPN:\n    OUT_CHANNELS: 32\n")
+    rows = json.loads((emoji_root / "emoji/annotations/instances_train_all.json").read_text())[
         "images"
     ]
     for name, side in (("proposals", 60), ("others", 90)):
         boxes = [{"image_id": row["id"], "bbox": [8, 8, side, side], "score": 0.9} for row in rows]
-        (tmp_path / f"{name}.json").write_text(json.dumps(boxes))
+        (folder / f"{name}.json").write_text(json.dumps(boxes))
     words = dataset_vocabulary("emoji_ov_train")
     rows_KD = nn.functional.normalize(torch.randn(words.num_classes, 128), dim=1)
     given = TextEmbeddings(words, rows_KD, rows_KD[0], "ViT-Ti-8-emoji", "", "emoji")
-    given.save(tmp_path / "words.pt")
+    given.save(folder / "words.pt")
+    return folder
+
+
+@pytest.fixture
+def files(made: Path, emoji_data: Path, catalogs, tmp_path: Path) -> Path:
+    """The small files in a folder of the test's own, and data sets of three words."""
     MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
     MetadataCatalog.get("three_stuffs").set(stuff_classes=["dog", "car", "key"])
     register_emoji_refer(emoji_data, prefix="tiny")
-    return tmp_path
+    return Path(shutil.copytree(made, tmp_path / "files", copy_function=os.link))
 
 
 def place(value: object, folder: Path) -> object:

@@ -2,8 +2,8 @@
 
 Most of a short command's time goes into importing torch and its like. A server imports them once;
 for every command it forks a process, which imports Detectron2 and this project afresh and runs what
-Python would run. ``warm_python`` makes an executable that takes Python's arguments (``-c``, ``-m``,
-``-u``, ``-W``, a script), so that commands which start commands or processes stay on it.
+Python would run. The executable takes Python's arguments (``-c``, ``-m``, ``-u``, ``-W``, a
+script), so that commands which start commands or processes stay on it.
 """
 
 import array
@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -34,7 +34,7 @@ PRELOADED = (
     "scipy.ndimage", "scipy.optimize", "matplotlib.pyplot", "pycocotools.mask", "hotcoco",
 )  # fmt: skip
 _CLIENT = """#!{python} -SEs
-import array, json, os, socket, sys
+import array, json, os, signal, socket, sys
 fds = []
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -49,32 +49,34 @@ job = json.dumps({{**job, "fds": fds}}).encode()
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
 server.sendmsg([len(job).to_bytes(4, "big")], rights)
 server.sendall(job)
+# The process that does the work is another one; it gets what this one is told.
+signal.signal(signal.SIGTERM, lambda *_: server.sendall(b"T"))
 sys.exit(int(server.recv(8) or b"1"))
 """
 
 
-@contextlib.contextmanager
-def warm_python(folder: Path) -> Iterator[Path]:
-    """Start a server and write the executable that asks it.
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a server, which takes seconds to be there, and write the executable that asks it.
 
     Args:
-        folder: An empty folder with a short path.
+        folder: An empty folder with a short path; ``python`` in it is the executable.
 
-    Yields:
-        The executable; it works inside the with block.
+    Returns:
+        The server.
     """
     address, client = folder / "socket", folder / "python"
     client.write_text(_CLIENT.format(python=sys.executable, address=str(address)))
     client.chmod(0o755)
-    server = subprocess.Popen([sys.executable, "-W", "ignore", __file__, str(address), str(client)])
-    while not address.exists():
-        assert server.poll() is None, "the server of warm Pythons did not start"
+    return subprocess.Popen([sys.executable, "-W", "ignore", __file__, str(address), str(client)])
+
+
+def wait_for(folder: Path) -> str:
+    """Wait until the server of a folder is there; return the executable."""
+    end = time.monotonic() + 300
+    while not (folder / "socket").exists():
+        assert time.monotonic() < end, "the server of warm Pythons did not start"
         time.sleep(0.05)
-    try:
-        yield client
-    finally:
-        server.terminate()
-        server.wait()
+    return str(folder / "python")
 
 
 def serve(address: str) -> dict[str, object]:
@@ -120,7 +122,10 @@ def _reap(*_: object) -> None:
 
 
 def watch(worker: int, connection: socket.socket) -> None:
-    """Send the exit code of a process to the client; end it if the client is gone."""
+    """Send the exit code of a process to the client, and the client's SIGTERM to the process.
+
+    A process whose client is gone is ended.
+    """
     while True:
         done, status = os.waitpid(worker, os.WNOHANG)
         if done:
@@ -128,9 +133,11 @@ def watch(worker: int, connection: socket.socket) -> None:
             connection.sendall(str(code if code >= 0 else 128 - code).encode())
             os._exit(0)
         if select.select([connection], [], [], 0.02)[0]:
+            is_told = bool(connection.recv(1))
             os.kill(worker, signal.SIGTERM)
-            os.waitpid(worker, 0)
-            os._exit(0)
+            if not is_told:
+                os.waitpid(worker, 0)
+                os._exit(0)
 
 
 def place(given: list[int], wanted: list[int]) -> None:
@@ -203,9 +210,11 @@ def finish(action: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    gc.disable()
     for _name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(_name)
     gc.freeze()
+    gc.enable()
     _job = serve(sys.argv[1])
     finish(lambda: run(_job, sys.argv[2]))

@@ -59,8 +59,9 @@ def main() -> int:
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.benchmark.measure import BenchmarkOptions
-    from clipself_d2.apps.benchmark.run import DEFAULTS, run_benchmark, tables, write_report
+    from clipself_d2.apps.benchmark.run import DEFAULTS, run_benchmark, tables
     from clipself_d2.engine.cli import run_tool, start_logging
+    from clipself_d2.parts.json_file import write_json
 
     def action() -> None:
         start_logging()
@@ -82,7 +83,7 @@ def main() -> int:
         report = run_benchmark(list(PARTS) if args.part == "all" else [args.part], options)
         print(tables(report))
         if args.output is not None:
-            write_report(report, args.output)
+            write_json(args.output, report, indent=1)
 
     return run_tool(action, debug=args.debug)
 

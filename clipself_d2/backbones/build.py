@@ -10,41 +10,19 @@ from clipself_d2.backbones.stages import ClipViTStages
 
 
 def build_clip_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViT:
-    """Build the CLIP ViT alone, of one stride.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features ``clip`` and ``block<i>`` for i in MODEL.CLIP.TAP_BLOCKS.
-    """
+    """Build the CLIP ViT alone: ``clip``, and ``block<i>`` for i in MODEL.CLIP.TAP_BLOCKS."""
     return ClipViT(cfg, input_shape)
 
 
 def build_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
-    """Build the CLIP ViT with F-ViT's feature pyramid.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features ``p2`` to ``p6`` for strides 4 to 32, and ``clip``.
-    """
+    """Build the CLIP ViT with F-ViT's pyramid, ``p2`` to ``p6``, and ``clip``."""
     return ClipViTPyramid(cfg, input_shape)
 
 
 def build_retinanet_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
-    """Build F-ViT's pyramid for one-stage detectors.
+    """Build F-ViT's pyramid for one-stage detectors: ``p3`` to ``p7``, and ``clip``.
 
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features ``p3`` to ``p7``, of which the last two are convolutions, and
-        ``clip``.
+    The last two levels are convolutions.
     """
     return ClipViTPyramid(cfg, input_shape, one_stage=True)
 
@@ -52,12 +30,7 @@ def build_retinanet_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
 def build_semantic_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTPyramid:
     """Build F-ViT's pyramid for semantic heads, alone or in Panoptic FPN.
 
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone of ``build_clip_vit_fpn_backbone`` that has images padded to whole last strides.
+    It has images padded to whole last strides.
     """
     return ClipViTPyramid(cfg, input_shape, pad_to_stride=True)
 
@@ -65,69 +38,32 @@ def build_semantic_clip_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 def build_clip_vit_simple_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> ClipViTSimplePyramid:
-    """Build the CLIP ViT with ViTDet's simple feature pyramid.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features of ``build_clip_vit_fpn_backbone``.
-    """
+    """Build the CLIP ViT with ViTDet's simple pyramid: ``p2`` to ``p6``, and ``clip``."""
     return ClipViTSimplePyramid(cfg, input_shape)
 
 
 def build_retinanet_clip_vit_simple_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> ClipViTSimplePyramid:
-    """Build the simple pyramid for one-stage detectors.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features of ``build_retinanet_clip_vit_fpn_backbone``.
-    """
+    """Build the simple pyramid for one-stage detectors: ``p3`` to ``p7``, and ``clip``."""
     return ClipViTSimplePyramid(cfg, input_shape, one_stage=True)
 
 
 def build_semantic_clip_vit_simple_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> ClipViTSimplePyramid:
-    """Build the simple pyramid for semantic heads, alone or in Panoptic FPN.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone that has images padded to whole last strides.
-    """
+    """Build the simple pyramid for semantic heads, padded to whole last strides."""
     return ClipViTSimplePyramid(cfg, input_shape, pad_to_stride=True)
 
 
 def build_clip_vit_stages_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStages:
     """Build the CLIP ViT behind the names of a ResNet's stages, for C4 and DC5.
 
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, and ``clip``.
+    Features are those of MODEL.RESNETS.OUT_FEATURES, and ``clip``.
     """
     return ClipViTStages(cfg, input_shape)
 
 
 def build_semantic_clip_vit_stages_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStages:
-    """Build the stages for semantic heads, such as DeepLab's.
-
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone of ``build_clip_vit_stages_backbone`` that has images padded to whole last strides.
-    """
+    """Build the stages for semantic heads, such as DeepLab's, padded to whole last strides."""
     return ClipViTStages(cfg, input_shape, pad_to_stride=True)

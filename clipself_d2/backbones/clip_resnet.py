@@ -63,15 +63,7 @@ class ClipResNet(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
         """Read MODEL.RESNETS.OUT_FEATURES, and MODEL.CLIP by ``build_image_tower``.
 
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of the images.
-
-        Returns:
-            Arguments of the constructor.
-
-        Raises:
-            ValueError: If the CLIP is no ResNet, or images are BGR.
+        A ValueError says that the CLIP is no ResNet, or that images are BGR.
         """
         tower = build_image_tower(cfg, reads_embedding=False)
         if not isinstance(tower, ResNetTower):
@@ -87,14 +79,7 @@ class ClipResNet(Backbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the stages.
-
-        Args:
-            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
-
-        Returns:
-            (N, channels, H / stride, W / stride) float32 by name.
-        """
+        """Compute the stages of (N, 3, H, W) RGB pixels, normalised as CLIP's: float32 by name."""
         stages = self.tower.forward_stages(images, last=self._out_features[-1])
         return {name: stages[name] for name in self._out_features}
 
@@ -102,27 +87,16 @@ class ClipResNet(Backbone):
 def build_clip_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ClipResNet:
     """Build the CLIP ResNet for ``CLIPRes5ROIHeads``, or alone.
 
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features of MODEL.RESNETS.OUT_FEATURES, by default ``res4``. Its attention
-        pool is frozen; ``CLIPRes5ROIHeads``, which reads it, trains it.
+    Features are those of MODEL.RESNETS.OUT_FEATURES, by default ``res4``. Its attention pool is
+    frozen; ``CLIPRes5ROIHeads``, which reads it, trains it.
     """
     return ClipResNet(**ClipResNet.from_config(cfg, input_shape), train_pool=False)
 
 
 def build_clip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the CLIP ResNet with Detectron2's feature pyramid, for its standard heads.
+    """Build the CLIP ResNet with Detectron2's pyramid ``p2`` to ``p6`` of MODEL.FPN.
 
-    Args:
-        cfg: The whole config.
-        input_shape: Shape of the images.
-
-    Returns:
-        Backbone with the features ``p2`` to ``p6`` of MODEL.FPN, made of MODEL.FPN.IN_FEATURES; an
-        empty list stands for res2 to res5.
+    MODEL.FPN.IN_FEATURES of an empty list stands for res2 to res5.
     """
     options = ClipResNet.from_config(cfg, input_shape)
     names = list(cfg.MODEL.FPN.IN_FEATURES) or list(STAGES)

@@ -4,7 +4,7 @@ Legend: N images, D joint embedding, C tower width, H W pixels, h w patch grid.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,18 +20,6 @@ from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.image_tower import build_image_tower
 
 CLIP_FEATURE = "clip"
-
-
-class ClipViTOptions(TypedDict):
-    """Keyword arguments of ``ClipViT``."""
-
-    tower: VisionTower
-    tap_blocks: Sequence[int]
-    dense_form: DenseForm | str
-    any_form: bool
-    trainable_blocks: int
-    trainable_parts: str
-    drop_path: float
 
 
 class ClipViT(Backbone):
@@ -96,16 +84,8 @@ class ClipViT(Backbone):
         self.train(self.training)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTOptions:
-        """Read MODEL.CLIP.TAP_BLOCKS, and the rest of MODEL.CLIP by ``build_image_tower``.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of the images.
-
-        Returns:
-            Arguments of the constructor.
-        """
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Read MODEL.CLIP.TAP_BLOCKS, and the rest of MODEL.CLIP by ``build_image_tower``."""
         tower = build_image_tower(cfg, reads_embedding=False, used=("TAP_BLOCKS",))
         return {
             "tower": tower,
@@ -142,27 +122,16 @@ class ClipViT(Backbone):
         return Features(super().output_shape())
 
     def train(self, mode: bool = True) -> "ClipViT":
-        """Set the mode; a frozen tower stays in eval mode.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
+        """Set the mode; a frozen tower stays in eval mode."""
         super().train(mode)
         self.tower.train(mode and self.trainable_blocks != 0)
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
+        """Compute the features, of ceil(H / patch) rows, by name.
 
-        Args:
-            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB. Sides that are
-                no multiple of the patch are padded with zeros.
-
-        Returns:
-            Features by name; h is ceil(H / patch), w likewise.
+        Images are (N, 3, H, W) RGB, normalised with CLIP's mean and std; sides that are no multiple
+        of the patch are padded with zeros.
         """
         learns = self.trainable_blocks != 0 and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):

@@ -21,16 +21,10 @@ _FIRST_DENSE_STRIDE = 8
 
 
 def plan_levels(cfg: CfgNode, *, one_stage: bool) -> tuple[tuple[int, ...], nn.Module | None]:
-    """Read the levels of a pyramid.
+    """Read the strides of a pyramid's levels made from blocks, px, and the module of those above.
 
-    Args:
-        cfg: The whole config.
-        one_stage: Whether it is for a one-stage detector, as of RetinaNet: from p3 on, with two
-            levels of convolutions above the last stride.
-
-    Returns:
-        Strides of the levels made from blocks, px, ascending; and the module of the levels above,
-        None for one level of every second cell.
+    One-stage detectors, as of RetinaNet, go from p3 on, with two levels of convolutions above the
+    last stride; None is one level of every second cell.
     """
     strides = tuple(cfg.MODEL.CLIP_FPN.STRIDES)
     if not one_stage:
@@ -42,26 +36,12 @@ def plan_levels(cfg: CfgNode, *, one_stage: bool) -> tuple[tuple[int, ...], nn.M
 
 
 def level_name(stride: int) -> str:
-    """Name a level.
-
-    Args:
-        stride: Pixels per cell, a power of two.
-
-    Returns:
-        p2 for 4 px, p3 for 8 px, and so on.
-    """
+    """Name a level by its stride, a power of two: p2 for 4 px, p3 for 8 px, and so on."""
     return f"p{stride.bit_length() - 1}"
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Refuse strides that no pyramid has.
-
-    Args:
-        strides: Pixels per cell.
-
-    Raises:
-        ValueError: If they are no powers of two or do not ascend.
-    """
+    """Raise a ValueError for strides that are no powers of two or do not ascend."""
     ascending = all(fine < coarse for fine, coarse in pairwise(strides))
     if not strides or not ascending or any(s < 1 or s.bit_count() != 1 for s in strides):
         raise ValueError(
@@ -70,16 +50,7 @@ def check_strides(strides: Sequence[int]) -> None:
 
 
 def check_taps(backbone: ClipViT, read: Sequence[int], num_levels: int) -> None:
-    """Refuse blocks that do not fit the levels made of them.
-
-    Args:
-        backbone: The ViT.
-        read: Numbers of the blocks that levels are made of.
-        num_levels: Number of blocks needed.
-
-    Raises:
-        ValueError: If there are more or fewer, or a trained block is behind the last.
-    """
+    """Raise a ValueError for more or fewer blocks than levels, or a trained one behind the last."""
     if len(read) != num_levels:
         raise ValueError(
             f"{len(read)} blocks {list(read)} for {num_levels} levels; MODEL.CLIP.TAP_BLOCKS needs "
@@ -140,13 +111,9 @@ class PyramidBackbone(Backbone):
         return {"size_divisibility": self.size_divisibility, "square_size": self.square_size}
 
     def set_levels(self, channels: int) -> None:
-        """Declare the features after the attributes of the class are set.
+        """Declare the levels, of so many channels, after the attributes of the class are set.
 
-        Args:
-            channels: Channels of every level.
-
-        Raises:
-            ValueError: If the top block reads a level that is not there.
+        A ValueError says that the top block reads a level that is not there.
         """
         # Detectron2's top blocks say these two of themselves.
         extra = 1 if self.top_block is None else int(str(self.top_block.num_levels))
@@ -167,12 +134,7 @@ class PyramidBackbone(Backbone):
         return Features(super().output_shape())
 
     def declare(self, strides: Mapping[str, int], channels: Mapping[str, int]) -> None:
-        """Declare features and ``clip``.
-
-        Args:
-            strides: Stride by name, px.
-            channels: Channels by name.
-        """
+        """Declare features and ``clip`` by strides, px, and channels."""
         clip = self.bottom_up.output_shape()[CLIP_FEATURE]
         self._out_features = [*strides, CLIP_FEATURE]
         self._out_feature_strides = {**strides, CLIP_FEATURE: clip.stride}
@@ -184,13 +146,8 @@ class PyramidBackbone(Backbone):
     def align(self, map_NChw: Tensor, level: int, size: Sequence[int]) -> Tensor:
         """Bring an adapted map to the stride of its level.
 
-        Args:
-            map_NChw: Output of the level's adapter.
-            level: Number of the level, from the finest.
-            size: Sides (H, W) of the padded images, px.
-
-        Returns:
-            (N, C, ceil(H / stride), ceil(W / stride)).
+        ``level`` counts from the finest, and ``size`` is (H, W) of the padded images; the result
+        has ceil(H / stride) rows.
         """
         stride, (height, width) = self.strides[level], size
         # Not minus a floor of a negative, which ONNX would round towards zero.
@@ -199,15 +156,7 @@ class PyramidBackbone(Backbone):
         return resample(map_NChw, patch / 2.0 ** doublings(patch, stride), stride, grid)
 
     def add_top(self, levels: Sequence[Tensor], clip: Tensor) -> dict[str, Tensor]:
-        """Add the levels above and name all.
-
-        Args:
-            levels: (N, C, h, w) for each stride.
-            clip: (N, D, h, w) dense map.
-
-        Returns:
-            Features by name.
-        """
+        """Add the levels above (N, C, h, w) for each stride, and the dense map, by name."""
         if self.top_block is None:
             above = [F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
         else:
@@ -220,16 +169,8 @@ def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, in
     """Interpolate a map to another stride with the upper left corner of the image kept in place.
 
     Cell j of a map of stride s covers pixels s * j to s * (j + 1), before and after. Resizing to
-    ``grid`` would stretch a map whose cells do not end where the image does.
-
-    Args:
-        map_NChw: Map; past its border the last cells are repeated.
-        source: Its stride, px.
-        target: Stride wanted, px.
-        grid: Cells (h, w) wanted.
-
-    Returns:
-        Bilinear values at the centres of the cells; a crop of the map where the strides agree.
+    ``grid`` would stretch a map whose cells do not end where the image does. Past the border the
+    last cells are repeated; where the strides agree it is a crop of the map.
     """
     if source != target:
         scale = source / target
@@ -242,13 +183,5 @@ def resample(map_NChw: Tensor, source: float, target: float, grid: tuple[int, in
 
 
 def doublings(patch_size: int, stride: int) -> int:
-    """Count the factors of two from the patch to a stride.
-
-    Args:
-        patch_size: Stride of the ViT's map, px.
-        stride: Stride wanted, px.
-
-    Returns:
-        The nearest number of them; negative where the stride is coarser.
-    """
+    """Count the factors of two from the patch to a stride; negative where that is coarser."""
     return round(math.log2(patch_size / stride))

@@ -4,7 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -20,17 +20,6 @@ from clipself_d2.backbones.levels import (
     doublings,
     plan_levels,
 )
-
-
-class ClipViTPyramidOptions(TypedDict):
-    """Keyword arguments of ``ClipViTPyramid``."""
-
-    backbone: ClipViT
-    strides: Sequence[int]
-    out_channels: int
-    norm: str
-    square_size: int
-    top_block: nn.Module | None
 
 
 class ClipViTPyramid(PyramidBackbone):
@@ -97,16 +86,11 @@ class ClipViTPyramid(PyramidBackbone):
     @classmethod
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
-    ) -> ClipViTPyramidOptions:
+    ) -> dict[str, Any]:
         """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of the images.
-            one_stage: Whether levels are those of one-stage detectors, p3 to p7.
-
-        Returns:
-            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
+        Without MODEL.CLIP.TAP_BLOCKS, blocks are at equal distances; levels of one-stage detectors
+        are p3 to p7.
         """
         options = ClipViT.from_config(cfg, input_shape)
         count = len(cfg.MODEL.CLIP_FPN.STRIDES)
@@ -117,14 +101,10 @@ class ClipViTPyramid(PyramidBackbone):
         return pyramid_options(cfg, ClipViT(**options), strides, top_block)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
+        """Compute the levels, fine to coarse, and the dense map ``clip``.
 
-        Args:
-            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
-
-        Returns:
-            Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
-            the dense map ``clip``.
+        Images are as of ``ClipViT``; levels are (N, out_channels, ceil(H / stride), ceil(W /
+        stride)).
         """
         features = self.bottom_up(images)
         laterals = []
@@ -140,18 +120,8 @@ class ClipViTPyramid(PyramidBackbone):
 
 def pyramid_options(
     cfg: CfgNode, backbone: ClipViT, strides: Sequence[int], top_block: nn.Module | None
-) -> ClipViTPyramidOptions:
-    """Read the channels, norm and square of a pyramid.
-
-    Args:
-        cfg: The whole config.
-        backbone: The ViT.
-        strides: Strides of the levels, px.
-        top_block: Module of the levels above, or None.
-
-    Returns:
-        Arguments of a pyramid's constructor.
-    """
+) -> dict[str, Any]:
+    """Read the channels, norm and square of a pyramid into arguments of its constructor."""
     return {
         "backbone": backbone,
         "strides": strides,
@@ -163,30 +133,15 @@ def pyramid_options(
 
 
 def spread_blocks(num_blocks: int, num_taps: int) -> list[int]:
-    """Choose blocks at equal distances that end with the last one.
+    """Choose blocks at equal distances that end with the last one: 2, 5, 8, 11 for 4 of 12.
 
-    Args:
-        num_blocks: Depth of the tower.
-        num_taps: Number of blocks wanted; above ``num_blocks`` some come twice.
-
-    Returns:
-        Ascending 0-based numbers: 2, 5, 8, 11 for 4 of 12.
+    Above ``num_blocks`` some come twice.
     """
     return [-(-(tap + 1) * num_blocks // num_taps) - 1 for tap in range(num_taps)]
 
 
 def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
-    """Make a convolution that keeps the grid, with a bias where it has no norm.
-
-    Args:
-        channels: Channels in.
-        out_channels: Channels out.
-        kernel: Side of the kernel, odd.
-        norm: Norm behind it, by Detectron2's name.
-
-    Returns:
-        The convolution with PyTorch's random weights.
-    """
+    """Make a convolution that keeps the grid, with a bias where it has no norm."""
     return Conv2d(
         channels,
         out_channels,

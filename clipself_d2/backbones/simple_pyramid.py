@@ -4,6 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a level.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -19,7 +20,6 @@ from clipself_d2.backbones.levels import (
     plan_levels,
 )
 from clipself_d2.backbones.pyramid import (
-    ClipViTPyramidOptions,
     make_adapter,
     normed_conv,
     pyramid_options,
@@ -89,32 +89,15 @@ class ClipViTSimplePyramid(PyramidBackbone):
     @classmethod
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, one_stage: bool = False
-    ) -> ClipViTPyramidOptions:
-        """Read MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of the images.
-            one_stage: Whether levels are those of one-stage detectors, p3 to p7.
-
-        Returns:
-            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, the last block.
-        """
+    ) -> dict[str, Any]:
+        """Read as ``ClipViTPyramid`` does; without MODEL.CLIP.TAP_BLOCKS, the last block."""
         options = ClipViT.from_config(cfg, input_shape)
         options["tap_blocks"] = options["tap_blocks"] or [options["tower"].num_blocks - 1]
         backbone = ClipViT(**options)
         return pyramid_options(cfg, backbone, *plan_levels(cfg, one_stage=one_stage))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
-
-        Args:
-            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
-
-        Returns:
-            Levels of (N, out_channels, ceil(H / stride), ceil(W / stride)), fine to coarse, and
-            the dense map ``clip``.
-        """
+        """Compute the levels and ``clip``, as ``ClipViTPyramid``."""
         features = self.bottom_up(images)
         levels = []
         for level, (scaler, output) in enumerate(zip(self.scalers, self.outputs, strict=True)):
@@ -126,16 +109,9 @@ class ClipViTSimplePyramid(PyramidBackbone):
 def make_scaler(
     channels: int, patch_size: int, stride: int, norm: str
 ) -> tuple[nn.Sequential | nn.MaxPool2d, int]:
-    """Make the module that brings the map nearest to a stride by factors of two.
+    """Make the module that brings the map nearest to a stride, px, by factors of two.
 
-    Args:
-        channels: Channels C in.
-        patch_size: Stride of the map, px.
-        stride: Stride wanted, px.
-        norm: Norm between transposed convolutions.
-
-    Returns:
-        The module and its channels out: half of those in for each step up.
+    Beside it its channels out: half of those in for each step up.
     """
     scaler = make_adapter(channels, patch_size, stride, norm, narrowing=2)
     return scaler, channels >> max(0, doublings(patch_size, stride))

@@ -4,7 +4,7 @@ Legend: N images, C tower width, H W pixels, h w cells of a stage.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -20,16 +20,6 @@ from clipself_d2.backbones.pyramid import (
 )
 
 STAGES = ("res2", "res3", "res4", "res5")
-
-
-class ClipViTStagesOptions(TypedDict):
-    """Keyword arguments of ``ClipViTStages``."""
-
-    backbone: ClipViT
-    strides: Mapping[str, int]
-    channels: Mapping[str, int]
-    norm: str
-    square_size: int
 
 
 class ClipViTStages(PyramidBackbone):
@@ -81,19 +71,11 @@ class ClipViTStages(PyramidBackbone):
         self.declare(strides, channels)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> ClipViTStagesOptions:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read MODEL.RESNETS, MODEL.CLIP_FPN, and MODEL.CLIP through ``ClipViT``.
 
-        Args:
-            cfg: The whole config. Stages, channels and dilations are those of MODEL.RESNETS, norm
-                and square those of MODEL.CLIP_FPN.
-            input_shape: Shape of the images.
-
-        Returns:
-            Arguments of the constructor; without MODEL.CLIP.TAP_BLOCKS, blocks at equal distances.
-
-        Raises:
-            ValueError: If a stage is unknown.
+        Stages, channels and dilations are those of MODEL.RESNETS, norm and square those of
+        MODEL.CLIP_FPN; without MODEL.CLIP.TAP_BLOCKS, blocks are at equal distances.
         """
         resnets = cfg.MODEL.RESNETS
         names = list(resnets.OUT_FEATURES)
@@ -115,14 +97,7 @@ class ClipViTStages(PyramidBackbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
-
-        Args:
-            images: (N, 3, H, W) pixels normalised with CLIP's mean and std, RGB.
-
-        Returns:
-            Stages of (N, channels, ceil(H / stride), ceil(W / stride)), and ``clip``.
-        """
+        """Compute the stages, of ceil(H / stride) rows, and ``clip``, as ``ClipViT`` does."""
         features = self.bottom_up(images)
         stages = {}
         for level, name in enumerate(self._names):
@@ -135,18 +110,10 @@ class ClipViTStages(PyramidBackbone):
 def stage_strides(
     names: Sequence[str], *, res4_dilation: int = 1, res5_dilation: int = 1
 ) -> dict[str, int]:
-    """Strides of a ResNet's stages.
+    """Strides of a ResNet's stages res2 to res5 by name, px.
 
-    Args:
-        names: Any of res2 to res5.
-        res4_dilation: 2 where res4 keeps the stride of res3.
-        res5_dilation: 2 where res5 keeps the stride of res4.
-
-    Returns:
-        Strides by name, px.
-
-    Raises:
-        ValueError: If a name is unknown or there is none.
+    A dilation of 2 keeps the stride of the stage before. A ValueError says that a name is unknown
+    or there is none.
     """
     unknown = [name for name in names if name not in STAGES]
     if unknown or not names:

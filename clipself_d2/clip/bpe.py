@@ -11,13 +11,9 @@ NUM_SPECIAL_TOKENS = 2
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Merge the most frequent neighbours until every word is one token.
+    """Merge the most frequent neighbours of lower-case ASCII words until every word is one token.
 
-    Args:
-        words: Lower-case ASCII words without spaces.
-
-    Returns:
-        Merges in order of use; the last letter of a word carries open_clip's ``</w>`` mark.
+    Merges in order of use; the last letter of a word carries open_clip's ``</w>`` mark.
     """
     pieces = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(set(words))}
     merges: list[tuple[str, str]] = []
@@ -44,14 +40,10 @@ def _merge(parts: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_merges(path: Path, merges: Sequence[tuple[str, str]]) -> int:
-    """Write merges for ``open_clip.tokenizer.SimpleTokenizer(bpe_path=path)``.
+    """Write merges as .txt.gz for ``open_clip.tokenizer.SimpleTokenizer(bpe_path=path)``.
 
-    Args:
-        path: The .txt.gz file to write; the same merges give the same bytes.
-        merges: Pairs in order of use.
-
-    Returns:
-        Size of the vocabulary, byte and special tokens included.
+    The same merges give the same bytes. Returns the size of the vocabulary, byte and special tokens
+    included.
     """
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     path.write_bytes(gzip.compress("\n".join(lines).encode("utf-8"), mtime=0))

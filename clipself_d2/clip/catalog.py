@@ -35,29 +35,14 @@ class TowerEntry:
 
 
 def known_models() -> tuple[str, ...]:
-    """List open_clip's models.
-
-    Returns:
-        Names of open_clip's models, sorted without regard to case; this project's own are not among
-        them.
-    """
+    """List open_clip's models, sorted without regard to case, without this project's own."""
     names = set(open_clip.list_models()) - set(project_models())
     return tuple(sorted(names, key=str.lower))
 
 
 @cache
 def describe(name: str) -> TowerEntry:
-    """Tell how a model's dense map is made; weights are neither made nor loaded.
-
-    Args:
-        name: Model name as open_clip knows it.
-
-    Returns:
-        The entry.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+    """Tell how a model's dense map is made; weights are neither made nor loaded."""
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"{name!r} is no model of open_clip")

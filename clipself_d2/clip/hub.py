@@ -77,13 +77,8 @@ def save_pretrained(
 def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     """Upload a folder of ``save_pretrained``, with the token of ``hf auth login``.
 
-    Args:
-        folder: The folder.
-        repository: Where to, org/name; it is made where it is not there.
-        private: Whether a new one is seen by its owner alone.
-
-    Returns:
-        Name for ``load_clip``.
+    The repository org/name is made where it is not there; ``private`` ones are seen by their owner
+    alone. Returns the name for ``load_clip``.
     """
     api = huggingface_hub.HfApi()
     api.create_repo(repository, private=private, exist_ok=True)

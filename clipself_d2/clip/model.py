@@ -49,13 +49,7 @@ _TIMM_TOWERS = (
 
 
 class ClipModel(nn.Module):
-    """A whole CLIP: image tower and text tower of one joint embedding.
-
-    Args:
-        name: Model name as open_clip knows it.
-        tower: Image tower.
-        text: Text tower.
-    """
+    """A whole CLIP: image tower and text tower of one joint embedding."""
 
     def __init__(self, *, name: str, tower: VisionTower, text: TextEncoder) -> None:
         super().__init__()
@@ -69,11 +63,7 @@ class ClipModel(nn.Module):
         return float(self.text.clip.logit_scale.detach().exp())
 
     def open_clip_state_dict(self) -> dict[str, Tensor]:
-        """Collect the weights under the names of open_clip's whole model.
-
-        Returns:
-            Tensors that ``load_clip`` and ``open_clip.create_model`` read back.
-        """
+        """Collect the weights by open_clip's names, which ``load_clip`` reads back."""
         return {**self.tower.state_dict(), **self.text.clip.state_dict()}
 
 
@@ -85,20 +75,9 @@ def build_tower(
     pixel_std: tuple[float, float, float],
     precision: str = "fp32",
 ) -> VisionTower:
-    """Wrap open_clip's image tower.
+    """Wrap open_clip's image tower ``visual``; a ValueError says that it has no dense path here.
 
-    Args:
-        visual: The module ``visual`` of a model of open_clip.
-        name: Model name.
-        pixel_mean: RGB mean, 0 to 255.
-        pixel_std: RGB deviation.
-        precision: fp32, bf16 or auto.
-
-    Returns:
-        The tower that fits the module's type.
-
-    Raises:
-        ValueError: If the module has no dense path here.
+    Mean and deviation are of RGB, 0 to 255.
     """
     check_precision(precision)
     timm_tower = isinstance(visual, TimmModel)
@@ -138,10 +117,16 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
     check_name(name)
     check_transformers(name)
     clip, tower, path = _build(name, weights, precision)
-    model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
+    text = TextEncoder(
+        clip=clip,
+        tokenizer=open_clip.get_tokenizer(name),
+        embed_dim=int(open_clip.get_model_config(name)["embed_dim"]),
+        closed_words=name in project_models(),
+    )
+    model = ClipModel(name=name, tower=tower, text=text)
     if path is not None:
-        report = load_clip_weights(model, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_clip_weights(model, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return model.eval()
 
 
@@ -162,8 +147,8 @@ def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32"
     """
     _, tower, path = _build(name, weights, precision)
     if path is not None:
-        report = load_tower_weights(tower, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_tower_weights(tower, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return tower.eval()
 
 
@@ -222,22 +207,9 @@ def _take_tower(
 def _pixel_statistics(
     name: str, settings: dict[str, Any]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of the weights' pixels, 0 to 1.
-
-    A file does not tell; where all published weights of the model agree, as SigLIP's do, it is
-    taken for one of them.
-    """
+    """Mean and deviation, 0 to 1: a file of a model whose published weights agree is like them."""
     openai = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = [settings] if settings else [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     found = {(tuple(c.get("mean", openai[0])), tuple(c.get("std", openai[1]))) for c in known}
     return found.pop() if len(found) == 1 else openai
-
-
-def _make_text(clip: CLIP | CustomTextCLIP, name: str) -> TextEncoder:
-    return TextEncoder(
-        clip=clip,
-        tokenizer=open_clip.get_tokenizer(name),
-        embed_dim=int(open_clip.get_model_config(name)["embed_dim"]),
-        closed_words=name in project_models(),
-    )

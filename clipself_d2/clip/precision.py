@@ -17,11 +17,7 @@ _CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Tell whether this processor multiplies bf16 matrices in hardware.
-
-    Returns:
-        False where the operating system does not list the processor's features.
-    """
+    """Tell whether the processor is known to multiply bf16 matrices in hardware."""
     listing = Path("/proc/cpuinfo")
     if not listing.is_file():
         return False
@@ -32,28 +28,13 @@ def cpu_has_bf16() -> bool:
 
 
 def check_precision(precision: str) -> None:
-    """Raise unless a precision is known.
-
-    Args:
-        precision: Name of a number type.
-
-    Raises:
-        ValueError: If it is none of fp32, bf16, fp16 and auto.
-    """
+    """Raise a ValueError unless a precision is one of fp32, bf16, fp16 and auto."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of {PRECISIONS}")
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """Raise unless pictures are what a tower embeds.
-
-    Args:
-        images: What the caller gave.
-        name: Name of the tower's model.
-
-    Raises:
-        ValueError: If it is no (N, 3, H, W) tensor in floating point; N may be 0.
-    """
+    """Raise a ValueError unless pictures are (N, 3, H, W) in floating point; N may be 0."""
     if not isinstance(images, Tensor):
         got, hint = f"a {type(images).__name__}", "torch.stack makes one of a list"
     elif images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
@@ -68,42 +49,21 @@ def check_images(images: Tensor, name: str) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bf16 matrices in hardware.
-
-    Args:
-        device: Where the tensors are.
-
-    Returns:
-        Whether precision "auto" is bf16 there.
-    """
+    """Tell whether a device multiplies bf16 matrices in hardware, so that "auto" is bf16 there."""
     if device.type == "cpu":
         return cpu_has_bf16()
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Tell in which number type matrices are multiplied at the moment.
-
-    Args:
-        device: Where the tensors are.
-
-    Returns:
-        That of the autocast; None outside of one.
-    """
+    """Tell in which number type autocast multiplies matrices at the moment; None outside of one."""
     if not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
 
 def as_operand(tensor: Tensor) -> Tensor:
-    """Cast what several products read once, instead of for each of them.
-
-    Args:
-        tensor: Input of products.
-
-    Returns:
-        It in the number type of the autocast; outside of one as it is.
-    """
+    """Cast what several products read to autocast's number type once, instead of for each."""
     dtype = autocast_dtype(tensor.device)
     return tensor if dtype is None else tensor.to(dtype)
 
@@ -112,17 +72,9 @@ def as_operand(tensor: Tensor) -> Tensor:
 def compute_context(device: torch.device, precision: str, num_tokens: int = 0) -> Iterator[None]:
     """Run a with block in the number type asked for.
 
-    Args:
-        device: Where the tensors are.
-        precision: "fp32", the caller's own number type, which is lower inside an autocast; "bf16";
-            "fp16"; or "auto": bf16 where the device has it, else as fp32.
-        num_tokens: Length T of the sequences that attend to themselves; 0 if that is not known.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If the precision is none of these.
+    "fp32" is the caller's own number type, which is lower inside an autocast; "auto" is bf16 where
+    the device has it, else as fp32. ``num_tokens`` is the length T of the sequences that attend to
+    themselves; 0 if that is not known.
     """
     check_precision(precision)
     if precision == "fp32" or (precision == "auto" and not has_bf16(device)):

@@ -13,15 +13,9 @@ def own_randomness(*seed: int) -> Iterator[None]:
     """Let a block draw from generators of its own; those of the run go on as if it were not there.
 
     Building a part draws random weights, whether or not a file then replaces them, and whether a
-    part is built may depend on a cache. What comes after it must not.
-
-    Args:
-        seed: Numbers >= 0 on which alone depends what the block draws from torch, on the CPU and
-            the current GPU, from numpy and from python; none stands for the seed of torch's
-            generator, which is that of the run.
-
-    Yields:
-        Nothing.
+    part is built may depend on a cache. What comes after it must not. On the seeds, numbers >= 0,
+    alone depends what the block draws from torch, on the CPU and the current GPU, from numpy and
+    from python; none stands for the seed of torch's generator, which is that of the run.
     """
     words = np.random.SeedSequence(seed or [torch.initial_seed()]).generate_state(3, np.uint64)
     for_torch, for_numpy, for_python = (int(word) for word in words)

@@ -37,11 +37,7 @@ HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def project_models() -> tuple[str, ...]:
-    """List the models this project adds to open_clip's.
-
-    Returns:
-        Names of the files in ``model_configs``, sorted.
-    """
+    """List the models this project adds to open_clip's, sorted."""
     return tuple(sorted(path.stem for path in CONFIG_FOLDER.glob("*.json")))
 
 
@@ -63,15 +59,7 @@ def register_project_models() -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise unless a model is known.
-
-    Args:
-        name: Model name as open_clip knows it, an id ``hf-hub:org/name`` of the Hugging Face hub,
-            or ``local-dir:FOLDER`` with the files of such a model.
-
-    Raises:
-        ValueError: If there is no such model, or the hub cannot be reached.
-    """
+    """Raise unless open_clip, the hub (``hf-hub:org/name``) or ``local-dir:FOLDER`` has a model."""
     if is_published(name):
         hub_config(name)
     elif open_clip.get_model_config(name) is None:
@@ -80,27 +68,13 @@ def check_name(name: str) -> None:
 
 
 def needs_transformers(name: str) -> bool:
-    """Tell whether a model reads words by Hugging Face's transformers.
-
-    Args:
-        name: Known model name, as of ``check_name``.
-
-    Returns:
-        True where its tokenizer, or all of its text tower, is of that library.
-    """
+    """Tell whether a known model reads words by Hugging Face's transformers."""
     text = open_clip.get_model_config(name)["text_cfg"]
     return "hf_tokenizer_name" in text or "hf_model_name" in text
 
 
 def check_transformers(name: str) -> None:
-    """Raise where a model's text tower asks for a library that is not installed.
-
-    Args:
-        name: Known model name, as of ``check_name``.
-
-    Raises:
-        ValueError: If transformers is needed and absent.
-    """
+    """Raise a ValueError where a known model needs transformers, which is not installed."""
     if needs_transformers(name) and importlib.util.find_spec("transformers") is None:
         raise ValueError(
             f"the text tower of {name} needs Hugging Face's transformers; run "
@@ -109,47 +83,20 @@ def check_transformers(name: str) -> None:
 
 
 def embed_dim(name: str) -> int:
-    """Look up the width of a model's joint embedding.
-
-    Args:
-        name: As of ``check_name``.
-
-    Returns:
-        Width D.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+    """Look up the width D of a model's joint embedding."""
     check_name(name)
     return int(open_clip.get_model_config(name)["embed_dim"])
 
 
 def native_image_size(name: str) -> int:
-    """Look up the side of a model's native input; the model is not built.
-
-    Args:
-        name: As of ``check_name``.
-
-    Returns:
-        Side of the square, px.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+    """Look up the side of a model's native input, px; the model is not built."""
     check_name(name)
     size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
     return int(size if isinstance(size, int) else size[0])
 
 
 def pretrained_tags(name: str) -> list[str]:
-    """List the pretrained weights of a model.
-
-    Args:
-        name: As of ``check_name``.
-
-    Returns:
-        Tags of whole CLIPs, this project's before open_clip's; of a hub id the id itself.
-    """
+    """List tags of a model's whole CLIPs, this project's first; of a hub id the id itself."""
     if is_published(name):
         return [name]
     tags = [tag for model, tag in PROJECT_WEIGHTS if model == name]
@@ -159,16 +106,10 @@ def pretrained_tags(name: str) -> list[str]:
 def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
     """Tell what a weights string of a model means.
 
-    Args:
-        name: Model name.
-        weights: A tag of this project or of open_clip, an id ``hf-hub:org/name``, a folder
-            ``local-dir:FOLDER``, or a file.
-
-    Returns:
-        The tag or id and None, to be had by ``fetch_weights``; or None and a file.
-
-    Raises:
-        ValueError: If it is none of these, or if the activation of the tag is not the model's.
+    It is a tag of this project or of open_clip, an id ``hf-hub:org/name``, a folder
+    ``local-dir:FOLDER``, or a file. Gives the tag or id and None, to be had by ``fetch_weights``;
+    or None and a file. A ValueError says that it is none of these, or that the tag's activation is
+    not the model's.
     """
     if is_published(weights):
         _check_activation(name, weights, hub_config(weights)["model_cfg"])
@@ -191,17 +132,10 @@ def find_weights(name: str, weights: str) -> tuple[str | None, Path | None]:
 
 
 def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
-    """Download weights, or take them from the cache of open_clip and the Hugging Face hub.
+    """Download weights of ``find_weights``, or take them from the cache.
 
-    Args:
-        name: Model name.
-        tag: What ``find_weights`` gave.
-
-    Returns:
-        Settings of the weights, with "mean" and "std" where they are known; and the file.
-
-    Raises:
-        FileNotFoundError: If they are not in the cache and cannot be downloaded.
+    Gives their settings, with "mean" and "std" where they are known, and the file; or raises a
+    FileNotFoundError.
     """
     try:
         if tag.startswith(FOLDER_PREFIX):
@@ -223,17 +157,10 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
 
 
 def hub_config(hub_id: str) -> dict[str, Any]:
-    """Read the config of a model on the Hugging Face hub, in its cache or in a folder.
+    """Read ``open_clip_config.json`` of ``hf-hub:org/name`` or ``local-dir:FOLDER``.
 
-    Args:
-        hub_id: ``hf-hub:org/name`` or ``local-dir:FOLDER``.
-
-    Returns:
-        The file ``open_clip_config.json``: "model_cfg" and, mostly, "preprocess_cfg".
-
-    Raises:
-        ValueError: If the id has not that form, or it holds no CLIP of open_clip's format.
-        FileNotFoundError: If the hub cannot be reached or knows no such model.
+    A ValueError says that the id has not that form, or that it holds no CLIP of open_clip's format;
+    a FileNotFoundError that the hub cannot be reached or knows no such model.
     """
     if hub_id.startswith(FOLDER_PREFIX):
         return _model_config(hub_id, _folder_file(hub_id, (HUB_CONFIG,)))
@@ -253,14 +180,7 @@ def hub_config(hub_id: str) -> dict[str, Any]:
 
 
 def is_published(name: str) -> bool:
-    """Tell whether a name is that of a model in the hub's layout, which has weights of its own.
-
-    Args:
-        name: Of a model or of weights.
-
-    Returns:
-        Whether it begins with ``hf-hub:`` or ``local-dir:``.
-    """
+    """Tell whether a name begins with ``hf-hub:`` or ``local-dir:``, which has weights."""
     return name.startswith((HUB_PREFIX, FOLDER_PREFIX))
 
 

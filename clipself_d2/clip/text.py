@@ -132,14 +132,7 @@ class TextEncoder(nn.Module):
         return self.tokenizer(list(texts), context_length=length)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed token numbers.
-
-        Args:
-            tokens: (N, T) token numbers.
-
-        Returns:
-            (N, D), not normalised.
-        """
+        """Embed (N, T) token numbers: (N, D), not normalised."""
         embedding: Tensor = self.clip.encode_text(tokens)
         return embedding
 
@@ -213,12 +206,7 @@ class TextEncoder(nn.Module):
         return embedded
 
     def warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
-        """Warn of texts whose end the tower does not read.
-
-        Args:
-            texts: N texts.
-            tokens: (N, T), what ``tokenize`` made of them.
-        """
+        """Warn of texts whose end the tower does not read; (N, T) tokens are ``tokenize``'s."""
         length = tokens.shape[1]
         padding = 0 if self.reads_end_token else int(self.tokenize([""])[0, -1])
         full = (tokens[:, -1] != padding).nonzero()[:, 0].tolist()
@@ -239,14 +227,9 @@ class TextEncoder(nn.Module):
             )
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
-        """List words that the model cannot know.
+        """List lower-case words that the model cannot know, in order of appearance.
 
-        Args:
-            texts: Texts, such as class names.
-
-        Returns:
-            Lower-case words that fall apart into several tokens, in order of appearance; always
-            empty for a CLIP trained on text of the web.
+        They fall apart into several tokens; there is none for a CLIP trained on text of the web.
         """
         if not self.closed_words or not isinstance(self.tokenizer, SimpleTokenizer):
             return []

@@ -10,16 +10,8 @@ logger = logging.getLogger(__name__)
 def find_device(device: str, key: str, *, is_asked: bool) -> str:
     """Check a device; a config's cuda becomes cpu on a machine without a GPU.
 
-    Args:
-        device: As torch names it.
-        key: Key or flag that holds it, for messages.
-        is_asked: Whether the command line names it, so that no other will do.
-
-    Returns:
-        The device to use.
-
-    Raises:
-        ValueError: If torch does not know it, or it is not there.
+    Not so where the command line asked for it, nor are unknown devices: a ValueError names the
+    ``key``.
     """
     try:
         kind = torch.device(device)

@@ -21,14 +21,7 @@ _MOST_CHARACTERS = 1500
 
 
 def is_users(error: BaseException) -> bool:
-    """Tell errors of users from errors of the code.
-
-    Args:
-        error: Any.
-
-    Returns:
-        Whether a sentence says all that the user needs.
-    """
+    """Tell errors of users, of which a sentence says all, from errors of the code."""
     if isinstance(error, ProcessRaisedException):
         kind = getattr(builtins, _last_line(error)[0].rpartition(".")[2], None)
         return isinstance(kind, type) and issubclass(kind, USER_ERRORS)
@@ -45,14 +38,7 @@ def _is_said_by_library(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Say in one line what is wrong.
-
-    Args:
-        error: One of a user.
-
-    Returns:
-        The sentence, of bounded length.
-    """
+    """Say in one line, of bounded length, what is wrong."""
     text = " ".join(_told(error).split())
     more = len(text) - _MOST_CHARACTERS
     return text if more <= 0 else f"{text[:_MOST_CHARACTERS]} ... ({more} more characters)"

@@ -22,15 +22,9 @@ _RUNNER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def find_runner(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Tell whether torchrun, or a script that acts like it, started this process.
 
-    Args:
-        environment: Variables of the process.
-
-    Returns:
-        Its number on this machine and the number of processes there, or None where the tool is to
-        start processes itself.
-
-    Raises:
-        ValueError: If only some of the variables are set, or one is no number.
+    Gives its number on this machine and the number of processes there, or None where the tool is to
+    start processes itself; a ValueError says that only some of the variables are set, or one is no
+    number.
     """
     if "MASTER_ADDR" not in environment or "RANK" not in environment:
         return None
@@ -57,15 +51,10 @@ def _check_places(flags: argparse.Namespace) -> None:
 
 
 def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Namespace) -> None:
-    """Run a function in every process of a run.
+    """Run an importable function in every process of a run.
 
-    Args:
-        action: What each process does, an importable function.
-        args: Its arguments.
-        flags: Detectron2's, of processes and machines, where no runner has started them.
-
-    Raises:
-        SystemExit: With the exit code of a process that failed and has said why.
+    The flags are Detectron2's, for where no runner has started the processes. A SystemExit has the
+    exit code of a process that failed and has said why.
     """
     place = find_runner(os.environ)
     if place is None:

@@ -20,14 +20,9 @@ _PARTS = ("ROI_HEADS", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
 
 
 def add_project_keys(cfg: CfgNode, config_file: str) -> list[str]:
-    """Add the keys of PointRend and DeepLab where a yaml file names one of their heads.
+    """Add, in place, the keys of PointRend and DeepLab where a file names one of their heads.
 
-    Args:
-        cfg: The defaults; changed in place.
-        config_file: The file that is to be merged, which exists.
-
-    Returns:
-        Names of the heads found.
+    Returns the names of the heads found.
     """
     model = read_config_file(config_file).get("MODEL") or {}
     named = {str((model.get(part) or {}).get("NAME")) for part in _PARTS}

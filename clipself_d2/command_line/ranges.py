@@ -144,7 +144,7 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "INPUT.REGIONS.SOURCE": (*REGION_SOURCES, "rpn"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW", "Adam"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
-    "TEST.BACKEND": ("hotcoco", "reference"),
+    "TEST.BACKEND": ("hotcoco", "faster_coco_eval", "reference"),
 }
 # Proposals that come from elsewhere, of which no registry knows.
 _UNREGISTERED = {"PrecomputedProposals", FROZEN_RPN, ANNOTATED_BOXES}
@@ -180,14 +180,7 @@ _UNEQUAL = {"SOLVER.WARMUP_ITERS", "SOLVER.ACCUMULATION_STEPS"}
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuse values out of range, and words that nothing is called.
-
-    Args:
-        cfg: The whole config.
-
-    Raises:
-        ValueError: With the key, its value, and what is right.
-    """
+    """Raise a ValueError for values out of range, and for words that nothing is called."""
     values = dict(_leaves(cfg))
     for key, value in values.items():
         _check(key, key, value)
@@ -200,14 +193,7 @@ def check_values(cfg: CfgNode) -> None:
 
 
 def check_fields(cfg: DictConfig) -> None:
-    """Refuse the same values in a LazyConfig, and data sets that are not there.
-
-    Args:
-        cfg: The config.
-
-    Raises:
-        ValueError: With the field, its value, and what is right.
-    """
+    """Refuse the same values in a LazyConfig, and data sets that are not there."""
     for key, field in FIELDS.items():
         value = OmegaConf.select(cfg, field, default=None) if " " not in field else None
         if value is None or key in _UNEQUAL:
@@ -219,15 +205,7 @@ def check_fields(cfg: DictConfig) -> None:
 
 
 def check_registered(names: Iterable[str], key: str) -> None:
-    """Refuse names of data sets that are not registered.
-
-    Args:
-        names: The names.
-        key: Key or flag that holds them, for the message.
-
-    Raises:
-        ValueError: With the key and the nearest name.
-    """
+    """Refuse names of data sets that are not registered; ``key`` or a flag holds them."""
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
@@ -239,15 +217,7 @@ def check_registered(names: Iterable[str], key: str) -> None:
 
 
 def near_key(key: str, cfg: CfgNode | DictConfig) -> str:
-    """Find the key that was meant.
-
-    Args:
-        key: A dotted name that is none.
-        cfg: The config.
-
-    Returns:
-        The end of a sentence, as of ``did_you_mean``.
-    """
+    """Find the key of a config that was meant, as the end of a sentence."""
     if key.startswith("-"):
         return "; flags go before the keys"
     content: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
@@ -255,14 +225,7 @@ def near_key(key: str, cfg: CfgNode | DictConfig) -> str:
 
 
 def name_fields(text: str) -> str:
-    """Say with the fields of a LazyConfig what a message says with yaml keys.
-
-    Args:
-        text: The message.
-
-    Returns:
-        It in the other words.
-    """
+    """Say with the fields of a LazyConfig what a message says with yaml keys."""
     # The longer first: a key may begin another.
     for key in sorted(FIELDS, key=len, reverse=True):
         text = text.replace(key, FIELDS[key])

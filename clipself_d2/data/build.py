@@ -24,34 +24,17 @@ from clipself_d2.data.training_records import read_training_records
 
 
 def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
-    """Build the training loader of DATASETS.TRAIN.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        An endless loader.
-
-    Raises:
-        ValueError: If there is no image or the proposals fit none.
-    """
+    """Build the endless training loader of DATASETS.TRAIN for distillation."""
     records = read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     return build_counted_loader(
         records=records,
         mapper=_build_distill_mapper(cfg, records),
         total_batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
-        sizes=_image_sizes(cfg),
+        sizes=tuple(cfg.INPUT.REGIONS.IMAGE_SIZES),
         groups=_aspects(records) if cfg.INPUT.REGIONS.GROUP_ASPECTS else (),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-
-
-def _image_sizes(cfg: CfgNode) -> tuple[int, ...]:
-    sizes = tuple(cfg.INPUT.REGIONS.IMAGE_SIZES)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"INPUT.REGIONS.IMAGE_SIZES is {sizes}; name one side in px or several")
-    return sizes
 
 
 def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper | CaptionMapper:
@@ -101,15 +84,8 @@ def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSamp
 def build_detection_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     """Build a detector's training loader of DATASETS.TRAIN.
 
-    Args:
-        cfg: The whole config; INPUT.LSJ_SIZE chooses the augmentations.
-
-    Returns:
-        An endless loader of lists of this process's items, as Detectron2's models take them.
-
-    Raises:
-        FileNotFoundError: If a file of proposals is missing.
-        ValueError: As ``read_training_records``, or if a file of proposals holds more than arrays.
+    INPUT.LSJ_SIZE chooses the augmentations. The loader is endless and gives lists of this
+    process's items, as Detectron2's models take them.
     """
     check_proposal_files(cfg, "TRAIN")
     records = read_training_records(cfg)
@@ -135,18 +111,8 @@ def build_detection_train_loader(
 ) -> DataLoader:
     """Build a loader as Detectron2's function of this name, but by seed and iteration alone.
 
-    Args:
-        dataset: Records.
-        mapper: From a record to an item, such as Detectron2's ``DatasetMapper``.
-        total_batch_size: Images of one iteration over all processes.
-        sampler: One of Detectron2's training samplers; None goes through the records in shuffled
-            epochs.
-        aspect_ratio_grouping: Whether upright and broad pictures are kept apart.
-        num_workers: Worker processes.
-        seed: Seed of order and augmentation; -1 is taken as 0.
-
-    Returns:
-        An endless loader of lists of this process's items.
+    Arguments are those of Detectron2; a sampler of None goes through the records in shuffled
+    epochs, and a seed of -1 is taken as 0.
     """
     return build_counted_loader(
         records=dataset,
@@ -168,18 +134,10 @@ def _aspects(records: Sequence[Record]) -> list[int]:
 def build_detection_test_loader_from_cfg(
     cfg: CfgNode, dataset_name: str, *, batch_size: int | None = None
 ) -> DataLoader:
-    """Build a detector's loader of a test set.
+    """Build a detector's loader of a test set: lists of items, each image once in all processes.
 
     Pictures of a batch have one size, so that none is padded and detections are those of the
-    pictures one by one.
-
-    Args:
-        cfg: The whole config.
-        dataset_name: Registered name.
-        batch_size: Most images at a time, in each process; None: TEST.IMS_PER_BATCH.
-
-    Returns:
-        A loader of lists of items, each image once over all processes.
+    pictures one by one. A ``batch_size`` of None is TEST.IMS_PER_BATCH, of each process.
     """
     check_proposal_files(cfg, "TEST")
     mapper = PictureMapper(cfg, is_train=False)
@@ -212,17 +170,9 @@ def _map_all(mapper: Callable[[Record], Item], records: Sequence[Record]) -> lis
 
 
 def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Build the loader of a panoptic data set's regions.
-
-    Args:
-        cfg: The whole config.
-        dataset_name: Registered name.
-
-    Returns:
-        A loader of lists of one item, each image once over all processes.
-    """
+    """Build the loader of a panoptic set's regions: lists of one item, each image once."""
     mapper = RegionMapper(
-        image_size=max(_image_sizes(cfg)),
+        image_size=max(cfg.INPUT.REGIONS.IMAGE_SIZES),
         crop_size=_teacher_size(cfg),
         patch_size=describe(cfg.MODEL.CLIP.NAME).patch_size,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,

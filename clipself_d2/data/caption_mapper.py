@@ -88,31 +88,14 @@ class CaptionMapper:
 
 
 def mirror_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Mirror boxes with their picture.
-
-    Args:
-        boxes: (R, 4) XYXY px.
-        width: Width of the picture, px.
-
-    Returns:
-        (R, 4).
-    """
+    """Mirror boxes (R, 4) XYXY px with their picture of a width in px."""
     mirrored = boxes.copy()
     mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     return mirrored
 
 
 def fit_sides(image: Image.Image, longest: int, shortest: int) -> Image.Image:
-    """Scale a picture until one of its sides meets its limit.
-
-    Args:
-        image: Picture.
-        longest: Most pixels of the longest side.
-        shortest: Most pixels of the shortest side.
-
-    Returns:
-        The scaled picture, bicubic.
-    """
+    """Scale a picture, bicubic, until its longest or its shortest side (px) meets its limit."""
     size = _fitted_sides(image.size, longest, shortest)
     return image.resize(size, Image.Resampling.BICUBIC)
 

@@ -21,26 +21,13 @@ Mapper = Callable[[Record, np.random.Generator, int], Item]
 
 
 class SeededMapper:
-    """Lets a mapper of Detectron2, which draws from the global generators, draw from a given one.
-
-    Args:
-        mapper: Called with a record.
-    """
+    """Lets a mapper of Detectron2, which draws from global generators, draw from a given one."""
 
     def __init__(self, mapper: Callable[[Record], Item]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: Record, rng: np.random.Generator, image_size: int) -> Item:
-        """Map a record.
-
-        Args:
-            record: As the mapper takes it.
-            rng: Source of all randomness.
-            image_size: Not used: such mappers have sizes of their own.
-
-        Returns:
-            The mapper's item.
-        """
+        """Map a record; the size is not used, as such mappers have sizes of their own."""
         with own_randomness(int(rng.integers(2**63))):
             return self._mapper(record)
 
@@ -75,14 +62,7 @@ class CountedDataset(Dataset[Item]):
         self._total_batch, self._sizes = total_batch, tuple(sizes)
 
     def __getitem__(self, number: Number) -> Item:
-        """Make a sample.
-
-        Args:
-            number: As of ``CountedBatches``.
-
-        Returns:
-            The mapper's item, with its ``count`` in the run.
-        """
+        """Make a sample: the mapper's item, with its ``count`` in the run."""
         count, index = number
         rng = np.random.default_rng([self._seed, count])
         item = self._mapper(self._records[index], rng, self._size(count // self._total_batch))
@@ -144,15 +124,7 @@ class CountedBatches(Sampler[list[Number]]):
 
 
 def shuffled(num_records: int, seed: int) -> Iterator[int]:
-    """Run through a data set in epochs, each in an order of its own.
-
-    Args:
-        num_records: Its size.
-        seed: Seed of the orders.
-
-    Yields:
-        Indices without end.
-    """
+    """Yield the indices of ``num_records`` without end, each epoch in an order of its own."""
     for epoch in itertools.count():
         yield from np.random.default_rng([seed, epoch, 1]).permutation(num_records).tolist()
 
@@ -168,20 +140,10 @@ def build_counted_loader(
     sizes: Sequence[int] = (),
     num_workers: int = 0,
 ) -> DataLoader:
-    """Build the endless training loader of this process.
+    """Build the endless training loader of this process: lists of items.
 
-    Args:
-        records: Records of the training set.
-        mapper: From a record to an item.
-        total_batch: Images of one iteration over all processes.
-        seed: Seed of order and augmentation.
-        order: As of ``CountedBatches``; None goes through the records in shuffled epochs.
-        groups: As of ``CountedBatches``.
-        sizes: As of ``CountedDataset``.
-        num_workers: Worker processes.
-
-    Returns:
-        A loader of lists of items, whose ``batch_sampler`` is a ``CountedBatches``.
+    Arguments are those of ``CountedDataset`` and of ``CountedBatches``, which is the loader's
+    ``batch_sampler``; an order of None goes through the records in shuffled epochs.
     """
     batches = CountedBatches(
         order=order or (lambda: shuffled(len(records), seed)),

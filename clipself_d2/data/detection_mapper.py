@@ -62,19 +62,7 @@ class PictureMapper(DatasetMapper):
     """
 
     def __call__(self, dataset_dict: Record) -> Item:
-        """Read and prepare a picture.
-
-        Args:
-            dataset_dict: Detectron2's record.
-
-        Returns:
-            As of ``DatasetMapper``.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If the picture is damaged, or cannot be prepared as the record and the
-                augmentations say; it names the file.
-        """
+        """Read and prepare a picture; whatever is wrong with it names its file."""
         name = str(dataset_dict["file_name"])
         try:
             item: Item = super().__call__({**dataset_dict, "file_name": _PREFIX + name})
@@ -103,38 +91,20 @@ class ShiftPolygonsCrop(CropTransform):
     """
 
     def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
-        """Move polygons.
-
-        Args:
-            polygons: (P, 2) points each, px.
-
-        Returns:
-            The same points in the frame of the crop; they may lie outside of it.
-        """
+        """Move polygons, (P, 2) px each; they may lie outside of the crop."""
         moved: list[np.ndarray] = Transform.apply_polygons(self, polygons)
         return moved
 
 
 class RandomSquareCrop(Augmentation):
-    """Cut what exceeds a square, at a random place; smaller sides are kept.
-
-    Args:
-        size: Side of the square, px.
-    """
+    """Cut what exceeds a square of ``size`` px, at a random place; smaller sides are kept."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the place.
-
-        Args:
-            image: (H, W) or (H, W, channels).
-
-        Returns:
-            The crop; rows and columns are drawn apart, with Detectron2's seed of numpy.
-        """
+        """Draw rows and columns of the place apart, with Detectron2's seed of numpy."""
         height, width = image.shape[:2]
         top, left = (np.random.randint(max(side - self.size, 0) + 1) for side in (height, width))
         size = (min(self.size, width), min(self.size, height))
@@ -146,40 +116,31 @@ def lsj_augmentations(
 ) -> list[Augmentation]:
     """Make large-scale jitter: resize at random, crop to a square, flip.
 
-    The longest side of an image becomes ``size`` times a number drawn from ``scale_range``; what
+    The longest side of an image becomes ``size`` px times a number drawn from ``scale_range``; what
     exceeds ``size`` is cut off at a random place. Smaller images are not padded here: the model
     pads after normalisation, with zeros, to the square of MODEL.CLIP_FPN.SQUARE_SIZE. A crop
     without a box stays in training.
 
-    Args:
-        size: Longest side after the crop, px.
-        scale_range: Least and largest ratio, both > 0.
-        flip: "horizontal", "vertical" or "none"; flipped with probability 0.5.
-
-    Returns:
-        Augmentations in order.
-
-    Raises:
-        ValueError: If the size, the range or the flip is not such.
-
     Reference: Simple Copy-Paste, arXiv 2012.07177, section 3, with the range of F-ViT, CLIPSelf,
-    arXiv 2310.01403. Differs from Detectron2's: that pads with grey before normalisation and
-    draws one number for the place in both directions.
+    arXiv 2310.01403. Differs from Detectron2's: that pads with grey before normalisation and draws
+    one number for the place in both directions.
     """
-    if size < 1:
-        raise ValueError(f"INPUT.LSJ_SIZE is {size}; it is a side in px, or 0 for no jitter")
     if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
         raise ValueError(
             f"scale_range is {list(scale_range)}; it is two ratios > 0, the smaller first"
         )
-    if flip not in FLIPS:
-        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it is one of {FLIPS}")
     low, high = scale_range
-    augmentations: list[Augmentation] = [ResizeScale(low, high, size, size), RandomSquareCrop(size)]
-    if flip != "none":
-        horizontal = flip == "horizontal"
-        augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
-    return augmentations
+    return [ResizeScale(low, high, size, size), RandomSquareCrop(size), *_flips(flip)]
+
+
+def _flips(flip: str) -> list[Augmentation]:
+    vertical = RandomFlip(horizontal=False, vertical=True)
+    ways: dict[str, list[Augmentation]] = {
+        "none": [],
+        "horizontal": [RandomFlip()],
+        "vertical": [vertical],
+    }
+    return ways[flip]
 
 
 class _ColorJitter(Augmentation):
@@ -226,24 +187,14 @@ def semantic_augmentations(
         augmentations.append(
             RandomCrop_CategoryAreaConstraint(crop_type, list(crop_size), max_area, _IGNORE_LABEL)
         )
-    augmentations.append(_ColorJitter(image_format))
-    if flip != "none":
-        horizontal = flip == "horizontal"
-        augmentations.append(RandomFlip(horizontal=horizontal, vertical=not horizontal))
-    return augmentations
+    return [*augmentations, _ColorJitter(image_format), *_flips(flip)]
 
 
 def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
     """Build the mapper of training images, with the augmentations that INPUT asks for.
 
     INPUT.LSJ_SIZE is large-scale jitter, SEMANTIC_MAX_AREA the crop and colours of semantic
-    segmentation.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        The mapper; for sets of the type ``ov_panoptic`` that of masks.
+    segmentation; sets of the type ``ov_panoptic`` have the mapper of masks.
     """
     size = cfg.INPUT.LSJ_SIZE
     kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}

@@ -18,32 +18,13 @@ Item = dict[str, Any]
 
 
 def check_named(names: Sequence[str], key: str) -> None:
-    """Refuse to go on without a data set.
-
-    Args:
-        names: Value of a key.
-        key: The key, for the message.
-
-    Raises:
-        ValueError: If there is no name.
-    """
+    """Raise a ValueError if a key holds no name of a data set."""
     if not names:
         raise ValueError(f"{key} is empty; name a registered data set")
 
 
 def read_records(names: Sequence[str], key: str) -> list[Record]:
-    """Read the records of data sets, those without annotations too.
-
-    Args:
-        names: Registered names.
-        key: Key that holds them, for the message.
-
-    Returns:
-        The records of all, in order.
-
-    Raises:
-        ValueError: If there is no name.
-    """
+    """Read the records of data sets, those without annotations too; ``key`` is for the message."""
     check_named(names, key)
     records: list[Record] = get_detection_dataset_dicts(
         list(names), filter_empty=False, check_consistency=False
@@ -52,17 +33,7 @@ def read_records(names: Sequence[str], key: str) -> list[Record]:
 
 
 def check_items(items: Sequence[Item], needed: Sequence[str], model: object, tool: str) -> None:
-    """Raise where a model is given the items of another loader, such as Detectron2's own.
-
-    Args:
-        items: The batch.
-        needed: Keys that every item has.
-        model: The model, for the message.
-        tool: Command whose loaders give such items.
-
-    Raises:
-        ValueError: If an item lacks a key.
-    """
+    """Raise a ValueError where a model is given items of another loader than its ``tool``'s."""
     missing = [key for key in needed if any(key not in item for item in items)]
     if missing:
         raise ValueError(
@@ -74,14 +45,8 @@ def check_items(items: Sequence[Item], needed: Sequence[str], model: object, too
 def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:
     """Begin an item with what all mappers of regions give.
 
-    Args:
-        record: The record.
-        picture: Its picture.
-        student: The picture as the student sees it.
-
-    Returns:
-        ``image`` (3, h, w) uint8, ``file_name``, ``image_id``, and ``height`` and ``width`` of the
-        original.
+    ``image`` (3, h, w) uint8 as the student sees it, ``file_name``, ``image_id``, and ``height``
+    and ``width`` of the original.
     """
     return {
         "image": to_tensor(student),
@@ -93,15 +58,9 @@ def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> 
 
 
 def scale_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Carry boxes from a picture to its scaled copy.
+    """Carry boxes (R, 4) XYXY px to a copy of the picture, as float32.
 
-    Args:
-        boxes: (R, 4) XYXY px of the picture.
-        old: (width, height) of the picture.
-        new: (width, height) of the copy.
-
-    Returns:
-        (R, 4) float32 XYXY px of the copy; both axes use the scale of the longest side.
+    Sizes are (width, height); both axes use the scale of the longest side.
     """
     scale = max(new) / max(old)
     return torch.from_numpy(boxes * scale).float()

@@ -9,14 +9,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class JsonPart(NamedTuple):
-    """A value of a json object, or a row of a list in it.
-
-    Attributes:
-        key: Key of the object.
-        start: Where the text of the value begins.
-        end: Where it ends, exclusive.
-        value: The value.
-    """
+    """A value of a json object, or a row of a list in it, and where its text is."""
 
     key: str
     start: int
@@ -25,16 +18,10 @@ class JsonPart(NamedTuple):
 
 
 def scan_rows(text: str) -> Iterator[JsonPart]:
-    """Walk through an object of lists without holding its rows.
+    """Walk through a json object of lists without holding its rows.
 
-    Args:
-        text: A json object.
-
-    Yields:
-        The rows of its lists, one by one, and its other values; in the order of the text.
-
-    Raises:
-        ValueError: If the text is no json object.
+    Yields the rows of its lists, one by one, and its other values, in the order of the text; a
+    JSONDecodeError says where the text is no such object.
     """
     decoder = json.JSONDecoder()
     at = _pass(text, 0, "{")

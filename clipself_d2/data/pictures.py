@@ -33,40 +33,22 @@ def read_picture(path: str | Path) -> Image.Image:
     source = io.BytesIO(read_member(str(path))) if is_member(path) else path
     if source is path and not Path(path).is_file():
         raise FileNotFoundError(
-            f"image {path} does not exist; check DETECTRON2_DATASETS and the annotation file"
+            f"image {path} does not exist; check the path, or of a data set DETECTRON2_DATASETS "
+            "and the annotation file"
         )
     with naming_picture(path), Image.open(source) as image:
         return upright_rgb(image)
 
 
 def check_picture(path: str | Path) -> None:
-    """Look at the beginning of a file.
-
-    Args:
-        path: File.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is no picture, or too large for Pillow's ``MAX_IMAGE_PIXELS``.
-    """
+    """Look at the beginning of a file; errors are those of ``naming_picture``."""
     with naming_picture(path), Image.open(path):
         pass
 
 
 @contextmanager
 def naming_picture(path: str | Path) -> Iterator[None]:
-    """Name the file, whatever Pillow raises in a with block.
-
-    Args:
-        path: File that is opened or decoded there.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FileNotFoundError: If the block finds no file.
-        ValueError: If the block raises anything else.
-    """
+    """Name the file, whatever Pillow raises in a with block: FileNotFoundError or ValueError."""
     try:
         yield
     except FileNotFoundError:
@@ -78,18 +60,10 @@ def naming_picture(path: str | Path) -> Iterator[None]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture by its EXIF data, and its pixels into RGB.
+    """Turn a picture by its EXIF data, and its pixels into RGB of 8 bits a channel.
 
-    Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept.
-
-    Args:
-        image: Picture of any mode with 16 bits a channel at most.
-
-    Returns:
-        RGB of 8 bits a channel.
-
-    Raises:
-        ValueError: If it has no pixel, or pixels of 32 bits or floats.
+    Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept. A
+    ValueError refuses pictures without a pixel, and pixels of 32 bits or floats.
     """
     if 0 in image.size:
         raise ValueError(f"the picture is empty: {image.width} x {image.height} px")
@@ -105,26 +79,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Copy a picture's pixels.
-
-    Args:
-        image: RGB picture.
-
-    Returns:
-        (3, H, W) uint8.
-    """
+    """Copy the pixels of an RGB picture: (3, H, W) uint8."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def fit_longest(image: Image.Image, size: int) -> Image.Image:
-    """Scale a picture so that its longest side has a given length.
-
-    Args:
-        image: Picture.
-        size: Length wanted, px.
-
-    Returns:
-        The scaled picture, bicubic.
+    """Scale a picture, bicubic, so that its longest side has ``size`` px.
 
     Reference: the student's preprocessing of CLIPSelf, arXiv 2310.01403, without its padding.
     """
@@ -132,30 +92,16 @@ def fit_longest(image: Image.Image, size: int) -> Image.Image:
 
 
 def fitted_size(sides: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Scale two sides so that the longest has a given length.
-
-    Args:
-        sides: Width and height, or height and width, px.
-        longest: Length wanted, px.
-
-    Returns:
-        The two, at least 1 each.
-    """
+    """Scale two sides (px) so that the longest has a given length; each is at least 1."""
     scale = longest / max(sides)
     first, second = (max(1, round(side * scale)) for side in sides)
     return first, second
 
 
 def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
-    """Cut boxes, scale each crop's longest side to ``size``, and centre it on black.
+    """Cut boxes, scale each crop's longest side to ``size`` px, and centre it on black.
 
-    Args:
-        image: RGB picture.
-        boxes: (R, 4) XYXY px; R may be 0.
-        size: Side of a crop, px.
-
-    Returns:
-        (R, 3, size, size) uint8.
+    From (R, 4) XYXY px to (R, 3, size, size) uint8; R may be 0.
 
     Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403.
     """
@@ -169,28 +115,15 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
 
 
 def cut_pieces(image: Image.Image, boxes: np.ndarray) -> list[Tensor]:
-    """Cut boxes and leave their sizes as they are.
-
-    Args:
-        image: RGB picture.
-        boxes: (R, 4) XYXY px; R may be 0.
-
-    Returns:
-        R tensors (3, hi, wi) uint8.
-    """
+    """Cut boxes (R, 4) XYXY px and leave their sizes as they are: R tensors (3, hi, wi) uint8."""
     return [to_tensor(image.crop(_whole(box))) for box in boxes]
 
 
 def cut_regions(image: Image.Image, boxes: np.ndarray, size: int | None) -> Tensor | list[Tensor]:
-    """Cut boxes for a teacher.
+    """Cut boxes (R, 4) XYXY px for a teacher.
 
-    Args:
-        image: RGB picture.
-        boxes: (R, 4) XYXY px; R may be 0.
-        size: Side of a crop, px; None leaves the sizes for ``layers.resize_crops``.
-
-    Returns:
-        As ``cut_crops``, or as ``cut_pieces``.
+    As ``cut_crops``; as ``cut_pieces`` for a size of None, which leaves it to
+    ``layers.resize_crops``.
     """
     return cut_pieces(image, boxes) if size is None else cut_crops(image, boxes, size)
 

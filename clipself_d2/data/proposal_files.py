@@ -16,13 +16,8 @@ _KEYS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
 def check_proposal_files(cfg: CfgNode, split: str) -> None:
     """Refuse proposal files that hold more than arrays; Detectron2 would run what they ask for.
 
-    Args:
-        cfg: The whole config.
-        split: TRAIN or TEST.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file is damaged, could run code, or lacks a part.
+    Raises a FileNotFoundError or ValueError for DATASETS.PROPOSAL_FILES_TRAIN or _TEST by
+    ``split``.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return

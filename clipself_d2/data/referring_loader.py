@@ -40,14 +40,11 @@ class ImageBatchSampler(Sampler[list[int]]):
             numbers = list(range(start, start + sum(1 for _ in group)))
             # By the image's first pair, so that each image has exactly one process.
             if start * world_size // len(images) == rank:
-                self._add(numbers, batch_size)
+                if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
+                    self._batches[-1] += numbers
+                else:
+                    self._batches.append(numbers)
             start += len(numbers)
-
-    def _add(self, numbers: list[int], batch_size: int) -> None:
-        if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
-            self._batches[-1] += numbers
-        else:
-            self._batches.append(numbers)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the numbers of the pairs of every batch."""
@@ -59,30 +56,15 @@ class ImageBatchSampler(Sampler[list[int]]):
 
 
 def has_references(dataset_names: Sequence[str]) -> bool:
-    """Tell whether data sets hold referring expressions.
-
-    Args:
-        dataset_names: Registered names.
-
-    Returns:
-        True if there is a name and the metadata of all says so.
-    """
+    """Tell whether the metadata of every named data set says that it holds references."""
     kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in dataset_names]
     return bool(kinds) and all(kind == EVALUATOR_TYPE for kind in kinds)
 
 
 def build_referring_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
-    """Build the training loader of DATASETS.TRAIN.
+    """Build the endless training loader of DATASETS.TRAIN.
 
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        An endless loader of lists of items; a pass over the data draws one sentence of every
-        reference.
-
-    Raises:
-        ValueError: If DATASETS.TRAIN is empty.
+    A pass over the data draws one sentence of every reference.
     """
     return build_counted_loader(
         records=read_records(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"),
@@ -94,15 +76,7 @@ def build_referring_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
 
 
 def build_referring_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Build the loader of a test set: every sentence once over all processes.
-
-    Args:
-        cfg: The whole config.
-        dataset_name: Registered name.
-
-    Returns:
-        A loader of lists of items, batches as of ``ImageBatchSampler``.
-    """
+    """Build the loader of a test set: every sentence once, batches as of ``ImageBatchSampler``."""
     records = read_records([dataset_name], "DATASETS.TEST")
     batches = ImageBatchSampler(
         [record["file_name"] for record in records],

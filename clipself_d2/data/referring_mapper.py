@@ -99,16 +99,9 @@ class ReferringMapper:
 
 
 def decode_segmentations(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
-    """Unite COCO segmentations.
+    """Unite COCO polygons and run lengths, compressed or not: (height, width) bool.
 
-    Args:
-        segmentations: Each a list of polygons, or a run-length code, compressed or not; none
-            gives an empty mask.
-        height: H.
-        width: W.
-
-    Returns:
-        (H, W) bool; overlapping polygons count once.
+    No segmentation gives an empty mask.
     """
     mask = np.zeros((height, width), np.bool_)
     for segmentation in segmentations:

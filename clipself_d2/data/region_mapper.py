@@ -83,7 +83,9 @@ class RegionMapper:
         student = fit_longest(picture, self.image_size)
         item = picture_item(record, picture, student) | {
             "boxes": scale_boxes(box_array, picture.size, student.size),
-            "masks": torch.stack(masks) if masks else self._no_masks(student.size),
+            "masks": torch.stack(masks)
+            if masks
+            else torch.zeros(0, *self._grid(student.size), dtype=torch.bool),
             "region_classes": torch.tensor(classes, dtype=torch.int64),
             "region_is_thing": torch.from_numpy(is_thing),
         }
@@ -109,9 +111,6 @@ class RegionMapper:
             return side, side
         return -(-size[1] // self.patch_size), -(-size[0] // self.patch_size)
 
-    def _no_masks(self, size: tuple[int, int]) -> Tensor:
-        return torch.zeros(0, *self._grid(size), dtype=torch.bool)
-
     def _shrink(self, mask: np.ndarray) -> Tensor:
         """Bicubic to the patch grid, then every positive response counts, as published."""
         scale = self.image_size / max(mask.shape)
@@ -134,17 +133,7 @@ def build_region_loader(
     batch_size: int = 1,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Build a loader of regions.
-
-    Args:
-        records: Panoptic records.
-        mapper: From a record to an item.
-        batch_size: Images at a time, in each process.
-        num_workers: Worker processes.
-
-    Returns:
-        A loader of lists of items, each image once over all processes, in order.
-    """
+    """Build a loader of regions: lists of items, each image once over all processes, in order."""
     dataset = MapDataset(list(records), mapper)
     return DataLoader(
         dataset,

@@ -59,25 +59,11 @@ class ProposalFile:
         return image_id in self._boxes
 
     def boxes(self, image_id: object) -> np.ndarray:
-        """Look up the boxes of an image.
-
-        Args:
-            image_id: Id as in the data set.
-
-        Returns:
-            (R, 4) XYXY px; R may be 0.
-        """
+        """Look up the boxes of an image: (R, 4) XYXY px; R may be 0."""
         return self._boxes.get(image_id, np.zeros((0, 4)))
 
     def check_images(self, image_ids: list[object]) -> None:
-        """Refuse a file of another data set.
-
-        Args:
-            image_ids: Ids of the training images.
-
-        Raises:
-            ValueError: If no image has a box.
-        """
+        """Raise a ValueError where no training image has a box, as in files of other data sets."""
         covered = sum(image_id in self for image_id in image_ids)
         if covered == 0:
             raise ValueError(
@@ -117,9 +103,6 @@ class RegionSampler:
         box_size_range: Square roots of the least and largest area of a proposal, px.
         crop_enlarge: Factor of the teacher's crop of a proposal.
 
-    Raises:
-        ValueError: If the source is unknown.
-
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2 and appendix A.4.
     """
 
@@ -130,23 +113,10 @@ class RegionSampler:
     box_size_range: tuple[float, float] = (8.0, 1024.0)
     crop_enlarge: float = 1.5
 
-    def __post_init__(self) -> None:
-        """Check the source."""
-        if self.source not in REGION_SOURCES:
-            raise ValueError(
-                f"regions are {self.source!r}; INPUT.REGIONS.SOURCE is one of {REGION_SOURCES}"
-            )
-
     def draw(self, record: Record, size: tuple[int, int], rng: np.random.Generator) -> DrawnRegions:
-        """Draw the regions of one picture.
+        """Draw the regions of a record's picture of (width, height) px.
 
-        Args:
-            record: Detectron2's record with ``image_id`` and, for "labels", ``annotations``.
-            size: (width, height) of the picture, px.
-            rng: Source of all randomness.
-
-        Returns:
-            The regions; at least one but for "both" and "labels".
+        There is at least one but for "both" and "labels"; the latter needs ``annotations``.
         """
         if self.source == "labels":
             return self._labelled(record, size)

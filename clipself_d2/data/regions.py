@@ -9,22 +9,12 @@ import numpy as np
 
 
 def grid_choices(max_split: int) -> np.ndarray:
-    """List the grids that a picture may be cut into.
+    """List the grids that a picture may be cut into: (G, 2) int64 of (rows, columns).
 
-    Args:
-        max_split: Most rows or columns M, >= 1.
-
-    Returns:
-        (G, 2) int64 of (rows, columns): columns from half to twice the rows, at most M. 24 grids
-        for M = 6.
-
-    Raises:
-        ValueError: If ``max_split`` is below 1.
+    There are columns from half to twice the rows, at most M; 24 grids for M = 6.
 
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2 (m x n patches).
     """
-    if max_split < 1:
-        raise ValueError(f"max_split is {max_split}; it must be at least 1")
     return np.array(
         [
             (rows, columns)
@@ -35,17 +25,7 @@ def grid_choices(max_split: int) -> np.ndarray:
 
 
 def tile_boxes(width: float, height: float, rows: int, columns: int) -> np.ndarray:
-    """Cut a picture into equal tiles.
-
-    Args:
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-        rows: Number of rows.
-        columns: Number of columns.
-
-    Returns:
-        (rows * columns, 4) float64, row by row; the tiles cover the picture exactly.
-    """
+    """Cut a picture (px) into equal tiles: (rows * columns, 4) float64, row by row."""
     x, y = np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1)
     left, top = np.meshgrid(x[:-1], y[:-1])
     right, bottom = np.meshgrid(x[1:], y[1:])
@@ -55,17 +35,9 @@ def tile_boxes(width: float, height: float, rows: int, columns: int) -> np.ndarr
 def sample_grid_boxes(
     rng: np.random.Generator, width: float, height: float, *, max_split: int, max_boxes: int
 ) -> np.ndarray:
-    """Draw a grid and some of its tiles.
+    """Draw a grid of at most ``max_split`` rows or columns, and some of its tiles.
 
-    Args:
-        rng: Source of randomness.
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-        max_split: Most rows or columns.
-        max_boxes: Most tiles kept.
-
-    Returns:
-        (R, 4) float64 in random order, 1 <= R <= max_boxes.
+    (R, 4) float64 in random order, 1 <= R <= max_boxes.
     """
     choices = grid_choices(max_split)
     rows, columns = choices[int(rng.integers(len(choices)))]
@@ -75,15 +47,7 @@ def sample_grid_boxes(
 
 
 def keep_sizes(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray:
-    """Drop boxes outside a range of area.
-
-    Args:
-        boxes: (R, 4).
-        size_range: Square roots of the least and the largest area, px, both inclusive.
-
-    Returns:
-        The remaining boxes.
-    """
+    """Drop boxes whose area's square root (px) is out of a range, which is inclusive."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     fits = (area >= size_range[0] ** 2) & (area <= size_range[1] ** 2)
     return np.asarray(boxes[fits])
@@ -92,16 +56,9 @@ def keep_sizes(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray
 def sample_proposals(
     rng: np.random.Generator, boxes: np.ndarray, *, size_range: tuple[float, float], max_boxes: int
 ) -> np.ndarray:
-    """Draw proposals of fitting size.
+    """Draw at most ``max_boxes`` of (R, 4) proposals of fitting size, in random order; R may be 0.
 
-    Args:
-        rng: Source of randomness.
-        boxes: (R, 4) proposals; R may be 0.
-        size_range: Square roots of the least and the largest area, px.
-        max_boxes: Most proposals kept.
-
-    Returns:
-        (R', 4), R' <= max_boxes, in random order; may be empty.
+    ``size_range`` holds square roots of areas, px.
 
     Reference: CLIPSelf, arXiv 2310.01403, appendix A.4. Differs: sizes are checked before the draw,
     so that pictures with many tiny proposals do not end up with few regions; the published code
@@ -121,16 +78,8 @@ def random_boxes(
 ) -> np.ndarray:
     """Draw boxes of any place, size and shape, as a source of regions that knows no objects.
 
-    Args:
-        rng: Source of randomness.
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-        size_range: Square roots of the least and the largest area, px; the largest is at most the
-            picture's shorter side.
-        num_boxes: Number R.
-
-    Returns:
-        (R, 4): sizes even on a logarithmic scale, sides up to 1 : 2, places even in the picture.
+    (R, 4): sizes, square roots of areas in px, even on a logarithmic scale and at most the
+    picture's shorter side, sides up to 1 : 2, places even in the picture.
 
     Reference: the random boxes of RegionCLIP, arXiv 2112.09106, section 4. Differs: the published
     code places them on a grid of 8 px and gives one set to a whole batch.
@@ -145,44 +94,17 @@ def random_boxes(
 
 
 def fallback_box(width: float, height: float) -> np.ndarray:
-    """The box of a picture without any proposal: its first quarter along both axes.
-
-    Args:
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-
-    Returns:
-        (1, 4) float64.
-    """
+    """The box of a picture without any proposal, (1, 4): its first quarter along both axes."""
     return np.array([[0.0, 0.0, width / 4, height / 4]])
 
 
 def enlarge_boxes(boxes: np.ndarray, factor: float, width: float, height: float) -> np.ndarray:
-    """Enlarge boxes about their centres and clip them to the picture.
-
-    Args:
-        boxes: (R, 4).
-        factor: Factor of both sides; 1.5 for the teacher's crops of proposals.
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-
-    Returns:
-        (R, 4) float64.
-    """
+    """Enlarge boxes (R, 4) about their centres by a factor and clip them to the picture."""
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) * factor / 2
     return clip_boxes(np.concatenate([center - half, center + half], axis=1), width, height)
 
 
 def clip_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Clip boxes to the picture.
-
-    Args:
-        boxes: (R, 4).
-        width: Width of the picture, px.
-        height: Height of the picture, px.
-
-    Returns:
-        (R, 4).
-    """
+    """Clip boxes (R, 4) to the picture of width and height in px."""
     return np.asarray(np.clip(boxes, 0, [width, height, width, height]))

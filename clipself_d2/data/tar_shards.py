@@ -26,55 +26,26 @@ Member = tuple[str, int, int]
 
 
 def is_member(path: str | Path) -> bool:
-    """Tell whether a path addresses a picture in a shard.
-
-    Args:
-        path: Path of a file or address of a member.
-
-    Returns:
-        True for an address.
-    """
+    """Tell whether a path addresses a picture in a shard."""
     return SEPARATOR in str(path)
 
 
 def is_hidden(name: str) -> bool:
-    """Tell files that no picture viewer shows, such as the ``._photo.jpg`` of macOS.
-
-    Args:
-        name: Name of a file, or its path inside a folder or an archive.
-
-    Returns:
-        Whether it, or a folder that it lies in, begins with a dot.
-    """
+    """Tell files that begin with a dot, or lie so, such as the ``._photo.jpg`` of macOS."""
     return any(part.startswith(".") and part != ".." for part in PurePosixPath(name).parts)
 
 
 def member_address(shard: Path, member: Member) -> str:
-    """Make the address of a member.
-
-    Args:
-        shard: The tar file.
-        member: Name, offset and size.
-
-    Returns:
-        The address, for ``read_member``.
-    """
+    """Make the address of a member, for ``read_member``."""
     name, offset, size = member
     return f"{shard}::{name}@{offset}+{size}"
 
 
 def read_member(address: str) -> bytes:
-    """Read a picture's bytes.
+    """Read a picture's bytes by its address, with or without the place.
 
-    Args:
-        address: As ``member_address`` makes it, or without the place.
-
-    Returns:
-        The content of the member.
-
-    Raises:
-        FileNotFoundError: If the shard or the member is missing.
-        ValueError: If the shard is no tar file, or ends before the member does.
+    Raises a FileNotFoundError where shard or member is missing, and a ValueError where the shard is
+    no tar file, or ends before the member does.
     """
     stem, _, name = address.partition(SEPARATOR)
     shard = Path(stem + ".tar")
@@ -97,17 +68,9 @@ def read_member(address: str) -> bytes:
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """List the shards of a pattern.
+    """List the shards of a pattern, sorted; a FileNotFoundError or ValueError says which is none.
 
-    Args:
-        pattern: A path with a range such as ``{000000..000331}``, with ``*`` and ``?``, or plain.
-
-    Returns:
-        The shards, sorted; they exist.
-
-    Raises:
-        FileNotFoundError: If a shard is missing, or none matches.
-        ValueError: If a file does not end in ``.tar``, or a range counts down.
+    The pattern has a range such as ``{000000..000331}``, ``*`` or ``?``, or is a plain path.
     """
     found = []
     for name in _expand_ranges(os.path.expanduser(pattern)):
@@ -136,20 +99,11 @@ def _expand_ranges(pattern: str) -> list[str]:
 
 
 def index_shard(shard: Path) -> list[Member]:
-    """List the pictures of a shard.
+    """List name, offset and size of a shard's pictures, in its order.
 
     The list is kept beside the shard as ``<shard>.index.json`` where that folder can be written,
-    and made again when the shard's size or time changes.
-
-    Args:
-        shard: The tar file.
-
-    Returns:
-        Name, offset and size of every picture, in the order of the shard.
-
-    Raises:
-        FileNotFoundError: If the shard is missing.
-        ValueError: If it is no tar file, or compressed.
+    and made again when the shard's size or time changes. A ValueError refuses what is no tar file,
+    or compressed.
     """
     state = shard.stat()
     stamp = [state.st_size, state.st_mtime_ns]

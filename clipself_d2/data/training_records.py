@@ -24,14 +24,8 @@ NO_MASK = "without a mask are left out, as MODEL.MASK_ON is set"
 def read_training_records(cfg: CfgNode) -> list[Record]:
     """Read DATASETS.TRAIN as Detectron2 does, and leave out objects that cannot be learned.
 
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        Detectron2's records; boxes have an area, and objects a mask where MODEL.MASK_ON is set.
-
-    Raises:
-        ValueError: If no data set is named, an annotation file is faulty, or nothing is left.
+    Boxes have an area, and objects a mask where MODEL.MASK_ON is set. A ValueError says that no
+    data set is named, an annotation file is faulty, or nothing is left.
     """
     names = cfg.DATASETS.TRAIN
     check_named(names, "DATASETS.TRAIN")
@@ -62,11 +56,9 @@ def read_training_records(cfg: CfgNode) -> list[Record]:
 
 
 def keep_learnable(records: list[Record], *, needs_masks: bool) -> None:
-    """Leave out what cannot be learned; one warning for each kind tells how many.
+    """Leave out, in place, what cannot be learned; one warning for each kind tells how many.
 
-    Args:
-        records: Records with ``annotations`` or without, changed in place.
-        needs_masks: Whether objects need a mask; crowds, which are not learned, never do.
+    Crowds, which are not learned, never need masks.
     """
     counts: Counter[str] = Counter()
     for record in records:

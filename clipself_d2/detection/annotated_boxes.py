@@ -27,17 +27,10 @@ class AnnotatedBoxes:
         return read_boxes(self._names)
 
     def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
-        """Give every picture its boxes.
+        """Give every sample ``proposal_boxes``, XYXY px of the resized picture.
 
-        Args:
-            inputs: Samples of Detectron2's mapper.
-
-        Returns:
-            For each, ``proposal_boxes``, XYXY px of the resized picture; without objectness in
-            tests.
-
-        Raises:
-            ValueError: If a picture is of none of the data sets.
+        Without objectness in tests; a ValueError says that a picture is of none of the data
+        sets.
         """
         return [self._propose(sample) for sample in inputs]
 
@@ -64,14 +57,7 @@ class AnnotatedBoxes:
 
 
 def read_boxes(names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the boxes of registered data sets.
-
-    Args:
-        names: Their names.
-
-    Returns:
-        (K, 4) XYXY px of the whole picture, by file name; without crowds.
-    """
+    """Read the boxes of data sets by file name, without crowds: (K, 4) XYXY px."""
     boxes = {}
     for name in names:
         for record in DatasetCatalog.get(name):

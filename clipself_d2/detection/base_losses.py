@@ -48,26 +48,13 @@ def base_only_loss(
 
 
 def mask_novel(logits_RK1: Tensor, base_mask_K: Tensor) -> Tensor:
-    """Exclude novel classes from a softmax.
-
-    Args:
-        logits_RK1: (R, K + 1), background last.
-        base_mask_K: (K,) True for base classes.
-
-    Returns:
-        A copy with minus infinity in the columns of novel classes.
-    """
+    """Copy (R, K + 1) logits with minus infinity in the columns of classes that are not base."""
     novel = torch.cat([~base_mask_K, base_mask_K.new_zeros(1)])
     return logits_RK1.masked_fill(novel, float("-inf"))
 
 
 def log_accuracy(logits_RK1: Tensor, labels_R: Tensor) -> None:
-    """Put the scalars into the EventStorage that Detectron2's predictor does, in one transfer.
-
-    Args:
-        logits_RK1: (R, K + 1), background last.
-        labels_R: (R,) class numbers, K for background.
-    """
+    """Put the scalars into the EventStorage that Detectron2's predictor does, in one transfer."""
     if not len(labels_R):
         return
     background = logits_RK1.shape[1] - 1
@@ -83,15 +70,7 @@ def log_accuracy(logits_RK1: Tensor, labels_R: Tensor) -> None:
 
 
 def check_labels(labels_R: Tensor, base_mask_K: Tensor) -> None:
-    """Refuse training labels of classes that are not trained.
-
-    Args:
-        labels_R: (R,) class numbers, K for background.
-        base_mask_K: (K,) True for classes with training boxes.
-
-    Raises:
-        ValueError: If a label is of a novel class, or of none of the vocabulary.
-    """
+    """Raise a ValueError for (R,) labels, K for background, of a novel class or of none."""
     num_classes = len(base_mask_K)
     trained = torch.cat([base_mask_K, base_mask_K.new_ones(1)])
     inside = (labels_R >= 0) & (labels_R <= num_classes)

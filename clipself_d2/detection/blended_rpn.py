@@ -54,15 +54,7 @@ class BlendedRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, object]) -> dict[str, object]:
-        """Read MODEL.RPN, MODEL.OPEN_VOCAB.CLIP_OBJECTNESS and the CLIP's text tower.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the features.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.RPN, MODEL.OPEN_VOCAB.CLIP_OBJECTNESS and the CLIP's text tower."""
         words = Vocabulary.from_names([*FOREGROUND, *BACKGROUND])
         return {
             **super().from_config(cfg, input_shape),
@@ -92,29 +84,18 @@ class BlendedRPN(RPN):
 
 
 def thing_share(dense: Tensor, text_KD: Tensor, num_things: int) -> Tensor:
-    """Score every cell of a dense map as thing or background.
+    """Share of the things, which are first, in the softmax of every cell over all words.
 
-    Args:
-        dense: (N, D, h, w), unit norm in every cell.
-        text_KD: Unit-norm embeddings, things first.
-        num_things: Number of things.
-
-    Returns:
-        (N, 1, h, w), share of the things in the softmax over all words.
+    From (N, D, h, w), unit norm in every cell, to (N, 1, h, w).
     """
     logits = _SCALE * torch.einsum("ndhw,kd->nkhw", dense, text_KD.to(dense))
     return logits.softmax(1)[:, :num_things].sum(1, keepdim=True)
 
 
 def share_pyramid(share: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Resize a map to the levels of a pyramid.
+    """Resize a map (N, 1, h, w) to the (height, width) of each level of a pyramid.
 
-    Args:
-        share: (N, 1, h, w).
-        sizes: Height and width of each level, cells.
-
-    Returns:
-        (N, 1, Hi, Wi) each: averaged where the level is coarser, interpolated where it is finer.
+    It is averaged where the level is coarser, interpolated where it is finer.
     """
     return [
         F.adaptive_avg_pool2d(share, size)
@@ -125,15 +106,9 @@ def share_pyramid(share: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tenso
 
 
 def blend(logits: Tensor, share: Tensor, weight: float) -> Tensor:
-    """Mix the objectness of a level's anchors with CLIP's of their cells.
+    """Mix the objectness logits of a level's anchors with CLIP's probabilities of their cells.
 
-    Args:
-        logits: (N, Hi * Wi * A), anchors of a cell side by side.
-        share: (N, 1, Hi, Wi) in [0, 1].
-        weight: Share of CLIP.
-
-    Returns:
-        Logits of the mixed probabilities, of the same shape.
+    (N, Hi * Wi * A), anchors of a cell side by side, with (N, 1, Hi, Wi) of the share ``weight``.
     """
     cells = share.flatten(1)
     spread = cells.repeat_interleave(logits.shape[1] // cells.shape[1], dim=1)

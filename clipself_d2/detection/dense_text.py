@@ -40,14 +40,7 @@ class DenseTextScore(nn.Module):
         self.classifier = classifier
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Score a level.
-
-        Args:
-            feature: (N, in_channels, h, w).
-
-        Returns:
-            (N, A * K, h, w) logits, the classes of an anchor side by side.
-        """
+        """Score a level (N, C, h, w): (N, A * K, h, w), the classes of an anchor together."""
         embedded = self.embed(feature).unflatten(1, (self.num_anchors, self.classifier.embed_dim))
         logits = self.classifier(embedded.permute(0, 1, 3, 4, 2))
         return logits.permute(0, 1, 4, 2, 3).flatten(1, 2)
@@ -149,14 +142,7 @@ class TextClassesMixin:
 
 
 def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
-    """Make the classifier of MODEL.VOCABULARY, MODEL.OPEN_VOCAB and MODEL.RETINANET.PRIOR_PROB.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        The classifier of the training vocabulary.
-    """
+    """Make the classifier of MODEL.VOCABULARY, MODEL.OPEN_VOCAB and MODEL.RETINANET.PRIOR_PROB."""
     return build_sigmoid_classifier(
         training_embeddings(cfg),
         prior=cfg.MODEL.RETINANET.PRIOR_PROB,
@@ -168,14 +154,7 @@ def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:
 def put_text_score(
     head: nn.Module, conv_dims: Sequence[int], num_anchors: int, classifier: SigmoidTextClassifier
 ) -> None:
-    """Replace a head's convolution of classes.
-
-    Args:
-        head: Head of Detectron2 with ``cls_score``; changed in place.
-        conv_dims: Channels of its convolutions, one at least.
-        num_anchors: Anchors of a cell.
-        classifier: Text classifier.
-    """
+    """Replace, in place, the convolution of classes of Detectron2's head."""
     head.cls_score = DenseTextScore(
         in_channels=conv_dims[-1], num_anchors=num_anchors, classifier=classifier
     )

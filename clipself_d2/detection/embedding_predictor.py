@@ -40,15 +40,7 @@ class EmbeddingFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]
     ) -> tuple[Tensor, ...]:
-        """Score every class, base and novel alike.
-
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals of each image.
-
-        Returns:
-            (Ri, K + 1) scores for each image, background last.
-        """
+        """Score every class, base and novel alike: (Ri, K + 1) for each image, background last."""
         counts = [len(item) for item in proposals]
         scores = torch.split(F.softmax(predictions[0], dim=1), counts)
         return self.with_objectness(scores, proposals)

@@ -68,15 +68,9 @@ class OfflineProposalRCNN(GeneralizedRCNN):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.PROPOSAL_GENERATOR.NAME, and what ``GeneralizedRCNN`` reads.
 
-        Args:
-            cfg: The whole config. The name is FrozenRPN (the network of MODEL.FROZEN_RPN),
-                AnnotatedBoxes, or one of Detectron2's, which is trained with the detector.
-
-        Returns:
-            Arguments of the constructor.
-
-        Raises:
-            ValueError: If the heads need a tower that the backbone has not, or images are not RGB.
+        The name is FrozenRPN (the network of MODEL.FROZEN_RPN), AnnotatedBoxes, or one of
+        Detectron2's, which is trained with the detector. A ValueError says that the heads need a
+        tower that the backbone has not, or that images are not RGB.
         """
         source = cfg.MODEL.PROPOSAL_GENERATOR.NAME
         is_frozen, is_annotated = source == FROZEN_RPN, source == ANNOTATED_BOXES
@@ -101,14 +95,7 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Train or detect.
-
-        Args:
-            batched_inputs: Samples of Detectron2's mapper.
-
-        Returns:
-            Losses by name in training, else detections, as ``GeneralizedRCNN``.
-        """
+        """Train or detect, as ``GeneralizedRCNN``."""
         if self.training:
             batched_inputs = self._propose(batched_inputs)
         return super().forward(batched_inputs)
@@ -119,16 +106,7 @@ class OfflineProposalRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """Detect.
-
-        Args:
-            batched_inputs: Samples of Detectron2's mapper.
-            detected_instances: Boxes to add masks to, instead of detecting.
-            do_postprocess: Whether detections are scaled to the original pictures.
-
-        Returns:
-            As ``GeneralizedRCNN``.
-        """
+        """Detect, or add masks to given boxes, as ``GeneralizedRCNN``."""
         if detected_instances is None:
             batched_inputs = self._propose(batched_inputs)
         return super().inference(batched_inputs, detected_instances, do_postprocess)

@@ -13,22 +13,11 @@ from clipself_d2.detection.dense_text import (
 
 
 class OpenVocabFCOSHead(TextHeadMixin, FCOSHead):
-    """Detectron2's head with an embedding and a text classifier for its convolution of classes.
-
-    Arguments are those of ``TextHeadMixin``.
-    """
+    """Detectron2's head with an embedding and a text classifier, as ``TextHeadMixin``."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Read MODEL.RETINANET, and the classes as ``training_classifier``.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the levels.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``."""
         return {
             "input_shape": input_shape,
             "classifier": training_classifier(cfg),
@@ -51,14 +40,7 @@ class OpenVocabFCOS(TextClassesMixin, FCOS):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Read MODEL.RETINANET; the number of classes is the vocabulary's.
-
-        Args:
-            cfg: The whole config.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.RETINANET; the number of classes is the vocabulary's."""
         backbone = build_backbone(cfg)
         shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
         return {

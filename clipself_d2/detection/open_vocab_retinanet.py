@@ -12,22 +12,11 @@ from clipself_d2.detection.dense_text import (
 
 
 class OpenVocabRetinaNetHead(TextHeadMixin, RetinaNetHead):
-    """Detectron2's head with an embedding and a text classifier for its convolution of classes.
-
-    Arguments are those of ``TextHeadMixin``.
-    """
+    """Detectron2's head with an embedding and a text classifier, as ``TextHeadMixin``."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Read MODEL.RETINANET, and the classes as ``training_classifier``.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the levels.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``."""
         options: dict[str, object] = super().from_config(cfg, input_shape)
         # The vocabulary and the classifier have these.
         del options["num_classes"], options["prior_prob"]
@@ -47,14 +36,7 @@ class OpenVocabRetinaNet(TextClassesMixin, RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Read what ``RetinaNet`` reads; the number of classes is the vocabulary's.
-
-        Args:
-            cfg: The whole config.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read what ``RetinaNet`` reads; the number of classes is the vocabulary's."""
         options: dict[str, object] = super().from_config(cfg)
         del options["num_classes"]
         shapes = options["backbone"].output_shape()  # type: ignore[attr-defined]

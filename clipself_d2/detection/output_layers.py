@@ -42,9 +42,6 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         beta: Exponent of CLIP's score for novel classes, in [0, 1].
         kwargs: Further keyword arguments of ``TextFastRCNNOutputLayers``.
 
-    Raises:
-        ValueError: If a number is out of its range, or a loss other than softmax's is asked for.
-
     Reference: F-ViT, CLIPSelf, arXiv 2310.01403, section 4.1.
     """
 
@@ -60,11 +57,6 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
         beta: float = 0.8,
         **kwargs: object,
     ) -> None:
-        for key, value in (("ENSEMBLE_ALPHA", alpha), ("ENSEMBLE_BETA", beta)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be in [0, 1]")
-        if clip_scale <= 0:
-            raise ValueError(f"MODEL.OPEN_VOCAB.CLIP_SCALE is {clip_scale}; it must be > 0")
         super().__init__(
             input_shape, classifier=classifier, background_weight=background_weight, **kwargs
         )
@@ -81,15 +73,7 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of a region's feature.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads."""
         options = cfg.MODEL.OPEN_VOCAB
         return {
             **super().from_config(cfg, input_shape),
@@ -103,15 +87,8 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     ) -> tuple[Tensor, ...]:
         """Fuse the detector's probabilities with CLIP's.
 
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals with ``clip_embeddings`` (Ri, D).
-
-        Returns:
-            (Ri, K + 1) scores for each image, background last.
-
-        Raises:
-            ValueError: If proposals have no such field.
+        (Ri, K + 1) scores for each image, background last; a ValueError says that proposals
+        have no ``clip_embeddings`` (Ri, D).
         """
         detector = F.softmax(predictions[0], dim=1)
         clip = F.softmax(self.clip_scale * self._clip_cosine(proposals), dim=1)
@@ -125,16 +102,8 @@ class OpenVocabFastRCNNOutputLayers(TextFastRCNNOutputLayers):
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Fuse the scores of those classes alone that can be above the threshold.
 
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals with ``clip_embeddings`` (Ri, D).
-
-        Returns:
-            As the parent; of few classes to the last bit what ``predict_probs`` gives, of more but
-            for the last bit, which depends on how the processor groups powers.
-
-        Raises:
-            ValueError: As ``predict_probs``.
+        As the parent; of few classes to the last bit what ``predict_probs`` gives, of more but for
+        the last bit, which depends on how the processor groups powers.
         """
         # With the objectness the threshold is another one in every row.
         if self.rpn_score or self.classifier.num_classes <= _FEW_CLASSES:

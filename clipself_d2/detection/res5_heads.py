@@ -80,16 +80,7 @@ class CLIPRes5ROIHeads(ROIHeads):
     ) -> dict[str, object]:
         """Read MODEL.ROI_HEADS, MODEL.ROI_BOX_HEAD and MODEL.ROI_MASK_HEAD.
 
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the backbone's features.
-            tower: The backbone's tower.
-
-        Returns:
-            Arguments of the constructor.
-
-        Raises:
-            ValueError: If there is no tower, or masks are not class-agnostic.
+        A ValueError says that there is no tower, or that masks are not class-agnostic.
         """
         if tower is None:
             raise ValueError(
@@ -114,7 +105,9 @@ class CLIPRes5ROIHeads(ROIHeads):
         kwargs["box_predictor"] = EmbeddingFastRCNNOutputLayers(**options)
         check_masks(cfg)
         if cfg.MODEL.MASK_ON:
-            kwargs["mask_head"] = _build_mask_head(cfg, 2 * input_shape[names[0]].channels)
+            side = head.POOLER_RESOLUTION // _RES5_STRIDE
+            shape = ShapeSpec(channels=2 * input_shape[names[0]].channels, width=side, height=side)
+            kwargs["mask_head"] = build_mask_head(cfg, shape)
         return kwargs
 
     @property
@@ -123,15 +116,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         return self._shared[0]
 
     def region_maps(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Run the last stage on regions.
-
-        Args:
-            features: The backbone's, with (N, C4, h, w).
-            boxes: XYXY px for each image.
-
-        Returns:
-            (R, C5, side, side).
-        """
+        """Run the last stage on regions, XYXY px for each image: (R, C5, side, side)."""
         return self.tower.forward_res5(self.pooler([features[self.in_feature]], boxes))
 
     def forward(
@@ -141,17 +126,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Train on, or detect in, proposals.
-
-        Args:
-            images: Unused.
-            features: The backbone's.
-            proposals: With ``proposal_boxes``, for each image.
-            targets: Ground truth, in training.
-
-        Returns:
-            Sampled proposals and losses in training; else detections and no loss.
-        """
+        """Train on, or detect in, proposals: as Detectron2's ``ROIHeads``."""
         if not self.training:
             found = self._detect(features, proposals)
             return self.forward_with_given_boxes(features, found), {}
@@ -166,15 +141,7 @@ class CLIPRes5ROIHeads(ROIHeads):
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Add masks to detections.
-
-        Args:
-            features: The backbone's.
-            instances: With ``pred_boxes`` and ``pred_classes``.
-
-        Returns:
-            The same, with ``pred_masks`` where there is a mask head.
-        """
+        """Add ``pred_masks`` to detections where there is a mask head."""
         if not self.mask_on:
             return instances
         maps = self.region_maps(features, [item.pred_boxes for item in instances])
@@ -205,11 +172,3 @@ def _check_side(pooler: ROIPooler, tower: ResNetTower) -> None:
             f"pool of {tower.name} has positions for regions of {side} x {side} cells; set it to "
             f"{side}"
         )
-
-
-def _build_mask_head(cfg: CfgNode, channels: int) -> BaseMaskRCNNHead:
-    side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION // _RES5_STRIDE
-    head: BaseMaskRCNNHead = build_mask_head(
-        cfg, ShapeSpec(channels=channels, width=side, height=side)
-    )
-    return head

@@ -22,15 +22,7 @@ class OpenVocabMixin:
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read what Detectron2's heads read; the number of classes is the vocabulary's.
 
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the backbone's features, ``clip`` among them.
-
-        Returns:
-            Arguments of the constructor.
-
-        Raises:
-            ValueError: If the backbone has no ``clip``, or the text embeddings another width.
+        A ValueError says that the backbone has no ``clip``, or the text embeddings another width.
         """
         if CLIP_FEATURE not in input_shape:
             raise ValueError(
@@ -51,7 +43,11 @@ class OpenVocabMixin:
     def _forward_mask(
         self: Any, features: dict[str, Tensor], instances: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
-        if not self.training or not self.mask_on or _any_object(instances, self.num_classes):
+        if (
+            not self.training
+            or not self.mask_on
+            or torch.cat([item.gt_classes < self.num_classes for item in instances]).any()
+        ):
             return super()._forward_mask(features, instances)  # type: ignore[misc]
         maps = [features[name] for name in self.mask_in_features]
         boxes = [item.proposal_boxes[:1] for item in instances]
@@ -103,14 +99,7 @@ class OpenVocabROIHeads(OpenVocabMixin, StandardROIHeads):
 
 
 def check_masks(cfg: CfgNode) -> None:
-    """Refuse masks that have a channel for each class.
-
-    Args:
-        cfg: The whole config.
-
-    Raises:
-        ValueError: If there are such.
-    """
+    """Raise a ValueError for masks that have a channel for each class."""
     if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
         raise ValueError(
             "masks of each class of their own cannot follow a change of vocabulary; set "
@@ -121,16 +110,7 @@ def check_masks(cfg: CfgNode) -> None:
 def embed_proposals(
     dense_NDhw: Tensor, proposals: list[Instances], clip_stride: float
 ) -> list[Instances]:
-    """Pool CLIP's map in proposals.
-
-    Args:
-        dense_NDhw: The feature ``clip``.
-        proposals: For each image, with ``proposal_boxes``.
-        clip_stride: Input pixels per cell of the map.
-
-    Returns:
-        Copies with ``clip_embeddings`` (Ri, D); the caller's proposals keep their fields.
-    """
+    """Pool CLIP's map in proposals: copies of them with ``clip_embeddings`` (Ri, D)."""
     pooled = roi_embeddings(
         dense_NDhw, [item.proposal_boxes.tensor for item in proposals], clip_stride
     )
@@ -142,21 +122,9 @@ def embed_proposals(
 
 
 def check_widths(classifier: TextClassifier, clip_width: int) -> None:
-    """Refuse text embeddings of another CLIP than the backbone's.
-
-    Args:
-        classifier: Text classifier.
-        clip_width: Width of the tower's embeddings.
-
-    Raises:
-        ValueError: If the widths differ.
-    """
+    """Raise a ValueError for text embeddings of another CLIP than the backbone's."""
     if classifier.embed_dim != clip_width:
         raise ValueError(
             f"text embeddings are {classifier.embed_dim}-d but the tower projects to {clip_width}-d"
             "; MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
         )
-
-
-def _any_object(instances: list[Instances], num_classes: int) -> bool:
-    return bool(torch.cat([item.gt_classes < num_classes for item in instances]).any())

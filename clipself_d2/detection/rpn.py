@@ -28,13 +28,5 @@ class NormRPNHead(StandardRPNHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Read MODEL.RPN, and the norm of MODEL.FPN.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shapes of the levels.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.RPN, and the norm of MODEL.FPN."""
         return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.FPN.NORM}

@@ -16,11 +16,9 @@ from torchvision.ops import clip_boxes_to_image
 
 from clipself_d2.detection.base_losses import base_only_loss, log_accuracy, mask_novel
 from clipself_d2.layers.limited_nms import limited_nms
-from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS, batched_soft_nms
+from clipself_d2.layers.soft_nms import batched_soft_nms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import build_text_classifier, training_embeddings
-
-RPN_SCORES = ("", "sigmoid", "raw_logit")
 
 
 class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -45,7 +43,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         kwargs: Further keyword arguments of ``FastRCNNOutputLayers``.
 
     Raises:
-        ValueError: If an option is out of its range, or a loss other than softmax's is asked for.
+        ValueError: If a loss other than softmax's is asked for.
     """
 
     cls_score: nn.Module
@@ -68,21 +66,6 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         **kwargs: object,
     ) -> None:
         _check_softmax(kwargs)
-        for key, value in (
-            ("BACKGROUND_WEIGHT", background_weight),
-            ("FOCAL_GAMMA", focal_gamma),
-        ):
-            if value < 0:
-                raise ValueError(f"MODEL.OPEN_VOCAB.{key} is {value}; it must be >= 0")
-        if rpn_score not in RPN_SCORES:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.RPN_SCORE is {rpn_score!r}; it is one of {RPN_SCORES}"
-            )
-        if soft_nms and soft_nms not in SOFT_NMS_METHODS:
-            raise ValueError(
-                f"MODEL.OPEN_VOCAB.SOFT_NMS is {soft_nms!r}; it is one of {SOFT_NMS_METHODS} or "
-                "empty for Detectron2's NMS"
-            )
         super().__init__(
             input_shape,
             box2box_transform=box2box_transform,
@@ -97,15 +80,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads.
-
-        Args:
-            cfg: The whole config.
-            input_shape: Shape of a region's feature.
-
-        Returns:
-            Arguments of the constructor.
-        """
+        """Read MODEL.OPEN_VOCAB, and what Detectron2's predictor reads."""
         kwargs: dict[str, object] = super().from_config(cfg, input_shape)
         # Both follow from the vocabulary.
         del kwargs["num_classes"], kwargs["cls_agnostic_bbox_reg"]
@@ -137,17 +112,10 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """Losses over base classes, background and boxes.
+        """Losses over base classes, background and boxes: ``loss_cls`` and ``loss_box_reg``.
 
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Sampled proposals with ``gt_classes`` and ``gt_boxes``.
-
-        Returns:
-            ``loss_cls`` and ``loss_box_reg``, scalars.
-
-        Raises:
-            ValueError: If a proposal is labelled with a class that is not trained.
+        From (R, K + 1) logits and (R, 4) deltas of sampled proposals; a ValueError says that one is
+        labelled with a class that is not trained.
         """
         logits, deltas = predictions
         labels = torch.cat([item.gt_classes for item in proposals])
@@ -175,18 +143,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     def with_objectness(
         self, scores: Sequence[Tensor], proposals: Sequence[Instances]
     ) -> tuple[Tensor, ...]:
-        """Fold the proposals' objectness into class scores, if asked for.
-
-        Args:
-            scores: (Ri, K + 1) for each image.
-            proposals: Proposals of the same images.
-
-        Returns:
-            Scores of the same shapes.
-
-        Raises:
-            ValueError: If proposals have no objectness.
-        """
+        """Fold the proposals' objectness into class scores (Ri, K + 1), if asked for."""
         if not self.rpn_score:
             return tuple(scores)
         if not all(item.has("objectness_logits") for item in proposals):
@@ -202,15 +159,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_boxes(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """Decode the boxes of detections.
-
-        Args:
-            predictions: Logits and (R, 4) deltas.
-            proposals: Proposals of each image.
-
-        Returns:
-            (Ri, 4) XYXY px for each image.
-        """
+        """Decode the boxes of detections: (Ri, 4) XYXY px for each image."""
         if not self.refine_boxes:
             return tuple(item.proposal_boxes.tensor for item in proposals)
         boxes: tuple[Tensor, ...] = super().predict_boxes(predictions, proposals)
@@ -219,15 +168,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Choose detections.
-
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals of each image.
-
-        Returns:
-            Detections of each image, and the numbers of their proposals.
-        """
+        """Choose the detections of each image, and the numbers of their proposals."""
         boxes = self.predict_boxes(predictions, proposals)
         chosen = [
             self._select(own_boxes, *passing, item.image_size)
@@ -242,13 +183,8 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Score regions, and keep what is above the threshold.
 
-        Args:
-            predictions: (R, K + 1) logits and (R, 4) deltas.
-            proposals: Proposals of each image.
-
-        Returns:
-            For each image region numbers, class numbers and scores, (P,) each, by region and class;
-            a region with a score that is not finite has none.
+        For each image region numbers, class numbers and scores, (P,) each, by region and class; a
+        region with a score that is not finite has none.
         """
         found = []
         for scores_RK1 in self.predict_probs(predictions, proposals):
@@ -293,20 +229,15 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 def multiply_objectness(scores_RK1: Tensor, logits_R: Tensor, rpn_score: str) -> Tensor:
-    """Average class scores geometrically with objectness.
+    """Average class scores (R, K + 1) geometrically with objectness logits (R,).
 
-    Args:
-        scores_RK1: (R, K + 1) probabilities, background last.
-        logits_R: (R,) objectness logits.
-        rpn_score: "sigmoid", or "raw_logit": the logit itself stands for a probability.
+    "sigmoid" takes their probability; "raw_logit" the logit itself, so that scores are above 1
+    where it is, and NaN for a negative one.
 
-    Returns:
-        (R, K + 1); with "raw_logit" above 1 where the logit is, and NaN for a negative one.
-
-    Reference: RegionCLIP, arXiv 2112.09106, section 4.2, names the geometric mean; the raw logit
-    is that of the released code.
+    Reference: RegionCLIP, arXiv 2112.09106, section 4.2, names the geometric mean; the raw logit is
+    that of the released code.
     """
-    objectness_R = logits_R.sigmoid() if rpn_score == "sigmoid" else logits_R
+    objectness_R = {"sigmoid": logits_R.sigmoid(), "raw_logit": logits_R}[rpn_score]
     return (scores_RK1 * objectness_R[:, None]).sqrt()
 
 

@@ -42,14 +42,7 @@ class VocabularyRCNNWithTTA(GeneralizedRCNNWithTTA):
 
 
 def count_classes(model: GeneralizedRCNN) -> int:
-    """Count the classes that a detector tells apart now.
-
-    Args:
-        model: The detector.
-
-    Returns:
-        Those of its text classifier's vocabulary, or of its heads.
-    """
+    """Count the classes that a detector tells apart now, by its text classifier or its heads."""
     for module in model.modules():
         if isinstance(module, TextClassifier):
             return int(module.num_classes)
@@ -57,15 +50,7 @@ def count_classes(model: GeneralizedRCNN) -> int:
 
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a detector where TEST.AUG.ENABLED asks for it.
-
-    Args:
-        cfg: The whole config.
-        model: The detector.
-
-    Returns:
-        The wrapped model, in the same mode; the model itself without TEST.AUG.ENABLED.
-    """
+    """Wrap a detector, in the same mode, where TEST.AUG.ENABLED asks for it."""
     if not cfg.TEST.AUG.ENABLED:
         return model
     wrapped: nn.Module = VocabularyRCNNWithTTA(cfg, model).train(model.training)

@@ -31,15 +31,10 @@ class AccumulatingModel(nn.Module):
         model: A model, perhaps wrapped in DistributedDataParallel, that returns losses in training.
         steps: Number of parts.
         backward: How a loss is differentiated, such as through a gradient scaler.
-
-    Raises:
-        ValueError: If there is less than one part.
     """
 
     def __init__(self, model: nn.Module, *, steps: int, backward: Callable[[Tensor], None]) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {steps}; it must be at least 1")
         self.module = model
         self.steps = steps
         self._backward = backward
@@ -48,15 +43,8 @@ class AccumulatingModel(nn.Module):
     def forward(self, batched_inputs: Items) -> Any:
         """Run the model, in training part by part.
 
-        Args:
-            batched_inputs: A batch.
-
-        Returns:
-            In training the losses of the whole batch, whose gradient is that of the last part;
-            otherwise the model's output.
-
-        Raises:
-            ValueError: If the batch has fewer items than there are parts.
+        In training the losses are those of the whole batch, with the gradient of the last part; a
+        ValueError says that the batch has fewer items than there are parts.
         """
         if not self.training or self.steps == 1:
             return self.module(batched_inputs)
@@ -106,14 +94,7 @@ class AccumulatingModel(nn.Module):
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Take off what the training loop put around a model.
-
-    Args:
-        model: A model, perhaps in DistributedDataParallel, perhaps in an ``AccumulatingModel``.
-
-    Returns:
-        The model itself.
-    """
+    """Take off what the training loop put around a model."""
     while isinstance(model, AccumulatingModel | DistributedDataParallel):
         model = model.module
     return model

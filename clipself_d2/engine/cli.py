@@ -40,20 +40,11 @@ __all__ = [
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """Read a yaml file and KEY VALUE overrides.
+    """Read a yaml file ("" keeps the defaults) and alternating KEY VALUE overrides.
 
-    Args:
-        config_file: Path of the yaml file; "" keeps the defaults.
-        overrides: Alternating keys and values.
-
-    Returns:
-        The merged config, not frozen; MODEL.DEVICE follows the machine where the file, not the
-        overrides, asks for a GPU that is not there.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If a key is unknown, a value has another type or is out of range, the list is
-            odd, or the file is a LazyConfig.
+    The merged config is not frozen; MODEL.DEVICE follows the machine where the file, not the
+    overrides, asks for a GPU that is not there. A FileNotFoundError or ValueError names the missing
+    file, the unknown key, or the value of another type or out of range.
     """
     cfg = get_cfg()
     add_clipself_config(cfg)
@@ -93,11 +84,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 
 def start_logging(output: str | None = None) -> None:
-    """Show the messages of Detectron2, fvcore and this plugin.
-
-    Args:
-        output: Folder of ``log.txt``; None writes to the terminal alone.
-    """
+    """Show the messages of Detectron2, fvcore and this plugin, also in ``log.txt`` of a folder."""
     rank = comm.get_rank()
     for name in ("detectron2", "fvcore", "clipself_d2"):
         setup_logger(output, distributed_rank=rank, name=name)
@@ -106,15 +93,7 @@ def start_logging(output: str | None = None) -> None:
 def set_up(args: argparse.Namespace) -> CfgNode:
     """Read the config of a parsed command line, register its data sets, and start the logging.
 
-    Args:
-        args: Namespace of ``detectron2.engine.default_argument_parser``.
-
-    Returns:
-        The frozen config.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a key or a data set's specification is faulty.
+    The config is frozen; a FileNotFoundError or ValueError says what is faulty.
     """
     cfg = load_config(args.config_file, args.opts)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, cfg.MODEL.VOCABULARY.DATASET]
@@ -164,28 +143,14 @@ class _ShortUserErrors(logging.Filter):
 
 
 def run_training_tool(trainer: type[DefaultTrainer], args: argparse.Namespace) -> int:
-    """Be a train_net: start the processes, train or evaluate.
-
-    Args:
-        trainer: Class with ``evaluate_weights``.
-        args: Flags of ``train_parser``.
-
-    Returns:
-        Exit code: 0, or 1 after a user's error.
-    """
+    """Be a train_net: start the processes, train or evaluate; returns as ``run_tool``."""
     return launch_tool(_train_or_evaluate, (trainer, args), args)
 
 
 def launch_tool(function: Callable[..., object], arguments: tuple, args: argparse.Namespace) -> int:
-    """Run a function in the processes that Detectron2's flags ask for.
+    """Run an importable function in the processes that Detectron2's flags ask for.
 
-    Args:
-        function: Importable function.
-        arguments: Its arguments.
-        args: Flags of ``train_parser``.
-
-    Returns:
-        Exit code: 0, 1 after a user's error, 128 + the number of a signal that ended the run.
+    Returns as ``run_tool``.
     """
     work = (function, arguments, args.debug)
     try:
@@ -220,12 +185,8 @@ def _train_or_evaluate(trainer: type[DefaultTrainer], args: argparse.Namespace) 
 def run_tool(action: Callable[[], object], *, debug: bool = False) -> int:
     """Run a command and turn a user's error into one sentence on stderr.
 
-    Args:
-        action: The command.
-        debug: Whether to raise the error with its traceback instead.
-
-    Returns:
-        Exit code: 0, 1 after a user's error, 128 + the number of a signal that ended the command.
+    ``debug`` raises the error instead. Exit code: 0, 1 after a user's error, 128 + the number of a
+    signal that ended the command.
     """
     try:
         with raising_sigterm():

@@ -62,12 +62,7 @@ class StudentCheckpointer(StrictCheckpointer):
             self.add_checkpointable("averaged_student", averaged)
 
     def save(self, name: str, **kwargs: object) -> None:
-        """Write ``<name>.pth``, whose "model" can be a detector's MODEL.CLIP.WEIGHTS.
-
-        Args:
-            name: File name without the ending.
-            kwargs: Further entries of the file.
-        """
+        """Write ``<name>.pth``, whose "model" can be a detector's MODEL.CLIP.WEIGHTS."""
         super().save(name, model=self._distiller.student_state_dict(self._alpha), **kwargs)
 
 
@@ -75,12 +70,8 @@ class StudentCheckpointer(StrictCheckpointer):
 def saved_weights(distiller: RegionDistiller, alpha: float) -> Iterator[None]:
     """Give a student, for the time of a with block, the weights that its checkpoint has.
 
-    Args:
-        distiller: The distiller.
-        alpha: Share of the student in the saved weights.
-
-    Yields:
-        Nothing; the student's own weights are back afterwards, bit for bit.
+    Its own are back afterwards, bit for bit. ``alpha`` is the share of the student in the
+    checkpoint.
     """
     if alpha == 1.0:
         yield
@@ -98,20 +89,10 @@ class DistillTrainer(Trainer):
     """Trainer of META_ARCHITECTUREs of distillation/.
 
     Differs from ``Trainer``: checkpoints are the student's weights; region features are scored.
-
-    Args:
-        cfg: The whole config.
     """
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
-        """Make the checkpointer of the student.
-
-        Args:
-            model: The distiller, not wrapped.
-
-        Returns:
-            A checkpointer that keeps the student and the trainer's state.
-        """
+        """Make the checkpointer of a distiller's student and the trainer's state."""
         return StudentCheckpointer(
             distiller=model,
             save_dir=self.cfg.OUTPUT_DIR,
@@ -122,42 +103,19 @@ class DistillTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Build the loader of regions and crops.
-
-        Args:
-            cfg: The whole config.
-
-        Returns:
-            An endless loader.
-        """
+        """Build the endless loader of regions and crops."""
         return build_distill_train_loader_from_cfg(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """Build the loader of a panoptic data set's regions.
-
-        Args:
-            cfg: The whole config.
-            dataset_name: Registered name.
-
-        Returns:
-            Every image once over all processes.
-        """
+        """Build the loader of a panoptic set's regions: every image once over all processes."""
         return build_region_test_loader_from_cfg(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Build the evaluator of region features, with the text embeddings of the data set.
 
-        Args:
-            cfg: The whole config.
-            dataset_name: Registered name.
-
-        Returns:
-            The evaluator.
-
-        Raises:
-            ValueError: If the data set has no panoptic ground truth.
+        A ValueError says that the data set has no panoptic ground truth.
         """
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind != REGION_CLASSIFICATION:
@@ -175,19 +133,10 @@ class DistillTrainer(Trainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
-        """Build the optimiser over the student, without decay on norms, biases and scalars.
+        """Build AdamW over the student, without decay on norms, biases and scalars.
 
-        A ResNet may also be trained by Detectron2's SGD, as RegionCLIP was published.
-
-        Args:
-            cfg: The whole config; SOLVER.OPTIMIZER is AdamW, or SGD for a ResNet.
-            model: The distiller.
-
-        Returns:
-            The optimiser.
-
-        Raises:
-            ValueError: If SOLVER.OPTIMIZER is neither.
+        A ResNet may also be trained by Detectron2's SGD, as RegionCLIP was published; other
+        optimisers are a ValueError.
         """
         if cfg.SOLVER.OPTIMIZER == "SGD" and isinstance(model.student, ResNetTower):
             return super().build_optimizer(cfg, model)
@@ -212,15 +161,7 @@ class DistillTrainer(Trainer):
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
-        """Score MODEL.WEIGHTS as they are: a checkpoint of a mixed student is the mix already.
-
-        Args:
-            cfg: The whole config.
-            resume: Whether the last checkpoint of OUTPUT_DIR, if any, is taken instead.
-
-        Returns:
-            As ``test``.
-        """
+        """Score MODEL.WEIGHTS as they are: a checkpoint of a mixed student is the mix already."""
         as_it_is = changed(cfg, "MODEL.DISTILL.STUDENT_SHARE", 1.0)
         return super().evaluate_weights(as_it_is, resume=resume)
 
@@ -228,14 +169,7 @@ class DistillTrainer(Trainer):
     def test(cls, cfg: CfgNode, model: nn.Module, *arguments: Any, **options: Any) -> OrderedDict:
         """Score region features on DATASETS.TEST with the weights that are saved.
 
-        Args:
-            cfg: The whole config; MODEL.DISTILL.STUDENT_SHARE below 1 mixes student and teacher.
-            model: The distiller, wrapped or not.
-            arguments: As for ``Trainer.test``.
-            options: Likewise.
-
-        Returns:
-            As ``Trainer.test``.
+        MODEL.DISTILL.STUDENT_SHARE below 1 mixes student and teacher.
         """
         distiller = unwrap(model)
         with saved_weights(distiller, cfg.MODEL.DISTILL.STUDENT_SHARE):

@@ -41,18 +41,10 @@ SEMANTIC = "sem_seg"
 
 
 def test_vocabulary(cfg: CfgNode, dataset_name: str) -> tuple[Vocabulary, Protocol]:
-    """Read the classes of a test set as they are prompted.
+    """Read the classes of a test set as they are prompted, and what to report of the prompts.
 
-    Args:
-        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms, TEST.SYNONYM_MODE
-            "all" by their names first.
-        dataset_name: Registered name.
-
-    Returns:
-        The vocabulary, and what to report of the prompts.
-
-    Raises:
-        ValueError: If TEST.SYNONYMS is set and the metadata has none.
+    TEST.SYNONYMS prompts the classes by synonyms, TEST.SYNONYM_MODE "all" by their names first. A
+    ValueError says that the metadata has none.
     """
     metadata = metadata_with_classes(dataset_name)
     report: Protocol = {
@@ -93,13 +85,7 @@ def vocabulary_of(
 ) -> AbstractContextManager[object]:
     """Switch a detector to the classes of a data set for the time of a with block.
 
-    Args:
-        cfg: The whole config; TEST.SYNONYMS prompts the classes by synonyms.
-        model: The detector; one without a text classifier is left alone.
-        dataset_name: Registered name.
-
-    Returns:
-        A context manager.
+    One without a text classifier is left alone.
     """
     if not reads_text(model):
         return nullcontext()
@@ -116,16 +102,8 @@ def evaluator_of(
 ) -> Iterator[DatasetEvaluator | None]:
     """Make the evaluator of a data set, of its names and of all its synonyms where that is asked.
 
-    Args:
-        cfg: The whole config; TEST.SYNONYM_MODE "all" scores every index of synonyms beside the
-            names. Files of an index are written below OUTPUT_DIR/synonyms.
-        model: The model that is scored under its own names within the with block; its backbone
-            sees every batch once.
-        dataset_name: Registered name.
-        build: From a config and the name of a data set to an evaluator.
-
-    Yields:
-        The evaluator.
+    TEST.SYNONYM_MODE "all" scores every index of synonyms beside the names, from one pass of the
+    backbone; files of an index are written below OUTPUT_DIR/synonyms.
     """
     if not cfg.TEST.SYNONYMS or cfg.TEST.SYNONYM_MODE != ALL:
         yield build(cfg, dataset_name)
@@ -176,31 +154,14 @@ def _remembered_features(model: nn.Module) -> Iterator[None]:
 
 
 def reads_text(model: nn.Module) -> bool:
-    """Tell whether the classes of a model are text.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Whether it has a text classifier.
-    """
+    """Tell whether the classes of a model are text."""
     return any(isinstance(module, TextClassifier) for module in model.modules())
 
 
 def protocol_of(
     cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator | None
 ) -> Protocol:
-    """Tell under which rules a data set was scored.
-
-    Args:
-        cfg: The whole config.
-        model: The model that was scored.
-        dataset_name: Registered name.
-        evaluator: Its evaluator.
-
-    Returns:
-        The entry "protocol" of the results' file.
-    """
+    """Tell under which rules a data set was scored: the entry "protocol" of the results' file."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     protocol: Protocol = {"evaluator": kind, **own_protocol(evaluator)}
     if kind == REFERRING:
@@ -223,27 +184,14 @@ def protocol_of(
 
 
 def own_protocol(evaluator: object) -> Protocol:
-    """Ask an evaluator for its rules.
-
-    Args:
-        evaluator: Any; those of this project have a method ``protocol``.
-
-    Returns:
-        The rules, empty where the evaluator has none.
-    """
+    """Ask an evaluator for its rules, which those of this project have."""
     return dict(evaluator.protocol()) if hasattr(evaluator, "protocol") else {}
 
 
 def write_results(
     output_dir: str, results: Mapping[str, Mapping], protocols: Mapping[str, Protocol]
 ) -> None:
-    """Write the results and their protocols into OUTPUT_DIR, in the main process.
-
-    Args:
-        output_dir: Folder of the file.
-        results: By data set, by task, by metric.
-        protocols: By data set.
-    """
+    """Write the results and their protocols into OUTPUT_DIR, in the main process."""
     if not comm.is_main_process():
         return
     content = {name: {**scores, "protocol": protocols[name]} for name, scores in results.items()}
@@ -253,11 +201,7 @@ def write_results(
 
 
 def warn_of_limit(cfg: CfgNode) -> None:
-    """Warn where Fixed AP, which knows no limit an image, is asked of a model with one.
-
-    Args:
-        cfg: The whole config.
-    """
+    """Warn where Fixed AP, which knows no limit an image, is asked of a model with one."""
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.TEST.FIXED_AP and 0 <= limit <= LVIS_DETECTIONS:
         logger.warning(

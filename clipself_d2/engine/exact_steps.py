@@ -51,21 +51,13 @@ class ExactSteps(HookBase):
         self._step.close()
 
     def state_dict(self) -> dict[str, float]:
-        """Collect the loss normalisers.
-
-        Returns:
-            Them by name of the module; a checkpoint leaves out what is empty.
-        """
+        """Collect the loss normalisers by module; a checkpoint leaves out what is empty."""
         modules = unwrap(self._loop().model).named_modules()
         found = ((name, getattr(module, "loss_normalizer", None)) for name, module in modules)
         return {name: float(value) for name, value in found if isinstance(value, int | float)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Put the loss normalisers back.
-
-        Args:
-            state: As of ``state_dict``.
-        """
+        """Put the loss normalisers back."""
         for name, value in state.items():
             unwrap(self._loop().model).get_submodule(name).loss_normalizer = value
 

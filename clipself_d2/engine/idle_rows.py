@@ -11,15 +11,8 @@ def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
 
     Query and key that the dense form of the last block does not use may share a matrix with the
     value, so that they cannot be frozen, and their gradient is zero. A model may name more in
-    ``held_rows``.
-
-    Args:
-        optimizer: Optimiser over the model's parameters.
-        model: Holds any number of image towers.
-
-    Returns:
-        The same optimiser. After each of its steps the rows are what they were, unless a gradient
-        reached them by another way, as by the embedding of a whole picture.
+    ``held_rows``. After each step of the returned, same optimiser the rows are what they were,
+    unless a gradient reached them by another way, as by the embedding of a whole picture.
     """
     rows: list[tuple[nn.Parameter, slice]] = [
         row

@@ -48,20 +48,10 @@ TRAINING_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 def load_lazy_config(
     config_file: str, overrides: list[str], needed: Sequence[str] = TRAINING_PARTS
 ) -> DictConfig:
-    """Read a lazy config and ``key=value`` overrides.
+    """Read a lazy config, which defines all of ``needed``, and ``key=value`` overrides.
 
-    Args:
-        config_file: Path of the Python file.
-        overrides: As in ``train.max_iter=20``.
-        needed: Names that the file defines.
-
-    Returns:
-        The config.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If the file is no lazy config, a part of it is missing, or an override has no
-            such key. Detectron2 would add the key in silence.
+    A FileNotFoundError or ValueError says that the file is missing or no lazy config, or that an
+    override has no such key, which Detectron2 would add in silence.
     """
     config_file = find_config(config_file)
     if not Path(config_file).is_file() or Path(config_file).suffix != ".py":
@@ -105,17 +95,9 @@ _ABSENT = object()
 
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
-    """Build the model, and refuse parts that do not fit one another.
+    """Build the model on the CPU, and refuse parts that do not fit one another.
 
-    Args:
-        cfg: Config with ``model``, and the loaders that feed it, if any.
-
-    Returns:
-        The model, on the CPU.
-
-    Raises:
-        ValueError: If a feature, strides or the order of colour channels do not fit; the sentence
-            names the key.
+    A ValueError names the key of a feature, strides or an order of colour channels that do not fit.
     """
     try:
         model: nn.Module = instantiate(cfg.model)
@@ -139,17 +121,7 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
 
 
 def run_lazy(args: argparse.Namespace) -> OrderedDict:
-    """Train or evaluate a lazy recipe.
-
-    Args:
-        args: Namespace of ``detectron2.engine.default_argument_parser``.
-
-    Returns:
-        Results of the evaluation.
-
-    Raises:
-        ValueError: For whatever the user has to mend, with the fields of the config.
-    """
+    """Train or evaluate a lazy recipe; errors of users name the fields of the config."""
     try:
         return _run_lazy(args)
     except Exception as error:
@@ -173,15 +145,7 @@ def _run_lazy(args: argparse.Namespace) -> OrderedDict:
 
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
-    """Train, with checkpoints, logs and evaluation, and score the last weights.
-
-    Args:
-        cfg: Config with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
-        resume: Whether to go on from the last checkpoint in ``train.output_dir``.
-
-    Returns:
-        Results of the last evaluation.
-    """
+    """Train, with checkpoints, logs and evaluation, and score the last weights."""
     model = build_lazy_model(cfg).to(cfg.train.device)
     log_size(model)
     cfg.optimizer.params.model = model
@@ -221,13 +185,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
 def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Score a model on ``dataloader.test``, with the vocabulary of that data set.
 
-    Args:
-        cfg: Config with ``dataloader.test`` and ``dataloader.evaluator``.
-        model: The model.
-
-    Returns:
-        Results by task, by metric; empty without an evaluator. The file in ``train.output_dir``
-        adds the protocol.
+    Results by task, by metric; empty without an evaluator. The file in ``train.output_dir`` adds
+    the protocol.
     """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
@@ -272,14 +231,7 @@ def _test_set(cfg: DictConfig) -> str:
 
 
 def embedding_calls(node: object) -> Iterator[DictConfig]:
-    """Find the calls of ``dataset_embeddings`` in a lazy model.
-
-    Args:
-        node: The model's config, or a part of it.
-
-    Yields:
-        Each call, its arguments by name.
-    """
+    """Find the calls of ``dataset_embeddings`` in a lazy model, with their arguments by name."""
     target = f"{dataset_embeddings.__module__}.{dataset_embeddings.__qualname__}"
     if isinstance(node, DictConfig):
         if node.get("_target_") in (dataset_embeddings, target):

@@ -17,15 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def parallel_model(model: nn.Module, **options: object) -> nn.Module:
-    """Wrap a model for several processes as Detectron2 does, on GPUs or on CPUs.
-
-    Args:
-        model: The model on its device.
-        options: Arguments of DistributedDataParallel.
-
-    Returns:
-        The wrapped model; the model itself in a single process.
-    """
+    """Wrap a model for several processes as Detectron2 does, on GPUs or on CPUs."""
     if all(parameter.device.type == "cpu" for parameter in model.parameters()):
         # Detectron2 names the process's GPU, which torch refuses for a model on the CPU.
         options["device_ids"] = None
@@ -38,9 +30,6 @@ def cpu_processes() -> Iterator[None]:
     """Let ``DefaultTrainer.__init__`` wrap models on a CPU, for which it leaves no seam.
 
     A single process needs no wrapping and finds Detectron2 as it is.
-
-    Yields:
-        Nothing.
     """
     if comm.get_world_size() == 1:
         yield
@@ -53,15 +42,7 @@ def cpu_processes() -> Iterator[None]:
 
 
 def amp_runs(device: str, enabled: bool) -> bool:
-    """Tell whether Detectron2's mixed precision, which is for CUDA, can be had.
-
-    Args:
-        device: Where the model is.
-        enabled: Whether the config asks for it.
-
-    Returns:
-        Whether to use it; a warning says that it is left out.
-    """
+    """Tell whether mixed precision, which Detectron2 has for CUDA, can be had; if not, warn."""
     if enabled and not device.startswith("cuda"):
         logger.warning(
             "mixed precision of the training loop (AMP) is ignored on %s; a tower of precision "
@@ -73,14 +54,9 @@ def amp_runs(device: str, enabled: bool) -> bool:
 
 
 def amp_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
-    """Choose the number type of mixed precision: that of the CLIP towers where they have one.
+    """Choose the number type of mixed precision: bfloat16 where a CLIP tower computes in it.
 
-    Args:
-        model: The model, wrapped or not.
-        device: Where it is.
-
-    Returns:
-        bfloat16 where a tower computes in it, else float16, Detectron2's choice.
+    Else float16, Detectron2's choice.
     """
     wanted = tower_precisions(model)
     is_bf16 = "bf16" in wanted or ("auto" in wanted and has_bf16(device))
@@ -88,25 +64,13 @@ def amp_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
 
 
 def tower_precisions(model: nn.Module) -> set[str]:
-    """Collect the precisions of the CLIP towers in a model.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Names such as "fp32" and "auto".
-    """
+    """Collect the precisions of the CLIP towers in a model, such as "fp32" and "auto"."""
     towers = (m for m in model.modules() if isinstance(m, VisionTower))
     return {tower.precision for tower in towers}
 
 
 def adapt_loop(loop: SimpleTrainer, *, steps: int = 1) -> None:
-    """Give Detectron2's loop the number type of the towers, and accumulation.
-
-    Args:
-        loop: The loop with its model; changed in place.
-        steps: Parts into which a process works through its share of a batch.
-    """
+    """Give Detectron2's loop, in place, the number type of the towers, and accumulation."""
     backward: Callable[[Tensor], None] = Tensor.backward
     precisions = tower_precisions(loop.model)
     if isinstance(loop, AMPTrainer):

@@ -20,11 +20,7 @@ _MOST_BOXES = 10
 
 
 class ValidationPictures(HookBase):
-    """Draws the first pictures of the first test set every TEST.EVAL_PERIOD iterations.
-
-    Args:
-        cfg: The whole config; TEST.PICTURES is their number.
-    """
+    """Draws the first TEST.PICTURES of the first test set every TEST.EVAL_PERIOD iterations."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
@@ -68,16 +64,10 @@ class ValidationPictures(HookBase):
 
 
 def heat_map(model: nn.Module, image: Tensor, found: Instances) -> Tensor | None:
-    """Compare the dense map with the class of the best detection.
+    """Compare the dense map with the class of the best of the detections.
 
-    Args:
-        model: Detector in eval mode.
-        image: (3, H, W) as the model reads it.
-        found: Its detections, best first.
-
-    Returns:
-        (1, h, w) float32, 0 at the least and 1 at the largest cosine; None where the backbone has
-        no feature ``clip``, there is no text classifier, or nothing was found.
+    (1, h, w) float32, 0 at the least and 1 at the largest cosine; None where the backbone has no
+    feature ``clip``, there is no text classifier, or nothing was found.
     """
     classifiers = [part for part in model.modules() if isinstance(part, TextClassifier)]
     backbone = getattr(model, "backbone", None)

@@ -28,23 +28,11 @@ _FULL_RATE = "positional_embedding"
 def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
     """Make the ``lr_factor_func`` of Detectron2's ``get_default_optimizer_params``.
 
-    Args:
-        model: A detector, not wrapped, with CLIP towers somewhere in it.
-        rate: Factor from one block to the one before, above 0, at most 1.
-
-    Returns:
-        Function from a parameter's name to its factor: rate ** (num_blocks - i) in block i of a
-        tower, one power more before the first block, 1 behind the last and outside of towers.
-
-    Raises:
-        ValueError: If the rate is out of range.
+    A parameter's factor is rate ** (num_blocks - i) in block i of a CLIP tower, one power more
+    before the first block, 1 behind the last and outside of towers.
 
     Reference: BEiT, arXiv 2106.08254, as ViTDet uses it, arXiv 2203.16527, appendix A.2.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(
-            f"layer decay is {rate}; SOLVER.LAYER_DECAY is a factor above 0, at most 1 (no decay)"
-        )
     factors = {
         f"{prefix}.{name}" if prefix else name: rate ** (module.num_blocks + 1 - depth)
         for prefix, module in model.named_modules()
@@ -67,9 +55,6 @@ def decayed_optimizer_params(
 
     Returns:
         Groups with ``params`` and ``lr``.
-
-    Raises:
-        ValueError: If the rate is out of range.
     """
     groups: list[dict] = get_default_optimizer_params(
         model,
@@ -105,15 +90,7 @@ def slower_optimizer_params(
 
 
 def pretrained_parameters(model: nn.Module) -> set[str]:
-    """Find what SOLVER.BACKBONE_MULTIPLIER is for.
-
-    Args:
-        model: The model, not wrapped.
-
-    Returns:
-        Names, as in ``model.named_parameters``, of the parameters of CLIP's towers; position tables
-        are not among them.
-    """
+    """Name the parameters of CLIP's towers, without position tables, for BACKBONE_MULTIPLIER."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
@@ -125,16 +102,6 @@ def pretrained_parameters(model: nn.Module) -> set[str]:
 
 def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
     """Detectron2's parameter groups with LAYER_DECAY and BACKBONE_MULTIPLIER.
-
-    Args:
-        cfg: Config with SOLVER.
-        model: The model, not wrapped.
-
-    Returns:
-        Groups with ``params``, ``lr`` and ``weight_decay``.
-
-    Raises:
-        ValueError: If SOLVER.LAYER_DECAY is out of range.
 
     Reference: CRIS, arXiv 2111.15174, section 4.2, for the towers' lower rate. Differs from the
     released code, whose scheduler lets the towers learn at the full rate in the first epoch.
@@ -157,14 +124,9 @@ def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that first clips the norm of all gradients together.
+    """AdamW that first clips the L2 norm of all gradients together to ``max_norm``.
 
     Detectron2's own clipping is of each parameter by itself.
-
-    Args:
-        params: Parameters or groups of them; the name is torch's.
-        max_norm: Largest L2 norm of all gradients.
-        kwargs: Keyword arguments of AdamW.
     """
 
     def __init__(self, params: list[dict], *, max_norm: float, **kwargs: Any) -> None:
@@ -172,29 +134,16 @@ class ClippedAdamW(torch.optim.AdamW):
         self.max_norm = max_norm
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Clip, then update.
-
-        Args:
-            closure: Unused; Detectron2's loops give none.
-        """
+        """Clip, then update; Detectron2's loops give no closure."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self.max_norm)
         super().step(closure)
 
 
 def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
-    """Make SOLVER.OPTIMIZER.
+    """Make SOLVER.OPTIMIZER over parameter groups, with the clipping that the config asks for.
 
-    Args:
-        cfg: Config with SOLVER.
-        groups: Parameter groups, such as those of ``optimizer_params_from_cfg``.
-
-    Returns:
-        The optimiser, with gradient clipping where the config asks for it; with AdamW, CLIP_TYPE
-        may also be full_model, the norm of all gradients together.
-
-    Raises:
-        ValueError: If there is no such optimiser, or nothing is trained.
+    With AdamW, CLIP_TYPE may also be full_model, the norm of all gradients together.
     """
     solver, clipping = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     if not groups:
@@ -207,11 +156,7 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
         options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
     else:
         options |= {"betas": tuple(solver.ADAM_BETAS), "eps": solver.ADAM_EPS}
-    kind = _OPTIMIZERS.get(solver.OPTIMIZER)
-    if kind is None:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it is one of {', '.join(_OPTIMIZERS)}"
-        )
+    kind = _OPTIMIZERS[solver.OPTIMIZER]
     # A fused step takes gradients that are still scaled, which clipping must not see.
     if solver.OPTIMIZER != "SGD" and not clipping.ENABLED:
         options |= fused_options([p for group in groups for p in group["params"]])
@@ -229,15 +174,7 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
 
 
 def fused_options(parameters: list[nn.Parameter]) -> dict[str, bool]:
-    """Choose the one-kernel form of Adam and AdamW where the device has it.
-
-    Args:
-        parameters: What is trained.
-
-    Returns:
-        Arguments of the optimiser; none where a parameter is not on a GPU: on a CPU that form
-        rounds otherwise.
-    """
+    """Choose the one-kernel form of Adam and AdamW on a GPU; on a CPU it rounds otherwise."""
     return {"fused": True} if all(parameter.is_cuda for parameter in parameters) else {}
 
 

@@ -44,6 +44,7 @@ from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.pictures import ValidationPictures
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
+from clipself_d2.engine.wandb_mirror import mirror_tensorboard
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.checkpoints import check_finite
@@ -59,9 +60,6 @@ class Trainer(DefaultTrainer):
     iteration, so that a resumed run equals an uninterrupted one; the optimiser follows
     SOLVER.OPTIMIZER, several processes may train on CPUs, checkpoints of another model are refused,
     and test data sets are scored with their own vocabularies.
-
-    Args:
-        cfg: The whole config.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -72,11 +70,7 @@ class Trainer(DefaultTrainer):
         adapt_loop(self._trainer, steps=self.cfg.SOLVER.ACCUMULATION_STEPS)
 
     def build_hooks(self) -> list:
-        """Build Detectron2's hooks around our checkpointer.
-
-        Returns:
-            The hooks.
-        """
+        """Build Detectron2's hooks around our checkpointer."""
         # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
         self.checkpointer = self.build_checkpointer(unwrap(self.model))
         hooks: list = [ExactSteps(max(self.cfg.SEED, 0)), *super().build_hooks()]
@@ -88,29 +82,25 @@ class Trainer(DefaultTrainer):
             hooks.insert(place, ValidationPictures(self.cfg))
         return hooks
 
-    def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
-        """Make the checkpointer of the whole detector.
-
-        Args:
-            model: The model, not wrapped.
+    def build_writers(self) -> list:
+        """Build Detectron2's writers, which Weights & Biases may follow.
 
         Returns:
-            A checkpointer that also keeps the trainer's state.
+            The writers.
         """
+        if self.cfg.WANDB_PROJECT:
+            mirror_tensorboard(self.cfg)
+        return super().build_writers()
+
+    def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
+        """Make the checkpointer of the whole detector and of the trainer's state."""
         return StrictCheckpointer(
             model, self.cfg.OUTPUT_DIR, config=self.cfg, trainer=weakref.proxy(self)
         )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build MODEL.META_ARCHITECTURE and log its size.
-
-        Args:
-            cfg: The whole config.
-
-        Returns:
-            The model on its device.
-        """
+        """Build MODEL.META_ARCHITECTURE and log its size."""
         model = build_model(cfg)
         check_model(model, cfg)
         log_size(model)
@@ -118,44 +108,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Build the training loader of DATASETS.TRAIN.
-
-        Args:
-            cfg: The whole config.
-
-        Returns:
-            An endless loader.
-        """
+        """Build the endless training loader of DATASETS.TRAIN."""
         if has_references(cfg.DATASETS.TRAIN):
             return build_referring_train_loader_from_cfg(cfg)
         return build_detection_train_loader_from_cfg(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """Build the loader of a test set.
-
-        Args:
-            cfg: The whole config.
-            dataset_name: Registered name.
-
-        Returns:
-            Every image, or every sentence, once over all processes.
-        """
+        """Build the loader of a test set: every image, or sentence, once over all processes."""
         if has_references([dataset_name]):
             return build_referring_test_loader_from_cfg(cfg, dataset_name)
         return build_detection_test_loader_from_cfg(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator | None:
-        """Build the evaluator of a test set's ``evaluator_type``.
-
-        Args:
-            cfg: The whole config.
-            dataset_name: Registered name.
-
-        Returns:
-            The evaluator, which writes into OUTPUT_DIR/inference.
-        """
+        """Build the evaluator of a test set, which writes into OUTPUT_DIR/inference."""
         return build_evaluator(
             dataset_name,
             str(Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name)),
@@ -165,15 +132,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> Optimizer:
-        """Build SOLVER.OPTIMIZER over the trainable parameters.
-
-        Args:
-            cfg: The whole config.
-            model: The model.
-
-        Returns:
-            The optimiser.
-        """
+        """Build SOLVER.OPTIMIZER over the trainable parameters."""
         optimizer = build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
         return keep_idle_rows(optimizer, model)
 
@@ -181,12 +140,8 @@ class Trainer(DefaultTrainer):
     def evaluate_weights(cls, cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
         """Score MODEL.WEIGHTS without training, and verify TEST.EXPECTED_RESULTS.
 
-        Args:
-            cfg: The whole config; without MODEL.WEIGHTS the model is scored as it is built.
-            resume: Whether the last checkpoint of OUTPUT_DIR, if any, is taken instead.
-
-        Returns:
-            As ``test``.
+        Without MODEL.WEIGHTS the model is scored as it is built; ``resume`` takes the last
+        checkpoint of OUTPUT_DIR, if any.
         """
         model = cls.build_model(self_contained(cfg, resume=resume))
         # The checkpoint of a distiller is its student.
@@ -206,14 +161,8 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict:
         """Score a model on DATASETS.TEST, each data set with its own vocabulary.
 
-        Args:
-            cfg: The whole config.
-            model: The model, wrapped or not.
-            evaluators: One for each data set; None takes those of ``build_evaluator``.
-
-        Returns:
-            Results by data set, by task, by metric; of a single data set as Detectron2 does,
-            without its name. The file in OUTPUT_DIR adds the protocol of every data set.
+        Results by data set, by task, by metric; of a single data set as Detectron2 does, without
+        its name. The file in OUTPUT_DIR adds the protocol of every data set.
         """
         check_finite(model, "the model is not scored")
         names = cfg.DATASETS.TEST
@@ -236,15 +185,7 @@ class Trainer(DefaultTrainer):
 
 
 def only_set(cfg: CfgNode, name: str) -> CfgNode:
-    """Narrow a config to one of its test sets, with the proposals of that set.
-
-    Args:
-        cfg: The whole config.
-        name: One of DATASETS.TEST.
-
-    Returns:
-        A copy; the given one is not changed.
-    """
+    """Narrow a copy of a config to one of its test sets, with the proposals of that set."""
     files = cfg.DATASETS.PROPOSAL_FILES_TEST
     only = changed(cfg, "DATASETS.TEST", (name,))
     if len(files) == len(cfg.DATASETS.TEST):
@@ -254,11 +195,7 @@ def only_set(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def log_size(model: nn.Module) -> None:
-    """Log how many parameters a model has.
-
-    Args:
-        model: The model.
-    """
+    """Log how many parameters a model has."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s: %d parameters, %d trained", type(model).__name__, total, trained)

@@ -50,7 +50,8 @@ def build_evaluator(
         dataset_name: Registered name.
         output_dir: Folder for the predictions; None writes none.
         backend: Scorer of ``coco_ov`` and ``lvis_ov``: ``hotcoco``, or ``reference`` for
-            ``pycocotools`` and ``lvis``, which can also be named themselves. Detectron2's own
+            ``pycocotools`` and ``lvis``, which can also be named themselves, or of the first
+            ``faster_coco_eval``. Detectron2's own
             types ``lvis`` and ``coco`` are scored as ``lvis_ov`` and ``coco_ov``; ``coco`` with
             ``keypoint_names`` by Detectron2's evaluator, as are ``sem_seg`` and
             ``coco_panoptic_seg`` (boxes, masks and the semantic map).
@@ -66,10 +67,11 @@ def build_evaluator(
         FileNotFoundError: If the annotation file does not exist.
         ValueError: If the type is unknown, or options and metadata do not fit it.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
         return build_segment_evaluator(dataset_name, output_dir, backend=backend)
-    if kind == "coco_ov" or (kind == "coco" and not _has_keypoints(dataset_name)):
+    if kind == "coco_ov" or (kind == "coco" and not metadata.get("keypoint_names")):
         scorer = "pycocotools" if backend == "reference" else backend
         return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
     if kind in ("lvis_ov", "lvis"):
@@ -96,10 +98,6 @@ def build_evaluator(
     )
 
 
-def _has_keypoints(dataset_name: str) -> bool:
-    return bool(MetadataCatalog.get(dataset_name).get("keypoint_names"))
-
-
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:
     # Detectron2's own reader asks NumPy 2 for what that refuses.
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
@@ -116,11 +114,6 @@ def _build_region_classification(
     things = list(metadata.get("thing_classes") or ())
     stuff = list(metadata.get("stuff_classes") or ())
     names = [*things, *stuff]
-    if len(names) != len(text_embeddings):
-        raise ValueError(
-            f"{dataset_name} has {len(things)} thing_classes and {len(stuff)} stuff_classes, but "
-            f"there are {len(text_embeddings)} text embeddings; build them for exactly these names"
-        )
     novel = frozenset(metadata.get("novel_classes") or ())
     strangers = sorted(novel.difference(names))
     if strangers:

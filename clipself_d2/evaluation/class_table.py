@@ -16,13 +16,9 @@ _AT_75 = 5
 
 
 def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average the precision of every class over recall and IoU, all areas, most detections.
+    """Average COCO's precision of every class over recall and IoU, all areas, most detections.
 
-    Args:
-        precision_TPKAM: COCO's precision table; -1 where a class has no ground truth.
-
-    Returns:
-        (K,) average precision in 0 to 1; NaN for classes without ground truth.
+    (K,) average precision in 0 to 1; NaN for classes without ground truth, where the table has -1.
     """
     curves_TPK = precision_TPKAM[:, :, :, 0, -1]
     present_K = (curves_TPK > -1).all(axis=(0, 1))
@@ -34,14 +30,8 @@ def class_scores(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Score every class at all areas and most detections.
 
-    Args:
-        precision_TPKAM: COCO's precision table at IoU 0.50 to 0.95 in steps of 0.05; -1 where a
-            class has no ground truth.
-        recall_TKAM: COCO's table of the highest recall, likewise.
-
-    Returns:
-        (K,) scores in 0 to 1 for ``AP``, ``AP50``, ``AP75`` and ``AR``; NaN for classes without
-        ground truth.
+    The tables are COCO's, at IoU 0.50 to 0.95 in steps of 0.05, -1 where a class has no ground
+    truth. (K,) scores in 0 to 1 for ``AP``, ``AP50``, ``AP75`` and ``AR``; NaN for such classes.
     """
     recall_TK = recall_TKAM[:, :, 0, -1]
     return {
@@ -53,15 +43,7 @@ def class_scores(
 
 
 def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]) -> float:
-    """Average over the classes of a split that have ground truth.
-
-    Args:
-        score_K: Score of every class; NaN for classes without ground truth.
-        member_K: Which classes belong to the split.
-
-    Returns:
-        The mean; NaN if no class of the split has ground truth.
-    """
+    """Average (K,) scores over a split's classes with ground truth; NaN if it has none."""
     scores = score_K[member_K & ~np.isnan(score_K)]
     return float(scores.mean()) if scores.size else float("nan")
 
@@ -74,15 +56,8 @@ def class_facts(
 ) -> dict[str, Sequence[str | int]]:
     """Gather the columns of the class table that are no scores.
 
-    Args:
-        coco_api: The annotations; LVIS's have the frequency of a class.
-        class_names: Name by category id.
-        novel: Names of the novel classes; empty where none are told apart.
-        img_ids: Images that count; None is all.
-
-    Returns:
-        Columns by name, K entries each in the order of the category ids. Crowds do not count as
-        instances.
+    K entries each in the order of the category ids; crowds do not count as instances. ``novel`` is
+    empty where none are told apart, and ``img_ids`` None is all images.
     """
     chosen = coco_api.imgs if img_ids is None else set(img_ids)
     images: dict[int, set[int]] = {category_id: set() for category_id in class_names}
@@ -114,10 +89,8 @@ def write_class_table(
 ) -> None:
     """Write a csv file with a row for every class.
 
-    Args:
-        path: File to write; its folder is made.
-        facts: Columns that come first, K entries each.
-        scores: (K,) scores in 0 to 1, written in percent; NaN leaves its cell empty.
+    ``facts`` come first; (K,) scores in 0 to 1 are written in percent, and NaN leaves its cell
+    empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [*facts.values()]

@@ -43,7 +43,7 @@ class CocoOVEvaluator(DetectionEvaluator):
     OVR-CNN, arXiv 2011.10678 (all classes compete).
     """
 
-    backends: ClassVar[tuple[str, ...]] = ("hotcoco", "pycocotools")
+    backends: ClassVar[tuple[str, ...]] = ("hotcoco", "faster_coco_eval", "pycocotools")
     purpose: ClassVar[str] = COCO_SCORING
     required_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     results_name: ClassVar[str] = "coco_instances_results.json"
@@ -51,11 +51,7 @@ class CocoOVEvaluator(DetectionEvaluator):
     usual_max_dets: ClassVar[int] = 100
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         limit = self._max_dets_per_image[-1]
         return {"name": "COCO", "detections_per_image_and_class": limit, **super().protocol()}
 
@@ -67,6 +63,10 @@ class CocoOVEvaluator(DetectionEvaluator):
             import hotcoco
 
             coco_gt, scorer = hotcoco.COCO(self._scored_file), hotcoco.COCOeval
+        elif self._backend == "faster_coco_eval":
+            import faster_coco_eval as faster
+
+            coco_gt, scorer = faster.COCO(self._scored_file), faster.COCOeval_faster
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
             coco_gt, scorer = self._scored_api, COCOeval if limit == 100 else COCOevalMaxDets
@@ -95,16 +95,10 @@ class CocoOVEvaluator(DetectionEvaluator):
         iou_type: str,
         class_names: Sequence[str] | None = None,
     ) -> dict[str, float]:
-        """Add the scores of the splits to Detectron2's.
+        """Add the scores of the splits, in percent, to Detectron2's.
 
-        Args:
-            coco_eval: A scorer that has run; its classes are in the order of their category ids.
-            iou_type: ``bbox`` or ``segm``.
-            class_names: None leaves out the scores of single classes. The names themselves are
-                taken in the scorer's order, which need not be that of ``thing_classes``.
-
-        Returns:
-            Percent by metric.
+        ``class_names`` of None leaves out the scores of single classes; the names themselves are
+        taken in the scorer's order, which need not be that of ``thing_classes``.
         """
         names = [self._class_names[category_id] for category_id in coco_eval.params.catIds]
         results: dict[str, float] = super()._derive_coco_results(

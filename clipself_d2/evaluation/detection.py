@@ -117,11 +117,11 @@ class DetectionEvaluator(COCOEvaluator):
         return [{"image_id": image_id, "category_id": -1, "bbox": [0.0] * 4, "score": 0.0}]
 
     def _usable(self, backend: str) -> str:
-        """The reference in place of a hotcoco that is not installed: the same numbers, later."""
+        """The reference in place of a scorer that is not installed: the same numbers, later."""
         reference = self.backends[-1]
-        if backend != "hotcoco" or importlib.util.find_spec("hotcoco") is not None:
+        if backend == reference or importlib.util.find_spec(backend) is not None:
             return backend
-        logger.warning("hotcoco is not installed; %s scores in its place, slower", reference)
+        logger.warning("%s is not installed; %s scores in its place, slower", backend, reference)
         return reference
 
     def _read_truth(self, dataset_name: str) -> Truth | None:
@@ -188,11 +188,7 @@ class DetectionEvaluator(COCOEvaluator):
         return novel
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         return {
             "scorer": self._backend,
             "annotations": self._json_file,
@@ -208,17 +204,10 @@ class DetectionEvaluator(COCOEvaluator):
     def evaluate(
         self, img_ids: Sequence[int] | None = None
     ) -> "OrderedDict[str, dict[str, float]]":
-        """Score the predictions of all processes.
+        """Score the predictions of all processes: percent by metric, by task.
 
-        Args:
-            img_ids: Images to score; None is all.
-
-        Returns:
-            Percent by metric, by task; empty in all processes but the first, and if no image was
-            seen.
-
-        Raises:
-            ValueError: If predictions do not fit the annotations or the tasks.
+        Empty in all processes but the first, and if no image was seen. ``img_ids`` of None scores
+        all images; a ValueError says that predictions do not fit the annotations or the tasks.
         """
         log = self._predictions.gather() if self._distributed else self._predictions
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()

@@ -71,17 +71,10 @@ class LVISOVEvaluator(DetectionEvaluator):
     usual_max_dets: ClassVar[int] = 300
 
     def __init__(self, *arguments: Any, fixed_ap: bool = False, **options: Any) -> None:
-        """Read the annotations.
+        """Read the annotations; arguments are those of ``DetectionEvaluator``.
 
-        Args:
-            arguments: As of ``DetectionEvaluator``; without ``novel_classes`` the rare classes are
-                the novel ones.
-            fixed_ap: Whether to add Fixed AP.
-            options: As of ``DetectionEvaluator``.
-
-        Raises:
-            FileNotFoundError: Likewise.
-            ValueError: Likewise, or if annotations or frequencies are not LVIS's.
+        Without ``novel_classes`` the rare classes are the novel ones; ``fixed_ap`` adds Fixed AP. A
+        ValueError says that annotations or frequencies are not LVIS's.
         """
         super().__init__(*arguments, **options)
         self._fixed_ap = fixed_ap
@@ -91,11 +84,7 @@ class LVISOVEvaluator(DetectionEvaluator):
         self._novel = self._novel or frozenset(rare)
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         rules = {"name": "LVIS", "detections_per_image": self._max_dets_per_image[-1]}
         if self._fixed_ap:
             rules["fixed_ap_detections_per_class"] = FIXED_DETS_PER_CLASS

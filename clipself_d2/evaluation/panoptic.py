@@ -95,14 +95,9 @@ def _same_class(true: Segment, predicted: Segment | None) -> bool:
 
 
 def panoptic_quality(counts: np.ndarray) -> dict[str, float]:
-    """Average over classes.
+    """Average (K, 4) counts of ``count_matches`` over the classes that occur, in percent.
 
-    Args:
-        counts: (K, 4) of ``count_matches``, summed over pictures; classes that occur neither in
-            truth nor in predictions are left out.
-
-    Returns:
-        ``PQ``, ``SQ`` and ``RQ`` in percent; NaN where no class occurs.
+    ``PQ``, ``SQ`` and ``RQ``; NaN where no class occurs in truth or predictions.
     """
     quality, hits, false_hits, misses = counts.T
     seen = (hits + false_hits + misses) > 0
@@ -153,11 +148,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         self._counts = np.zeros((len(self._names), 4))
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         return {
             "name": "panoptic quality",
             "classes": len(self._names),
@@ -169,12 +160,8 @@ class PanopticQualityEvaluator(DatasetEvaluator):
     ) -> None:
         """Match the segments of a batch.
 
-        Args:
-            inputs: One mapping a picture with ``file_name``.
-            outputs: One mapping a picture with ``panoptic_seg``: the map of ids, and segments.
-
-        Raises:
-            ValueError: If sizes differ, or the truth's picture and file do not belong together.
+        Inputs have ``file_name``, outputs ``panoptic_seg``: the map of ids, and segments. A
+        ValueError says that sizes differ, or the truth's picture and file do not belong together.
         """
         for item, output in zip(inputs, outputs, strict=True):
             record = self._records[item["file_name"]]
@@ -193,10 +180,9 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Average over classes.
+        """Average over classes: ``{"panoptic_seg": {metric: percent}}``.
 
-        Returns:
-            ``{"panoptic_seg": {metric: percent}}``; None in all processes but the first.
+        None in all processes but the first.
         """
         counts = sum_of_processes(self._counts, distributed=self._distributed)
         if counts is None:

@@ -23,12 +23,7 @@ class PredictionLog:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Make an empty file.
-
-        Args:
-            folder: Where, best one that all processes see; None is the system's for temporary
-                files.
-        """
+        """Make an empty file in a folder that all processes see, or in the system's."""
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._parent = folder
@@ -38,12 +33,7 @@ class PredictionLog:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write the prediction of an image.
-
-        Args:
-            record: What JSON can hold, and ``proposals`` on the CPU. Numbers come back as they
-                were.
-        """
+        """Write the prediction of an image: what JSON can hold, and ``proposals`` on the CPU."""
         if "proposals" in record:
             record = {**record, "proposals": pack_proposals(record["proposals"])}
         with self._path.open("a", encoding="ascii") as stream:
@@ -61,10 +51,8 @@ class PredictionLog:
     def gather(self) -> "PredictionLog | None":
         """Join the files of all processes, in the order of their ranks.
 
-        Files that the first process sees are read there; others are sent to it in pieces.
-
-        Returns:
-            The joined log in the first process, None in the others.
+        Files that the first process sees are read there; others are sent to it in pieces. None in
+        all processes but the first.
         """
         if comm.get_world_size() == 1:
             return self
@@ -108,14 +96,7 @@ def _is_visible(path: str, size: int) -> bool:
 
 
 def pack_proposals(proposals: Instances) -> dict[str, object]:
-    """Return what JSON can hold of an image's proposals.
-
-    Args:
-        proposals: Boxes XYXY px and their logits, on the CPU.
-
-    Returns:
-        For ``unpack_proposals``.
-    """
+    """Return what JSON can hold of an image's proposals, for ``unpack_proposals``."""
     return {
         "size": list(proposals.image_size),
         "boxes": proposals.proposal_boxes.tensor.tolist(),
@@ -124,14 +105,7 @@ def pack_proposals(proposals: Instances) -> dict[str, object]:
 
 
 def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
-    """Undo ``pack_proposals``.
-
-    Args:
-        packed: What it returned.
-
-    Returns:
-        The proposals, in float32.
-    """
+    """Undo ``pack_proposals``."""
     return Instances(
         tuple(packed["size"]),
         proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),

@@ -75,26 +75,15 @@ class ReferringEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Count the pixels of a batch.
-
-        Args:
-            inputs: One mapping a pair with ``gt_mask`` (H, W) bool.
-            outputs: One mapping a pair with ``ref_mask`` (H, W) bool.
-
-        Raises:
-            ValueError: If the two masks differ in size.
-        """
+        """Count the pixels of a batch of ``gt_mask`` and ``ref_mask``, (H, W) bool each."""
         for item, output in zip(inputs, outputs, strict=True):
-            where = f"sentence {item.get('sentence')!r} of image {item.get('image_id')}"
             masks = (mask.detach().cpu().bool() for mask in (output["ref_mask"], item["gt_mask"]))
-            self._pairs.append(score_pair(*masks, where=where))
+            self._pairs.append(score_pair(*masks))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Average over the pairs.
+        """Average over the pairs: ``{"ref_seg": {metric: value}}``.
 
-        Returns:
-            ``{"ref_seg": {metric: value}}``; empty in all processes but the first, and if no pair
-            was seen.
+        Empty in all processes but the first, and if no pair was seen.
         """
         pairs = self._pairs
         if self._distributed:
@@ -109,25 +98,8 @@ class ReferringEvaluator(DatasetEvaluator):
         return OrderedDict({TASK: summarise(pairs)})
 
 
-def score_pair(predicted: Tensor, truth: Tensor, *, where: str = "a pair") -> PairScore:
-    """Count the pixels of a pair.
-
-    Args:
-        predicted: (H, W) bool.
-        truth: (H, W) bool.
-        where: Which pair, for the message.
-
-    Returns:
-        Its counts.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
-    if predicted.shape != truth.shape:
-        raise ValueError(
-            f"{where}: the mask has shape {tuple(predicted.shape)}, the ground truth "
-            f"{tuple(truth.shape)}"
-        )
+def score_pair(predicted: Tensor, truth: Tensor) -> PairScore:
+    """Count the pixels of a pair of masks, (H, W) bool each."""
     return PairScore(
         intersection=int((predicted & truth).sum()),
         union=int((predicted | truth).sum()),
@@ -137,14 +109,7 @@ def score_pair(predicted: Tensor, truth: Tensor, *, where: str = "a pair") -> Pa
 
 
 def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
-    """Average pairs.
-
-    Args:
-        pairs: One at least.
-
-    Returns:
-        Metrics as of ``ReferringEvaluator``.
-    """
+    """Average pairs, one at least, into the metrics of ``ReferringEvaluator``."""
     ious = [pair.iou for pair in pairs]
     union = sum(pair.union for pair in pairs)
     scores = {

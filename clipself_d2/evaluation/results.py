@@ -44,18 +44,9 @@ def dataset_results(
 ) -> Iterator[Result]:
     """Yield predictions in COCO's result format, with the data set's own category ids.
 
-    Args:
-        predictions: One an image. Of an image that comes again, as samplers that fill up the last
-            batch make it, the first counts.
-        category_ids: Category id of every class index.
-        image_ids: Images of the annotation file.
-
-    Yields:
-        The results of all images.
-
-    Raises:
-        ValueError: If an image or a class index is unknown to the annotation file, or a score or
-            a box is not finite.
+    Of an image that comes again, as samplers that fill up the last batch make it, the first
+    prediction counts. A ValueError says that an image or a class index is unknown to the annotation
+    file, or a score or a box not finite.
     """
     seen: set[int] = set()
     repeated = 0
@@ -108,14 +99,7 @@ class Survey:
         return len(self.scores)
 
     def see(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Take note of results on their way.
-
-        Args:
-            results: Any results.
-
-        Yields:
-            The same.
-        """
+        """Take note of results on their way, and yield the same."""
         for result in results:
             self.num_masks += "segmentation" in result
             self.category_ids.append(result["category_id"])
@@ -124,12 +108,7 @@ class Survey:
 
 
 def write_results(path: Path, results: Iterable[Mapping[str, object]]) -> None:
-    """Write results as a JSON list, one at a time.
-
-    Args:
-        path: File to write.
-        results: Any results.
-    """
+    """Write results as a JSON list, one at a time."""
     with path.open("w", encoding="ascii") as stream:
         stream.write("[")
         for number, result in enumerate(results):
@@ -163,14 +142,8 @@ class TaskResults:
         """Write the results for the time of a with block, with the geometry of the task only.
 
         The scorers take a result's area from its box where it has one, but small, medium and large
-        masks are defined by the area of the mask.
-
-        Args:
-            chosen_N: Which results are written; None is all.
-            change: Called with a copy of each, for one in its place.
-
-        Yields:
-            Path of the file.
+        masks are defined by the area of the mask. ``chosen_N`` of None writes all; ``change`` is
+        called with a copy of each, for one in its place.
         """
         results: Iterable[Result] = map(self._of_task, self.read())
         if chosen_N is not None:
@@ -194,15 +167,9 @@ class TaskResults:
 def best_of_each_class(
     category_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.float64], limit: int
 ) -> npt.NDArray[np.bool_]:
-    """Choose the results of highest score in every class, over all images.
+    """Choose at most ``limit`` results of highest score in every class, over all images: (N,) bool.
 
-    Args:
-        category_N: Category id of every result.
-        score_N: Score of every result; of equal ones, the earlier is the better.
-        limit: Most results of a class.
-
-    Returns:
-        (N,) whether a result is chosen.
+    Of equal scores the earlier is the better.
     """
     order_N = np.lexsort((-score_N, category_N))
     _, size_K = np.unique(category_N, return_counts=True)
@@ -213,12 +180,7 @@ def best_of_each_class(
 
 
 def warn_undefined(task: str, scores: Mapping[str, float]) -> None:
-    """Say in words which scores are NaN, and why.
-
-    Args:
-        task: What was scored, such as ``bbox``.
-        scores: Percent by metric.
-    """
+    """Say in words which scores (percent by metric) of a task are NaN, and why."""
     undefined = [name for name, score in scores.items() if math.isnan(score)]
     if undefined:
         logger.warning(

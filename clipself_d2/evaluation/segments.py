@@ -23,15 +23,7 @@ from clipself_d2.parts.label_maps import (
 
 
 def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
-    """Make the evaluators of panoptic quality and of the semantic map.
-
-    Args:
-        dataset_name: Registered name of the type ``ov_panoptic``.
-        output_dir: Folder of the table of classes; None writes none.
-
-    Returns:
-        Both, for outputs with ``panoptic_seg`` and ``sem_seg``.
-    """
+    """Make the evaluators of panoptic quality and of the semantic map of an ``ov_panoptic`` set."""
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
     novel = set(metadata.get("novel_classes") or ())
@@ -53,16 +45,10 @@ def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[Datas
 def build_segment_evaluator(
     dataset_name: str, output_dir: str | None, *, backend: str = "hotcoco"
 ) -> DatasetEvaluator:
-    """Build the evaluator of a data set of segments.
+    """Build the evaluator of a data set of one of ``SEGMENT_TYPES``.
 
-    Args:
-        dataset_name: Registered name, of one of ``SEGMENT_TYPES``.
-        output_dir: Folder of the predictions and of the table of classes; None writes none.
-        backend: Scorer of the masks of things, as for ``build_evaluator``.
-
-    Returns:
-        Of semantic sets mean intersection over union; of panoptic sets panoptic quality too, and
-        average precision of the things' masks where the file of instances is known.
+    Of semantic sets mean intersection over union; of panoptic sets panoptic quality too, and
+    average precision of the things' masks where the file of instances is known.
     """
     if MetadataCatalog.get(dataset_name).evaluator_type == "ov_sem_seg":
         return _semantic_evaluator(dataset_name, output_dir)
@@ -95,15 +81,7 @@ def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemanticEv
 
 
 def panoptic_labels(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
-    """Class labels of a picture's panoptic truth.
-
-    Args:
-        record: Record with ``pan_seg_file_name`` and ``segments_info`` of contiguous classes.
-        ignore_label: Label of void and of crowds.
-
-    Returns:
-        (H, W) int64.
-    """
+    """Class labels of a picture's panoptic truth: (H, W) int64; void and crowds are ignored."""
     path, segments = record["pan_seg_file_name"], record["segments_info"]
     ids = segment_ids(read_segment_colours(path))
     check_segments(ids, segments, path)

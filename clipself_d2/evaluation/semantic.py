@@ -75,11 +75,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self._counts = np.zeros((3, len(self._names)), np.int64)
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Names and numbers for a report; what JSON can hold.
-        """
+        """Say by which rules the scores are made, in what JSON can hold."""
         return {
             "name": "semantic segmentation",
             "classes": len(self._names),
@@ -89,14 +85,9 @@ class SemanticEvaluator(DatasetEvaluator):
         }
 
     def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Count the pixels of a batch.
+        """Count the pixels of a batch; outputs have ``sem_seg``, (K, H, W) scores.
 
-        Args:
-            inputs: One mapping a picture with ``file_name``.
-            outputs: One mapping a picture with ``sem_seg``, (K, H, W) scores.
-
-        Raises:
-            ValueError: If sizes differ or a label of the truth is no class.
+        A ValueError says that sizes differ or a label of the truth is no class.
         """
         for item, output in zip(inputs, outputs, strict=True):
             record = self._records[item["file_name"]]
@@ -124,10 +115,9 @@ class SemanticEvaluator(DatasetEvaluator):
                 self._counts[row] += np.bincount(labels, minlength=count)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Average over classes.
+        """Average over classes: ``{"sem_seg": {metric: percent}}``.
 
-        Returns:
-            ``{"sem_seg": {metric: percent}}``; None in all processes but the first.
+        None in all processes but the first.
         """
         counts = sum_of_processes(self._counts, distributed=self._distributed)
         if counts is None:
@@ -166,15 +156,7 @@ class SemanticEvaluator(DatasetEvaluator):
 
 
 def sum_of_processes(counts: np.ndarray, *, distributed: bool) -> np.ndarray | None:
-    """Add up what every process has counted.
-
-    Args:
-        counts: Counts of this process.
-        distributed: Whether there may be others.
-
-    Returns:
-        The sum; None in all processes but the first.
-    """
+    """Add up what every process has counted; None in all processes but the first."""
     if not distributed:
         return counts
     comm.synchronize()

@@ -60,10 +60,6 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
     if not re.fullmatch(r"first|mean|mean_with_name|(index|random):\d+", mode):
         raise ValueError(f"synonyms are taken by {mode!r}; expected one of {MODES}")
     kind, _, number = mode.partition(":")
-    if len(names) != len(synonyms):
-        raise ValueError(
-            f"{len(synonyms)} lists of synonyms for {len(names)} classes; one for each"
-        )
     generator = np.random.default_rng(int(number) if number else 0)
     taken = {_plain(name) for name in names}
     words: list[tuple[str, ...]] = []
@@ -94,17 +90,8 @@ def replace_by_synonyms(
 ) -> tuple[Vocabulary, Renamed]:
     """Name classes by synonyms; their order and the base classes stay.
 
-    Args:
-        vocabulary: K classes.
-        synonyms: Other names of the first classes, in order. A class without one that is nobody's
-            name keeps its own.
-        mode: As of ``rename``.
-
-    Returns:
-        The vocabulary under the other names, and what was renamed.
-
-    Raises:
-        ValueError: If there are more lists of synonyms than classes, or the mode is unknown.
+    ``synonyms`` are of the first classes, in order; a class without one that is nobody's name keeps
+    its own. A ValueError says that there are more lists than classes, or that the mode is unknown.
     """
     if len(synonyms) > vocabulary.num_classes:
         raise ValueError(
@@ -120,21 +107,11 @@ def replace_by_synonyms(
 
 
 def robustness(own: float, renamed: Sequence[float]) -> dict[str, float]:
-    """Summarise scores under several names.
+    """Summarise scores under several names: mean, spread, worst, and the own score less the mean.
 
-    Args:
-        own: Score under the classes' own names.
-        renamed: Scores under synonyms, one for each index.
-
-    Returns:
-        ``mean``, ``spread`` (standard deviation over the indices), ``worst``, and ``drop``: the own
-        score less the mean.
-
-    Raises:
-        ValueError: If there is no score under synonyms.
+    The spread is the standard deviation over the indices of synonyms, of which there is one at
+    least.
     """
-    if not renamed:
-        raise ValueError("there is no score under synonyms; give one index at least")
     mean, spread = float(np.mean(renamed)), float(np.std(renamed))
     worst = float(np.min(renamed))
     return dict(zip(STATISTICS, (mean, spread, worst, own - mean), strict=True))
@@ -163,11 +140,7 @@ class SynonymEvaluator(DatasetEvaluator):
         self._own, self._renamed, self._predict = own, tuple(renamed), predict
 
     def protocol(self) -> dict[str, object]:
-        """Say by which rules the scores are made.
-
-        Returns:
-            Those of the evaluator of the own names, and the number of indices.
-        """
+        """Say by which rules the own names are scored, and the number of indices."""
         own = self._own.protocol() if hasattr(self._own, "protocol") else {}
         return {**own, "synonym_indices": len(self._renamed)}
 
@@ -177,22 +150,16 @@ class SynonymEvaluator(DatasetEvaluator):
             evaluator.reset()
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Take a batch under all names.
-
-        Args:
-            inputs: Items of the loader.
-            outputs: What the model says of them under the own names.
-        """
+        """Take a batch under all names."""
         self._own.process(inputs, outputs)
         for index, evaluator in enumerate(self._renamed):
             again = outputs if self._predict is None else self._predict(inputs, index)
             evaluator.process(inputs, again)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Score.
+        """Score: the results under the own names, and ``synonyms``.
 
-        Returns:
-            The results under the own names, and ``synonyms``; empty in all processes but the first.
+        Empty in all processes but the first.
         """
         own = self._own.evaluate()
         renamed = [evaluator.evaluate() for evaluator in self._renamed]

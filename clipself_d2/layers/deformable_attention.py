@@ -31,8 +31,6 @@ class DeformableAttention(nn.Module):
         self, *, channels: int, num_levels: int, num_heads: int = 8, num_points: int = 4
     ) -> None:
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{channels} channels are no multiple of {num_heads} heads")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         count = num_heads * num_levels * num_points
         self.offsets = nn.Linear(channels, 2 * count)
@@ -64,16 +62,11 @@ class DeformableAttention(nn.Module):
         tokens_NTC: Tensor,
         grids: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Attend.
+        """Attend: (N, Q, C).
 
-        Args:
-            query_NQC: Queries with their positions.
-            places_Q2: x and y of every query, in [0, 1] of the map.
-            tokens_NTC: Levels, flattened row by row, one after another.
-            grids: (h, w) of every level.
-
-        Returns:
-            (N, Q, C).
+        Queries have their positions in them, and places are x and y in [0, 1] of the map;
+        ``tokens_NTC`` are the levels, flattened row by row, one after another, of (h, w) in
+        ``grids``.
         """
         count, num_queries, channels = query_NQC.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points

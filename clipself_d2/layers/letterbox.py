@@ -8,21 +8,7 @@ import numpy as np
 
 
 def letterbox_matrix(height: int, width: int, size: int) -> np.ndarray:
-    """Scale a picture to the canvas and centre it.
-
-    Args:
-        height: H.
-        width: W.
-        size: S.
-
-    Returns:
-        (2, 3) float64 from (x, y, 1) of the picture to (x, y) of the canvas, px.
-
-    Raises:
-        ValueError: If a size is not positive.
-    """
-    if min(height, width, size) < 1:
-        raise ValueError(f"a picture of {height} x {width} px on a canvas of {size}")
+    """Scale a picture (H, W) to the canvas S and centre it: (2, 3) float64 from (x, y, 1), px."""
     scale = min(size / height, size / width)
     left, top = (size - scale * width) / 2, (size - scale * height) / 2
     # Three corners in float32, as in the released code of CRIS: a few pixels depend on it.
@@ -33,28 +19,12 @@ def letterbox_matrix(height: int, width: int, size: int) -> np.ndarray:
 
 
 def invert_matrix(matrix: np.ndarray) -> np.ndarray:
-    """Invert a letterbox.
-
-    Args:
-        matrix: (2, 3) as of ``letterbox_matrix``.
-
-    Returns:
-        (2, 3) from the canvas to the picture.
-    """
+    """Invert a letterbox: (2, 3) from the canvas to the picture."""
     return np.asarray(cv2.invertAffineTransform(matrix))
 
 
 def letterbox_image(image: np.ndarray, size: int, border: tuple[float, float, float]) -> np.ndarray:
-    """Place a picture on the canvas.
-
-    Args:
-        image: (H, W, 3) uint8.
-        size: S.
-        border: Colour around it, in the picture's channel order, 0 to 255.
-
-    Returns:
-        (S, S, 3) uint8, cubic.
-    """
+    """Place a picture (H, W, 3) uint8 on the canvas, cubic, in a border colour of 0 to 255."""
     matrix = letterbox_matrix(image.shape[0], image.shape[1], size)
     placed = cv2.warpAffine(
         image,
@@ -68,15 +38,9 @@ def letterbox_image(image: np.ndarray, size: int, border: tuple[float, float, fl
 
 
 def letterbox_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Place a mask on the canvas.
+    """Place a mask (H, W), bool or 0 and 1, on the canvas: (S, S) float32, linear, 0 around it.
 
-    Args:
-        mask: (H, W) bool, or 0 and 1.
-        size: S.
-
-    Returns:
-        (S, S) float32 in [0, 1], linear, 0 around it; steps of 1 / 255, as in the released code of
-        CRIS.
+    Steps are of 1 / 255, as in the released code of CRIS.
     """
     matrix = letterbox_matrix(mask.shape[0], mask.shape[1], size)
     scaled = np.asarray(mask, np.uint8) * 255
@@ -85,16 +49,7 @@ def letterbox_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def restore_map(canvas: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cut a map of the canvas back to the picture.
-
-    Args:
-        canvas: (S, S) float32.
-        height: H.
-        width: W.
-
-    Returns:
-        (H, W) float32, cubic; it may leave the range of ``canvas`` by a little.
-    """
+    """Cut a map (S, S) float32 back to the picture's (H, W), cubic; its range may grow a little."""
     inverse = invert_matrix(letterbox_matrix(height, width, canvas.shape[0]))
     restored = cv2.warpAffine(
         canvas, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0.0

@@ -12,21 +12,12 @@ _ONE_CALL_ELSEWHERE = 25_000
 def limited_nms(
     boxes_P4: Tensor, scores_P: Tensor, classes_P: Tensor, threshold: float, limit: int
 ) -> Tensor:
-    """Suppress boxes within each class, and keep the best of all classes.
+    """Suppress boxes (XYXY) within each class, and keep the best ``limit`` of all; negative: all.
 
     A box is suppressed by better ones alone, so that the best boxes are enough if ``limit`` of them
-    are kept; where they are not, more are taken.
-
-    Args:
-        boxes_P4: XYXY.
-        scores_P: Scores.
-        classes_P: Class numbers.
-        threshold: Largest IoU of two kept boxes of a class.
-        limit: Most boxes to keep; negative: all.
-
-    Returns:
-        Numbers of the kept boxes, best first: the beginning of what torchvision's ``batched_nms``
-        gives for all boxes, which leaves the order of equal scores open.
+    are kept; where they are not, more are taken. Gives their numbers, best first: the beginning of
+    what torchvision's ``batched_nms`` gives for all boxes, which leaves the order of equal scores
+    open.
     """
     total, count = len(boxes_P4), 4 * limit
     if limit <= 0 or total <= _ONE_CALL.get(boxes_P4.device.type, _ONE_CALL_ELSEWHERE):

@@ -14,17 +14,10 @@ _BASE = 1e4
 def line_positions(
     length: int, channels: int, device: torch.device, span: float | None = None
 ) -> Tensor:
-    """Sinusoids over a row of tokens: sines on even channels, cosines on odd ones.
+    """Sinusoids over a row of tokens, (T, C) float32: sines on even channels, cosines on odd ones.
 
-    Args:
-        length: T.
-        channels: C, even.
-        device: Device of the table.
-        span: Angle of the last token in the fastest channel, so that a row of any length covers
-            the same angles; None: every token is one radian further.
-
-    Returns:
-        (T, C) float32.
+    ``span`` is the angle of the last token in the fastest channel, so that a row of any length
+    covers the same angles; None: every token is one radian further.
 
     Reference: Vaswani et al., arXiv 1706.03762, section 3.5.
     """
@@ -40,19 +33,12 @@ def line_positions(
 def map_positions(
     grid: tuple[int, int], channels: int, device: torch.device, span: float | None = None
 ) -> Tensor:
-    """Sinusoids over a map: columns in the first half of the channels, rows in the second.
+    """Sinusoids over a map, (h * w, C): columns in the first half of channels, rows behind.
 
-    Args:
-        grid: (h, w).
-        channels: C, a multiple of 4.
-        device: Device of the table.
-        span: As for ``line_positions``, of rows and of columns.
+    C is a multiple of 4, and ``span`` is as for ``line_positions``, of rows and of columns.
 
-    Returns:
-        (h * w, C) float32, row by row.
-
-    Reference: the two-dimensional form of CRIS, arXiv 2111.15174; with ``span`` 2 pi that of DETR,
-    arXiv 2005.12872, but for the order of the channels.
+    Reference: the two-dimensional form of CRIS, arXiv 2111.15174; with ``span`` 2 pi that of
+    DETR, arXiv 2005.12872, but for the order of the channels.
     """
     height, width = grid
     columns = line_positions(width, channels // 2, device, span)

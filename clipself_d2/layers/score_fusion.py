@@ -27,15 +27,8 @@ def fuse_scores(
     Returns:
         Scores of the shape of ``detector_RK``, in [0, 1]; rows do not sum to 1.
 
-    Raises:
-        ValueError: If shapes disagree.
-
     Reference: F-VLM, arXiv 2209.15639, Eq. 5, as used by F-ViT in CLIPSelf, arXiv 2310.01403.
     """
-    if detector_RK.shape != clip_RK.shape:
-        raise ValueError(
-            f"detector scores are {tuple(detector_RK.shape)}, CLIP's {tuple(clip_RK.shape)}"
-        )
     missing = detector_RK.shape[1] - len(base_mask)
     if missing not in (0, 1):
         raise ValueError(
@@ -87,10 +80,7 @@ def _fuse(detector: Tensor, clip: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _least_factor(threshold: float, exponent_K: Tensor) -> Tensor:
-    """What a probability must exceed for its power to exceed a threshold, a little less for safety.
-
-    A power of 0 is 1 for every probability.
-    """
+    """What a probability must exceed for its power to exceed a threshold, a little less."""
     safe = max(threshold, 0.0) * (1 - _MARGIN)
     least = safe ** (1 / exponent_K.double())
     # Numbers below the smallest normal one are rounded coarsely.

@@ -64,13 +64,7 @@ class SegmentTextClassifier(TextClassifier):
     def set_words(self, words_WD: Tensor, word_class_W: Tensor, thing_mask_K: Tensor) -> None:
         """Replace the words behind the classes that ``set_embeddings`` gave.
 
-        Args:
-            words_WD: (W, D) unit embeddings.
-            word_class_W: (W,) number of every word's class.
-            thing_mask_K: (K,) True for things.
-
-        Raises:
-            ValueError: If shapes disagree or a class has no word.
+        (W, D) unit embeddings, the (W,) number of every word's class, and (K,) True for things.
         """
         count = self.num_classes
         if tuple(words_WD.shape) != (len(word_class_W), self.embed_dim):
@@ -89,22 +83,11 @@ class SegmentTextClassifier(TextClassifier):
         self.thing_mask = thing_mask_K.bool().to(device)
 
     def get_words(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what ``set_words`` takes to come back to the present words.
-
-        Returns:
-            Words (W, D), their classes (W,) and the kinds (K,).
-        """
+        """Return what ``set_words`` takes to come back to the present words."""
         return self.words_WD, self.word_class_W, self.thing_mask
 
     def cosine(self, region_RD: Tensor) -> Tensor:
-        """Cosines to the best word of every class.
-
-        Args:
-            region_RD: (..., D), any norm.
-
-        Returns:
-            (..., K + 1) float32 in [-1, 1], void last.
-        """
+        """Cosines of (..., D) to the best word of every class: (..., K + 1), void last."""
         with torch.autocast(region_RD.device.type, enabled=False):
             unit = F.normalize(region_RD.float(), dim=-1)
             words = unit @ self.words_WD.T

@@ -54,8 +54,6 @@ class TextClassifier(nn.Module):
             raise ValueError(
                 f"background_mode is {background_mode!r}; it is one of {BACKGROUND_MODES}"
             )
-        if scale <= 0:
-            raise ValueError(f"scale is {scale}; it must be > 0")
         self.background_mode = background_mode
         self.embed_dim = int(embeddings_KD.shape[-1])
         multiplier = torch.tensor(float(scale))
@@ -83,16 +81,10 @@ class TextClassifier(nn.Module):
     def set_embeddings(
         self, embeddings_KD: Tensor, base_mask: Tensor, background: Tensor | None
     ) -> None:
-        """Replace the classes.
+        """Replace the classes: (K, D), normalised here, (K,) bool, and (D,) or None.
 
-        Args:
-            embeddings_KD: (K, D), any K >= 1; normalised here.
-            base_mask: (K,) bool.
-            background: (D,), or None where the background mode is not "text".
-
-        Raises:
-            ValueError: If shapes disagree, a value is not finite or the background's embedding
-                lacks; the present classes are then kept.
+        A ValueError says that shapes disagree, a value is not finite, or the background mode "text"
+        lacks its embedding; the present classes are then kept.
         """
         shape = tuple(embeddings_KD.shape)
         if len(shape) != 2 or shape[0] < 1 or shape[1] != self.embed_dim:
@@ -116,19 +108,11 @@ class TextClassifier(nn.Module):
         self.background = _unit(background).to(device)
 
     def get_embeddings(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what ``set_embeddings`` takes to come back to the present classes.
-
-        Returns:
-            Class embeddings (K, D), base mask (K,) and background (D,), zeros where it is not set.
-        """
+        """Return what ``set_embeddings`` takes to come back; an unset background is zeros."""
         return self.embeddings_KD, self.base_mask, self.background
 
     def background_embedding(self) -> Tensor:
-        """Return the background's row.
-
-        Returns:
-            (D,) of unit norm, or zeros in the mode "zero".
-        """
+        """Return the background's row, (D,) of unit norm, or zeros in the mode "zero"."""
         if self.background_mode == "zero":
             return torch.zeros_like(self.background)
         if self.background_mode == "learned":
@@ -136,14 +120,7 @@ class TextClassifier(nn.Module):
         return self.background
 
     def cosine(self, region_RD: Tensor) -> Tensor:
-        """Cosines without the scale.
-
-        Args:
-            region_RD: (R, D), any norm; R may be 0.
-
-        Returns:
-            (R, K + 1) float32 in [-1, 1], background last.
-        """
+        """Cosines of (R, D), any norm, without the scale: (R, K + 1) float32, background last."""
         # Mixed precision would round the cosine to 8 or 11 bits, and the scale multiply that.
         with torch.autocast(region_RD.device.type, enabled=False):
             region = F.normalize(region_RD.float(), dim=-1)
@@ -159,13 +136,7 @@ class TextClassifier(nn.Module):
             return cosine
 
     def forward(self, region_RD: Tensor) -> Tensor:
-        """Score regions.
-
-        Args:
-            region_RD: (R, D), any norm; R may be 0.
-
-        Returns:
-            (R, K + 1) float32 logits, background last.
+        """Score regions (R, D), any norm: (R, K + 1) float32 logits, background last; R may be 0.
 
         Reference: F-ViT's classifier, CLIPSelf, arXiv 2310.01403, section 4.1; the background's
         prompted word is scored like a class.
@@ -217,8 +188,6 @@ class SigmoidTextClassifier(TextClassifier):
         scale: float = 50.0,
         learn_scale: bool = True,
     ) -> None:
-        if not 0.0 < prior < 1.0:
-            raise ValueError(f"prior is {prior}; it must be in (0, 1)")
         super().__init__(
             embeddings_KD=embeddings_KD,
             base_mask_K=base_mask_K,
@@ -230,14 +199,7 @@ class SigmoidTextClassifier(TextClassifier):
         self.shift = nn.Parameter(torch.tensor(-math.log((1 - prior) / prior)))
 
     def forward(self, region_RD: Tensor) -> Tensor:
-        """Score regions.
-
-        Args:
-            region_RD: (R, D), any norm; R may be 0.
-
-        Returns:
-            (R, K) float32 logits of independent classes.
-        """
+        """Score regions (R, D), any norm: (R, K) float32 logits of independent classes."""
         return self.scale * self.cosine(region_RD)[..., :-1] + self.shift
 
 

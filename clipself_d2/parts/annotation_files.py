@@ -36,19 +36,7 @@ MAX_SHOWN = 60
 
 
 def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
-    """Read a json file.
-
-    Args:
-        path: The file.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        Its content.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not JSON, or nested too deeply.
-    """
+    """Read a json file; errors, as of all here, end with ``remedy``, an imperative clause."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} is missing; {remedy}")
@@ -70,20 +58,9 @@ def read_annotation_file(
     remedy: str = DEFAULT_REMEDY,
     purpose: str = TRAINING,
 ) -> Content:
-    """Read a json file of rows, and check its images.
+    """Read a json file of lists of objects under ``sections``, and check its images.
 
-    Args:
-        path: The file.
-        sections: Keys of the top level that must hold lists of objects.
-        remedy: What the user can do about a fault, an imperative clause.
-        purpose: What it is read for, which only the images' files depend on.
-
-    Returns:
-        The whole content.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not JSON, lacks a section, lists no image or faulty ones.
+    What it is read for, ``purpose``, only the images' files depend on.
     """
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
@@ -126,19 +103,8 @@ def read_instances(
 ) -> Content:
     """Read a COCO or LVIS file of boxes and masks, and mend or refuse what is faulty.
 
-    Args:
-        path: The file.
-        purpose: ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``.
-        remedy: What the user can do about a fault, an imperative clause.
-        quiet: Whether nothing is said of what is mended, as it will be said later.
-
-    Returns:
-        The content, without or with mended rows where they are faulty; one warning tells the
-        number of each kind.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If a fault cannot be mended.
+    ``purpose`` is ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``. One warning tells the number
+    of each kind of mended rows, unless ``quiet``, as it will be said later.
     """
     content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
     return check_instances(path, content, purpose=purpose, remedy=remedy, quiet=quiet)
@@ -147,20 +113,9 @@ def read_instances(
 def check_instances(
     path: str | Path, content: Content, *, purpose: str, remedy: str, quiet: bool = False
 ) -> Content:
-    """Check the categories and objects of a file whose images are checked.
+    """Check the categories and objects of a file that ``read_annotation_file`` gave.
 
-    Args:
-        path: The file, for messages.
-        content: What ``read_annotation_file`` gives.
-        purpose: As of ``read_instances``.
-        remedy: Likewise.
-        quiet: Likewise.
-
-    Returns:
-        As ``read_instances``.
-
-    Raises:
-        ValueError: If a fault cannot be mended.
+    As ``read_instances``.
     """
     categories, rows = content["categories"], content["annotations"]
     check_keys(path, "annotations", rows, INSTANCE_SECTIONS["annotations"], remedy)
@@ -178,16 +133,7 @@ def check_instances(
 
 
 def check_categories(path: str | Path, categories: list[Row], remedy: str) -> None:
-    """Refuse categories without a number and a name of their own.
-
-    Args:
-        path: The file, for messages.
-        categories: Its categories.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Raises:
-        ValueError: If there is none, or a fault.
-    """
+    """Refuse categories without a number and a name of their own."""
     check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
     if not categories:
         raise ValueError(f"annotation file {path} lists no category; {remedy}")
@@ -206,22 +152,9 @@ def apply_rules(
     remedy: str,
     quiet: bool = False,
 ) -> list[Row]:
-    """Mend or refuse faulty rows.
+    """Mend or refuse faulty rows of one section, by rules in the order of the checks.
 
-    Args:
-        path: The file, for messages.
-        rows: Rows of one section.
-        rules: What they must be, in the order of the checks.
-        sizes: (width, height) by image id.
-        purpose: What the file is read for.
-        remedy: What the user can do about a fault, an imperative clause.
-        quiet: Whether no warning is given.
-
-    Returns:
-        The rows, mended.
-
-    Raises:
-        ValueError: If a fault cannot be mended.
+    ``sizes`` are (width, height) by image id.
     """
     rules = [rule for rule in rules if purpose in rule.purposes]
     counts: Counter[tuple[str, str]] = Counter()
@@ -261,18 +194,7 @@ def _shown(row: Row) -> str:
 def check_keys(
     path: str | Path, section: str, rows: list[Row], keys: Sequence[str], remedy: str
 ) -> None:
-    """Refuse rows that lack a key.
-
-    Args:
-        path: The file, for messages.
-        section: Name of the list.
-        rows: Its rows.
-        keys: Keys of every row.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Raises:
-        ValueError: If a row lacks one.
-    """
+    """Raise a ValueError for rows that lack a key."""
     for number, row in enumerate(rows):
         for key in keys:
             if key not in row:
@@ -283,18 +205,7 @@ def check_keys(
 
 
 def check_unique(path: str | Path, section: str, rows: list[Row], key: str, remedy: str) -> None:
-    """Refuse rows of which two have the same value.
-
-    Args:
-        path: The file, for messages.
-        section: Name of the list.
-        rows: Its rows.
-        key: Whose value tells them apart.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Raises:
-        ValueError: If a value repeats.
-    """
+    """Raise a ValueError for rows of which two have the same value under a key."""
     if len({row[key] for row in rows}) == len(rows):
         return
     value, count = Counter(row[key] for row in rows).most_common(1)[0]
@@ -307,18 +218,7 @@ def check_unique(path: str | Path, section: str, rows: list[Row], key: str, reme
 def check_listed(
     path: str | Path, rows: list[Row], key: str, listed: list[Row], remedy: str
 ) -> None:
-    """Refuse rows that point to an image or a category that the file does not list.
-
-    Args:
-        path: The file, for messages.
-        rows: Annotations or segments.
-        key: ``image_id`` or ``category_id``.
-        listed: Images or categories.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Raises:
-        ValueError: If one points to nothing.
-    """
+    """Refuse rows whose ``image_id`` or ``category_id`` the file does not list."""
     known = {(type(row["id"]), row["id"]) for row in listed}
     for row in rows:
         value = row[key]
@@ -331,16 +231,7 @@ def check_listed(
 
 
 def check_pixels(path: str | Path, rows: Sequence[Row], remedy: str) -> None:
-    """Refuse boxes that are fractions of the images' sides.
-
-    Args:
-        path: The file, for messages.
-        rows: All annotations, with sound boxes or not.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Raises:
-        ValueError: If all coordinates lie in 0 to 1, and not all are whole.
-    """
+    """Refuse sound boxes that are all in 0 to 1 and not all whole: fractions of the sides."""
     has_fraction = False
     for row in rows:
         for side in row["bbox"]:

@@ -36,18 +36,8 @@ def read_truth(
 ) -> Truth:
     """Read an annotation file so that all scorers read the same.
 
-    Args:
-        path: The file.
-        purpose: ``COCO_SCORING`` or ``LVIS_SCORING``.
-        required: Keys that the entries of a list must have, beside those of all files.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        What to score against.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If a fault cannot be mended.
+    ``purpose`` is ``COCO_SCORING`` or ``LVIS_SCORING``, and ``required`` are keys that the entries
+    of a list must have beside those of all files. Errors are those of ``read_instances``.
     """
     content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
     for section, keys in required.items():

@@ -5,14 +5,17 @@ whatever the file names. The tags that its model zoo and this project's recipes 
 arithmetic, tuples, and the place of a config of the model zoo.
 """
 
+import os
+from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 from detectron2.model_zoo import get_config_file
+from fvcore.common.config import BASE_KEY
 
 from clipself_d2.parts.arithmetic import evaluate
 
@@ -23,62 +26,70 @@ class _DataLoader(yaml.SafeLoader):
     """Knows the tags of configs that hold data alone."""
 
 
-def _argument(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    """The one text that a tag of a function is given."""
-    given = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
-    if len(given) != 1 or not isinstance(given[0], str):
-        raise yaml.constructor.ConstructorError(
-            None, None, "expected one text in a list behind the tag", node.start_mark
-        )
-    return given[0]
+def _applying(function: Callable[[str], object]) -> Callable[[yaml.SafeLoader, yaml.Node], object]:
+    """Read a tag of a function that is given one text."""
+
+    def construct(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+        given = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+        try:
+            if len(given) != 1 or not isinstance(given[0], str):
+                raise ValueError("expected one text in a list behind the tag")
+            return function(given[0])
+        except (ValueError, RuntimeError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark
+            ) from error
+
+    return construct
 
 
-def _arithmetic(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    text = _argument(loader, node)
-    try:
-        return evaluate(text)
-    except ValueError as error:
-        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
 
 
-def _zoo_file(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    try:
-        return str(get_config_file(_argument(loader, node)))
-    except RuntimeError as error:
-        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-
-def _tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple[Any, ...]:
-    return tuple(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
-
-
-_DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
+_DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _applying(evaluate))
 _DataLoader.add_constructor(
-    f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _zoo_file
+    f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _applying(get_config_file)
 )
-_DataLoader.add_constructor(f"{_PYTHON}tuple", _tuple)
+_DataLoader.add_constructor(f"{_PYTHON}tuple", _sequence)
 
 
 @lru_cache(256)
-def _plain(text: str) -> tuple[str, str]:
-    """Type of a file's content, and the content without tags; a base is read again and again."""
-    content = yaml.load(text, Loader=_DataLoader)
-    return type(content).__name__, yaml.safe_dump(content, sort_keys=False)
+def _parse(text: str) -> Any:
+    """Content of a file; a base is read again and again, and yaml is slow."""
+    return yaml.load(text, Loader=_DataLoader)
 
 
 class _DataNode(CfgNode):
-    """Detectron2's config node, which is given every file without tags."""
+    """Detectron2's config node, whose files are read without tags."""
 
     @classmethod
-    def _open_cfg(cls, filename: str) -> StringIO:
-        with super()._open_cfg(filename) as stream:
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        with cls._open_cfg(filename) as stream:
             try:
-                kind, text = _plain(stream.read())
+                content = deepcopy(_parse(stream.read()))
             except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f"{filename} is no yaml of plain data: {_fault(error)}") from error
-        if kind != "dict":
-            raise ValueError(f"{filename} holds {kind}, expected keys and values")
-        return StringIO(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"{filename} holds {type(content).__name__}, expected keys and values")
+        bases, merged = content.pop(BASE_KEY, []), dict[str, Any]()
+        for base in [bases] if isinstance(bases, str) else bases:
+            place = os.path.expanduser(base)
+            if not place.startswith(("http://", "https://")):
+                place = os.path.join(os.path.dirname(filename), place)
+            _update(merged, cls.load_yaml_with_base(place))
+        return _update(merged, content)
+
+
+def _update(content: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Overwrite keys, those of nested ones each by itself."""
+    for key, value in new.items():
+        if isinstance(value, dict) and key in content:
+            assert isinstance(content[key], dict), f"{key} has keys of its own, in its base a value"
+            _update(content[key], value)
+        else:
+            content[key] = value
+    return content
 
 
 def _fault(error: Exception) -> str:
@@ -90,17 +101,11 @@ def _fault(error: Exception) -> str:
 
 
 def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
-    """Merge a yaml file and what its ``_BASE_`` names, as Detectron2 does, without running code.
+    """Merge, in place, a yaml file and its ``_BASE_``, as Detectron2 does, without running code.
 
-    Args:
-        cfg: The config; changed in place.
-        config_file: Path or address of the file.
-
-    Raises:
-        AssertionError: If there is no such file.
-        KeyError: If a key is unknown.
-        ValueError: If the file is no yaml, holds a tag that could run code, or a value has another
-            type.
+    An AssertionError says that there is no such file, a KeyError that a key is unknown, a
+    ValueError that the file is no yaml, holds a tag that could run code, or a value of another
+    type.
     """
     merged = _DataNode(cfg)
     merged.merge_from_file(str(config_file), allow_unsafe=False)
@@ -111,17 +116,10 @@ def merge_config_file(cfg: CfgNode, config_file: str | Path) -> None:
 
 
 def read_config_file(config_file: str | Path) -> dict[str, Any]:
-    """Read a yaml file and what its ``_BASE_`` names, without defaults.
+    """Read a yaml file and what its ``_BASE_`` names, without defaults, as nested keys.
 
-    Args:
-        config_file: Path or address of the file.
-
-    Returns:
-        Its keys, nested.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If the file is no yaml or holds a tag that could run code.
+    An OSError or ValueError says that there is no such file, or no yaml, or a tag that could run
+    code.
     """
     content: dict[str, Any] = _DataNode.load_yaml_with_base(str(config_file))
     return content

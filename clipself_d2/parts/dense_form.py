@@ -15,13 +15,9 @@ _NAME, _FORM = "MODEL.CLIP.NAME", "MODEL.CLIP.DENSE_FORM"
 
 
 def form_of(tower: VisionTower) -> Form:
-    """Tell the form in which a tower gives dense features.
+    """Tell, by key of the config, the form in which a tower gives dense features.
 
-    Args:
-        tower: The tower; ``build_image_tower`` has told it the statistics of its pixels.
-
-    Returns:
-        Values by key of the config; files that lack one are not compared in it.
+    Files that lack one are not compared in it.
     """
     plan = getattr(tower, "attention", AttentionPlan())
     return {
@@ -34,13 +30,9 @@ def form_of(tower: VisionTower) -> Form:
 
 
 def forms_of(model: nn.Module) -> dict[str, Form]:
-    """Collect the forms of the image towers in a model whose dense form has been set.
+    """Collect the forms of the image towers whose dense form has been set, by name in a model.
 
-    Args:
-        model: A model, or a tower.
-
-    Returns:
-        Each form by the name of the tower in the model; a teacher of crops has none.
+    A teacher of crops has none.
     """
     towers = ((n, m) for n, m in model.named_modules() if isinstance(m, VisionTower))
     return {name: form_of(tower) for name, tower in towers if "dense_form" in vars(tower)}
@@ -49,13 +41,7 @@ def forms_of(model: nn.Module) -> dict[str, Form]:
 def set_form(tower: VisionTower, form: DenseForm | str, *, any_form: bool = False) -> None:
     """Set the dense form of a tower, and hold it against that of the file it was loaded from.
 
-    Args:
-        tower: The tower.
-        form: The form, or its name.
-        any_form: Whether weights of another form may be run in this one.
-
-    Raises:
-        ValueError: If the tower cannot have the form, or its file is of another.
+    ``any_form`` lets weights of another form be run in this one.
     """
     tower.set_dense_form(form)
     tower.any_form = any_form
@@ -64,33 +50,17 @@ def set_form(tower: VisionTower, form: DenseForm | str, *, any_form: bool = Fals
 
 
 def check_forms(model: nn.Module, stored: dict[str, Form] | None, key: str) -> None:
-    """Hold the forms of a model against those of a checkpoint.
-
-    Args:
-        model: The model that is filled.
-        stored: Forms as of ``forms_of``; None where the checkpoint does not say.
-        key: Key of the checkpoint.
-
-    Raises:
-        ValueError: If a tower is of another CLIP or dense form.
-    """
+    """Hold the forms of a model against those of a checkpoint, as of ``forms_of``, under a key."""
     for name, tower in model.named_modules():
         if isinstance(tower, VisionTower) and "dense_form" in vars(tower):
             check_form(tower, (stored or {}).get(name), key)
 
 
 def check_form(tower: VisionTower, stored: Form | None, key: str) -> None:
-    """Hold the form of a tower against that of its weights.
+    """Hold the form of a tower against that of its weights, or None where they do not say.
 
-    Another CLIP is refused, and another dense form unless the tower takes any; the rest is said.
-
-    Args:
-        tower: The tower with its form.
-        stored: Form of the weights; None where they do not say.
-        key: Key of the weights.
-
-    Raises:
-        ValueError: If the weights are of another CLIP or dense form.
+    A ValueError refuses another CLIP, and another dense form unless the tower takes any; the rest
+    is said.
     """
     wanted = form_of(tower)
     if stored is None or _FORM not in stored:

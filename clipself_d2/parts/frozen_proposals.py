@@ -53,25 +53,14 @@ class FrozenProposals(PixelModel):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenProposals":
-        """Stay in evaluation mode.
-
-        Args:
-            mode: Ignored.
-
-        Returns:
-            The module itself.
-        """
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Sequence[Tensor]) -> list[Instances]:
-        """Propose boxes.
+        """Propose ``proposal_boxes`` (XYXY px) with ``objectness_logits``, best first.
 
-        Args:
-            images: N pictures (3, Hi, Wi), RGB, 0 to 255, each of its own size.
-
-        Returns:
-            For each, ``proposal_boxes`` (XYXY px) and ``objectness_logits``, best first.
+        Images are N pictures (3, Hi, Wi), RGB, 0 to 255, each of its own size.
         """
         pixels = [image.to(self.device).float() for image in images]
         if self.image_format == "BGR":
@@ -89,16 +78,8 @@ class FrozenProposals(PixelModel):
 def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     """Build the network of MODEL.FROZEN_RPN.CONFIG, filled from WEIGHTS where given.
 
-    Args:
-        cfg: The config of the run.
-
-    Returns:
-        The network; random without WEIGHTS, for MODEL.WEIGHTS to fill.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the config is missing or has unknown keys, or the weights are of another
-            network.
+    It is random without WEIGHTS, for MODEL.WEIGHTS to fill. A FileNotFoundError or ValueError says
+    that a file is missing, the config unknown, or the weights are of another network.
     """
     own = _read_config(cfg)
     backbone = build_backbone(own)

@@ -29,15 +29,8 @@ OPTIONAL_KEYS = ("TAP_BLOCKS", "TEXT_TRAINABLE_BLOCKS")
 def load_whole_clip(cfg: CfgNode) -> ClipModel:
     """Build the CLIP of MODEL.CLIP.NAME and PRETRAINED, both towers, in eval mode.
 
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        The model. Its text tower is trained as TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS say; its
-        image tower is the original, for ``build_image_tower`` to make the trained one of.
-
-    Raises:
-        ValueError: If the name, the tag or the file is unknown, or there are fewer blocks.
+    Its text tower is trained as TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS say; its image tower is
+    the original, for ``build_image_tower`` to make the trained one of.
     """
     options = cfg.MODEL.CLIP
     with _naming("NAME, PRETRAINED, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS"):
@@ -49,14 +42,7 @@ def load_whole_clip(cfg: CfgNode) -> ClipModel:
 def load_original_tower(cfg: CfgNode) -> VisionTower:
     """Build the image tower of MODEL.CLIP.NAME and PRETRAINED, a distillation's teacher.
 
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        The tower in eval mode, with global attention everywhere.
-
-    Raises:
-        ValueError: If the name, the tag or the file is unknown.
+    It is in eval mode, with global attention everywhere.
     """
     options = cfg.MODEL.CLIP
     with _naming("NAME and PRETRAINED"):
@@ -147,16 +133,7 @@ def _set_compile(tower: VisionTower, mode: str) -> None:
 
 
 def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:
-    """Hold INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD against what a tower was trained on.
-
-    Args:
-        cfg: The whole config.
-        tower: The tower.
-
-    Raises:
-        ValueError: If images are BGR, or the mean is nearer to the tower's read backwards, as
-            Detectron2's default is.
-    """
+    """Hold INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD against what a tower was trained on."""
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     refuse_bgr(
         cfg.INPUT.FORMAT,
@@ -182,15 +159,8 @@ def refuse_bgr(
 ) -> None:
     """Refuse images or pixel statistics in Detectron2's default order of channels.
 
-    Args:
-        image_format: Format of the images.
-        mean: Mean that is taken off them, 0 to 255; three values.
-        tower: The tower that sees them.
-        keys: Names of the keys of the format, the mean and the deviation.
-
-    Raises:
-        ValueError: If the format is not RGB, ``mean`` has not three values, or it is nearer to the
-            tower's when it is read backwards.
+    ``mean`` (0 to 255) is refused that is nearer to the tower's when it is read backwards; ``keys``
+    are those of the format, the mean and the deviation.
     """
     format_key, mean_key, std_key = keys
     if image_format != "RGB":

@@ -9,14 +9,7 @@ from clipself_d2.vocabulary.whole_file import whole_file
 
 
 def strict(content: object) -> object:
-    """Replace what JSON has no number for.
-
-    Args:
-        content: Mappings, lists and tuples of anything that ``json`` writes.
-
-    Returns:
-        The same with None for numbers that are not finite.
-    """
+    """Replace numbers that JSON has not, the infinite ones, by None."""
     if isinstance(content, Mapping):
         return {key: strict(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -27,10 +20,7 @@ def strict(content: object) -> object:
 def write_json(path: Path, content: object, *, indent: int | None = None) -> None:
     """Write a file beside its place and rename it; null stands for undefined numbers.
 
-    Args:
-        path: File to write; its folder is made.
-        content: As of ``strict``.
-        indent: Blanks of a level; None writes a single line.
+    An indent of None writes a single line.
     """
     text = json.dumps(strict(content), indent=indent, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,18 +16,10 @@ _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
-    """Read a picture of class labels, of 8 or more bits: png, tif and what else Pillow reads.
+    """Read a picture of class labels, of 8 or more bits: (H, W), a copy that may be changed.
 
-    Args:
-        path: File.
-        dtype: Number type of the result.
-
-    Returns:
-        (H, W) labels, a copy that may be changed.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is no picture, or has several channels.
+    It is png, tif or what else Pillow reads; a FileNotFoundError or ValueError says that it is
+    missing, no picture, or of several channels.
     """
     with _opened(path) as picture:
         if picture.mode not in _LABEL_MODES:
@@ -39,17 +31,9 @@ def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
 
 
 def read_segment_colours(path: str) -> np.ndarray:
-    """Read a picture of COCO's panoptic format.
+    """Read a picture of COCO's panoptic format: (H, W, 3) uint8, the bytes of segment ids.
 
-    Args:
-        path: File.
-
-    Returns:
-        (H, W, 3) uint8 RGB, the three bytes of every pixel's segment id.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is no picture of three channels.
+    A FileNotFoundError or ValueError says that it is missing, or no picture of three channels.
     """
     with _opened(path) as picture:
         if picture.mode != "RGB":
@@ -61,14 +45,7 @@ def read_segment_colours(path: str) -> np.ndarray:
 
 
 def segment_ids(colours: np.ndarray) -> np.ndarray:
-    """Join the bytes of COCO's panoptic pictures.
-
-    Args:
-        colours: (H, W, 3) uint8 RGB.
-
-    Returns:
-        (H, W) int32: R + 256 G + 65536 B.
-    """
+    """Join the bytes (H, W, 3) of COCO's panoptic pictures: (H, W) int32, R + 256 G + 65536 B."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     ids: np.ndarray = red + 256 * green + 65536 * blue
     return ids
@@ -77,17 +54,10 @@ def segment_ids(colours: np.ndarray) -> np.ndarray:
 def check_segments(
     ids: np.ndarray, segments: Sequence[Mapping[str, Any]], path: str, *, all_listed: bool = True
 ) -> None:
-    """Hold a panoptic picture against its segments.
+    """Hold a panoptic picture's (H, W) ids against its rows of the annotation file.
 
-    Args:
-        ids: (H, W) ids.
-        segments: Rows of the annotation file with ``id``.
-        path: The picture, for the message.
-        all_listed: Whether ids that no row lists are refused.
-
-    Raises:
-        ValueError: If a row has no pixel, a pixel no row, or the rows' ``area`` says that the
-            picture is another's.
+    A ValueError says that a row has no pixel, a pixel no row (unless not ``all_listed``), or that
+    the rows' ``area`` is that of another picture.
     """
     found, counts = (part.tolist() for part in np.unique(ids, return_counts=True))
     pixels = dict(zip(found, counts, strict=True))

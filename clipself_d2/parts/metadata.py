@@ -14,14 +14,7 @@ SEGMENT_TYPES = ("ov_panoptic", "ov_sem_seg")
 
 
 def metadata_with_classes(name: str) -> Metadata:
-    """Look up the metadata of a data set, with its classes where it has some.
-
-    Args:
-        name: Registered name.
-
-    Returns:
-        The metadata; ``thing_classes`` is missing where the data set has no things.
-    """
+    """Look up the metadata of a data set, with its classes where it has some."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None and name in DatasetCatalog.list():
         # Detectron2's COCO loader learns the classes only when it reads the annotations.
@@ -33,13 +26,7 @@ def metadata_with_classes(name: str) -> Metadata:
 def check_detectron2_file(name: str, *, quiet: bool = False) -> None:
     """Check the annotation file of a data set whose loader is Detectron2's, as ours check theirs.
 
-    Args:
-        name: Registered name; a data set of another ``evaluator_type`` is passed over.
-        quiet: Whether nothing is said of what is mended, as it will be said later.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it has a fault that cannot be mended.
+    Others are passed over; ``quiet`` says nothing of what is mended, as it will be said later.
     """
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")

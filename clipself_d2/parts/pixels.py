@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 
 class PixelModel(nn.Module):
-    """A model with the mean and deviation of its pixels, which are in no checkpoint.
-
-    Args:
-        pixel_mean: Mean of the three channels, 0 to 255.
-        pixel_std: Their deviation.
-    """
+    """A model with the mean and deviation (0 to 255) of its pixels, which are in no checkpoint."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -29,12 +24,5 @@ class PixelModel(nn.Module):
         return self.pixel_mean.device
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Subtract the mean and divide by the deviation.
-
-        Args:
-            pixels: (..., 3, H, W), 0 to 255, on the model's device.
-
-        Returns:
-            Of the same shape.
-        """
+        """Subtract the mean and divide by the deviation; (..., 3, H, W), 0 to 255."""
         return (pixels - self.pixel_mean) / self.pixel_std

@@ -6,11 +6,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def recipe_folder() -> Path:
-    """Find the folder of the recipes.
-
-    Returns:
-        ``configs`` of the wheel, else of the checkout.
-    """
+    """Find the folder of the recipes, of the wheel, else of the checkout."""
     shipped = _PACKAGE / "model_zoo" / "configs"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "configs"
 
@@ -18,14 +14,8 @@ def recipe_folder() -> Path:
 def get_config_file(config_path: str) -> str:
     """Find a recipe, as ``detectron2.model_zoo.get_config_file`` does Detectron2's.
 
-    Args:
-        config_path: Name below ``configs``, such as "coco_ov/fvit_clipself_patches_eva02_b16.yaml".
-
-    Returns:
-        Its file.
-
-    Raises:
-        FileNotFoundError: If there is no such recipe.
+    The name is below ``configs``, such as "coco_ov/fvit_clipself_patches_eva02_b16.yaml"; a
+    FileNotFoundError says that there is none.
     """
     path = recipe_folder() / config_path
     if not path.is_file():
@@ -39,11 +29,8 @@ def get_config_file(config_path: str) -> str:
 def find_config(config_file: str) -> str:
     """Find what --config-file names: a file, or a recipe that came with the package.
 
-    Args:
-        config_file: Path; that of a recipe may begin with ``configs/``.
-
-    Returns:
-        The file, or ``config_file`` as it is where there is none.
+    The path of a recipe may begin with ``configs/``; where there is neither it is returned as it
+    is.
     """
     recipe = recipe_folder() / config_file.removeprefix("configs/")
     is_recipe = config_file and not Path(config_file).exists() and recipe.is_file()

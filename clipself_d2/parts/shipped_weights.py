@@ -22,19 +22,7 @@ class ShippedWeightsHandler(PathHandler):
         return [PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """Find a file.
-
-        Args:
-            path: Address, such as "clipself_d2://emoji/fvit_clipself.pth".
-            force: Has no meaning for files that are here.
-            kwargs: Options of other handlers.
-
-        Returns:
-            The file.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-        """
+        """Find the file of an address, such as "clipself_d2://emoji/fvit_clipself.pth"."""
         files = _shipped_files()
         if path not in files:
             raise FileNotFoundError(
@@ -56,15 +44,7 @@ def _shipped_files() -> dict[str, Path]:
 
 
 def shipped_tower(address: str, towers: Iterable[str]) -> dict[str, Tensor]:
-    """Read the image tower that several models of the package share.
-
-    Args:
-        address: Of its file.
-        towers: Names that image towers have in a model.
-
-    Returns:
-        Weights by their names in the model.
-    """
+    """Read the image tower that several models share, by the names it has in a model."""
     file = ShippedWeightsHandler()._get_local_path(address)
     weights = read_weights_file(file)["model"]
     return {f"{name}.{key}": value for name in towers for key, value in weights.items()}

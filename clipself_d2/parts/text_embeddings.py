@@ -24,18 +24,7 @@ _REMEDY = "rebuild the file, or empty MODEL.VOCABULARY.EMBEDDINGS to have them b
 
 
 def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Vocabulary:
-    """Read the classes of a registered data set.
-
-    Args:
-        name: Registered name.
-        key: Key that an error tells to check.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: If the data set is not registered or has no classes.
-    """
+    """Read the classes of a registered data set; a ValueError tells to check ``key``."""
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
         near = did_you_mean(name, DatasetCatalog.list())
         raise ValueError(f"data set {name!r} is not registered; check {key}{near}")
@@ -53,13 +42,8 @@ def dataset_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voca
 def scored_vocabulary(name: str, training: Vocabulary | None = None) -> Vocabulary:
     """Read the classes of a test set, and which of them are novel.
 
-    Args:
-        name: Registered name.
-        training: Classes of the training. Where the test set is one of segments and says nothing of
-            novel classes, those without a word in common with it are novel; None: nothing is.
-
-    Returns:
-        The vocabulary.
+    Where it is one of segments and says nothing of novel classes, those without a word in common
+    with ``training`` are novel; None: nothing is.
     """
     vocabulary, metadata = dataset_vocabulary(name, "DATASETS.TEST"), MetadataCatalog.get(name)
     says_nothing = not metadata.get("novel_classes")
@@ -102,17 +86,9 @@ def dataset_embeddings(
 def semantic_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Vocabulary:
     """Read the classes of the label maps of a registered data set.
 
-    Args:
-        name: Registered name.
-        key: Key that an error tells to check.
-
-    Returns:
-        Of the types of ``SEGMENT_TYPES`` things and stuff; of Detectron2's sets of semantic maps
-        ``stuff_classes``, things included, of "a, b" the first name. ``novel_classes`` among them
-        have no labels in training.
-
-    Raises:
-        ValueError: If the data set is not registered or has no classes.
+    Of the types of ``SEGMENT_TYPES`` things and stuff; of Detectron2's sets of semantic maps
+    ``stuff_classes``, things included, of "a, b" the first name. ``novel_classes`` among them have
+    no labels in training.
     """
     if name not in DatasetCatalog.list() and name not in MetadataCatalog.list():
         raise ValueError(f"data set {name!r} is not registered; check {key}")
@@ -133,15 +109,7 @@ def semantic_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voc
 def training_vocabulary(cfg: CfgNode, *, semantic: bool = False) -> Vocabulary:
     """Read the classes of MODEL.VOCABULARY.DATASET, or of the first training set.
 
-    Args:
-        cfg: The whole config.
-        semantic: Whether they are those of maps instead of boxes.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: If no data set is named, or the one named has no classes.
+    ``semantic`` ones are those of maps instead of boxes.
     """
     given = cfg.MODEL.VOCABULARY.DATASET
     name = given or next(iter(cfg.DATASETS.TRAIN), "")
@@ -155,18 +123,7 @@ def training_vocabulary(cfg: CfgNode, *, semantic: bool = False) -> Vocabulary:
 
 
 def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
-    """Load or build the text embeddings of the training vocabulary.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        Embeddings whose classes are those of ``training_vocabulary``.
-
-    Raises:
-        ValueError: As ``read_text_embeddings``.
-        FileNotFoundError: If the file of MODEL.VOCABULARY.EMBEDDINGS is missing.
-    """
+    """Load or build the text embeddings of ``training_vocabulary``, as ``read_text_embeddings``."""
     vocabulary = training_vocabulary(cfg)
     given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if given not in (_DETECTRON2_NUM_CLASSES, vocabulary.num_classes):
@@ -181,22 +138,12 @@ def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
 def read_text_embeddings(
     cfg: CfgNode, vocabulary: Vocabulary, *, same_names: bool = True
 ) -> TextEmbeddings:
-    """Load or build the text embeddings of a vocabulary by the config's CLIP.
+    """Load or build the text embeddings of exactly these classes by the config's CLIP.
 
-    Args:
-        cfg: Config with MODEL.CLIP and MODEL.VOCABULARY.
-        vocabulary: The classes.
-        same_names: Whether a file of other classes is refused, as in training; tests on other
-            classes have theirs built instead.
-
-    Returns:
-        Embeddings of exactly these classes: those of MODEL.VOCABULARY.EMBEDDINGS, of the cache, or
-        built.
-
-    Raises:
-        ValueError: If the file is damaged, or of another CLIP or other classes; or
-            MODEL.VOCABULARY.TEMPLATES is unknown. The width is checked where it meets a tower's.
-        FileNotFoundError: If the file is missing.
+    They are those of MODEL.VOCABULARY.EMBEDDINGS, of the cache, or built. ``same_names`` refuses a
+    file of other classes, as in training; tests on other classes have theirs built instead. A
+    FileNotFoundError or ValueError says that the file is missing, damaged, or of another CLIP; the
+    width is checked where it meets a tower's.
     """
     options, clip = cfg.MODEL.VOCABULARY, cfg.MODEL.CLIP
     warn_of_doubtful_names(vocabulary)
@@ -227,11 +174,7 @@ def read_text_embeddings(
 
 
 def warn_of_doubtful_names(vocabulary: Vocabulary) -> None:
-    """Warn of classes that text cannot tell from one another or from the background.
-
-    Args:
-        vocabulary: The classes.
-    """
+    """Warn of classes that text cannot tell from one another or from the background."""
     alike = vocabulary.look_alikes
     if alike:
         logger.warning(
@@ -255,17 +198,7 @@ def build_text_classifier(
     scale: float = 50.0,
     learn_scale: bool = True,
 ) -> TextClassifier:
-    """Make a text classifier of a vocabulary's embeddings.
-
-    Args:
-        embeddings: The classes and their embeddings.
-        background_mode: "text", "learned" or "zero".
-        scale: Multiplier of the cosine.
-        learn_scale: Whether that is a parameter.
-
-    Returns:
-        The classifier.
-    """
+    """Make a ``TextClassifier`` of a vocabulary's embeddings."""
     return TextClassifier(
         embeddings_KD=embeddings.embeddings_KD,
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
@@ -283,17 +216,7 @@ def build_sigmoid_classifier(
     scale: float = 50.0,
     learn_scale: bool = True,
 ) -> SigmoidTextClassifier:
-    """Make the text classifier of a one-stage detector; for LazyConfig.
-
-    Args:
-        embeddings: The classes and their embeddings.
-        prior: Probability at the start for a region whose cosine is 0.
-        scale: Multiplier of the cosine.
-        learn_scale: Whether that is a parameter.
-
-    Returns:
-        The classifier.
-    """
+    """Make the ``SigmoidTextClassifier`` of a one-stage detector; for LazyConfig."""
     return SigmoidTextClassifier(
         embeddings_KD=embeddings.embeddings_KD,
         base_mask_K=torch.tensor(embeddings.vocabulary.base_mask),
@@ -306,15 +229,7 @@ def build_sigmoid_classifier(
 def build_segment_classifier(
     embeddings: TextEmbeddings, *, scale: float = 100.0
 ) -> SegmentTextClassifier:
-    """Make the text classifier of masks, things and stuff.
-
-    Args:
-        embeddings: The classes and their embeddings.
-        scale: Multiplier of the cosine.
-
-    Returns:
-        The classifier, whose scores are those of the best word.
-    """
+    """Make the text classifier of masks, things and stuff, whose scores are the best word's."""
     vocabulary = embeddings.vocabulary
     words_WD, word_class_W = embeddings.by_word()
     things = vocabulary.thing_mask or (True,) * vocabulary.num_classes

@@ -6,18 +6,7 @@ from clipself_d2.clip.vision_model import VisionModel
 
 
 def build_vfm(cfg: CfgNode) -> VisionModel:
-    """Build the frozen model of MODEL.VFM.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        The model.
-
-    Raises:
-        FileNotFoundError: If its file is missing.
-        ValueError: If there is no such model.
-    """
+    """Build the frozen model of MODEL.VFM."""
     try:
         return VisionModel(cfg.MODEL.VFM.NAME, cfg.MODEL.VFM.WEIGHTS)
     except (ValueError, FileNotFoundError) as error:

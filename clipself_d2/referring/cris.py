@@ -160,15 +160,11 @@ class CRIS(PixelModel):
     def score(
         self, pixels: Tensor, sentences: Sequence[str], owners: Tensor | None = None
     ) -> Tensor:
-        """Score every pixel for every sentence.
+        """Score every pixel for every of N sentences: (N, 1, s, s) logits.
 
-        Args:
-            pixels: (M, 3, S, S) normalised.
-            sentences: N sentences.
-            owners: (N,) number of each sentence's image; None where M is N and all have their own.
-
-        Returns:
-            (N, 1, s, s) logits, s two stages finer than the middle level: S / 4 for a ResNet.
+        Pixels are (M, 3, S, S), normalised; ``owners`` (N,) is the number of each sentence's image,
+        None where all have their own. s is two stages finer than the middle level: S / 4 for a
+        ResNet.
         """
         levels = self.resampling(self.backbone(pixels))
         if owners is not None:
@@ -183,16 +179,9 @@ class CRIS(PixelModel):
         return logits
 
     def preprocess_images(self, images: Sequence[Tensor]) -> Tensor:
-        """Stack and normalise.
+        """Stack (3, S, S) each, 0 to 255, and normalise on the model's device.
 
-        Args:
-            images: (3, S, S) each, 0 to 255.
-
-        Returns:
-            (M, 3, S, S) float32 on the model's device.
-
-        Raises:
-            ValueError: If sizes differ or are no multiples of ``backbone.divisor``.
+        A ValueError says that sizes differ or are no multiples of ``backbone.divisor``.
         """
         sizes = {tuple(image.shape[-2:]) for image in images}
         divisor = self.backbone.divisor
@@ -211,16 +200,10 @@ class CRIS(PixelModel):
 
 
 def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]:
-    """Build both towers of MODEL.CLIP.
+    """Build both towers of MODEL.CLIP: a source of levels, and a text tower.
 
-    Args:
-        cfg: The whole config; MODEL.CLIP.WEIGHTS replaces the image tower of PRETRAINED.
-
-    Returns:
-        The image tower as a source of levels, and the text tower.
-
-    Raises:
-        ValueError: If words and padding of the text tower cannot be told apart by its end token.
+    MODEL.CLIP.WEIGHTS replaces the image tower of PRETRAINED. A ValueError says that words and
+    padding of the text tower cannot be told apart by its end token.
     """
     clip = load_whole_clip(cfg)
     if not clip.text.reads_end_token:
@@ -241,14 +224,10 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
 
 
 def build_resampling(backbone: ResNetLevels | ViTLevels) -> nn.Module:
-    """Build what brings a backbone's maps to the grids of the neck.
+    """Build what brings a backbone's three maps to the grids of the neck.
 
-    Args:
-        backbone: Source of the maps.
-
-    Returns:
-        A module from three maps to three maps; the transposed convolution of a ViT's early block
-        is new, so that it is no part of the backbone and learns at the full rate.
+    The transposed convolution of a ViT's early block is new, so that it is no part of the backbone
+    and learns at the full rate.
     """
     if isinstance(backbone, ViTLevels):
         return ViTResampling(backbone.channels[0])
@@ -256,15 +235,7 @@ def build_resampling(backbone: ResNetLevels | ViTLevels) -> nn.Module:
 
 
 def build_decoder(cfg: CfgNode, word_dim: int) -> CrisDecoder:
-    """Build the decoder of MODEL.CRIS.
-
-    Args:
-        cfg: The whole config.
-        word_dim: Channels of the word features.
-
-    Returns:
-        The decoder, as wide as the neck's output.
-    """
+    """Build the decoder of MODEL.CRIS, as wide as the neck's output."""
     cris = cfg.MODEL.CRIS
     dim = cris.FPN_OUT[1]
     return CrisDecoder(

@@ -54,15 +54,9 @@ class CrisDecoder(nn.Module):
         self.word_proj = nn.Identity() if is_same else nn.Linear(word_dim or dim, dim)
 
     def forward(self, features: Tensor, words: Tensor, padding: Tensor) -> Tensor:
-        """Let every cell attend to all cells, then to the words.
+        """Let every cell (N, C, h, w) attend to all cells, then to the words (N, T, C).
 
-        Args:
-            features: (N, C, h, w).
-            words: (N, T, C), or of ``word_dim`` channels.
-            padding: (N, T) bool, True where a token is padding.
-
-        Returns:
-            (N, C, h, w).
+        ``padding`` (N, T) bool is True where a token is padding.
         """
         grid = (features.shape[2], features.shape[3])
         cells_SNC = features.flatten(2).permute(2, 0, 1)
@@ -78,14 +72,7 @@ class CrisDecoder(nn.Module):
 
 
 class CrisDecoderLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward network, each with a residual.
-
-    Args:
-        dim: Channels C.
-        num_heads: Attention heads.
-        ffn_dim: Hidden width of the feed-forward network.
-        dropout: Share of channels dropped in training.
-    """
+    """Self-attention, cross-attention and feed-forward network, each with a residual."""
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
@@ -113,18 +100,7 @@ class CrisDecoderLayer(nn.Module):
         cell_positions: Tensor,
         word_positions: Tensor,
     ) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            cells_SNC: Cells of the map.
-            words_TNC: Words.
-            padding: (N, T) bool, True where a token is padding.
-            cell_positions: (S, 1, C).
-            word_positions: (T, 1, C).
-
-        Returns:
-            (S, N, C), before the decoder's last norm.
-        """
+        """Apply the layer: (S, N, C), before the decoder's last norm."""
         normed = self.norm1(cells_SNC)
         query = normed + cell_positions
         attended = self.self_attn(query, query, normed, need_weights=False)[0]

@@ -59,14 +59,7 @@ class ResNetLevels(_Levels):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the levels.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels.
-
-        Returns:
-            Maps of strides 8, 16 and 32; the last has D channels.
-        """
+        """Compute maps of strides 8, 16 and 32; the last has D channels."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             stages = self.tower.forward_stages(images)
             attended = self.tower.pool_dense(stages["res5"])
@@ -113,14 +106,10 @@ class ViTLevels(_Levels):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps.
+        """Compute (N, C, h, w) of the early and the middle block, and (N, D, h, w).
 
-        Args:
-            images: (N, 3, H, W) normalised pixels.
-
-        Returns:
-            (N, C, h, w) of the early and the middle block, and (N, D, h, w), the dense embedding
-            with norm sqrt(D) in every cell, so that a channel is about 1 as batch norm expects.
+        The dense embedding has norm sqrt(D) in every cell, so that a channel is about 1 as batch
+        norm expects.
         """
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             dense = self.tower.forward_dense(images, self.tap_blocks)
@@ -131,10 +120,8 @@ class ViTLevels(_Levels):
 class ViTResampling(nn.Module):
     """Brings three maps of one grid to grids in the ratio 4 : 2 : 1.
 
-    Args:
-        early_dim: Channels of the early block.
-
-    The early block is doubled by a transposed convolution, the dense embedding halved by averaging.
+    The early block, of ``early_dim`` channels, is doubled by a transposed convolution, the dense
+    embedding halved by averaging.
     """
 
     def __init__(self, early_dim: int) -> None:
@@ -142,13 +129,6 @@ class ViTResampling(nn.Module):
         self.enlarge = nn.ConvTranspose2d(early_dim, early_dim, kernel_size=2, stride=2)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Resample.
-
-        Args:
-            maps: (N, C, h, w), (N, C, h, w) and (N, D, h, w), h and w even.
-
-        Returns:
-            (N, C, 2h, 2w), (N, C, h, w) and (N, D, h / 2, w / 2).
-        """
+        """Resample, h and w even: (N, C, 2h, 2w), (N, C, h, w) and (N, D, h / 2, w / 2)."""
         early, middle, dense = maps
         return self.enlarge(early), middle, F.avg_pool2d(dense, 2)

@@ -68,15 +68,7 @@ class CrisNeck(nn.Module):
                     weight.copy_(start.view_as(weight))
 
     def forward(self, levels: Sequence[Tensor], state: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            levels: (N, C3, 2h, 2w), (N, C4, h, w) and (N, C5, h / 2, w / 2), h and w even.
-            state: (N, D) sentence embeddings.
-
-        Returns:
-            (N, C, h, w).
-        """
+        """Fuse (N, C3, 2h, 2w), (N, C4, h, w), (N, C5, h / 2, w / 2) and (N, D): (N, C, h, w)."""
         level3, level4, level5 = levels
         sentence = self.txt_proj(state)[:, :, None, None]
         fused5 = self.norm_layer(self.f1_v_proj(level5) * sentence)
@@ -93,11 +85,6 @@ class CrisNeck(nn.Module):
 class CoordConv(nn.Module):
     """A 3 x 3 convolution that also sees each cell's column and row, both in [-1, 1].
 
-    Args:
-        in_dim: Channels read.
-        out_dim: Channels made.
-        make_norm: From a number of channels to a norm.
-
     Reference: Liu et al., CoordConv, arXiv 1807.03247, without the radius.
     """
 
@@ -112,14 +99,7 @@ class CoordConv(nn.Module):
 
 
 def add_coordinates(features: Tensor) -> Tensor:
-    """Append the column and the row of every cell.
-
-    Args:
-        features: (N, C, h, w).
-
-    Returns:
-        (N, C + 2, h, w); x, then y, from -1 at the first to 1 at the last cell.
-    """
+    """Append x, then y, of every cell, from -1 at the first to 1 at the last: (N, C + 2, h, w)."""
     height, width = features.shape[2:]
     x = torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
     y = torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)

@@ -34,8 +34,7 @@ class SharedBatchNorm(nn.SyncBatchNorm):
 class SampleNorm(nn.GroupNorm):
     """Group norm of maps (N, C, H, W), layer norm of vectors (N, C): each sample by itself.
 
-    Args:
-        channels: C; maps have up to 32 groups of at least 4 channels.
+    Maps have up to 32 groups of at least 4 channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,18 +56,11 @@ def _check_batch(module: nn.Module, features: Tensor) -> None:
 
 
 def norm_maker(norm: str) -> MakeNorm:
-    """Choose the norm of maps and of sentence vectors.
+    """Choose the norm of maps (N, C, H, W) and of sentence vectors (N, C).
 
-    Args:
-        norm: "BN": statistics of the process's batch, two pairs at least; "SyncBN": of all
-            processes, as published, the same as BN in a single one; "GN": of each sample by
-            itself, for batches of any size.
-
-    Returns:
-        From a number of channels to a norm that takes (N, C) and (N, C, H, W).
-
-    Raises:
-        ValueError: If it is none of these.
+    "BN": statistics of the process's batch, two pairs at least; "SyncBN": of all processes, as
+    published, the same as BN in a single one; "GN": of each sample by itself, for batches of any
+    size.
     """
     if norm == "BN":
         return LocalBatchNorm
@@ -82,16 +74,6 @@ def norm_maker(norm: str) -> MakeNorm:
 def conv_norm_relu(
     in_dim: int, out_dim: int, kernel_size: int, make_norm: MakeNorm
 ) -> nn.Sequential:
-    """Make a convolution that keeps the grid, a norm and a ReLU.
-
-    Args:
-        in_dim: Channels read.
-        out_dim: Channels made.
-        kernel_size: Odd side of the kernel, cells.
-        make_norm: From ``norm_maker``.
-
-    Returns:
-        The three modules in order; the convolution has no bias.
-    """
+    """Make a convolution without bias that keeps the grid, a norm and a ReLU."""
     convolution = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
     return nn.Sequential(convolution, make_norm(out_dim), nn.ReLU(inplace=True))

@@ -73,15 +73,7 @@ class CrisProjector(nn.Module):
             nn.init.constant_(head.bias[-1:], math.log(prior / (1 - prior)))
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
-        """Score every pixel.
-
-        Args:
-            features: (N, C, h, w).
-            state: (N, D) sentence embeddings.
-
-        Returns:
-            (N, 1, 4h, 4w) logits, neither normalised nor scaled.
-        """
+        """Score every pixel of (N, C, h, w) by (N, D): (N, 1, 4h, 4w) logits, not scaled."""
         pixels = self.vis(features)
         if not self.kernel_size:
             plain: Tensor = self.classifier(pixels)
@@ -92,15 +84,9 @@ class CrisProjector(nn.Module):
 
 
 def sentence_convolution(pixels: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
-    """Convolve each map with the kernel of its own sentence.
+    """Convolve each map (N, C, h, w) with the kernel of its own sentence, zeros beyond the border.
 
-    Args:
-        pixels: (N, C, h, w).
-        kernels: (N, C * k * k + 1), the last value the bias.
-        kernel_size: k, odd.
-
-    Returns:
-        (N, 1, h, w), zeros beyond the border.
+    Kernels are (N, C * k * k + 1), the last value the bias.
     """
     count, channels = pixels.shape[:2]
     weight = kernels[:, :-1].reshape(count, channels, kernel_size, kernel_size)

@@ -11,6 +11,7 @@ from torch import nn
 from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.dense_form import check_forms, forms_of
+from clipself_d2.parts.words import shortened
 from clipself_d2.runs.checkpoints import (
     check_finite,
     flat_keys,
@@ -24,7 +25,6 @@ from clipself_d2.runs.folder import (
     claim_folder,
     name_run,
     read_run,
-    shown,
 )
 
 # Endings of parameters that a model may be scored without: they say nothing about what it learned.
@@ -58,14 +58,7 @@ class StrictCheckpointer(SafeCheckpointer):
         """Write ``<name>.pth`` and tag it as the last.
 
         With the weights go the run's id and config, and the form in which image towers are trained.
-
-        Args:
-            name: File name without the ending.
-            kwargs: Further entries of the file.
-
-        Raises:
-            ValueError: If weights are not finite; nothing is written then.
-            OSError: If the file cannot be written.
+        A ValueError says that weights are not finite; nothing is written then.
         """
         if self.save_dir and self.save_to_disk:
             check_finite(
@@ -80,16 +73,8 @@ class StrictCheckpointer(SafeCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the newest whole checkpoint of the folder, or begin with a file's weights.
 
-        Args:
-            path: Weights to begin with where there is no checkpoint, or ``resume`` is off; "" keeps
-                those that the model has.
-            resume: Whether to go on.
-
-        Returns:
-            What the file holds beside weights and states.
-
-        Raises:
-            ValueError: If no checkpoint of the folder is whole, or the newest is of another run.
+        A ``path`` of "" keeps the weights that the model has. A ValueError says that no checkpoint
+        of the folder is whole, or the newest is of another run.
         """
         trains = "trainer" in self.checkpointables and self.save_to_disk
         if trains and self.save_dir:
@@ -109,19 +94,10 @@ class StrictCheckpointer(SafeCheckpointer):
         return content
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a file of this model's.
+        """Load a file of this model's; "" loads nothing, ``checkpointables`` None all.
 
-        Args:
-            path: File or address; "" loads nothing.
-            checkpointables: Names of states to load; None loads all.
-
-        Returns:
-            What the file holds beside weights and states.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is of another model, or of half a model that does not begin a
-                training, or not finite.
+        A FileNotFoundError or ValueError says that the file is missing, of another model,
+        of half a model that does not begin a training, or not finite.
         """
         if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
             raise FileNotFoundError(f"the weights {path} are not there; check MODEL.WEIGHTS")
@@ -154,22 +130,14 @@ class StrictCheckpointer(SafeCheckpointer):
         if lacking and not self._may_be_partial:
             raise ValueError(
                 f"{self._source} is half a model: it lacks {len(lacking)} parameters "
-                f"({shown(lacking, 3)}), which would stay random; give the checkpoint of the whole "
-                "model, and a distilled image tower to MODEL.CLIP.WEIGHTS"
+                f"({shortened(lacking, 3)}), which would stay random; give the checkpoint of the "
+                "whole model, and a distilled image tower to MODEL.CLIP.WEIGHTS"
             )
         super()._log_incompatible_keys(incompatible)
 
 
 def self_contained(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
-    """Ignore MODEL.CLIP.WEIGHTS where a checkpoint brings the tower with it.
-
-    Args:
-        cfg: The whole config.
-        resume: Whether the last checkpoint of OUTPUT_DIR, if any, goes before MODEL.WEIGHTS.
-
-    Returns:
-        A config for a model that is then filled from the checkpoint.
-    """
+    """Ignore MODEL.CLIP.WEIGHTS where a checkpoint brings the tower with it."""
     resumes = resume and bool(checkpoints_of(cfg.OUTPUT_DIR))
     if not cfg.MODEL.WEIGHTS and not resumes:
         return cfg
@@ -177,16 +145,7 @@ def self_contained(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
 
 def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
-    """Copy a config with another value of a key.
-
-    Args:
-        cfg: The whole config.
-        key: Dotted name.
-        value: Its value.
-
-    Returns:
-        The copy, frozen.
-    """
+    """Copy a config with another value of a dotted key; the copy is frozen."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list([key, value])

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipself_d2.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, read_run, shown
+from clipself_d2.parts.words import shortened
+from clipself_d2.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +37,20 @@ class Found:
 
 
 def newest_of_run(folder: str | Path) -> Found | None:
-    """Choose the checkpoint from which the run of a folder goes on.
+    """Choose the checkpoint from which the run of a folder goes on, if there is any.
 
-    Args:
-        folder: The folder of a run.
-
-    Returns:
-        The newest whole one; None where there is nothing to go on from.
-
-    Raises:
-        ValueError: If no checkpoint of the folder is whole, or the newest is of another run.
+    A ValueError says that no checkpoint of the folder is whole, or the newest is of another run.
     """
     found, passed = newest_checkpoint(folder)
     if found is None:
         if passed:
             raise ValueError(
-                f"--resume finds no whole checkpoint in {folder}: {shown(passed)}; to begin at "
+                f"--resume finds no whole checkpoint in {folder}: {shortened(passed)}; to begin at "
                 "iteration 0 leave out --resume, which sets these files aside"
             )
         return None
     if passed:
-        logger.warning("--resume takes %s and passes over %s", found.path, shown(passed))
+        logger.warning("--resume takes %s and passes over %s", found.path, shortened(passed))
     own = read_run(folder)
     if found.run and own and found.run != own:
         raise ValueError(
@@ -71,14 +65,8 @@ def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
     """Find the newest checkpoint of a folder that can be read to its last byte.
 
     The result of a training that was done, ``model_final.pth``, counts where ``last_checkpoint``
-    names it or nothing else is whole: a training that goes on has numbered ones after it.
-
-    Args:
-        folder: The folder of a run.
-
-    Returns:
-        The checkpoint with the id of the run that wrote it, or None; and of each file passed over
-        its name and what is wrong with it.
+    names it or nothing else is whole: a training that goes on has numbered ones after it. Beside
+    it, each file passed over with what is wrong with it.
     """
     folder = Path(folder)
     paths, passed, named = set(folder.glob(CHECKPOINTS)), [], ""
@@ -123,14 +111,9 @@ def _problem(path: Path) -> str:
 
 
 def check_finite(model: nn.Module, consequence: str) -> None:
-    """Refuse a model whose parameters are infinite, or parameters or buffers no numbers.
+    """Raise a ValueError where parameters are infinite, or parameters or buffers no numbers.
 
-    Args:
-        model: Any model; constant buffers may hold infinities, such as masks of attention.
-        consequence: The rest of the message.
-
-    Raises:
-        ValueError: If it is so.
+    Constant buffers may hold infinities, such as masks of attention.
     """
     wrong = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     wrong += [
@@ -140,17 +123,12 @@ def check_finite(model: nn.Module, consequence: str) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"weights are not finite ({len(wrong)} tensors, {shown(wrong, 1)}): {consequence}"
+            f"weights are not finite ({len(wrong)} tensors, {shortened(wrong, 1)}): {consequence}"
         )
 
 
 def warn_of_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """List the keys of a config that are others than those of the run so far.
-
-    Args:
-        before: The config in the checkpoint, as of ``flat_keys``; empty where it has none.
-        after: The config of this process.
-    """
+    """List the keys of a config, as of ``flat_keys``, that the run so far had otherwise."""
     changes = [
         f"{key} {before[key]} -> {value}"
         for key, value in after.items()
@@ -158,20 +136,12 @@ def warn_of_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None
     ]
     if changes:
         logger.warning(
-            "Since the checkpoint was written these keys have changed: %s", shown(changes, 30)
+            "Since the checkpoint was written these keys have changed: %s", shortened(changes, 30)
         )
 
 
 def flat_keys(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """List a config as text.
-
-    Args:
-        config: Nested mapping, such as a config of yacs or omegaconf.
-        prefix: Dotted name of what it is a part of.
-
-    Yields:
-        Dotted key and value, each a string.
-    """
+    """List a nested config, of yacs or omegaconf, as dotted keys and values, each a string."""
     for key in config:
         value = config[key]
         if isinstance(value, Mapping):

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
+from clipself_d2.parts.words import shortened
 from clipself_d2.vocabulary.whole_file import BESIDE, whole_file
 
 logger = logging.getLogger(__name__)
@@ -20,11 +21,7 @@ _held: dict[Path, IO[str]] = {}
 
 
 class WholeFiles:
-    """A path manager of iopath whose local files are written by ``whole_file``.
-
-    Args:
-        manager: The path manager that does everything else.
-    """
+    """A path manager of iopath whose local files are written by ``whole_file``."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
@@ -33,16 +30,7 @@ class WholeFiles:
         return getattr(self._manager, name)
 
     def open(self, path: str, mode: str = "r", **options: Any) -> Any:
-        """Open a file in a with block.
-
-        Args:
-            path: Local path, or an address that the path manager knows.
-            mode: As for Python's ``open``.
-            options: Further arguments of the path manager.
-
-        Returns:
-            A context manager that gives the file.
-        """
+        """Open a local path, or an address that the path manager knows, in a with block."""
         if "w" in mode and "://" not in path:
             return whole_file(path, mode)
         return self._manager.open(path, mode, **options)
@@ -51,15 +39,8 @@ class WholeFiles:
 def claim_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     """Make a folder this process's until it ends, and clear what killed runs left half-written.
 
-    A process that is killed leaves no claim behind, nor do its children keep it.
-
-    Args:
-        folder: The folder; made where it is missing.
-        key: Key that names it, for the messages.
-
-    Raises:
-        ValueError: If another process has it.
-        OSError: If it cannot be written to.
+    A process that is killed leaves no claim behind, nor do its children keep it. A ValueError says
+    that another process has it, an OSError that it cannot be written to.
     """
     path = Path(folder).resolve()
     if path in _held and os.fstat(_held[path].fileno()).st_nlink:
@@ -94,14 +75,7 @@ def claim_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
 
 
 def read_run(folder: str | Path) -> str:
-    """Tell whose the checkpoints of a folder are.
-
-    Args:
-        folder: The folder of a run.
-
-    Returns:
-        The run's id; "" where the folder has none.
-    """
+    """Tell the id of the run whose the checkpoints of a folder are; "" where it has none."""
     try:
         return str(json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))["id"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -109,15 +83,7 @@ def read_run(folder: str | Path) -> str:
 
 
 def name_run(folder: str | Path, name: str = "") -> str:
-    """Write the id of a run into its folder.
-
-    Args:
-        folder: The folder, which is there.
-        name: The id; a fresh one where it is empty.
-
-    Returns:
-        The id.
-    """
+    """Write the id of a run, a fresh one where it is empty, into its folder."""
     name = name or uuid.uuid4().hex[:12]
     with whole_file(Path(folder) / RUN_FILE) as file:
         json.dump({"id": name}, file)
@@ -125,26 +91,12 @@ def name_run(folder: str | Path, name: str = "") -> str:
 
 
 def checkpoints_of(folder: str | Path) -> list[Path]:
-    """List what a run goes on from, whole or not.
-
-    Args:
-        folder: The folder of a run.
-
-    Returns:
-        Its checkpoints, and the file that names the last.
-    """
+    """List what a run goes on from, whole or not, and the file that names the last."""
     return [*Path(folder).glob(CHECKPOINTS), *Path(folder).glob(LAST_CHECKPOINT)]
 
 
 def begin_run(folder: str | Path) -> str:
-    """Begin at iteration 0: checkpoints that the folder has are set aside, not overwritten.
-
-    Args:
-        folder: The folder; made where it is missing.
-
-    Returns:
-        The id of the run.
-    """
+    """Begin at iteration 0: checkpoints that the folder has are set aside, not overwritten."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     earlier = checkpoints_of(folder)
@@ -159,20 +111,6 @@ def begin_run(folder: str | Path) -> str:
             "A new run (%s) begins in %s, which has checkpoints of an earlier one: they are moved "
             "to %s (%s); log.txt and metrics.json are continued, other files are overwritten. "
             "--resume would have gone on with the earlier run",
-            name, folder, aside, shown([path.name for path in earlier]),
+            name, folder, aside, shortened([path.name for path in earlier]),
         )  # fmt: skip
     return name
-
-
-def shown(names: list[str], count: int = 5) -> str:
-    """Join the first of many names.
-
-    Args:
-        names: Any number of words.
-        count: How many are spelled out.
-
-    Returns:
-        Such as "a, b and 3 more".
-    """
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest

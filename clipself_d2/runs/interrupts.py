@@ -23,11 +23,7 @@ _PATIENCE = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal has ended.
-
-    Args:
-        signum: Number of the signal.
-    """
+    """A run that a signal has ended."""
 
     def __init__(self, signum: int) -> None:
         super().__init__("before a training step was done; nothing was saved")
@@ -36,11 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def raising_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a with block as Ctrl-C does, so that what is open gets closed.
-
-    Yields:
-        Nothing.
-    """
+    """Let SIGTERM end a with block as Ctrl-C does, so that what is open gets closed."""
 
     def stop(signum: int, _: object) -> None:
         raise Interrupted(signum)
@@ -107,11 +99,7 @@ class StopOnSignal(HookBase):
         logger.warning("%s: this step is finished and saved", signal.Signals(signum).name)
 
     def after_step(self) -> None:
-        """Stop if any process got a signal during the step.
-
-        Raises:
-            Interrupted: If so.
-        """
+        """Raise ``Interrupted`` if any process got a signal during the step."""
         self._done, self._busy = self.trainer.iter, False
         signum = max(comm.all_gather(0 if self._stop is None else self._stop.signum))
         if signum:
@@ -121,8 +109,7 @@ class StopOnSignal(HookBase):
     def after_train(self) -> None:
         """Save what a stopped training has done, and listen no longer.
 
-        Raises:
-            Interrupted: If the training was stopped when it was done, before its evaluation.
+        It raises where the training was stopped when it was done, before its evaluation.
         """
         try:
             if self._stop is not None and not self._busy:

@@ -178,14 +178,7 @@ class CATSegmentor(PixelModel):
         }
 
     def train(self, mode: bool = True) -> "CATSegmentor":
-        """Set the mode; a tower of which nothing is trained stays in eval mode.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
+        """Set the mode; a tower of which nothing is trained stays in eval mode."""
         super().train(mode)
         self.tower.train(mode and self.tower.trained_blocks != 0)
         return self
@@ -213,14 +206,7 @@ class CATSegmentor(PixelModel):
         return outputs
 
     def encode(self, pixels: Tensor) -> ViewFeatures:
-        """Compute the features of pictures.
-
-        Args:
-            pixels: (V, 3, H, W) normalised, squashed here to the size that the tower reads.
-
-        Returns:
-            The features; the grid is ``clip_size`` / patch.
-        """
+        """Compute the features of pictures (V, 3, H, W), normalised, at ``clip_size``."""
         side = self.options.clip_size
         pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
         learns = self.tower.trained_blocks != 0 and torch.is_grad_enabled()
@@ -235,29 +221,16 @@ class CATSegmentor(PixelModel):
         return ViewFeatures(features.embedding, (raw, middle, fine))
 
     def encode_views(self, image: Tensor) -> ViewFeatures:
-        """Compute once what any number of vocabularies is scored on.
-
-        Args:
-            image: (3, H, W) RGB, 0 to 255.
-
-        Returns:
-            The features of the windows and of the whole picture.
-        """
+        """Compute once, of (3, H, W) RGB, what any number of vocabularies is scored on."""
         image = self.normalise(image.to(self.device).float())
         return self.encode(self.options.windows.cut(image))
 
     def segment(
         self, features: ViewFeatures, size: tuple[int, int], text_TD: Tensor | None = None
     ) -> Tensor:
-        """Score a picture for classes.
+        """Score the features of a picture for classes: (T, height, width) in [0, 1].
 
-        Args:
-            features: Of ``encode_views``.
-            size: Height and width of the output, px.
-            text_TD: (T, D) class embeddings; None takes the model's present classes.
-
-        Returns:
-            (T, height, width) scores in [0, 1].
+        ``text_TD`` of None takes the model's present classes.
         """
         text_TD = self.class_embeddings() if text_TD is None else text_TD.to(self.device)
         views = (self._score_view(features[number], text_TD) for number in range(len(features)))
@@ -289,11 +262,7 @@ class CATSegmentor(PixelModel):
         return resized
 
     def class_embeddings(self) -> Tensor:
-        """Embed the present classes.
-
-        Returns:
-            (T, D); with gradient in training where the text tower learns.
-        """
+        """Embed the present classes, (T, D), with gradient where the text learns."""
         if self.words is None:
             return self.classifier.embeddings_KD
         if self.training:
@@ -308,14 +277,7 @@ class CATSegmentor(PixelModel):
         return self.classifier.embeddings_KD
 
     def embed_vocabulary(self, embeddings: TextEmbeddings) -> TextEmbeddings:
-        """Embed classes as this model does; ``use_vocabulary`` asks for it.
-
-        Args:
-            embeddings: Classes with embeddings of the original text tower.
-
-        Returns:
-            Those of the model's own text tower, where it has one.
-        """
+        """Embed classes by the model's own text tower, where it has one, for ``use_vocabulary``."""
         return embeddings if self.words is None else self.words.embed(embeddings.vocabulary)
 
     def _losses(self, items: list[Item]) -> dict[str, Tensor]:
@@ -341,15 +303,7 @@ class CATSegmentor(PixelModel):
 
 
 def build_aggregator(cfg: CfgNode, embed_dim: int) -> CostAggregator:
-    """Build the aggregator of MODEL.CAT_SEG; every width is a share of DIM, as published.
-
-    Args:
-        cfg: The whole config.
-        embed_dim: Width D of the joint embedding.
-
-    Returns:
-        The aggregator.
-    """
+    """Build the aggregator of MODEL.CAT_SEG; every width is a share of DIM, as published."""
     options = cfg.MODEL.CAT_SEG
     dim = options.DIM
     sizes = AggregatorSizes(

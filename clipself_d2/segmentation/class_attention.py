@@ -43,16 +43,7 @@ class ClassAggregation(nn.Module):
             self.padding_guide = nn.Parameter(torch.zeros(1, 1, guide_dim))
 
     def forward(self, cost: Tensor, guide: Tensor, pooling: int | None = None) -> Tensor:
-        """Aggregate.
-
-        Args:
-            cost: (N, T, C, h, w).
-            guide: (N, T, G).
-            pooling: Side of the squares that are averaged; None takes that of training.
-
-        Returns:
-            (N, T, C, h, w).
-        """
+        """Aggregate (N, T, C, h, w) by a guide (N, T, G) over squares of ``pooling`` cells."""
         count, num_classes, dim, height, width = cost.shape
         pooling = self.pooling if pooling is None else pooling
         pooled = cost.flatten(0, 1)

@@ -144,18 +144,10 @@ class CostAggregator(nn.Module):
         shortlist: int = 0,
         pooling: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Score the classes that are not left out.
+        """Score the classes that are not left out; arguments are those of ``forward``.
 
-        Args:
-            dense: As of ``forward``, and so are the others.
-            guides: Finer maps.
-            text_TD: Class embeddings.
-            shortlist: Most classes that are aggregated.
-            pooling: Side of the squares averaged before the class attention.
-
-        Returns:
-            (N, L, 4h, 4w) logits, and for each image the (L,) numbers of its classes; None where
-            they are all T in their order.
+        (N, L, 4h, 4w) logits, and for each image the (L,) numbers of its classes; None where they
+        are all T in their order.
         """
         with torch.autocast(dense.device.type, enabled=False):
             text = F.normalize(text_TD.float(), dim=-1)
@@ -190,16 +182,7 @@ class CostAggregator(nn.Module):
 
 
 def place_listed(logits: Tensor, chosen: Tensor, num_classes: int) -> Tensor:
-    """Put the logits of lists among all classes.
-
-    Args:
-        logits: (N, L, h, w).
-        chosen: (N, L) class numbers of each image's list.
-        num_classes: T.
-
-    Returns:
-        (N, T, h, w), -100 where a class is not on the list.
-    """
+    """Put the logits (N, L, h, w) of lists (N, L) among all classes, -100 for those not on one."""
     full = logits.new_full((len(logits), num_classes, *logits.shape[-2:]), _LEFT_OUT)
     return full.scatter(1, chosen[:, :, None, None].expand_as(logits), logits)
 

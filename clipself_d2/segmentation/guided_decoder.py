@@ -27,15 +27,7 @@ class GuidedUpsampling(nn.Module):
         self.fuse = nn.Sequential(*_convolution(in_dim, out_dim), *_convolution(out_dim, out_dim))
 
     def forward(self, cost: Tensor, guide: Tensor) -> Tensor:
-        """Enlarge.
-
-        Args:
-            cost: (N, T, C, h, w).
-            guide: (N, guide_dim, 2h, 2w); shared by the classes of an image.
-
-        Returns:
-            (N, T, out_dim, 2h, 2w).
-        """
+        """Enlarge (N, T, C, h, w) to (N, T, out_dim, 2h, 2w) by a guide of that grid."""
         count, num_classes = cost.shape[:2]
         fine = self.enlarge(cost.flatten(0, 1))
         beside = guide.repeat_interleave(num_classes, dim=0)

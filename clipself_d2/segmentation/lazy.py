@@ -44,18 +44,9 @@ def learning_words(
     trained_blocks: int = -1,
     trained_parts: str = "query_value",
 ) -> LearnedWords:
-    """Load a text tower that learns, with the classes of a semantic data set.
+    """Load a text tower that learns, with the classes of a registered semantic data set.
 
-    Args:
-        name: Name of the CLIP.
-        weights: Its pretrained tag or a file with the whole CLIP; None for random weights.
-        dataset: Registered name.
-        templates: Name of a prompt set.
-        trained_blocks: Number of last blocks that learn; -1 for all.
-        trained_parts: What of them learns, as of ``learning_tower``.
-
-    Returns:
-        The words.
+    ``weights`` has a whole CLIP; what learns is as of ``learning_tower``.
     """
     text = load_clip(name, weights).text
     text.freeze(trained_blocks, parts=trained_parts)
@@ -67,17 +58,7 @@ def learning_words(
 def semantic_embeddings(
     *, name: str, weights: str | None, dataset: str, templates: str = "catseg"
 ) -> TextEmbeddings:
-    """Build the text embeddings of a semantic data set's classes.
-
-    Args:
-        name: Name of the CLIP.
-        weights: Its pretrained tag or file; None for random weights.
-        dataset: Registered name.
-        templates: Name of a prompt set.
-
-    Returns:
-        The embeddings.
-    """
+    """Build the text embeddings of a semantic data set's classes, as of ``learning_words``."""
     return TextEmbeddings.load_or_build(
         semantic_vocabulary(dataset), clip=name, weights=weights, templates=templates
     )

@@ -38,16 +38,7 @@ def pixel_class_loss(
 
 
 def check_labels(labels: Tensor, num_classes: int, ignore_label: int) -> None:
-    """Refuse labels that are no class.
-
-    Args:
-        labels: Class numbers of any shape.
-        num_classes: T.
-        ignore_label: Number of pixels without a class.
-
-    Raises:
-        ValueError: If a label is not a class.
-    """
+    """Raise a ValueError for labels that are neither one of T classes nor ignored."""
     known = labels != ignore_label
     outside = labels[known & ((labels < 0) | (labels >= num_classes))]
     if len(outside):
@@ -58,16 +49,7 @@ def check_labels(labels: Tensor, num_classes: int, ignore_label: int) -> None:
 
 
 def number_base(labels: Tensor, base_T: Tensor, ignore_label: int) -> Tensor:
-    """Number the base classes by themselves.
-
-    Args:
-        labels: Class numbers; ignored pixels are left as they are.
-        base_T: (T,) True for base classes.
-        ignore_label: Number of pixels without a class.
-
-    Returns:
-        Labels among the base classes; those of novel classes are ignored.
-    """
+    """Number the base classes (T,) by themselves; labels of novel classes are ignored."""
     table = torch.where(base_T, base_T.cumsum(0) - 1, ignore_label)
     known = labels != ignore_label
     return torch.where(known, table[torch.where(known, labels, 0)], labels)

@@ -71,14 +71,9 @@ class MaskedAttentionDecoder(nn.Module):
         self.class_head = _mlp(channels, channels, embed_dim)
 
     def forward(self, mask_features: Tensor, levels: Sequence[Tensor]) -> list[MaskPrediction]:
-        """Predict masks.
+        """Predict masks before the first layer, and behind every layer.
 
-        Args:
-            mask_features: (N, C, h, w).
-            levels: Three maps of C channels, the coarsest first.
-
-        Returns:
-            One prediction before the first layer, and one behind every layer.
+        Mask features are (N, C, h, w), levels three maps of C channels, the coarsest first.
         """
         count = len(mask_features)
         tokens, positions = [], []

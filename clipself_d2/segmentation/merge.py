@@ -76,14 +76,9 @@ def panoptic_map(
 
 
 def semantic_map(log_probs_QK1: Tensor, masks_QHW: Tensor) -> Tensor:
-    """Sum the masks of every class, each weighted by its probability.
+    """Sum the masks of every class, each weighted by its probability: (K, H, W) scores.
 
-    Args:
-        log_probs_QK1: Log-probabilities (or logits) of the classes, void last.
-        masks_QHW: Logits of the masks.
-
-    Returns:
-        (K, H, W) scores; the class of a pixel is that of the largest.
+    Log-probabilities (or logits) have void last, and masks are logits.
 
     Reference: MaskFormer, arXiv 2107.06278, section 3.4.
     """

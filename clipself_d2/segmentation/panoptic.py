@@ -43,9 +43,6 @@ class ClipScores:
         pooling: What CLIP sees of a mask: "hard" (mean of the dense map inside), "soft" (mean
             weighted by the mask's probability) or "tokens" (copies of the class token that attend
             to the mask's patches, ODISE's way, which runs the tower a second time).
-
-    Raises:
-        ValueError: If the pooling is unknown.
     """
 
     scale: float = 100.0
@@ -57,9 +54,7 @@ class ClipScores:
     def __post_init__(self) -> None:
         """Check the pooling."""
         if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"MODEL.OV_PANOPTIC.POOLING is {self.pooling!r}; it is one of {', '.join(POOLINGS)}"
-            )
+            raise ValueError(f"the pooling is {self.pooling!r}; it is one of {', '.join(POOLINGS)}")
 
 
 class OpenVocabPanoptic(PixelModel):
@@ -128,12 +123,8 @@ class OpenVocabPanoptic(PixelModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.OV_PANOPTIC, MODEL.OPEN_VOCAB and MODEL.SEM_SEG_HEAD.
 
-        Args:
-            cfg: The whole config; features, channels and norm of the pixel decoder are
-                IN_FEATURES, CONVS_DIM and NORM of MODEL.SEM_SEG_HEAD.
-
-        Returns:
-            Arguments of the constructor.
+        Features, channels and norm of the pixel decoder are IN_FEATURES, CONVS_DIM and NORM of
+        MODEL.SEM_SEG_HEAD.
         """
         options, words, head = cfg.MODEL.OV_PANOPTIC, cfg.MODEL.OPEN_VOCAB, cfg.MODEL.SEM_SEG_HEAD
         backbone = build_backbone(cfg)
@@ -182,7 +173,11 @@ class OpenVocabPanoptic(PixelModel):
             dict a picture with ``panoptic_seg`` (map and ``segments_info``), ``sem_seg``
             (K, H, W) and ``instances``, as ``tasks`` says.
         """
-        images = self._batch([item["image"].to(self.device) for item in batched_inputs])
+        images = ImageList.from_tensors(
+            [self.normalise(item["image"].to(self.device)) for item in batched_inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
         features = self.backbone(images.tensor)
         predictions = self.decoder(*self.pixel_decoder(features))
         if self.training:
@@ -198,13 +193,6 @@ class OpenVocabPanoptic(PixelModel):
             masks = sem_seg_postprocess(masks, size, height, width)
             results.append(self._results(log_probs, masks))
         return results
-
-    def _batch(self, pictures: Sequence[Tensor]) -> ImageList:
-        return ImageList.from_tensors(
-            [self.normalise(picture) for picture in pictures],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
 
     def _losses(
         self, predictions: Sequence[Any], items: Sequence[Mapping[str, Any]], images: ImageList
@@ -267,15 +255,9 @@ class OpenVocabPanoptic(PixelModel):
         )
 
     def embed_masks(self, dense: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed what CLIP sees inside of masks.
+        """Embed what CLIP sees inside of mask logits (Q, H, W), on a dense map (D, h, w) unpadded.
 
-        Args:
-            dense: (D, h, w) dense map of the picture without its padding.
-            image: (3, H, W) normalised pixels.
-            masks: (Q, H, W) logits.
-
-        Returns:
-            (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
+        (Q, D) embeddings, and (Q,) False for masks that vanish on the grid.
         """
         grid = (dense.shape[-2], dense.shape[-1])
         if self.clip_scores.pooling == "tokens":

@@ -71,15 +71,7 @@ class PixelDecoder(nn.Module):
             )
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode.
-
-        Args:
-            features: Maps by name.
-
-        Returns:
-            Mask features (N, C, h, w) of the finest level, and three maps of C channels, coarse to
-            fine, the coarsest first.
-        """
+        """Decode mask features (N, C, h, w) and three maps, the coarsest first."""
         maps = [
             lateral(features[name])
             for lateral, name in zip(self.laterals, self.in_features, strict=True)
@@ -126,14 +118,7 @@ class DeformableEncoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Attend.
-
-        Args:
-            maps: (N, C, h, w) each.
-
-        Returns:
-            Maps of the same shapes.
-        """
+        """Attend; maps (N, C, h, w) keep their shapes."""
         grids = [(level.shape[-2], level.shape[-1]) for level in maps]
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         device, channels = tokens.device, tokens.shape[-1]

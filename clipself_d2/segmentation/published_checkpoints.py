@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from clipself_d2.clip.weights.loading import check_fit
+
 _PREDICTOR = "sem_seg_head.predictor."
 _CLIP = f"{_PREDICTOR}clip_model."
 _AGGREGATOR = f"{_PREDICTOR}transformer."
@@ -45,26 +47,12 @@ _CONSTANTS = ("attn_mask",)
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
-    """Tell a checkpoint of the published code from our own.
-
-    Args:
-        state: Tensors by name.
-
-    Returns:
-        Whether it has the published predictor.
-    """
+    """Tell a checkpoint of the published code by its predictor from our own."""
     return any(key.startswith(_PREDICTOR) for key in state)
 
 
 def rename_aggregator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a published aggregator our names.
-
-    Args:
-        state: Tensors by published name.
-
-    Returns:
-        The same by the names of ``CostAggregator``, without the constants of the grid.
-    """
+    """Give a published aggregator the names of ours, without the constants of the grid."""
     renamed = {}
     for key, value in state.items():
         if key.endswith(_CONSTANTS):
@@ -76,17 +64,7 @@ def rename_aggregator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join query, key and value weights that a file has apart into one matrix.
-
-    Args:
-        state: Tensors of a CLIP by name.
-
-    Returns:
-        The same with ``attn.in_proj_weight`` in open_clip's order.
-
-    Raises:
-        ValueError: If one of the three is missing.
-    """
+    """Join query, key and value weights that a CLIP has apart into open_clip's one matrix."""
     joined = {key: value for key, value in state.items() if not key.endswith(_THIRDS)}
     stems = [key.removesuffix(_THIRDS[0]) for key in state if key.endswith(_THIRDS[0])]
     for stem in stems:
@@ -99,17 +77,7 @@ def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a published checkpoint our names, and refuse one that does not fit.
-
-    Args:
-        state: Tensors by published name.
-        own: The model's present tensors by name.
-
-    Returns:
-        Tensors by the names of ``own``, all of them.
-
-    Raises:
-        ValueError: If a name is unknown or missing, or a shape differs.
+    """Give a published checkpoint the names of ``own``, and refuse one that does not fit.
 
     Reference: the files released with CAT-Seg, arXiv 2303.11797.
     """
@@ -129,28 +97,14 @@ def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
             renamed[f"tower.{key}"] = value
         elif not key.endswith(_CONSTANTS):
             renamed[f"words.text.clip.{key}"] = value
-    _check(renamed, own, foreign)
-    return {key: value.reshape(own[key].shape) for key, value in renamed.items()}
+    renamed = {key: _shaped_as(own.get(key), value) for key, value in renamed.items()}
+    complaint = (
+        "MODEL.WEIGHTS, a checkpoint of CAT-Seg, does not fit the model; check MODEL.CLIP.NAME and "
+        "that MODEL.CAT_SEG has the published sizes"
+    )
+    check_fit(renamed, own, complaint, foreign=foreign)
+    return renamed
 
 
-def _check(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: list[str]) -> None:
-    found = {
-        "unknown": foreign + sorted(set(renamed) - set(own)),
-        "missing": sorted(set(own) - set(renamed)),
-        "of another shape": [
-            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-            for key, value in renamed.items()
-            if key in own and value.numel() != own[key].numel()
-        ],
-    }
-    lines = [f"  {len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in found.items() if keys]
-    if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    "MODEL.WEIGHTS, a checkpoint of CAT-Seg, does not fit the model; check "
-                    "MODEL.CLIP.NAME and that MODEL.CAT_SEG has the published sizes",
-                    *lines,
-                ]
-            )
-        )
+def _shaped_as(own: Tensor | None, value: Tensor) -> Tensor:
+    return value if own is None or own.numel() != value.numel() else value.reshape(own.shape)

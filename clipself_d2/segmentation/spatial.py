@@ -33,15 +33,7 @@ class SpatialAggregation(nn.Module):
         )
 
     def forward(self, cost: Tensor, guide: Tensor | None) -> Tensor:
-        """Aggregate.
-
-        Args:
-            cost: (B, C, h, w), any grid.
-            guide: (B, G, h, w), or None.
-
-        Returns:
-            (B, C, h, w).
-        """
+        """Aggregate (B, C, h, w), any grid, by a guide (B, G, h, w), or None."""
         cells = cost.permute(0, 2, 3, 1)
         if guide is not None and self.guide_norm is not None:
             guide = self.guide_norm(guide.permute(0, 2, 3, 1))

@@ -41,14 +41,7 @@ class WindowPlan:
         return [(row, column) for row in starts for column in starts]
 
     def cut(self, image: Tensor) -> Tensor:
-        """Cut a picture.
-
-        Args:
-            image: (3, H, W).
-
-        Returns:
-            (V, 3, s, s): the windows, then the whole picture squashed.
-        """
+        """Cut a picture (3, H, W): (V, 3, s, s), the windows, then the whole picture squashed."""
         side = self.window_size
         views = [_resize(image[None], side)]
         if self.canvas_size:

@@ -12,14 +12,7 @@ from clipself_d2.vocabulary.templates import fill_templates, get_templates
 
 
 class LearnedWords(nn.Module):
-    """A text tower with the prompts of a vocabulary.
-
-    Args:
-        text: The tower.
-        vocabulary: The classes of training.
-        templates: Name of the prompt set.
-        clip: Name of the CLIP, kept for the record.
-    """
+    """A text tower with the prompts of the vocabulary of training."""
 
     def __init__(
         self, *, text: TextEncoder, vocabulary: Vocabulary, templates: str, clip: str
@@ -46,11 +39,7 @@ class LearnedWords(nn.Module):
     def embed(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Embed any classes without gradient.
 
-        Args:
-            vocabulary: The classes.
-
-        Returns:
-            The embeddings, from a cache while names, prompts and the tower's weights are the same.
+        They come from a cache while names, prompts and the tower's weights are the same.
         """
         # Every change in place, of an optimiser or a checkpoint, counts up a tensor's version.
         version = sum(parameter._version for parameter in self.text.parameters())

@@ -24,22 +24,12 @@ class ConceptPool:
         names: C concepts, lower case, compounds with blanks.
         counts: How often the corpus has each.
 
-    Raises:
-        ValueError: If there is no concept, or the lengths differ.
-
     Reference: RegionCLIP, arXiv 2112.09106, section 3.2: concepts of a corpus that occur at least
     100 times.
     """
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Check the lengths."""
-        if not self.names:
-            raise ValueError("the concept pool is empty; lower min_count or give more captions")
-        if len(self.names) != len(self.counts):
-            raise ValueError(f"{len(self.names)} concepts have {len(self.counts)} counts")
 
     @classmethod
     def count(
@@ -49,21 +39,11 @@ class ConceptPool:
         *,
         min_count: int = 100,
     ) -> "ConceptPool":
-        """Count the concepts of a corpus.
+        """Count the concepts of a corpus that occur ``min_count`` times at least.
 
-        Args:
-            captions: Sentences.
-            parse: From a sentence to its concepts, with repetitions, such as ``noun_chunks``.
-            min_count: Least number of occurrences kept.
-
-        Returns:
-            The pool, equal counts in alphabetical order.
-
-        Raises:
-            ValueError: If ``min_count`` is below 1, or no concept is frequent enough.
+        ``parse`` gives the concepts of a sentence, with repetitions, such as ``noun_chunks``. Equal
+        counts are in alphabetical order; a ValueError says that no concept is frequent enough.
         """
-        if min_count < 1:
-            raise ValueError(f"min_count is {min_count}; give at least 1")
         found: Counter[str] = Counter()
         num_captions = 0
         for caption in captions:
@@ -82,11 +62,7 @@ class ConceptPool:
         return cls(tuple(name for name, _ in kept), tuple(count for _, count in kept))
 
     def save(self, path: str | Path) -> None:
-        """Write one ``noun,count`` a line.
-
-        Args:
-            path: Text file; its folder is made.
-        """
+        """Write one ``noun,count`` a line into a text file, whose folder is made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(self.names, self.counts, strict=True)
@@ -96,16 +72,9 @@ class ConceptPool:
     def load(cls, path: str | Path) -> "ConceptPool":
         """Read what ``save`` wrote, or a list of names.
 
-        Args:
-            path: Text file of ``noun,count`` lines, as RegionCLIP's, or of nouns; the text before
-                the last comma is the concept where a number follows it.
-
-        Returns:
-            The pool; concepts without a count have 0.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is empty, no text, or repeats a concept.
+        The text before the last comma of a line is the concept where a number follows it, as in
+        RegionCLIP's files; concepts without a count have 0. A FileNotFoundError or ValueError says
+        that the file is missing, empty, no text, or repeats a concept.
         """
         path = Path(path)
         if not path.is_file():

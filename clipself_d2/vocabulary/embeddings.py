@@ -110,9 +110,8 @@ class TextEmbeddings:
     def by_word(self) -> tuple[Tensor, Tensor]:
         """Return the words by themselves, for scores that are the best word's.
 
-        Returns:
-            (W, D) embeddings and (W,) int64 numbers of their classes; without ``words_WD`` those of
-            the classes, a word each.
+        (W, D) embeddings and (W,) int64 numbers of their classes; without ``words_WD`` those of the
+        classes, a word each.
         """
         if self.words_WD is None:
             return self.embeddings_KD, torch.arange(self.vocabulary.num_classes)
@@ -120,30 +119,13 @@ class TextEmbeddings:
         return self.words_WD, torch.arange(self.vocabulary.num_classes).repeat_interleave(sizes)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> "TextEmbeddings":
-        """Keep the embeddings but take another split into base and novel classes.
-
-        Args:
-            vocabulary: One with the same names in the same order.
-
-        Returns:
-            A copy that shares the tensors.
-
-        Raises:
-            ValueError: If the names differ.
-        """
+        """Keep the embeddings; the same names are split otherwise into base and novel."""
         if vocabulary.names != self.vocabulary.names:
             raise ValueError("the vocabularies have other names; build embeddings for each")
         return replace(self, vocabulary=vocabulary)
 
     def check(self, embed_dim: int) -> None:
-        """Refuse embeddings of another width.
-
-        Args:
-            embed_dim: Width of the tower's projection.
-
-        Raises:
-            ValueError: If the widths differ.
-        """
+        """Raise a ValueError for embeddings of another width than the tower's projection."""
         if self.embed_dim != embed_dim:
             raise ValueError(
                 f"text embeddings of {self.clip} are {self.embed_dim}-d but the tower projects "
@@ -205,11 +187,7 @@ class TextEmbeddings:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the embeddings; the file appears whole or not at all.
-
-        Args:
-            path: File to write.
-        """
+        """Write the embeddings; the file appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -233,15 +211,7 @@ class TextEmbeddings:
     def load(cls, path: str | Path) -> "TextEmbeddings":
         """Read embeddings that ``save`` wrote.
 
-        Args:
-            path: File.
-
-        Returns:
-            The embeddings.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is damaged or of another kind.
+        A FileNotFoundError or ValueError says that the file is missing, damaged or of another kind.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"text embeddings {path} do not exist")

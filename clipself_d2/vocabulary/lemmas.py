@@ -45,14 +45,7 @@ _HISSING = ("ss", "sh", "ch", "x", "zz")
 
 
 def lemmatize_noun(word: str) -> str:
-    """Give a noun's singular.
-
-    Args:
-        word: One lower-case word.
-
-    Returns:
-        The singular; words that the rules do not take for a plural stay as they are.
-    """
+    """Give a lower-case noun's singular; what the rules do not take for a plural stays as it is."""
     if word in IRREGULAR:
         return IRREGULAR[word]
     # Policewomen, salesmen and the like, but not specimen.
@@ -70,12 +63,5 @@ def lemmatize_noun(word: str) -> str:
 
 
 def is_plural(word: str) -> bool:
-    """Tell whether a noun is written in the plural.
-
-    Args:
-        word: One lower-case word.
-
-    Returns:
-        True where the dictionary form differs.
-    """
+    """Tell whether a lower-case noun is written in the plural."""
     return lemmatize_noun(word) != word

@@ -66,16 +66,9 @@ def noun_chunks(text: str) -> list[str]:
 
 
 def load_parser(name: str) -> Callable[[str], Sequence[str]]:
-    """Look up a parser of captions.
+    """Look up a parser of captions: "rules", or "spacy", which the extra ``concepts`` installs.
 
-    Args:
-        name: "rules", or "spacy" for ``en_core_web_sm``, which the extra ``concepts`` installs.
-
-    Returns:
-        From a sentence to its concepts.
-
-    Raises:
-        ValueError: If there is no such parser, or spaCy or its model is not installed.
+    A ValueError says that there is no such parser, or that spaCy or its model is not installed.
     """
     if name == "rules":
         return noun_chunks
@@ -94,15 +87,7 @@ def load_parser(name: str) -> Callable[[str], Sequence[str]]:
 
 
 def document_chunks(document: Any) -> list[str]:
-    """List the concepts of a document that spaCy has parsed.
-
-    Args:
-        document: Object with ``noun_chunks``, whose ``root`` has ``pos_``, ``lemma_`` and
-            ``children`` with ``dep_``.
-
-    Returns:
-        As ``noun_chunks``.
-    """
+    """List the concepts, as ``noun_chunks``, of a document that spaCy has parsed."""
     found = []
     for chunk in document.noun_chunks:
         if chunk.root.pos_ == "PRON":

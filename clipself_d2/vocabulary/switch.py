@@ -4,28 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.embeddings import TextEmbeddings
-from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 
 @contextmanager
 def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[None]:
     """Give every text classifier of a model other classes for the time of a with block.
 
-    Args:
-        model: Any module. One with a text tower of its own has a method ``embed_vocabulary``, from
-            embeddings to those of its tower, which is asked first.
-        embeddings: The classes and their embeddings.
-
-    Yields:
-        Nothing; the former classes are back afterwards, also after an error.
-
-    Raises:
-        ValueError: If the model has no text classifier, or the width is not the model's.
+    A model with a text tower of its own has a method ``embed_vocabulary``, from embeddings to those
+    of its tower, which is asked first. The former classes are back afterwards, also after an error.
+    A ValueError says that the model has no text classifier, or that the width is not the model's.
     """
     classifiers = [module for module in model.modules() if isinstance(module, TextClassifier)]
     if not classifiers:
@@ -36,7 +28,9 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
     for classifier in classifiers:
         embeddings.check(classifier.embed_dim)
     former = [classifier.get_embeddings() for classifier in classifiers]
-    base_mask = torch.tensor(embeddings.vocabulary.base_mask)
+    vocabulary = embeddings.vocabulary
+    base_mask = torch.tensor(vocabulary.base_mask)
+    things = torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)
     words = {
         classifier: classifier.get_words()
         for classifier in classifiers
@@ -46,14 +40,10 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
         for classifier in classifiers:
             classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
             if isinstance(classifier, SegmentTextClassifier):
-                classifier.set_words(*embeddings.by_word(), _things(embeddings.vocabulary))
+                classifier.set_words(*embeddings.by_word(), things)
         yield
     finally:
         for classifier, state in zip(classifiers, former, strict=True):
             classifier.set_embeddings(*state)
             if isinstance(classifier, SegmentTextClassifier):
                 classifier.set_words(*words[classifier])
-
-
-def _things(vocabulary: Vocabulary) -> Tensor:
-    return torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)

@@ -189,17 +189,7 @@ TEMPLATE_NAMES = (*_TEMPLATES, *_ALIASES)
 
 
 def template_name(name: str) -> str:
-    """Give the one name of a prompt set, under which embeddings are kept.
-
-    Args:
-        name: single, vild (or vild63), imagenet80, regionclip81, emoji or catseg.
-
-    Returns:
-        The name without alias.
-
-    Raises:
-        ValueError: If there is no such set.
-    """
+    """Give the one name of a prompt set, under which embeddings are kept."""
     resolved = _ALIASES.get(name, name)
     if resolved not in _TEMPLATES:
         raise ValueError(f"prompt set {name!r} is unknown; it is one of {sorted(TEMPLATE_NAMES)}")
@@ -207,17 +197,7 @@ def template_name(name: str) -> str:
 
 
 def get_templates(name: str) -> tuple[str, ...]:
-    """Look up a prompt set.
-
-    Args:
-        name: single, vild (or vild63), imagenet80, regionclip81 or emoji.
-
-    Returns:
-        Templates with ``{}`` for the class name and, where it has one, ``{article}``.
-
-    Raises:
-        ValueError: If there is no such set.
-    """
+    """Look up a prompt set, with ``{}`` for the class name and, for some, ``{article}``."""
     name = template_name(name)
     if name in _COMPLETED:
         return tuple(_complete(template) for template in _TEMPLATES[name])
@@ -229,13 +209,9 @@ def _complete(template: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """Turn a data set's class name into words.
+    """Turn a data set's class name, such as ``traffic_light`` or ``cup/mug``, into words.
 
-    Args:
-        name: Such as ``traffic_light`` or ``cup/mug``.
-
-    Returns:
-        Lower-case words; ``_`` is a space, ``/`` is "or", a full stop at the end is dropped.
+    Lower-case words; ``_`` is a space, ``/`` is "or", a full stop at the end is dropped.
 
     Reference: the published prompt tool of CLIPSelf, arXiv 2310.01403. Differs: the article follows
     the cleaned name, so that "Apple" is "an apple" too.
@@ -244,15 +220,7 @@ def clean_name(name: str) -> str:
 
 
 def fill_templates(name: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """Put a class name into templates.
-
-    Args:
-        name: Class name of a data set or of a user.
-        templates: As ``get_templates`` gives them.
-
-    Returns:
-        One sentence a template.
-    """
+    """Put a class name into templates of ``get_templates``: one sentence a template."""
     words = clean_name(name)
     article = "an" if words[:1] in tuple("aeiou") else "a"
     return tuple(

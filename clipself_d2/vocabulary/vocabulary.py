@@ -107,13 +107,9 @@ class Vocabulary:
     def novel_to(self, training: "Vocabulary") -> "Vocabulary":
         """Call novel what a training vocabulary has no word for.
 
-        Args:
-            training: Classes of the training.
-
-        Returns:
-            The vocabulary; a class is base where one of its words is, but for case and white space,
-            a word of a base class of the training. Where it does not say which classes are stuff,
-            those are that have a word in common with stuff of the training.
+        A class is base where one of its words is, but for case and white space, a word of a base
+        class of the training. Where it does not say which classes are stuff, those are that have a
+        word in common with stuff of the training.
 
         Reference: the overlap of the geometric ensemble of ODISE, arXiv 2303.04803, and FC-CLIP,
         arXiv 2308.02487.
@@ -130,9 +126,8 @@ class Vocabulary:
     def swap_synonyms(self) -> "Vocabulary":
         """Name every class by a synonym, to see how much a detector hangs on the very names.
 
-        Returns:
-            The vocabulary with each name replaced by its first synonym that no other class is
-            prompted by, where there is one; without synonyms, so that this name alone is prompted.
+        It is the first that no other class is prompted by, where there is one; this name alone is
+        prompted.
         """
         taken = {clean_name(name) for name in self.names}
         names = list(self.names)
@@ -178,15 +173,7 @@ class Vocabulary:
 
     @classmethod
     def from_metadata(cls, metadata: ClassMetadata) -> "Vocabulary":
-        """Read the classes of a data set.
-
-        Args:
-            metadata: Object with ``thing_classes`` and, optionally, ``novel_classes`` (names) and
-                ``class_frequency`` (r, c or f for each class).
-
-        Returns:
-            The vocabulary.
-        """
+        """Read ``thing_classes`` and, optionally, ``novel_classes`` and ``class_frequency``."""
         novel = getattr(metadata, "novel_classes", None)
         frequency = getattr(metadata, "class_frequency", None)
         plain = cls.from_names(metadata.thing_classes, novel or ())
@@ -194,14 +181,10 @@ class Vocabulary:
 
     @classmethod
     def with_stuff(cls, metadata: ClassMetadata) -> "Vocabulary":
-        """Read the things and the stuff of a data set, things first.
+        """Read the things and the stuff of a data set, things first, with ``thing_mask``.
 
-        Args:
-            metadata: As for ``from_metadata``, with ``stuff_classes`` and, optionally,
-                ``class_synonyms`` (a list of further names for each of the first classes).
-
-        Returns:
-            The vocabulary with ``thing_mask``.
+        Metadata are as for ``from_metadata``, with ``stuff_classes`` and, optionally,
+        ``class_synonyms`` (a list of further names for each of the first classes).
         """
         things = list(getattr(metadata, "thing_classes", None) or ())
         stuff = list(getattr(metadata, "stuff_classes", None) or ())

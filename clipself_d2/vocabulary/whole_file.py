@@ -13,17 +13,10 @@ BESIDE = ".part"
 
 @contextmanager
 def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file beside its place and put it there when it is whole and on the disk.
+    """Write a file ("w" for UTF-8 text, or "wb") and put it there when it is whole and on the disk.
 
-    Args:
-        path: The file; what it held stays until the new content is whole.
-        mode: "w" for UTF-8 text, or "wb".
-
-    Yields:
-        The open file. If the block raises, nothing is left.
-
-    Raises:
-        OSError: If the disk is full, the folder is gone or may not be written to.
+    What the path held stays until then; if the block raises, nothing is left. An OSError says that
+    the disk is full, or the folder is gone or may not be written to.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{BESIDE}")

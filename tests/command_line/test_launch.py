@@ -1,7 +1,6 @@
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from clipself_d2.command_line.launch import find_runner
 
 ROOT = Path(__file__).parents[2]
+SMALL = ["INPUT.REGIONS.IMAGE_SIZES", "(64,)", "INPUT.REGIONS.MAX_BOXES", "4"]
 RUNNER = {
     "MASTER_ADDR": "localhost",
     "RANK": "3",
@@ -43,6 +43,7 @@ def test_two_processes_of_torchrun_distil_together(
     runner = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"]
     keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    keys += SMALL
     tool = [str(ROOT / "tools" / "distill_train_net.py")]
     tool += ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
     done = subprocess.run(
@@ -89,9 +90,8 @@ def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(
     keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "500"]
     keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
     config = ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
-    # A process of its own, which gets the signal.
-    command = [sys.executable, str(ROOT / "tools" / "distill_train_net.py"), *config]
-    command += ["--num-gpus", "2", "--dist-url", "auto", "INPUT.REGIONS.IMAGE_SIZES", "(64,)"]
+    command = [python, str(ROOT / "tools" / "distill_train_net.py"), *config]
+    command += ["--num-gpus", "2", "--dist-url", "auto", *SMALL]
     with (tmp_path / "said.txt").open("w") as said:
         process = subprocess.Popen(command + keys, env=environment, stdout=said, stderr=said)
         while process.poll() is None and " iter: " not in (tmp_path / "said.txt").read_text():

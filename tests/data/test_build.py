@@ -40,12 +40,6 @@ def test_crops_are_left_as_they_are_cut_for_another_device(emoji_cfg) -> None:
     assert len({crop.shape for crop in crops}) > 1
 
 
-def test_no_size_names_the_key(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "INPUT.REGIONS.IMAGE_SIZES", ())
-    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.IMAGE_SIZES is \(\)"):
-        build_distill_train_loader_from_cfg(cfg)
-
-
 @pytest.fixture
 def captioned_cfg(emoji_cfg, emoji_data, catalogs):
     """Config of RegionCLIP on the captioned training scenes of the tiny folder."""

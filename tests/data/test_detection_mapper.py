@@ -194,20 +194,6 @@ def test_crop_of_detectron2_is_ignored_with_a_warning(cfg: CfgNode, caplog) -> N
     assert not mapper.recompute_boxes
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "complaint"),
-    [
-        ("LSJ_SIZE", -1, r"INPUT\.LSJ_SIZE is -1"),
-        ("RANDOM_FLIP", "both", r"INPUT\.RANDOM_FLIP is 'both'"),
-    ],
-)
-def test_wrong_keys_are_named(cfg: CfgNode, key: str, value: object, complaint: str) -> None:
-    cfg.INPUT.LSJ_SIZE = 50
-    cfg.INPUT[key] = value
-    with pytest.raises(ValueError, match=complaint):
-        build_train_mapper(cfg)
-
-
 @pytest.mark.parametrize("scale_range", [(0.0, 2.0), (2.0, 0.1), (1.0,)])
 def test_a_wrong_range_is_refused(scale_range: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scale_range is"):

@@ -72,11 +72,6 @@ def test_a_picture_without_annotations_has_no_labelled_region() -> None:
         draw(sampler)
 
 
-def test_unknown_regions_name_their_key() -> None:
-    with pytest.raises(ValueError, match=r"INPUT\.REGIONS\.SOURCE"):
-        RegionSampler(source="tiles")
-
-
 def test_proposals_without_a_file_name_their_key() -> None:
     with pytest.raises(ValueError, match="PROPOSAL_FILE"):
         ProposalFile("")

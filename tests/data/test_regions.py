@@ -86,8 +86,3 @@ def test_clipping_does_not_change_its_argument() -> None:
     boxes = np.array([[-5.0, -5.0, 500.0, 20.0]])
     assert clip_boxes(boxes, 100, 50).tolist() == [[0, 0, 100, 20]]
     assert boxes[0, 0] == -5.0
-
-
-def test_max_split_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_split is 0"):
-        grid_choices(0)

@@ -96,8 +96,3 @@ def test_classes_change_and_come_back(kit, pets) -> None:
     with pytest.raises(ValueError, match="8-d"), use_vocabulary(predictor, pets):
         pass
     assert torch.equal(predictor(golden["x"])[0], before)
-
-
-def test_a_negative_weight_names_its_key(kit) -> None:
-    with pytest.raises(ValueError, match="BACKGROUND_WEIGHT"):
-        build(kit, background_weight=-1.0)

@@ -178,19 +178,6 @@ def test_scores_without_clip_embeddings_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"alpha": 1.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_ALPHA is 1\.5"),
-        ({"beta": -0.5}, r"MODEL\.OPEN_VOCAB\.ENSEMBLE_BETA is -0\.5"),
-        ({"clip_scale": 0.0}, r"MODEL\.OPEN_VOCAB\.CLIP_SCALE is 0\.0"),
-    ],
-)
-def test_wrong_options_are_refused(options, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        make(**options)
-
-
-@pytest.mark.parametrize(
     ("key", "value", "read"),
     [
         ("BACKGROUND", "zero", lambda p: p.classifier.background_mode),

@@ -103,10 +103,6 @@ def test_config_keys_arrive(heads_cfg, key: str, value: object, attribute: str) 
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"background_weight": -1.0}, "BACKGROUND_WEIGHT"),
-        ({"focal_gamma": -0.5}, "FOCAL_GAMMA"),
-        ({"rpn_score": "logit"}, "RPN_SCORE"),
-        ({"soft_nms": "soft"}, "SOFT_NMS"),
         ({"use_sigmoid_ce": True}, "USE_SIGMOID_CE"),
         ({"use_fed_loss": True}, "USE_FED_LOSS"),
     ],

@@ -128,8 +128,6 @@ def test_too_few_items_name_the_keys() -> None:
     wrapped = AccumulatingModel(Weighted(), steps=5, backward=torch.Tensor.backward).train()
     with pytest.raises(ValueError, match=r"4 images.*IMS_PER_BATCH.*ACCUMULATION_STEPS 5"):
         wrapped(ITEMS)
-    with pytest.raises(ValueError, match="at least 1"):
-        AccumulatingModel(Weighted(), steps=0, backward=torch.Tensor.backward)
 
 
 def test_unwrap_takes_off_what_the_loop_put_around_a_model() -> None:

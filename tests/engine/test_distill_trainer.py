@@ -286,7 +286,8 @@ def work(name):
         "DATALOADER.NUM_WORKERS", 0, "SOLVER.WARMUP_ITERS", 0,
         # Adam would blow up the rounding of gradients that are zero, such as those of key biases.
         "SOLVER.ADAM_EPS", 1e-3,
-        "INPUT.REGIONS.IMAGE_SIZES", (96,), "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
+        "INPUT.REGIONS.IMAGE_SIZES", (96,), "INPUT.REGIONS.MAX_BOXES", 4,
+        "OUTPUT_DIR", f"{OUT}/{name}{comm.get_rank()}"])
     cfg.freeze()
     Path(cfg.OUTPUT_DIR).mkdir(parents=True)
     torch.manual_seed(7)

@@ -40,7 +40,7 @@ def run(kind, cfg, resume: bool = False):
 def test_a_resumed_run_equals_an_uninterrupted_one(
     emoji_cfg, emoji_data, catalogs, tmp_path, kind, recipe, keys
 ) -> None:
-    common = (*keys, "SOLVER.CHECKPOINT_PERIOD", 2)
+    common = (*keys, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 3)
     if recipe == "cris":
         register_emoji_refer(emoji_data, prefix="tiny")
     whole = run(kind, emoji_cfg(recipe, *common, "OUTPUT_DIR", str(tmp_path / "a")))

@@ -105,7 +105,7 @@ def test_tasks_have_no_meaning_for_regions(register: Register, messages: list[st
     ("embeddings", "metadata", "words"),
     [
         (None, {}, r"needs text_embeddings \(K, D\)"),
-        (torch.eye(5), {}, "2 thing_classes and 2 stuff_classes, but there are 5"),
+        (torch.eye(5), {}, "class_names has 4 entries, but there are 5 text embeddings"),
         (torch.eye(4), {"novel_classes": ["yak"]}, "has yak, not among its classes"),
     ],
 )

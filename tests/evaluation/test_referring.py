@@ -94,10 +94,3 @@ def test_reset_forgets_and_nothing_gives_nothing(caplog):
     evaluator.reset()
     assert evaluator.evaluate() == {}
     assert "No sentence was segmented" in caplog.text
-
-
-def test_faults_are_named():
-    evaluator = ReferringEvaluator(distributed=False)
-    item = {"gt_mask": FULL, "sentence": "the dog", "image_id": 3}
-    with pytest.raises(ValueError, match=r"mask has shape \(2, 2\), the ground truth \(4, 4\)"):
-        evaluator.process([item], [{"ref_mask": torch.zeros(2, 2)}])

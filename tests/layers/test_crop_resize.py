@@ -62,8 +62,3 @@ def test_crops_of_many_sizes_make_one_batch() -> None:
     crops = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((1, 1), (1, 300), (50, 20))]
     assert resize_crops(crops, 16, CPU).shape == (3, 3, 16, 16)
     assert resize_crops([], 16, CPU).shape == (0, 3, 16, 16)
-
-
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="crops are to have 0 px"):
-        resize_crops([], 0, CPU)

@@ -64,9 +64,3 @@ def test_a_disc_returns_to_its_place():
     disc = (x - 30) ** 2 + (y - 40) ** 2 < 225
     restored = restore_map(letterbox_mask(disc, 64), 60, 100) > 0.5
     assert (disc & restored).sum() / (disc | restored).sum() > 0.95
-
-
-@pytest.mark.parametrize("sizes", [(0, 4, 8), (4, 4, 0)])
-def test_empty_pictures_are_refused(sizes):
-    with pytest.raises(ValueError, match="a picture of"):
-        letterbox_matrix(*sizes)

@@ -65,16 +65,9 @@ def test_zero_probabilities_give_zero_and_no_nan() -> None:
     assert fuse_scores(torch.zeros(0, 4), torch.zeros(0, 4), BASE, 0.1, 0.8).shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("detector", "clip", "complaint"),
-    [
-        (scores(0), scores(0, 3), r"\(6, 4\), CLIP's \(6, 3\)"),
-        (scores(0, 5), scores(0, 5), "3 entries for 5 scores"),
-    ],
-)
-def test_wrong_shapes_are_refused(detector, clip, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        fuse_scores(detector, clip, BASE, 0.1, 0.8)
+def test_a_mask_of_other_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 entries for 5 scores"):
+        fuse_scores(scores(0, 5), scores(0, 5), BASE, 0.1, 0.8)
 
 
 def test_ensemble_of_masks_is_the_references() -> None:

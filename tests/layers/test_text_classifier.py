@@ -172,7 +172,6 @@ def test_mixed_precision_leaves_logits_in_float32() -> None:
     ("options", "complaint"),
     [
         ({"background_mode": "none"}, "background_mode is 'none'"),
-        ({"scale": 0.0}, "scale is 0"),
         ({"background": None}, "no background"),
         ({"background": None, "background_mode": "learned"}, "starts from"),
         ({"base_mask_K": torch.ones(K + 1)}, r"base mask has shape \(6,\) for 5 classes"),
@@ -229,9 +228,3 @@ def test_independent_classes_come_back_exactly_after_a_change() -> None:
 
 def test_only_scale_and_shift_are_in_the_checkpoint() -> None:
     assert set(make_sigmoid().state_dict()) == {"scale", "shift"}
-
-
-@pytest.mark.parametrize("prior", [0.0, 1.0, -1.0])
-def test_a_prior_that_is_no_probability_is_refused(prior: float) -> None:
-    with pytest.raises(ValueError, match="prior is"):
-        make_sigmoid(prior=prior)

@@ -81,7 +81,6 @@ def test_weights_replace_the_original(cfg, tmp_path) -> None:
     [
         ("NAME", "ViT-B16", r"near: ViT-B-16.*check MODEL\.CLIP\.NAME"),
         ("WEIGHTS", "nowhere.pth", r"nowhere\.pth.*MODEL\.CLIP\.NAME, WEIGHTS"),
-        ("WINDOW_SIZE", -1, r"window_size is -1.*MODEL\.CLIP\.WINDOW_SIZE"),
         ("DENSE_FORM", "none", r"form is 'none'.*DENSE_FORM"),
         ("TRAINABLE_BLOCKS", 7, r"7 trainable blocks.*TRAINABLE_BLOCKS"),
         ("DROP_PATH", 1.0, r"drop path is 1\.0.*DROP_PATH"),

@@ -13,7 +13,6 @@ from clipself_d2.runs.folder import (
     claim_folder,
     name_run,
     read_run,
-    shown,
 )
 
 
@@ -93,8 +92,3 @@ def test_an_empty_folder_gets_an_id_without_a_word(tmp_path: Path, caplog) -> No
         assert name_run(tmp_path, "abc") == read_run(tmp_path) == "abc"
         begin_run(tmp_path / "new")
     assert caplog.text == ""
-
-
-def test_long_lists_are_cut() -> None:
-    assert shown(["a", "b"], 2) == "a, b"
-    assert shown(["a", "b", "c", "d"], 2) == "a, b and 2 more"

@@ -34,17 +34,7 @@ STYLES = ("o-", "s--", "^-.", "d:")
 def report_accuracy(
     dataset_name: str, specs: Sequence[TowerSpec], options: AlignmentOptions, output_dir: Path
 ) -> str:
-    """Measure towers and write what was found.
-
-    Args:
-        dataset_name: Registered data set with panoptic ground truth.
-        specs: The towers.
-        options: Sizes and settings.
-        output_dir: Folder of accuracy.csv and accuracy.png.
-
-    Returns:
-        The figures as a table.
-    """
+    """Measure towers, and write accuracy.csv, accuracy.png and the table that is returned."""
     rows = measure_alignment(dataset_name, specs, options)
     write_csv(rows, output_dir / CSV_FILE)
     draw_accuracy(rows, output_dir / PLOT_FILE)
@@ -53,12 +43,7 @@ def report_accuracy(
 
 
 def write_csv(rows: Sequence[AlignmentRow], path: Path) -> None:
-    """Write the figures with a header.
-
-    Args:
-        rows: Figures, percent.
-        path: The file; it is replaced.
-    """
+    """Write the figures with a header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, AlignmentRow._fields, lineterminator="\n")
@@ -69,15 +54,7 @@ def write_csv(rows: Sequence[AlignmentRow], path: Path) -> None:
 
 
 def format_table(rows: Sequence[AlignmentRow]) -> str:
-    """Lay out things beside stuff.
-
-    Args:
-        rows: Figures, percent.
-
-    Returns:
-        A Markdown table with a line for each tower, embedding, form and size; top-1 and top-5
-        of things and of stuff.
-    """
+    """Lay out things beside stuff, in Markdown: a line for each tower, embedding, form and size."""
     lines: dict[tuple[object, ...], dict[str, list[float | str]]] = {}
     for row in rows:
         cells = lines.setdefault(row[:4], {})
@@ -91,12 +68,7 @@ def format_table(rows: Sequence[AlignmentRow]) -> str:
 
 
 def draw_accuracy(rows: Sequence[AlignmentRow], path: Path) -> None:
-    """Draw top-1 accuracy over the input size: crops as a level line, dense features as curves.
-
-    Args:
-        rows: Figures, percent.
-        path: The picture; it is replaced.
-    """
+    """Draw top-1 accuracy over the input size: crops as a level line, dense features as curves."""
     towers = list(dict.fromkeys(row.tower for row in rows))
     forms = list(dict.fromkeys(row.form for row in rows if row.form))
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]

@@ -22,9 +22,7 @@ STEPS = 16
 def score_centre_box(train: str, test: str) -> tuple[tuple[int, int], dict[str, float]]:
     """Score a box that ignores picture and sentence: the most frequent size, at the centre.
 
-    Args:
-        train: Registered referring data set whose objects are measured.
-        test: Registered referring data set that is scored, one pair for each sentence.
+    The size is that of the data set ``train``; ``test`` is scored, a pair for each sentence.
 
     Returns:
         Width and height of the box in sixteenths of the picture, and the metrics of
@@ -39,18 +37,7 @@ def score_centre_box(train: str, test: str) -> tuple[tuple[int, int], dict[str, 
 
 
 def most_frequent_size(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Find the size that most objects have.
-
-    Args:
-        records: References.
-
-    Returns:
-        Width and height in sixteenths of the picture, at least 1; of equally frequent ones the
-        first seen.
-
-    Raises:
-        ValueError: If no object has a pixel.
-    """
+    """Find the size of most objects, width and height in sixteenths; of equals the first seen."""
     sizes: Counter[tuple[int, int]] = Counter()
     for record in records:
         mask = _mask(record)
@@ -63,16 +50,7 @@ def most_frequent_size(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
-    """Draw the box.
-
-    Args:
-        height: H.
-        width: W.
-        size: Width and height in sixteenths.
-
-    Returns:
-        (H, W) bool.
-    """
+    """Draw a box of (width, height) in sixteenths as an (H, W) bool mask."""
     mask = torch.zeros(height, width, dtype=torch.bool)
     across, down = round(width * size[0] / STEPS), round(height * size[1] / STEPS)
     left, top = (width - across) // 2, (height - down) // 2

@@ -43,30 +43,13 @@ def read_words(text: str) -> list[str]:
 
 @torch.no_grad()
 def dense_map(tower: VisionTower, picture: Image.Image, form: str = "clipself") -> Tensor:
-    """Embed every patch of a picture.
-
-    Args:
-        tower: The tower.
-        picture: RGB picture, padded with black to whole patches.
-        form: Name of the form of dense features.
-
-    Returns:
-        (D, h, w) float32 on the CPU, unit norm in every cell.
-    """
+    """Embed every patch of a picture padded with black: (D, h, w) float32, unit norm, CPU."""
     pixels = prepare_pixels(tower, [to_tensor(picture)], picture.height, picture.width)
     return tower.forward_dense(pixels, form=form).embedding[0].cpu()
 
 
 def similarity_maps(dense_Dhw: Tensor, text_KD: Tensor) -> Tensor:
-    """Compare every cell with every word.
-
-    Args:
-        dense_Dhw: A dense map, unit norm in every cell.
-        text_KD: Unit-norm embeddings of words.
-
-    Returns:
-        (K, h, w) cosines in [-1, 1].
-    """
+    """Compare every cell with every word, unit norm both: (K, h, w) cosines in [-1, 1]."""
     return torch.einsum("dhw,kd->khw", dense_Dhw, text_KD)
 
 
@@ -96,14 +79,7 @@ def principal_components(dense_Dhw: Tensor, count: int = 3) -> tuple[Tensor, Ten
 
 
 def component_colors(coordinates_3hw: Tensor) -> np.ndarray:
-    """Turn three components into red, green and blue.
-
-    Args:
-        coordinates_3hw: Of ``principal_components``.
-
-    Returns:
-        (h, w, 3) float32 in [0, 1]; each component fills the range, one that does not vary is 0.5.
-    """
+    """Turn three components into (h, w, 3) float32 colours that fill [0, 1]; 0.5 if constant."""
     planes = []
     for plane in coordinates_3hw.numpy():
         low, high = np.percentile(plane, [TAIL, 100 - TAIL])
@@ -130,7 +106,7 @@ def draw_heat_maps(
         spec: The tower.
         image: The picture.
         words: K words, a panel each; all panels share one scale of colours, which
-                begins at the lower quartile of their cosines.
+            begins at the lower quartile of their cosines.
         output: The picture to write.
         size: Longest side of the tower's input, px; 0 keeps the picture's.
         forms: Names of forms of dense features, a row each.

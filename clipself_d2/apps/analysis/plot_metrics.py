@@ -17,18 +17,7 @@ _LEFT_OUT = ("iteration", "eta_seconds", "time", "data_time", "rank_data_time")
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what a run wrote.
-
-    Args:
-        folder: OUTPUT_DIR of the run.
-
-    Returns:
-        Iteration and value, in order, by metric; a run that went on has overwritten what it
-        repeated.
-
-    Raises:
-        FileNotFoundError: If the folder has no metrics.json.
-    """
+    """Read (iteration, value) by metric from an OUTPUT_DIR; what a run repeated is overwritten."""
     path = folder / METRICS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the OUTPUT_DIR of a training run")
@@ -46,19 +35,9 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_metrics(folders: Sequence[Path], output: Path, only: Sequence[str] = ()) -> list[str]:
-    """Draw every metric of some runs.
+    """Draw every metric of some runs, by OUTPUT_DIR, and return the metrics' names.
 
-    Args:
-        folders: OUTPUT_DIR of each run.
-        output: Picture to write.
-        only: Beginnings of the names that are drawn; () draws all, 24 at most.
-
-    Returns:
-        Names of what was drawn.
-
-    Raises:
-        FileNotFoundError: If a folder has no metrics.json.
-        ValueError: If no metric has such a name.
+    ``only`` are beginnings of the names that are drawn; () draws all, 24 at most.
     """
     runs = {folder: read_metrics(folder) for folder in folders}
     known = sorted({name for curves in runs.values() for name in curves})

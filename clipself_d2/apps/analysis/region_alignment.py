@@ -127,15 +127,7 @@ def embed_dense(
 
 @torch.no_grad()
 def embed_crops(tower: VisionTower, items: Sequence[Item]) -> list[dict[str, Tensor]]:
-    """Embed crops of regions as whole pictures.
-
-    Args:
-        tower: The tower.
-        items: Of ``RegionMapper`` with ``crops``.
-
-    Returns:
-        A dict for each image with ``crop``, (R, D) float32, not normalised.
-    """
+    """Embed crops of regions as whole pictures: a ``crop`` (R, D) float32 for each image."""
     crops = torch.cat([item["crops"] for item in items])
     parts = [torch.zeros(0, tower.embed_dim)]
     for chunk in crops.split(CROP_BATCH):
@@ -264,13 +256,13 @@ def _read_regions(dataset_name: str, limit: int) -> tuple[list[dict[str, Any]], 
 
 
 def prepare_pixels(tower: VisionTower, images: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """Pad images with black at the right and the bottom, then normalise for a tower.
+    """Pad images to whole patches, black at the right and the bottom, then normalise for a tower.
 
     Args:
         tower: The tower.
         images: (3, Hi, Wi) uint8 each.
-        height: Height wanted, px; enlarged to whole patches.
-        width: Width wanted, px; enlarged to whole patches.
+        height: Least height, px.
+        width: Least width, px.
 
     Returns:
         (N, 3, H, W) float32 on the tower's device.

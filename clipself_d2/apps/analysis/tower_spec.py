@@ -36,17 +36,9 @@ class TowerSpec:
 
     @classmethod
     def parse(cls, text: str) -> "TowerSpec":
-        """Read a specification of the command line.
+        """Read ``[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]``.
 
-        Args:
-            text: ``[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]``; without a label, it is the name with
-                the tag or with the last two parts of the file's path.
-
-        Returns:
-            The specification.
-
-        Raises:
-            ValueError: If it has not that form.
+        Without a label, it is the name with the tag or with the last two parts of the file's path.
         """
         found = _LABEL.match(text)
         label, rest = (found[1].strip(), text[found.end() :]) if found else ("", text)
@@ -69,9 +61,6 @@ class TowerSpec:
             precision: Number type: fp32, bf16 or auto.
             device: Where it is put; None is the CPU.
             form: Name of the dense form; "" takes the one that the file tells, else clipself.
-
-        Returns:
-            The tower.
         """
         tower = load_tower(self.name, self.tower_weights or self.weights, precision=precision)
         trained = (tower.trained_form or {}).get("MODEL.CLIP.DENSE_FORM", "clipself")
@@ -82,16 +71,7 @@ class TowerSpec:
     def embed(
         self, names: Sequence[str], *, templates: str = "", device: torch.device | None = None
     ) -> TextEmbeddings:
-        """Embed class names with the CLIP's text tower.
-
-        Args:
-            names: K class names.
-            templates: Prompt set; "" takes ``default_templates`` of the text tower.
-            device: Where the text tower works; None is the CPU.
-
-        Returns:
-            Their embeddings, on the CPU, without background.
-        """
+        """Embed K class names, on the CPU; templates "" are the text tower's default ones."""
         vocabulary = Vocabulary.from_names(list(names))
         text = load_clip(self.name, self.weights).text.to(device or torch.device("cpu"))
         warn_unseen_words(text, self.name, names)
@@ -111,17 +91,7 @@ def default_templates(text: TextEncoder) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn --device into a device.
-
-    Args:
-        name: As torch names it; "" is the accelerator of this machine, or its CPU.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: If torch does not know it or it is not there.
-    """
+    """Turn --device into a device that is there; "" is this machine's accelerator, or its CPU."""
     if not name:
         there = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
         return there or torch.device("cpu")

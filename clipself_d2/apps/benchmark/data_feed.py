@@ -28,15 +28,7 @@ _MAPPERS: dict[str, dict[str, Any]] = {
 
 
 def data_rows(options: BenchmarkOptions) -> list[Row]:
-    """Time the mappers on one made-up JPEG, in turns.
-
-    Args:
-        options: Number of repeats.
-
-    Returns:
-        For each mapper the pictures of a worker in a second, how many times the first's that is,
-        and the workers that a step of 100 images/s needs.
-    """
+    """Time the mappers on one made-up JPEG, in turns; the first is the scale of the others."""
     with tempfile.TemporaryDirectory() as folder:
         record = _record(Path(folder))
         steps = {name: _distill_step(record, **kind) for name, kind in _MAPPERS.items()}
@@ -60,11 +52,7 @@ def data_rows(options: BenchmarkOptions) -> list[Row]:
 
 
 def padding_rows(_: BenchmarkOptions) -> list[Row]:
-    """Count the padding of batches of 8 pictures of 4:3, three quarters of them broad.
-
-    Returns:
-        For each way of batching the share of padded pixels, and the pixels over those of squares.
-    """
+    """Count the padding of batches of 8 pictures of 4:3, three quarters of them broad."""
     broad = np.random.default_rng(0).random(_NUM_PICTURES) < 0.75
     sides = np.where(broad[:, None], (768, 1024), (1024, 768))
     apart = sides[np.argsort(broad, kind="stable")]

@@ -133,16 +133,13 @@ def _place(patches: Tensor, class_token: Tensor, table: Tensor) -> Tensor:
 
 
 def make_items(count: int, size: int, crop_size: int, num_crops: int) -> list[Item]:
-    """Make random pictures, tiles of them as regions, and random crops.
+    """Make random pictures, at most 16 tiles of each as regions, and random crops.
 
     Args:
         count: Number of pictures.
         size: Their side, px.
         crop_size: Side of the crops, px.
         num_crops: Regions of each picture, at most 16.
-
-    Returns:
-        Items of the distiller: ``image`` (3, size, size), ``boxes`` (R, 4) XYXY px and ``crops``.
     """
     rng = torch.Generator().manual_seed(0)
     step = size / _GRID
@@ -160,15 +157,7 @@ def make_items(count: int, size: int, crop_size: int, num_crops: int) -> list[It
 
 
 def pad_slots(items: list[Item], tower: VisionTower) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay items out as the published batch, on the CPU.
-
-    Args:
-        items: Of ``make_items``.
-        tower: For its pixel statistics.
-
-    Returns:
-        ``images``, ``slots`` and ``crops`` of ``PublishedDistiller.forward``.
-    """
+    """Lay items out as ``images``, ``slots`` and ``crops`` of the published step, on the CPU."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tower.pixel_mean, tower.pixel_std))
     rows: list[dict[str, Any]] = items
     pixels = torch.stack([row["image"] for row in rows])
@@ -182,14 +171,7 @@ def pad_slots(items: list[Item], tower: VisionTower) -> tuple[Tensor, Tensor, Te
 
 
 def number_type(options: BenchmarkOptions) -> torch.dtype:
-    """Tell in which type our variants multiply.
-
-    Args:
-        options: Device and precision.
-
-    Returns:
-        float32, bfloat16 or float16.
-    """
+    """Tell in which type our variants multiply: float32, bfloat16 or float16."""
     device = torch.device(options.device)
     with compute_context(device, options.precision):
         return autocast_dtype(device) or torch.float32
@@ -221,17 +203,7 @@ def _training_step(
 
 
 def build_published(options: BenchmarkOptions, name: str, size: int, count: int) -> Step:
-    """Make the published step: forward, backward with loss scaling on a GPU, AdamW.
-
-    Args:
-        options: Device, precision, number of crops.
-        name: Model.
-        size: Side of the pictures, px.
-        count: Number of pictures.
-
-    Returns:
-        Function that takes one step and returns its loss.
-    """
+    """Make the published step: forward, backward with loss scaling on a GPU, AdamW."""
     torch.manual_seed(0)
     tower = load_tower(name, precision="fp32")
     batch = pad_slots(make_items(count, size, tower.image_size, options.num_crops), tower)
@@ -246,18 +218,7 @@ def build_published(options: BenchmarkOptions, name: str, size: int, count: int)
 
 
 def build_ours(options: BenchmarkOptions, name: str, size: int, count: int, mode: str) -> Step:
-    """Make our step on the same batch: forward, backward, AdamW.
-
-    Args:
-        options: Device, precision, number of crops.
-        name: Model.
-        size: Side of the pictures, px.
-        count: Number of pictures.
-        mode: As MODEL.CLIP.COMPILE.
-
-    Returns:
-        Function that takes one step and returns its loss.
-    """
+    """Make our step on the same batch, ``mode`` as MODEL.CLIP.COMPILE."""
     torch.manual_seed(0)
     teacher = load_tower(name, precision=options.precision)
     assert isinstance(teacher, TokenTower), f"{name} has no blocks"

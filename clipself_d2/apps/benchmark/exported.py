@@ -22,14 +22,7 @@ MB = 1e6
 
 
 def export_rows(options: BenchmarkOptions) -> list[Row]:
-    """Time an image tower and a detector in every format that they can be had in, on a CPU.
-
-    Args:
-        options: The tower, and sides of the pictures.
-
-    Returns:
-        A row for each model, size and format; ``speed ratio`` is over eager PyTorch.
-    """
+    """Time an image tower and a detector, eager and in every format that they have, on a CPU."""
     torch.manual_seed(0)
     cpu = ["MODEL.DEVICE", "cpu"]
     recipe = get_config_file(f"{_DETECTOR}.yaml")

@@ -97,14 +97,9 @@ class Memory(NamedTuple):
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Choose the clock of a device.
+    """Choose the clock of a device, s, which waits until its work is done.
 
-    Args:
-        device: cpu or cuda.
-
-    Returns:
-        Function that tells a time, s, when the device has done its work: the processor's own time
-        on a CPU with one thread, where other programs would count in the wall's; else the wall's.
+    On a CPU with one thread it is the processor's own, since other programs count in the wall's.
     """
     if device == "cpu":
         return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -116,23 +111,11 @@ def clock(device: str) -> Callable[[], float]:
     return now
 
 
-def median_seconds(
-    steps: Mapping[str, Step], repeats: int, device: str, *, warm_up: bool = True
-) -> dict[str, float]:
-    """Time several steps in turns, so that a busy machine slows all of them alike.
-
-    Args:
-        steps: Steps by name.
-        repeats: Measured rounds, at least 1.
-        device: cpu or cuda.
-        warm_up: Whether there is a round before them, which does not count.
-
-    Returns:
-        Median time of one run by name, s, of ``clock``.
-    """
+def median_seconds(steps: Mapping[str, Step], repeats: int, device: str) -> dict[str, float]:
+    """Time steps in turns, so that a busy machine slows all alike; a first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     now = clock(device)
-    for number in range(-warm_up, repeats):
+    for number in range(-1, repeats):
         for name, step in steps.items():
             start = now()
             step()
@@ -145,15 +128,7 @@ def peak_memory(build: Callable[..., Step], *args: object, options: BenchmarkOpt
     """Measure the peak memory of a step that follows another one.
 
     On the CPU it is resident memory, in a fresh process where the options say so; on CUDA it is
-    that of the allocator.
-
-    Args:
-        build: Importable function that makes the step.
-        args: Its arguments; what can be pickled.
-        options: Device, and whether to start a process.
-
-    Returns:
-        The memory.
+    that of the allocator. ``build`` is importable, and its arguments can be pickled.
     """
     job = (build, args, options.device, torch.get_num_threads())
     if options.device != "cpu" or not options.isolated:
@@ -202,15 +177,7 @@ def _status_bytes(field: str) -> int:
 
 
 def matrix_peak(device: str, dtype: torch.dtype) -> float:
-    """Measure what the device reaches on one large matrix product.
-
-    Args:
-        device: cpu or cuda.
-        dtype: Number type of the matrices.
-
-    Returns:
-        FLOP/s of the fastest of several products.
-    """
+    """Measure what the device reaches on large matrix products, FLOP/s of the fastest."""
     side = _PEAK_SIDE[device]
     matrix = torch.randn(side, side, device=device).to(dtype)
     best, now = float("inf"), clock(device)
@@ -222,15 +189,7 @@ def matrix_peak(device: str, dtype: torch.dtype) -> float:
 
 
 def launches(step: Step, device: str) -> Launches:
-    """Watch one run of a step.
-
-    Args:
-        step: The step, warmed up.
-        device: cpu or cuda.
-
-    Returns:
-        What it launched.
-    """
+    """Watch one run of a step that is warmed up."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
     with profile(activities=activities) as profiler:
         step()
@@ -250,14 +209,7 @@ def launches(step: Step, device: str) -> Launches:
 
 
 def machine(device: str) -> Row:
-    """Describe where the figures come from.
-
-    Args:
-        device: cpu or cuda.
-
-    Returns:
-        What JSON can hold.
-    """
+    """Describe where the figures come from, for JSON."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(errors="replace").splitlines() if listing.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -46,7 +46,6 @@ from clipself_d2.apps.benchmark.vocabulary import (
 )
 from clipself_d2.clip import load_clip
 from clipself_d2.evaluation import LVISOVEvaluator
-from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary import TextEmbeddings, Vocabulary
 from clipself_d2.vocabulary.embeddings import SentenceEncoder
 
@@ -295,22 +294,7 @@ PARTS: dict[str, Callable[[BenchmarkOptions], list[Row]]] = {
 
 
 def run_benchmark(parts: Sequence[str], options: BenchmarkOptions) -> Report:
-    """Measure some parts.
-
-    Args:
-        parts: Names in ``PARTS``.
-        options: What to measure.
-
-    Returns:
-        ``machine``, ``options``, and the rows of each part.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-    if min(options.repeats, options.text_classes, *options.sizes, *options.batches) < 1:
-        raise ValueError("--repeats, --classes, --size and --batch are positive numbers")
-    if not 0 < options.scale <= 1:
-        raise ValueError(f"--scale is {options.scale}; it is a share of LVIS val in (0, 1]")
+    """Measure some of ``PARTS``; returns ``machine``, ``options``, and the rows of each part."""
     report: Report = {"machine": machine(options.device), "options": vars(options)}
     # The evaluators' tables would stand between ours.
     evaluators = logging.getLogger("clipself_d2.evaluation")
@@ -326,34 +310,15 @@ def run_benchmark(parts: Sequence[str], options: BenchmarkOptions) -> Report:
 
 
 def tables(report: Report) -> str:
-    """Lay a report out for the terminal, in Markdown.
-
-    Args:
-        report: Of ``run_benchmark``.
-
-    Returns:
-        A heading and a table for every part.
-    """
-    about = report["machine"]
-    assert isinstance(about, dict), f"the report's machine is {type(about)}"
+    """Lay a report out for the terminal: a heading and a Markdown table for every part."""
+    about: Any = report["machine"]
     lines = [
         f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}; medians of "
         f"{about['clock']} time"
     ]
     for part in PARTS:
         if part in report:
-            rows: object = report[part]
-            table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g")  # type: ignore[call-overload]
+            rows: Any = report[part]
+            table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g")
             lines += ["", f"## {part}", "", table]
     return "\n".join(lines)
-
-
-def write_report(report: Report, output: Path) -> None:
-    """Write a report as JSON.
-
-    Args:
-        report: Of ``run_benchmark``.
-        output: File to write.
-    """
-    write_json(output, report, indent=1)
-    logger.info("figures in %s", output)

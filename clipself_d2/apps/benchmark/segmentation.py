@@ -26,15 +26,7 @@ _JOIN_CLASSES = 847
 
 
 def measure_aggregation(options: BenchmarkOptions) -> list[Row]:
-    """Time a window's aggregation at the published widths; random weights and features.
-
-    Args:
-        options: Device, repeats, and sides of the window (384 px is the published one).
-
-    Returns:
-        A row for each window, number of classes and shortlist; ``time ratio`` is over the fewest
-        classes.
-    """
+    """Time a window's aggregation at the published widths; random weights and features."""
     rows: list[Row] = []
     for size in options.sizes:
         cases = [(size, k, short) for k in CLASS_COUNTS for short in SHORTLISTS if short < k]
@@ -56,14 +48,7 @@ def measure_aggregation(options: BenchmarkOptions) -> list[Row]:
 
 
 def measure_joining(options: BenchmarkOptions) -> list[Row]:
-    """Measure the memory of joining windows that are all kept, and that come one by one.
-
-    Args:
-        options: Device.
-
-    Returns:
-        A row for each.
-    """
+    """Measure the memory of joining windows that are all kept, and that come one by one."""
     return [
         {
             "windows": "one by one" if lazy else "kept",
@@ -75,17 +60,7 @@ def measure_joining(options: BenchmarkOptions) -> list[Row]:
 
 
 def build_view(size: int, classes: int, shortlist: int, device: str) -> Step:
-    """Make the aggregation of one view.
-
-    Args:
-        size: Side of the view, px, under patches of 16.
-        classes: T.
-        shortlist: Most classes that are aggregated; 0 for all.
-        device: cpu or cuda.
-
-    Returns:
-        The step.
-    """
+    """Make the aggregation of one view of ``size`` px; ``shortlist`` 0 takes all classes."""
     torch.manual_seed(0)
     sizes = AggregatorSizes(list_length=0)
     aggregator = CostAggregator(embed_dim=_EMBED_DIM, sizes=sizes).to(device).eval()
@@ -107,15 +82,7 @@ def build_view(size: int, classes: int, shortlist: int, device: str) -> Step:
 
 
 def build_join(lazy: bool, device: str) -> Step:
-    """Make the joining of a picture's views.
-
-    Args:
-        lazy: Whether a view is made when it is joined.
-        device: cpu or cuda.
-
-    Returns:
-        The step.
-    """
+    """Make the joining of a picture's views, each made when it is joined if ``lazy``."""
     plan = WindowPlan(384, 640)
     side = plan.window_size
 

@@ -26,14 +26,9 @@ _DATASET = "clipself_d2_benchmark"
 
 
 def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module, ClipViT]:
-    """Make F-ViT with random weights and 65 random classes.
+    """Make F-ViT with random weights and 65 random classes, and its ViT.
 
-    Args:
-        options: Model, device, precision, regions at test time.
-        careless: Whether its frozen ViT keeps a graph, and runs a second time for CLIP's map.
-
-    Returns:
-        The detector, and its ViT.
+    A careless one keeps a graph of its frozen ViT, and runs it a second time for CLIP's map.
     """
     torch.manual_seed(0)
     tower, names = load_tower(options.model), [f"class {number}" for number in range(65)]
@@ -102,14 +97,7 @@ def watch_tower(backbone: ClipViT) -> Iterator[Counter[str]]:
 def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) -> Step:
     """Make a training step (forward, backward, AdamW) or an inference on one random picture.
 
-    Args:
-        detector: Of ``build_detector``.
-        backbone: Its ViT.
-        size: Side of the picture, px.
-        task: training or inference.
-
-    Returns:
-        Function that runs it. Inference makes a graph only where the backbone is careless.
+    Inference makes a graph only where the backbone is careless.
     """
     rng = torch.Generator().manual_seed(0)
     corner = torch.rand(7, 2, generator=rng) * size / 2

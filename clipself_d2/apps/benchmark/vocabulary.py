@@ -34,11 +34,7 @@ _OBJECTS, _SIDE = 12, 640
 
 
 class OneByOne:
-    """A sentence encoder that gives the text tower a sentence at a time.
-
-    Args:
-        encoder: The text tower.
-    """
+    """A sentence encoder that gives the text tower a sentence at a time."""
 
     def __init__(self, encoder: SentenceEncoder) -> None:
         self.encoder = encoder
@@ -51,14 +47,8 @@ class OneByOne:
 def build_head(num_classes: int, device: str, task: str) -> Step:
     """Make a run of F-ViT's box predictor over random classes, three quarters of them base.
 
-    Args:
-        num_classes: K.
-        device: cpu or cuda.
-        task: training (forward, losses and backward of 512 regions, a quarter of them objects) or
-            inference (forward, fused scores and NMS of 1000).
-
-    Returns:
-        Function that runs it.
+    Training is forward, losses and backward of 512 regions, a quarter of them objects; inference is
+    forward, fused scores and NMS of 1000.
     """
     torch.manual_seed(0)
     classifier = TextClassifier(

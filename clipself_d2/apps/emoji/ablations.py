@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_stage
+from clipself_d2.apps.emoji.quickstart import Stage, read_results, run_once
 from clipself_d2.apps.files.concept_pool import build_concept_pool
 from clipself_d2.engine.evaluate import RESULTS_FILE
 from clipself_d2.parts.json_file import write_json
@@ -15,8 +15,6 @@ from clipself_d2.vocabulary.concepts import ConceptPool
 logger = logging.getLogger(__name__)
 
 MIN_COUNT = 20
-# The command that gave a folder its results.
-COMMAND_FILE = "ablation_command.json"
 # Column, section of the results, metric.
 REGION_COLUMNS = (
     ("things", "region", "roi.thing.macc1"),
@@ -156,17 +154,7 @@ class AblationOptions:
 
 
 def choose_rows(options: AblationOptions) -> list[AblationRow]:
-    """List the lines that are asked for.
-
-    Args:
-        options: Options with ``tables``.
-
-    Returns:
-        The lines, in order.
-
-    Raises:
-        ValueError: If a word is in no title.
-    """
+    """List the lines of the tables that are asked for, in order."""
     words = [word.lower() for word in options.tables]
     titles = dict.fromkeys(row.table for row in ROWS)
     for word in words:
@@ -208,14 +196,7 @@ def _stage(options: AblationOptions, row: AblationRow) -> Stage:
 
 
 def prepare_files(options: AblationOptions) -> None:
-    """Write the concept pools and the halved data set.
-
-    Args:
-        options: Places.
-
-    Raises:
-        FileNotFoundError: If captions or proposals are missing.
-    """
+    """Write the concept pools and the halved data set."""
     for flag, file in (("--proposals", options.proposals), ("--rpn", options.rpn)):
         if file and not file.is_file():
             raise FileNotFoundError(f"{flag} {file} does not exist; tools/quickstart.py writes it")
@@ -234,22 +215,11 @@ def prepare_files(options: AblationOptions) -> None:
 
 
 def run_ablations(options: AblationOptions, command: str) -> None:
-    """Run what has no results yet, then write the page.
-
-    Args:
-        options: Budget and places.
-        command: How this was called, for the page.
-    """
+    """Run what has no results yet, then write the page, which quotes the command."""
     rows = choose_rows(options)
     prepare_files(options)
     for stage in plan_runs(options, rows):
-        record = stage.output / COMMAND_FILE
-        done = record.is_file() and (stage.output / RESULTS_FILE).is_file()
-        if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
-            logger.info("[%s] has results in %s; kept", stage.name, stage.output)
-            continue
-        run_stage(stage, options.data_root)
-        write_json(record, stage.command)
+        run_once(stage, options.data_root, RESULTS_FILE)
     results = {
         row.name: next(iter(read_results(options.output / row.name).values())) for row in rows
     }
@@ -264,17 +234,7 @@ def format_page(
     results: Mapping[str, Mapping[str, Mapping[str, float]]],
     command: str,
 ) -> str:
-    """Write the tables as Markdown.
-
-    Args:
-        options: Budget of the runs.
-        rows: Lines of the tables.
-        results: Scores by run, section and metric, percent.
-        command: How the tool was called.
-
-    Returns:
-        The page.
-    """
+    """Write the tables of the results (by run, section and metric, percent) as Markdown."""
     parts = [
         "# RegionCLIP's ablations on emoji scenes",
         "Made by `tools/run_ablations.py`; do not edit. The ablations of RegionCLIP "

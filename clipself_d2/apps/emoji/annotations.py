@@ -36,31 +36,13 @@ def file_header() -> Row:
 
 
 def image_row(scene: Scene, image_id: int) -> Row:
-    """Describe the image of a scene.
-
-    Args:
-        scene: The scene.
-        image_id: Its number, >= 1.
-
-    Returns:
-        The row; the file is named by twelve digits, as in COCO.
-    """
+    """Describe the image of a scene; the file is named by twelve digits, as in COCO."""
     height, width = scene.image.shape[:2]
     return {"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": width, "height": height}
 
 
 def instance_rows(scene: Scene, image_id: int, first_id: int, world: World) -> list[Row]:
-    """Describe the things of a scene.
-
-    Args:
-        scene: The scene.
-        image_id: Number of its image.
-        first_id: Number of its first instance; the others follow.
-        world: The classes.
-
-    Returns:
-        One row a thing, in the order of ``scene.objects``.
-    """
+    """Describe the things of a scene in their order, numbered from ``first_id``."""
     rows = []
     for number, thing in enumerate(scene.objects):
         mask = scene.instance_map == number + 1
@@ -88,12 +70,7 @@ def thing_categories(world: World) -> list[Row]:
 def base_only(instances: Row, world: World) -> Row:
     """Take the novel classes out of a training file, as the open-vocabulary protocols do.
 
-    Args:
-        instances: All annotations.
-        world: The classes.
-
-    Returns:
-        Annotations of base classes and the images that have one; all categories stay listed.
+    Images without another annotation go with them; all categories stay listed.
     """
     novel = {thing.id for thing in world.things if thing.frequency == "r"}
     rows = [row for row in instances["annotations"] if row["category_id"] not in novel]
@@ -113,9 +90,9 @@ def to_lvis(
     """Turn a COCO instance file into an LVIS v1 file.
 
     Every scene is labelled completely, so ``not_exhaustive_category_ids`` is empty and
-    ``neg_category_ids`` holds all annotated classes that the image lacks: a detection of any
-    absent class is a false positive, as in COCO. A file without novel annotations says nothing
-    about novel classes, neither positive nor negative.
+    ``neg_category_ids`` holds all annotated classes that the image lacks: a detection of any absent
+    class is a false positive, as in COCO. A file without novel annotations says nothing about novel
+    classes, neither positive nor negative.
 
     Args:
         instances: The COCO file.
@@ -124,9 +101,6 @@ def to_lvis(
             files are theirs, as in LVIS.
         split: Folder of the images; LVIS readers take it from ``coco_url``.
         annotated: Frequencies of the classes that the file annotates.
-
-    Returns:
-        A file of the same images and annotations.
     """
     labelled = {thing.id for thing in world.things if thing.frequency in annotated}
     positive: dict[int, set[int]] = {row["id"]: set() for row in instances["images"]}
@@ -173,11 +147,6 @@ def panoptic_categories(world: World) -> list[Row]:
 
 def panoptic_row(scene: Scene, image_id: int, world: World) -> tuple[Row, np.ndarray]:
     """Describe things and visible stuff of a scene; every pixel belongs to one segment.
-
-    Args:
-        scene: The scene.
-        image_id: Number of its image.
-        world: The classes.
 
     Returns:
         The row and the picture of segment ids, (H, W, 3) uint8 RGB.

@@ -22,26 +22,12 @@ CAPTION_STARTS = ("", "a photo of ", "a picture of ", "a drawing of ", "there is
 
 
 def article(name: str) -> str:
-    """Put the indefinite article before a name.
-
-    Args:
-        name: A noun phrase.
-
-    Returns:
-        The phrase with "a" or "an".
-    """
+    """Put the indefinite article before a name."""
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def enumerate_names(names: Sequence[str]) -> str:
-    """Join names as in a sentence.
-
-    Args:
-        names: Noun phrases, at least one.
-
-    Returns:
-        Such as "a dog, an owl and a car".
-    """
+    """Join names as in a sentence, such as "a dog, an owl and a car"."""
     first = [article(name) for name in names]
     last = first.pop()
     return f"{', '.join(first)} and {last}" if first else last
@@ -86,14 +72,7 @@ class CaptionedPictures(IterableDataset[CaptionedBatch]):
             yield self.batch(number)
 
     def batch(self, number: int) -> CaptionedBatch:
-        """Make one batch.
-
-        Args:
-            number: Number of the batch, >= 0.
-
-        Returns:
-            The batch.
-        """
+        """Make batch ``number``, counted from 0."""
         rng = np.random.default_rng([self.seed, number])
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
@@ -127,16 +106,7 @@ class CaptionedPictures(IterableDataset[CaptionedBatch]):
 
 
 def crop_and_pad(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """Cut a box, scale its longest side to ``size`` and centre it on black.
-
-    Args:
-        image: (H, W, 3) uint8.
-        box: (4,) XYXY px; may be fractional.
-        size: Side of the result, px.
-
-    Returns:
-        (size, size, 3) uint8.
-    """
+    """Cut an (H, W, 3) uint8 picture by XYXY px, scale it to ``size`` and centre it on black."""
     left, top, right, bottom = (round(float(side)) for side in box)
     crop = fit_longest(Image.fromarray(image).crop((left, top, right, bottom)), size)
     canvas = Image.new("RGB", (size, size))

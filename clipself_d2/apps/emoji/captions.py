@@ -11,17 +11,9 @@ MAX_NAMES = 4
 
 
 def scene_captions(rng: np.random.Generator, scene: Scene, world: World) -> list[str]:
-    """Write captions that name some of a scene's things and, half of the time, its stuff.
+    """Write true captions that name some of a scene's things and, half of the time, its stuff.
 
     As on the web, a caption tells part of what a picture shows: at most ``MAX_NAMES`` classes.
-
-    Args:
-        rng: Source of randomness.
-        scene: The scene.
-        world: The classes.
-
-    Returns:
-        ``CAPTIONS_PER_IMAGE`` sentences, all true.
     """
     bare = scene.instance_map == 0
     stuff = world.stuff[int(np.bincount(scene.stuff_map[bare]).argmax())]

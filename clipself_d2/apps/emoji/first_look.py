@@ -30,26 +30,19 @@ STUDENT = TowerSpec("distilled", "ViT-Ti-8-emoji", "emoji", "emoji_clipself")
 
 
 def render_picture(seed: int) -> Image.Image:
-    """Draw a scene of the emoji world.
-
-    Args:
-        seed: Which one.
-
-    Returns:
-        The picture.
-    """
+    """Draw a scene of the emoji world."""
     return Image.fromarray(SceneRenderer().render(np.random.default_rng(seed)).image)
 
 
 def look(
     words: Sequence[str], output: Path, *, image: Path | None = None, seed: int = 0, score: float
 ) -> list[str]:
-    """Ask the three models for some words, and draw their answers side by side.
+    """Ask the three models for K words, and draw their answers side by side.
 
     Args:
         words: K words.
         output: The picture to write.
-        image: The picture to look at; None draws a scene.
+        image: The picture to look at; None draws the scene of ``seed``.
         seed: Which scene.
         score: Least score of a box, 0 to 1.
 

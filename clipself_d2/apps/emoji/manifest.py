@@ -15,13 +15,7 @@ Options = Mapping[str, int | bool | str]
 
 
 def write_manifest(folder: Path, options: Options, files: Iterable[Path]) -> None:
-    """Hash files and vouch for them.
-
-    Args:
-        folder: The data set's folder.
-        options: What the files were made with.
-        files: Files below the folder.
-    """
+    """Hash files below a data set's folder and vouch for them."""
     hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
     text = json.dumps({"options": dict(options), "sha256": hashes}, indent=0)
     partial = folder / f"{MANIFEST}.partial"
@@ -30,15 +24,7 @@ def write_manifest(folder: Path, options: Options, files: Iterable[Path]) -> Non
 
 
 def find_problem(folder: Path, options: Options) -> str | None:
-    """Compare a folder with its manifest and with the options wanted.
-
-    Args:
-        folder: The data set's folder.
-        options: What the files shall be made with.
-
-    Returns:
-        What is wrong, as a clause; None if every file is as it was written.
-    """
+    """Say as a clause what is wrong with a folder; None if it is as written, with these options."""
     path = folder / MANIFEST
     if not path.is_file():
         return f"{path} is missing"
@@ -62,14 +48,7 @@ def find_problem(folder: Path, options: Options) -> str | None:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Hash the contents of files, in the order given.
-
-    Args:
-        files: Files to read.
-
-    Returns:
-        The first 16 hexadecimal digits of their common sha256.
-    """
+    """Hash the contents of files, in the order given, to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -29,17 +29,9 @@ _IGNORE_LABEL = 255
 
 
 def list_words(own: Sequence[str], count: int) -> list[str]:
-    """Choose the words of one row: some of a data set's classes, or all and words beside them.
+    """Choose ``count`` of a data set's own classes, or all and names of LVIS beside them.
 
-    Args:
-        own: The classes of the data set.
-        count: T, at most as many as ``own`` and LVIS's names together.
-
-    Returns:
-        T different words; a shorter list is the beginning of a longer one.
-
-    Raises:
-        ValueError: If there are not so many words.
+    A shorter list is the beginning of a longer one.
     """
     shuffled = [own[number] for number in np.random.default_rng(0).permutation(len(own))]
     others = [str(entry["synonyms"][0]).replace("_", " ") for entry in LVIS_CATEGORIES]
@@ -58,8 +50,8 @@ def measure_words(
 ) -> str:
     """Segment the validation scenes for lists of words, each picture encoded once for all.
 
-    Pixels of classes that a list leaves out are ignored; words of LVIS beside the data set's are
-    in no truth, so that every pixel given to one is wrong.
+    Pixels of classes that a list leaves out are ignored; words of LVIS beside the data set's are in
+    no truth, so that every pixel given to one is wrong.
 
     Args:
         run: Folder of a training of CAT-Seg.
@@ -71,9 +63,6 @@ def measure_words(
     Returns:
         Markdown table: processor time of scoring a picture, without its encoding, and mIoU in
         percent of the classes in the truth.
-
-    Raises:
-        ValueError: If the run is of another model.
     """
     predictor = OpenVocabPredictor(run / "config.yaml", run / "model_final.pth")
     model = predictor.model

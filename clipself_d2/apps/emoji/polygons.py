@@ -12,21 +12,15 @@ MIN_PART_AREA = 2.0
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Trace the outlines of a mask.
+    """Trace the outlines of an (H, W) bool mask with at least one pixel set.
 
     COCO polygons have no holes: a hole is joined to its outline by a slit of no width, which
     pycocotools, Detectron2 and OpenCV fill as intended.
-
-    Args:
-        mask: (H, W) bool with at least one pixel set.
 
     Returns:
         One polygon for each part, [x0, y0, x1, y1, ...] in px with (0, 0) the outer corner of the
         first pixel; each has at least three corners. Rasterised, they cover the mask but for
         single pixels of its edge and parts below ``MIN_PART_AREA``.
-
-    Raises:
-        ValueError: If the mask is empty.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:

@@ -91,15 +91,8 @@ def prepare_emoji(root: Path, options: EmojiOptions, *, sprite_dir: Path | None 
     """Write the embedded data set, unless it is there, complete and undamaged.
 
     Everything is made in a folder of its own and moved into place when complete; the manifest
-    follows last. Other files in ``<root>/emoji`` are left alone.
-
-    Args:
-        root: Folder of data sets, such as DETECTRON2_DATASETS.
-        options: What to make.
-        sprite_dir: Folder of the sprite sheets; that of the repository when None.
-
-    Returns:
-        Whether anything was written.
+    follows last. Other files in ``<root>/emoji`` are left alone. Sprite sheets are those of the
+    repository where ``sprite_dir`` is None. Returns whether anything was written.
     """
     folder = root / "emoji"
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,8 @@ _TEST = re.compile(r"Inference done (?P<done>\d+)/(?P<all>\d+)\.")
 class ProgressLine:
     """The line, rewritten in a terminal, elsewhere written once a command.
 
-    Args:
-        minutes: Minutes that each command took in a run of the past; only their ratios count.
-        stream: Where it is written; None is this process's output.
-        clock: Seconds that pass.
+    Only ratios of ``minutes`` count, which each command took in a run of the past; ``clock`` tells
+    seconds.
     """
 
     def __init__(
@@ -32,22 +30,14 @@ class ProgressLine:
         self._start = clock()
 
     def begin(self, name: str) -> None:
-        """Say that a command begins.
-
-        Args:
-            name: One of ``minutes``.
-        """
+        """Say that a command, one of ``minutes``, begins."""
         step, left = self._names.index(name), self.time_left(name)
         ahead = "" if left is None else f", about {max(1, round(left))} min left"
         self._title = f"step {step + 1} of {len(self._names)}: {name}{ahead}"
         self._write("")
 
     def see(self, line: str) -> None:
-        """Read a line that the command printed.
-
-        Args:
-            line: Any.
-        """
+        """Read a line that the command printed."""
         if not self._stream.isatty():
             return
         if step := _STEP.search(line):
@@ -62,14 +52,7 @@ class ProgressLine:
             self._shown = 0
 
     def time_left(self, name: str) -> float | None:
-        """Minutes until the end, by the time that the commands before this one took.
-
-        Args:
-            name: The command that begins.
-
-        Returns:
-            None while there is nothing to go by.
-        """
+        """Minutes from a command to the end, by the time of those before it; None at the first."""
         done = self._names.index(name)
         before = sum(self._minutes[past] for past in self._names[:done])
         after = sum(self._minutes[ahead] for ahead in self._names[done:])

@@ -36,6 +36,8 @@ MINUTES = {
     "detector_before": 1.9,
     "detector_after": 2.0,
 }
+# The command that gave a folder its results.
+COMMAND_FILE = "command.json"
 VERSIONS = ("clipself_d2", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
@@ -144,20 +146,16 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
 def run_stage(
     stage: Stage, data_root: Path, log: Path | None = None, progress: ProgressLine | None = None
 ) -> float:
-    """Run one command.
+    """Run one command, whose output goes into ``log``, or to the terminal without one.
 
     Args:
         stage: The stage.
         data_root: Value of DETECTRON2_DATASETS.
-        log: File for what it prints; None is the terminal.
+        log: File for what it prints.
         progress: Reads what goes into the file.
 
     Returns:
         Minutes it took.
-
-    Raises:
-        FileNotFoundError: If an input of the stage is missing.
-        ValueError: If the command fails.
     """
     for path in stage.inputs:
         if not path.is_file():
@@ -205,15 +203,19 @@ def _last_words(log: Path) -> str:
     return lines[-1] if lines else "nothing"
 
 
+def run_once(stage: Stage, data_root: Path, *results: str) -> None:
+    """Run a command, unless one of its files of results is there and of this very command."""
+    record = stage.output / COMMAND_FILE
+    done = record.is_file() and any((stage.output / name).is_file() for name in results)
+    if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
+        logger.info("[%s] has results in %s; kept", stage.name, stage.output)
+        return
+    run_stage(stage, data_root)
+    write_json(record, stage.command)
+
+
 def run_quickstart(options: QuickstartOptions) -> Summary:
-    """Run all stages, then write the summary, the table and the pictures.
-
-    Args:
-        options: Budget and places.
-
-    Returns:
-        The summary, as written to ``summary.json``.
-    """
+    """Run all stages, then write the table, the pictures and the summary, which is returned."""
     options.output.mkdir(parents=True, exist_ok=True)
     summary_path = options.output / "summary.json"
     summary_path.unlink(missing_ok=True)

@@ -32,15 +32,7 @@ class Sentence(NamedTuple):
 
 
 def scene_sentences(scene: Scene, world: World) -> list[Sentence]:
-    """List all expressions of this little language that identify one object of a scene.
-
-    Args:
-        scene: The scene.
-        world: The classes.
-
-    Returns:
-        The sentences in a fixed order, each once.
-    """
+    """List, in a fixed order, all expressions that identify one object of a scene."""
     things = [world.things[thing.thing] for thing in scene.objects]
     boxes = np.array([thing.box for thing in scene.objects], np.float64).reshape(-1, 4)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -98,16 +90,7 @@ def _relations(
 
 
 def choose_sentences(rng: np.random.Generator, scene: Scene, world: World) -> list[list[str]]:
-    """Choose up to ``MAX_SENTENCES`` expressions for every object.
-
-    Args:
-        rng: Source of randomness.
-        scene: The scene.
-        world: The classes.
-
-    Returns:
-        For each object its sentences; none where nothing tells it from the others.
-    """
+    """Choose up to ``MAX_SENTENCES`` for every object; none where nothing tells it from others."""
     by_target: list[list[str]] = [[] for _ in scene.objects]
     for sentence in scene_sentences(scene, world):
         by_target[sentence.target].append(sentence.text)
@@ -126,19 +109,7 @@ def ref_rows(
     first_ref_id: int,
     first_sentence_id: int,
 ) -> list[Row]:
-    """Arrange an image's sentences as RefCOCO does.
-
-    Args:
-        sentences: For each object its sentences.
-        instances: The objects' rows in the instance file.
-        image: The image's row.
-        split: Name of the split.
-        first_ref_id: Number of the first ref.
-        first_sentence_id: Number of the first sentence.
-
-    Returns:
-        One row for each object that has a sentence.
-    """
+    """Arrange an image's sentences, those of each object, as RefCOCO does."""
     rows: list[Row] = []
     sentence_id = first_sentence_id
     for texts, instance in zip(sentences, instances, strict=True):

@@ -36,14 +36,7 @@ class Box(TypedDict):
 
 
 def format_table(summary: Summary) -> str:
-    """Make the results table of a summary.
-
-    Args:
-        summary: Keys of ``summary.json``.
-
-    Returns:
-        A text table; all figures in percent.
-    """
+    """Lay the figures of ``summary.json`` out as text, in percent."""
     crop = summary["crop_macc"]
     rows = [["region top-1, teacher on image crops", crop, crop]]
     rows.append(["region top-1, dense features", *_pair(summary, "dense_macc")])
@@ -58,13 +51,7 @@ def _pair(summary: Summary, key: str) -> tuple[float, float]:
 
 
 def draw_curves(summary: Summary, metrics_file: Path, output_dir: Path) -> None:
-    """Draw the distillation's loss and the figures before and after it.
-
-    Args:
-        summary: Keys of ``summary.json``.
-        metrics_file: Detectron2's metrics.json of the distillation.
-        output_dir: Folder of ``curves.png``.
-    """
+    """Draw the distillation's loss, of metrics.json, and the figures before and after it."""
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     rows = [row for row in rows if "total_loss" in row]
     figure = Figure(figsize=(12, 3.6))
@@ -152,15 +139,7 @@ def draw_detections(data_dir: Path, before_dir: Path, after_dir: Path, output: P
 
 
 def best_boxes(boxes: Sequence[Box], count: int) -> list[Box]:
-    """Choose the boxes of one picture that are drawn, one a place whatever their classes.
-
-    Args:
-        boxes: Any number.
-        count: Most that are chosen.
-
-    Returns:
-        Those of the highest scores.
-    """
+    """Choose boxes of one picture by their scores, one a place whatever their classes."""
     if not boxes:
         return []
     xywh = torch.tensor([box["bbox"] for box in boxes], dtype=torch.float32)
@@ -180,17 +159,7 @@ def _read_detections(folder: Path) -> dict[int, list[Box]]:
 def draw_boxes(
     pixels: np.ndarray, boxes: Sequence[Box], names: dict[int, str], novel: set[str]
 ) -> np.ndarray:
-    """Draw boxes with Detectron2's Visualizer.
-
-    Args:
-        pixels: (H, W, 3) uint8 RGB.
-        boxes: XYWH boxes with class and score.
-        names: Class name of every category id.
-        novel: Names drawn in red and marked.
-
-    Returns:
-        (2H, 2W, 3) uint8 RGB.
-    """
+    """Draw boxes, those of novel names red and marked: (2H, 2W, 3) uint8 RGB."""
     drawer = Visualizer(pixels, scale=DRAW_SCALE, instance_mode=ColorMode.IMAGE)
     corners, labels, colors = [], [], []
     for box in sorted(boxes, key=lambda box: box["score"]):

@@ -210,13 +210,6 @@ def _leaves_others_visible(
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Find the smallest box around a mask.
-
-    Args:
-        mask: (H, W) bool with at least one pixel set.
-
-    Returns:
-        XYXY px, exclusive ends.
-    """
+    """Find the smallest box around an (H, W) bool mask: XYXY px, exclusive ends."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -13,20 +13,19 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from clipself_d2.apps.emoji.many_words import list_words, measure_words
-from clipself_d2.apps.emoji.quickstart import Stage, run_stage
+from clipself_d2.apps.emoji.quickstart import Stage, run_once
 from clipself_d2.apps.predict.classify_masks import SCORES_FILE
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.predict.segments import draw_segments, segments_of
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.engine.evaluate import RESULTS_FILE
-from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.label_maps import read_segment_colours, segment_ids
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
 from clipself_d2.segmentation.panoptic import POOLINGS
 
 logger = logging.getLogger(__name__)
 
-COMMAND_FILE, TABLE_FILE, PICTURE_FILE = "command.json", "segmentation.md", "segmentation.png"
+TABLE_FILE, PICTURE_FILE = "segmentation.md", "segmentation.png"
 TOWERS = ("untouched", "distilled")
 CONFIGS = {
     "panoptic": dict(zip(TOWERS, ("ov_panoptic_untouched", "ov_panoptic_clipself"), strict=True)),
@@ -83,18 +82,7 @@ class SegmentationOptions:
 
 
 def plan_runs(options: SegmentationOptions) -> list[Stage]:
-    """List the commands of all seeds, both towers of a seed one after the other.
-
-    Args:
-        options: Budget and places.
-
-    Returns:
-        The naming of true masks, then the trainings.
-
-    Raises:
-        ValueError: If the number of students is neither one nor that of the seeds, or there is no
-            CAT-Seg or no vocabulary for ``words``.
-    """
+    """List the commands of all seeds: the naming of true masks, then the trainings."""
     if len(options.students) not in (1, len(options.seeds)):
         raise ValueError(
             f"--students names {len(options.students)} files for {len(options.seeds)} seeds; "
@@ -134,22 +122,9 @@ def plan_runs(options: SegmentationOptions) -> list[Stage]:
 
 
 def run_segmentation(options: SegmentationOptions) -> str:
-    """Run what has no results yet, then write the table and the picture.
-
-    Args:
-        options: Budget and places.
-
-    Returns:
-        The tables.
-    """
+    """Run what has no results yet, then write the tables, which are returned, and the picture."""
     for stage in plan_runs(options):
-        record = stage.output / COMMAND_FILE
-        done = record.is_file() and read_scores(stage.output) is not None
-        if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
-            logger.info("[%s] has results in %s; kept", stage.name, stage.output)
-            continue
-        run_stage(stage, options.data_root)
-        write_json(record, stage.command)
+        run_once(stage, options.data_root, SCORES_FILE, RESULTS_FILE)
     table = format_table(options)
     if options.words:
         run = options.output / f"cat_seg_distilled_{options.seeds[0]}"
@@ -169,14 +144,9 @@ def read_scores(folder: Path) -> Mapping[str, Mapping[str, float]] | None:
 
 
 def format_table(options: SegmentationOptions) -> str:
-    """Lay out what the runs have written, mean and spread (most - least) over the seeds.
+    """Lay out mean and spread (most - least) over the seeds in Markdown, percent.
 
-    Args:
-        options: Places; runs without results are left out of the means, and a kind of run without
-            any out of the table.
-
-    Returns:
-        A Markdown table in percent, with the number of seeds of every kind of run.
+    Runs without results are left out of the means, a kind of run without any out of the table.
     """
     lines = []
     for title, kind, rows in SECTIONS:
@@ -205,11 +175,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw_examples(options: SegmentationOptions) -> None:
-    """Draw truth and predictions of the first seed side by side, a line for every model.
-
-    Args:
-        options: Places of runs that are finished.
-    """
+    """Draw truth and predictions of the first seed side by side, a line for every model."""
     # Not of the catalogue, whose folder may be another.
     data, metadata = options.data_root / "emoji", MetadataCatalog.get(_VAL)
     number = dict(metadata.thing_dataset_id_to_contiguous_id)

@@ -22,18 +22,7 @@ Render = Callable[[str], Image.Image]
 
 
 def fit_sprite(picture: Image.Image, size: int = SPRITE_SIZE) -> Image.Image:
-    """Crop a picture to its visible part, scale the longest side to the cell, and centre it.
-
-    Args:
-        picture: RGBA picture of any size.
-        size: Side of the cell, px.
-
-    Returns:
-        A (size, size) RGBA picture.
-
-    Raises:
-        ValueError: If nothing is visible.
-    """
+    """Crop an RGBA picture to its visible part, scale it to a (size, size) cell, and centre it."""
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT_ALPHA)).getbbox()
     if box is None:
         raise ValueError("a sprite has no visible pixel; check that its source has this glyph")
@@ -47,15 +36,7 @@ def fit_sprite(picture: Image.Image, size: int = SPRITE_SIZE) -> Image.Image:
 
 
 def lay_out_sheet(sprites: Sequence[Image.Image], columns: int = COLUMNS) -> Image.Image:
-    """Arrange sprites of one size row by row.
-
-    Args:
-        sprites: At least one RGBA picture, all (size, size).
-        columns: Sprites a row.
-
-    Returns:
-        One RGBA picture.
-    """
+    """Arrange (size, size) RGBA sprites row by row."""
     size = sprites[0].width
     rows = -(-len(sprites) // columns)
     sheet = Image.new("RGBA", (columns * size, rows * size))
@@ -65,14 +46,7 @@ def lay_out_sheet(sprites: Sequence[Image.Image], columns: int = COLUMNS) -> Ima
 
 
 def noto_renderer(font_file: Path) -> Render:
-    """Draw glyphs of Noto Color Emoji.
-
-    Args:
-        font_file: ``NotoColorEmoji.ttf`` with colour bitmaps.
-
-    Returns:
-        A function from a code point, such as "1f436", to an RGBA picture.
-    """
+    """Draw glyphs of ``NotoColorEmoji.ttf`` from code points such as "1f436"."""
     font = ImageFont.truetype(str(font_file), NOTO_FONT_SIZE)
 
     def render(code_point: str) -> Image.Image:
@@ -85,19 +59,7 @@ def noto_renderer(font_file: Path) -> Render:
 
 
 def svg_renderer(folder: Path, package: str, *, upper_case: bool = False) -> Render:
-    """Draw the SVG files of a package.
-
-    Args:
-        folder: Folder with one file a code point.
-        package: Name of the package, for messages.
-        upper_case: Whether file names are upper case.
-
-    Returns:
-        A function from a code point to an RGBA picture.
-
-    Raises:
-        ValueError: If resvg-py is not installed.
-    """
+    """Draw the SVG files of a package, one a code point; ``package`` is named in messages."""
     try:
         import resvg_py
     except ImportError as error:
@@ -114,15 +76,7 @@ def svg_renderer(folder: Path, package: str, *, upper_case: bool = False) -> Ren
 
 
 def picture_renderer(folder: Path, package: str) -> Render:
-    """Read the WebP pictures of a package.
-
-    Args:
-        folder: Folder with one file a code point.
-        package: Name of the package, for messages.
-
-    Returns:
-        A function from a code point to an RGBA picture.
-    """
+    """Read the WebP pictures of a package, one a code point; ``package`` is named in messages."""
 
     def render(code_point: str) -> Image.Image:
         with Image.open(_find(folder, code_point, ".webp", package)) as image:
@@ -140,17 +94,7 @@ def _find(folder: Path, stem: str, ending: str, package: str) -> Path:
 
 
 def read_code_points(index_file: Path) -> list[str]:
-    """Read the order of the sprites.
-
-    Args:
-        index_file: ``index.json``: the hand-made table of names, groups and code points.
-
-    Returns:
-        Code points in the order of the cells.
-
-    Raises:
-        ValueError: If its layout is not that of this module.
-    """
+    """Read the code points of ``index.json`` in the order of the cells."""
     index = json.loads(index_file.read_text(encoding="utf-8"))
     layout = (index["sprite_size"], index["columns"])
     if layout != (SPRITE_SIZE, COLUMNS):
@@ -161,28 +105,14 @@ def read_code_points(index_file: Path) -> list[str]:
 
 
 def build_sheet(render: Render, code_points: Sequence[str], output: Path) -> None:
-    """Draw all sprites of a family and write its sheet.
-
-    Args:
-        render: Draws one code point.
-        code_points: Code points in the order of the cells.
-        output: WebP file to write.
-    """
+    """Draw all sprites of a family and write its WebP sheet."""
     sheet = lay_out_sheet([fit_sprite(render(code_point)) for code_point in code_points])
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output, quality=WEBP_QUALITY, method=6)
 
 
 def sheet_difference(first: Path, second: Path) -> float:
-    """Compare two sheets.
-
-    Args:
-        first: A WebP sheet.
-        second: Another of the same size.
-
-    Returns:
-        Mean absolute difference of the premultiplied channels, 0 to 255.
-    """
+    """Mean absolute difference of two sheets' premultiplied channels, 0 to 255."""
     pair = []
     for path in (first, second):
         with Image.open(path) as image:

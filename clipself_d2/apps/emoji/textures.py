@@ -124,14 +124,7 @@ PAINTERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 @functools.cache
 def paint_textures(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
-    """Paint some tiles of every texture.
-
-    Args:
-        seed: Seed of the generator; the same seed gives the same bytes.
-
-    Returns:
-        For each stuff name ``TILES_PER_TEXTURE`` tiles, (TILE_SIZE, TILE_SIZE, 3) uint8 RGB.
-    """
+    """Paint (TILE_SIZE, TILE_SIZE, 3) uint8 RGB tiles of every texture, the same for a seed."""
     tiles: dict[str, tuple[np.ndarray, ...]] = {}
     for number, (name, painter) in enumerate(PAINTERS.items()):
         rng = np.random.default_rng([seed, number])

@@ -53,11 +53,7 @@ class EmojiClipOptions:
 
 
 def corpus_words() -> list[str]:
-    """List every word the embedded CLIP reads in training.
-
-    Returns:
-        Lower-case words of class names, prompts and captions, without duplicates, sorted.
-    """
+    """List every word the embedded CLIP reads in training, lower-case and sorted."""
     world = load_world()
     texts = [*world.thing_names, *world.stuff, *CAPTION_STARTS, "an and on"]
     texts += [re.sub(r"\{\w*\}", " ", template) for template in get_templates("emoji")]
@@ -65,14 +61,7 @@ def corpus_words() -> list[str]:
 
 
 def class_prompts(names: Sequence[str]) -> list[list[str]]:
-    """Prompt every name with every template of the embedded CLIP.
-
-    Args:
-        names: Class names.
-
-    Returns:
-        One list of prompts a template, each in the order of the names.
-    """
+    """Prompt every name: a list for each template, in the order of the names."""
     templates = get_templates("emoji")
     by_name = [fill_templates(name, templates) for name in names]
     return [list(prompts) for prompts in zip(*by_name, strict=True)]
@@ -101,12 +90,7 @@ def contrastive_loss(logits_NM: Tensor, positive_NM: Tensor) -> Tensor:
 
 
 class EmojiClipTask(nn.Module):
-    """The embedded CLIP with its loss.
-
-    Args:
-        tower: Image tower.
-        text: Text tower.
-    """
+    """The embedded CLIP with its loss."""
 
     tower: VisionTower
     text: TextEncoder
@@ -127,27 +111,12 @@ class EmojiClipTask(nn.Module):
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Embed pictures.
-
-        Args:
-            images: (N, 3, s, s) uint8 RGB.
-
-        Returns:
-            (N, D) unit-norm float32.
-        """
+        """Embed pictures: (N, 3, s, s) uint8 RGB to (N, D) unit-norm float32."""
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
         return F.normalize(self.tower.forward_image(pixels).float(), dim=1)
 
     def forward(self, batch: CaptionedBatch, template: int) -> Tensor:
-        """Loss of one batch: pictures against all class prompts and against their captions.
-
-        Args:
-            batch: Captioned pictures.
-            template: Number of the prompt template used for the classes.
-
-        Returns:
-            The scalar loss.
-        """
+        """Loss of pictures against all class prompts of one template and against their captions."""
         image = self.encode_images(batch.images)
         tokens = torch.cat([self.prompt_tokens[template], self.text.tokenize(batch.captions)])
         text = F.normalize(self.text(tokens).float(), dim=1)
@@ -159,15 +128,7 @@ class EmojiClipTask(nn.Module):
 
     @torch.no_grad()
     def zero_shot(self, seed: int = VALIDATION_SEED, num_batches: int = 8) -> float:
-        """Top-1 accuracy over all things on fresh pictures that show exactly one thing.
-
-        Args:
-            seed: Seed of the pictures, other than that of training.
-            num_batches: Batches of 256 pictures.
-
-        Returns:
-            Share of right answers, in [0, 1].
-        """
+        """Top-1 accuracy in [0, 1] over all things, on fresh pictures that show exactly one."""
         num_things = len(load_world().things)
         embeddings = [
             F.normalize(self.text(t[:num_things]).float(), dim=1) for t in self.prompt_tokens
@@ -186,15 +147,7 @@ class EmojiClipTask(nn.Module):
 
 
 def train_emoji_clip(task: EmojiClipTask, options: EmojiClipOptions) -> float:
-    """Train the embedded CLIP in place.
-
-    Args:
-        task: Model and loss.
-        options: The recipe.
-
-    Returns:
-        Zero-shot accuracy at the end.
-    """
+    """Train the embedded CLIP in place; returns its zero-shot accuracy."""
     decayed = [p for p in task.parameters() if p.ndim >= 2]
     plain = [p for p in task.parameters() if p.ndim < 2]
     groups = [
@@ -240,13 +193,7 @@ def _factor(step: int, options: EmojiClipOptions) -> float:
 
 
 def save_emoji_clip(model: ClipModel, task: EmojiClipTask, path: Path) -> None:
-    """Write the embedded CLIP in half precision, by open_clip's names.
-
-    Args:
-        model: The CLIP whose towers were trained.
-        task: Its training task, which holds the learned scale.
-        path: safetensors file to write.
-    """
+    """Write the embedded CLIP with the learned scale, in half precision, by open_clip's names."""
     state = {**model.open_clip_state_dict(), "logit_scale": task.log_scale.detach()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.half().contiguous() for key, value in state.items()}, path)

@@ -28,13 +28,6 @@ def build_concept_pool(
         output: Text file of ``noun,count`` lines, the most frequent first.
         parser: "rules" or "spacy".
         min_count: Least number of occurrences kept.
-
-    Returns:
-        What was written.
-
-    Raises:
-        FileNotFoundError: If the captions are missing.
-        ValueError: If they cannot be read, the parser is not there, or no noun is frequent enough.
     """
     if Path(output).is_dir():
         raise ValueError(f"--output {output} is a folder; name a file in it")

@@ -20,13 +20,7 @@ words are parameters of the constructors.
 
 @dataclass(frozen=True)
 class Key:
-    """One row of the page.
-
-    Attributes:
-        name: Dotted name.
-        default: Its default as Python writes it.
-        meaning: The comment above it.
-    """
+    """One row of the page: dotted name, default as Python writes it, and the comment above it."""
 
     name: str
     default: str
@@ -34,14 +28,7 @@ class Key:
 
 
 def read_groups() -> dict[str, list[Key]]:
-    """Read the groups of keys, each a function of the config whose docstring is its title.
-
-    Returns:
-        Keys by title, in the order of the source.
-
-    Raises:
-        ValueError: If a key has no comment.
-    """
+    """Read the groups of keys, each a function of the config whose docstring is its title."""
     lines = inspect.getsource(config).splitlines()
     groups: dict[str, list[Key]] = {}
     for function in ast.parse("\n".join(lines)).body:
@@ -61,11 +48,7 @@ def read_groups() -> dict[str, list[Key]]:
 
 
 def render() -> str:
-    """Write the page.
-
-    Returns:
-        Markdown with a table for each group.
-    """
+    """Write the page: Markdown with a table for each group."""
     parts = [_HEADER]
     for title, keys in read_groups().items():
         rows = [f"| `{key.name}` | `{key.default}` | {key.meaning} |" for key in keys]

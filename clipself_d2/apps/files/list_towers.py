@@ -53,12 +53,7 @@ which is of that library.
 
 
 def write_towers(names: Sequence[str], output: Path | None) -> None:
-    """Describe models of open_clip.
-
-    Args:
-        names: Model names; empty for all.
-        output: Markdown file to write; None writes to the terminal.
-    """
+    """Describe models of open_clip, all without names, in a file or in the terminal."""
     page = render(names or known_models())
     if output is None:
         sys.stdout.write(page)
@@ -67,14 +62,7 @@ def write_towers(names: Sequence[str], output: Path | None) -> None:
 
 
 def render(names: Sequence[str]) -> str:
-    """Write the page of towers.
-
-    Args:
-        names: Model names, in the order wanted.
-
-    Returns:
-        Markdown with one row for each.
-    """
+    """Write the page of towers: Markdown with one row for each, in the order given."""
     rows = []
     for entry in map(describe, names):
         cells = [f"`{entry.name}`", "yes" if entry.supported else "no", entry.note]

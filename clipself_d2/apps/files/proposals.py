@@ -29,21 +29,15 @@ def write_proposals(
     max_per_image: int,
     min_score: float,
 ) -> int:
-    """Run a proposal network over a data set and write its boxes.
+    """Run a ``ProposalNetwork`` over a data set, write its boxes, and return their number.
 
     Args:
         cfg: The whole config; its provenance keys go into the file.
-        model: A ``ProposalNetwork``.
+        model: The network.
         dataset_name: Registered data set with the images.
         output: The json file to write; it appears whole or not at all.
         max_per_image: Most boxes kept of one image, best first.
         min_score: Least objectness kept, a probability in [0, 1].
-
-    Returns:
-        Number of boxes written.
-
-    Raises:
-        ValueError: If the model gives no proposals.
     """
     loader = build_detection_test_loader_from_cfg(cfg, dataset_name, batch_size=BATCH_SIZE)
     images: list[dict] = []

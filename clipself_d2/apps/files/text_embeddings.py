@@ -31,14 +31,9 @@ _EMOJI_DATASET = "emoji_ov_val"
 
 
 class EmbeddingReport(NamedTuple):
-    """What was written.
+    """What was written, after how many sentences and seconds.
 
-    Attributes:
-        embeddings: The file's content.
-        output: The file.
-        num_templates: P prompts of one name; 0 for embeddings of another project.
-        num_sentences: Sentences encoded; 0 where embeddings made earlier fit.
-        seconds: Time it took, the CLIP's loading included.
+    Without prompts, ``num_templates`` and ``num_sentences`` are 0.
     """
 
     embeddings: TextEmbeddings
@@ -57,13 +52,6 @@ def resolve_vocabulary(
         name: ``lvis_v1`` (1203 classes under the official names), ``coco`` (80 classes), ``emoji``,
             a registered data set, or a file as of ``Vocabulary.from_file``.
         choices: What an error names beside files.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: If it is none of these.
-        FileNotFoundError: If it looks like a file that is missing.
     """
     if name == "lvis_v1":
         return Vocabulary.from_metadata(SimpleNamespace(**lvis_metadata()))
@@ -106,13 +94,6 @@ def build_embedding_file(
         device: Where the text tower runs.
         batch_size: Sentences at a time.
         force: Whether a file of other embeddings may be overwritten.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: If the model, weights or prompts are unknown, the device cannot be used, or
-            ``output`` exists and is of something else.
     """
     begin = time.perf_counter()
     warn_of_doubtful_names(vocabulary)
@@ -173,14 +154,6 @@ def convert_embedding_file(
         weights: Its weights, kept for the record.
         templates: Its prompt set, kept for the record; "" where not known.
         force: Whether ``output`` may exist.
-
-    Returns:
-        What was written.
-
-    Raises:
-        FileNotFoundError: If there is no source.
-        ValueError: If it cannot be read, lacks a class, has another width than the CLIP, or
-            ``output`` exists.
     """
     begin = time.perf_counter()
     output, width = Path(output), embed_dim(clip)

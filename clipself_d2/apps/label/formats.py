@@ -1,5 +1,6 @@
 """Files of annotations: COCO's here, the others by supervision."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,20 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
     write_json(path, content, indent=1)
 
 
-def write_other(form: str, output: Path, root: Path, classes: Sequence[str]) -> None:
-    """Turn the COCO file into files of another form by supervision.
+def check_form(form: str, root: Path) -> None:
+    """Refuse what could not be written at the end, before anything is labelled.
 
     Args:
-        form: yolo or voc.
-        output: Folder with the COCO file; ``<form>/labels`` is written, and for yolo
-            ``<form>/data.yaml``.
-        root: Folder of the pictures.
-        classes: Names of the classes.
+        form: One of ``FORMS``.
+        root: Folder of the pictures; ``/`` of those in shards.
 
     Raises:
         ValueError: If supervision is missing, or the pictures lie in shards.
     """
+    if form == "coco":
+        return
     try:
-        import supervision  # noqa: PLC0415
+        import supervision  # noqa: F401, PLC0415
     except ImportError as error:
         raise ValueError(
             f"--format {form} is written by supervision, which is not here whole ({error}); "
@@ -66,14 +66,30 @@ def write_other(form: str, output: Path, root: Path, classes: Sequence[str]) -> 
         ) from error
     if root == Path("/"):
         raise ValueError(f"--format {form} needs pictures in a folder; take --format coco")
+
+
+def write_other(form: str, output: Path, root: Path) -> None:
+    """Turn the COCO file into files of another form by supervision.
+
+    Args:
+        form: yolo or voc.
+        output: Folder with the COCO file; ``<form>/labels`` is written, and for yolo
+            ``data.yaml`` and ``images``, a link to the pictures, so that it can be trained on.
+        root: Folder of the pictures.
+    """
+    import supervision  # noqa: PLC0415
+
     folder = output / form
     data = supervision.DetectionDataset.from_coco(
         images_directory_path=str(root), annotations_path=str(output / LABELS_FILE)
     )
-    if form == "yolo":
-        data.as_yolo(
-            annotations_directory_path=str(folder / "labels"),
-            data_yaml_path=str(folder / "data.yaml"),
-        )
-    else:
+    if form == "voc":
         data.as_pascal_voc(annotations_directory_path=str(folder / "labels"))
+        return
+    file = folder / "data.yaml"
+    data.as_yolo(annotations_directory_path=str(folder / "labels"), data_yaml_path=str(file))
+    # Trainers look for pictures beside the labels; which of them are for validation is theirs.
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(f"path: {json.dumps(str(folder.resolve()))}\ntrain: images\nval: images\n")
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to(root, target_is_directory=True)

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as mask_coder
 
-from clipself_d2.apps.label.formats import LABELS_FILE, write_coco, write_other
+from clipself_d2.apps.label.formats import LABELS_FILE, check_form, write_coco, write_other
 from clipself_d2.apps.label.ontology import LabelClass
 from clipself_d2.apps.predict.demo import draw
 from clipself_d2.apps.predict.media import find_inputs, is_video
@@ -94,10 +94,11 @@ def label(predictor: OpenVocabPredictor, options: LabelOptions) -> Path:
         The file or folder of annotations.
 
     Raises:
-        ValueError: If the output folder holds labels of other settings, or the model gives no
-            instances.
+        ValueError: If the output folder holds labels of other settings, the model gives no
+            instances, or the form cannot be written.
     """
     names, root = find_pictures(options.source)
+    check_form(options.form, root)
     _claim(options)
     comm.synchronize()
     done = {row["file_name"] for row in read_rows(options.output)}
@@ -189,7 +190,7 @@ def _merge(options: LabelOptions, names: Sequence[str], root: Path) -> None:
     classes = [entry.name for entry in options.classes]
     write_coco(options.output / LABELS_FILE, ordered, classes)
     if options.form != "coco":
-        write_other(options.form, options.output, root, classes)
+        write_other(options.form, options.output, root)
     _write_sheet(options.output / SHEET_FILE, ordered, root, classes)
     boxes = sum(len(row["annotations"]) for row in ordered)
     logger.info(

@@ -3,7 +3,9 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -69,10 +71,12 @@ def check_readable(sources: Sequence[Path | int]) -> None:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no picture or video, or there is no such camera.
+        ValueError: If a file is no picture or video, there is no such camera, or PyAV is missing,
+            which writes videos.
     """
     for source in sources:
         if is_video(source):
+            _import_av()
             with open_film(source):
                 continue
         if not is_member(str(source)):
@@ -145,7 +149,7 @@ def read_frames(film: cv2.VideoCapture, limit: int = 0) -> Iterator[np.ndarray]:
 
 @contextmanager
 def write_film(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an mp4 file, whose size is that of the first frame.
+    """Write an mp4 file of H.264, which browsers play, in the size of the first frame.
 
     Args:
         path: File to write.
@@ -154,21 +158,36 @@ def write_film(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     Yields:
         Function that appends a frame, (H, W, 3) uint8 RGB; a last odd row or column is cut, as the
         codec asks.
+
+    Raises:
+        ValueError: If PyAV is missing.
     """
-    writer: cv2.VideoWriter | None = None
+    av = _import_av()
+    # The index stands at the front, so that a browser need not load the whole file before it plays.
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        # Cameras give rates such as 29.97002997.
+        stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
 
-    def add(frame: np.ndarray) -> None:
-        nonlocal writer
-        height, width = (side - side % 2 for side in frame.shape[:2])
-        if writer is None:
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(path), code, fps, (width, height))
-            if not writer.isOpened():
-                raise ValueError(f"{path} cannot be written; check the folder of --output")
-        writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
+        def add(frame: np.ndarray) -> None:
+            height, width = (side - side % 2 for side in frame.shape[:2])
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = height, width
+            pixels = np.ascontiguousarray(frame[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
 
+        try:
+            yield add
+        finally:
+            if stream.codec_context.is_open:
+                container.mux(stream.encode(None))
+
+
+def _import_av() -> ModuleType:
     try:
-        yield add
-    finally:
-        if writer is not None:
-            writer.release()
+        import av  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            "videos are written by PyAV, which is not installed; pip install 'clipself_d2[video]'"
+        ) from error
+    return av

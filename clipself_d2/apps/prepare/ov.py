@@ -50,17 +50,10 @@ class Selection:
 
 
 def prepare_ov_coco(root: Path, *, force: bool = False) -> list[Path]:
-    """Write the files of open-vocabulary COCO, where they are missing.
+    """Write the files of open-vocabulary COCO that are missing (all by ``force``); return them.
 
-    The training file keeps annotations of the 48 base classes, the validation file those of all
-    65; both leave out images without any.
-
-    Args:
-        root: Folder that holds ``coco/``.
-        force: Whether to write them again.
-
-    Returns:
-        The files written.
+    The training file keeps annotations of the 48 base classes, the validation file those of all 65;
+    both leave out images without any.
     """
     files = root / "coco" / "annotations"
     listed = coco_ov.OV_COCO_CLASSES
@@ -86,17 +79,10 @@ def prepare_ov_coco(root: Path, *, force: bool = False) -> list[Path]:
 
 
 def prepare_ov_lvis(root: Path, *, force: bool = False) -> list[Path]:
-    """Write the files of open-vocabulary LVIS, where they are missing.
+    """Write the files of open-vocabulary LVIS that are missing (all by ``force``); return them.
 
-    The training file leaves out annotations of rare classes and keeps all images. The minival
-    file keeps the validation images that are in COCO's val2017.
-
-    Args:
-        root: Folder that holds ``lvis/``.
-        force: Whether to write them again.
-
-    Returns:
-        The files written.
+    The training file leaves out annotations of rare classes and keeps all images. The minival file
+    keeps the validation images that are in COCO's val2017.
     """
     files, everything = root / "lvis", lvis_ov.LVIS_CLASSES
     train = Selection(
@@ -127,16 +113,7 @@ def _is_of_val2017(image: Mapping[str, object]) -> bool:
 def write_selection(selection: Selection, *, force: bool = False) -> bool:
     """Write a prepared file, unless it is there and made of the same official file.
 
-    Args:
-        selection: What to keep of what.
-        force: Whether to write it in any case.
-
-    Returns:
-        Whether it was written. A file that another program wrote is kept, with a warning.
-
-    Raises:
-        FileNotFoundError: If the official file is missing.
-        ValueError: If it is not the official file.
+    A file that another program wrote is kept, with a warning. Returns whether it was written.
     """
     source, target = selection.source, selection.target
     if target.is_file() and not force and not _is_outdated(selection):

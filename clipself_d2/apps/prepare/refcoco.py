@@ -26,10 +26,6 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
     Returns:
         A row for every split; they are logged as a table, with a warning for every number that is
         not the published one.
-
-    Raises:
-        FileNotFoundError: If no data set is there, or a file of one is missing.
-        ValueError: If a file is damaged.
     """
     rows: list[Row] = []
     for prefix, family in FAMILIES.items():
@@ -59,18 +55,7 @@ def prepare_refcoco(root: Path, *, write_json: bool = False) -> list[Row]:
 
 
 def write_json_twin(refs_file: Path) -> Path:
-    """Write references as JSON beside their pickle.
-
-    Args:
-        refs_file: ``refs(<splitBy>).p``.
-
-    Returns:
-        The file, which is read where the pickle is removed.
-
-    Raises:
-        FileNotFoundError: If there is nothing to convert.
-        ValueError: If the file is damaged, or holds what JSON has not.
-    """
+    """Write references as JSON beside their pickle ``refs(<splitBy>).p``."""
     rows = read_refs(refs_file, remedy=REMEDY)
     target = refs_file.with_suffix(".json")
     try:

@@ -62,22 +62,14 @@ class SourceFolders:
 def prepare_semseg(
     name: str, split: str, source: SourceFolders, root: Path, limit: int = 0
 ) -> Path:
-    """Write one split of a benchmark.
+    """Write one split (train or val) of one of ``SETS``, and return its folder.
 
     Args:
-        name: One of ``SETS``.
-        split: train or val.
+        name: The set.
+        split: The split.
         source: Where the published files lie.
         root: Folder of data sets, such as DETECTRON2_DATASETS.
         limit: First pictures only; 0: all.
-
-    Returns:
-        Folder of the split.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the set or the split is unknown, a list of classes is needed or has another
-            length, or a map holds a label that the set does not have.
     """
     splits, count = SETS.get(name, ((), 0))
     if split not in splits:

@@ -38,17 +38,7 @@ Row = dict[str, Any]
 def prepare_transfer(root: Path, *, force: bool = False) -> list[Path]:
     """Write the COCO file of every transfer set whose official annotations are there.
 
-    Args:
-        root: Folder that holds some of ``VOC2007/``, ``VOC2012/``, ``objects365v1/`` and
-            ``objects365v2/``.
-        force: Whether to write files that are there again.
-
-    Returns:
-        The files written.
-
-    Raises:
-        FileNotFoundError: If there are no official annotations at all.
-        ValueError: If some are not what they should be.
+    Files that are there are kept, but for ``force``; what was written is returned.
     """
     jobs: list[tuple[Path, Path, Callable[[Path], Row]]] = []
     for folder, split in VOC_SETS.values():
@@ -75,18 +65,10 @@ def prepare_transfer(root: Path, *, force: bool = False) -> list[Path]:
 
 
 def convert_voc(source: Path) -> Row:
-    """Convert a split of Pascal VOC.
+    """Convert a split of Pascal VOC, ``<folder>/ImageSets/Main/<split>.txt``, to COCO.
 
-    Args:
-        source: List of the split, ``<folder>/ImageSets/Main/<split>.txt``.
-
-    Returns:
-        A COCO document. Boxes begin at 0 instead of 1; objects marked difficult are ``iscrowd``:
-        COCO's protocol, like VOC's, then counts them neither as found nor as missed.
-
-    Raises:
-        FileNotFoundError: If an image's XML is missing.
-        ValueError: If it is no XML, lacks an entry, or names another class.
+    Boxes begin at 0 instead of 1; objects marked difficult are ``iscrowd``: COCO's protocol, like
+    VOC's, then counts them neither as found nor as missed.
     """
     folder = source.parents[2]
     stems = [line.split()[0] for line in source.read_text().splitlines() if line.strip()]
@@ -149,19 +131,10 @@ def _text(item: ET.Element, path: str) -> str:
 
 
 def convert_objects365(source: Path, version: str) -> Row:
-    """Convert Objects365.
+    """Convert the official file of a version, v1 or v2, to COCO.
 
-    Args:
-        source: The official ``objects365_val.json``, or ``zhiyuan_objv2_val.json``.
-        version: v1 or v2.
-
-    Returns:
-        A COCO document with the names and the order of ``objects365_names``; ``file_name`` is
-        ``patch<n>/<name>``, of v1 the name alone. Images that the official archives lack are left
-        out.
-
-    Raises:
-        ValueError: If it is not a COCO file with these 365 classes.
+    Names and order are those of ``objects365_names``; ``file_name`` is ``patch<n>/<name>``, of v1
+    the name alone. Images that the official archives lack are left out.
     """
     content = check_coco_file(source, remedy="download it again")
     names = objects365_names(version)

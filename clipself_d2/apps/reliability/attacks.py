@@ -5,8 +5,8 @@
 
 import argparse
 import logging
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from torch import nn
 
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.reliability import planted_files as files
+from clipself_d2.apps.reliability.processes import REPOSITORY, start_tool
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.weights.convert import convert_checkpoint
 from clipself_d2.clip.weights.loading import read_checkpoint
@@ -39,10 +40,10 @@ from clipself_d2.vocabulary.published_tables import read_published_embeddings
 REFUSED, TRACEBACK, RAN = "refused with one sentence", "refused with traceback", "ran code"
 DATA = "read as data, no code ran"
 
-_ROOT = Path(__file__).resolve().parents[3]
-_RECIPES = _ROOT / "configs" / "emoji"
+_RECIPES = REPOSITORY / "configs" / "emoji"
 _CLIP = "ViT-Ti-8-emoji"
 _TIMEOUT = 300
+Reader = Callable[[Path], object]
 
 
 class Attack(NamedTuple):
@@ -58,15 +59,11 @@ class Attack(NamedTuple):
     name: str
     file_name: str
     write: files.Writer
-    read: Callable[[Path], object]
+    read: Reader
 
 
 def run_attacks(work_dir: str | Path, *, commands: bool = True) -> list[tuple[str, str]]:
-    """Run all attacks.
-
-    Args:
-        work_dir: Folder for their files.
-        commands: Whether command lines are attacked too, which takes minutes.
+    """Run all attacks, those on command lines, which take minutes, if ``commands``.
 
     Returns:
         Name and verdict of each: one of ``REFUSED``, ``TRACEBACK``, ``RAN`` and ``DATA``.
@@ -75,11 +72,9 @@ def run_attacks(work_dir: str | Path, *, commands: bool = True) -> list[tuple[st
     for number, attack in enumerate(library_attacks()):
         folder = Path(work_dir) / str(number)
         folder.mkdir(parents=True)
-        marker = folder / "ran"
-        attack.write(folder / attack.file_name, marker)
-        found.append(
-            (attack.name, _verdict(partial(attack.read, folder / attack.file_name), marker))
-        )
+        file, marker = folder / attack.file_name, folder / "ran"
+        attack.write(file, marker)
+        found.append((attack.name, _verdict(partial(attack.read, file), marker)))
     if commands:
         found += _attack_commands(Path(work_dir) / "commands")
     return found
@@ -98,175 +93,124 @@ def _verdict(action: Callable[[], object], marker: Path) -> str:
 
 
 def library_attacks() -> Iterator[Attack]:
-    """List the attacks on what the product reads.
-
-    Yields:
-        Each attack.
-    """
+    """List the attacks on what the product reads."""
     for kind, write in files.WEIGHTS.items():
         name = kind.replace(" ", "_")
         yield Attack(f"MODEL.CLIP.WEIGHTS: {kind}", name, write, read_checkpoint)
         yield Attack(f"MODEL.WEIGHTS: {kind}", name, write, _load_detector)
+    rpn = _RECIPES / "rpn.yaml"
+    readers: dict[str, Reader] = {
+        "MODEL.CLIP.PRETRAINED": lambda path: load_clip(_CLIP, str(path)),
+        "MODEL.FROZEN_RPN.WEIGHTS": lambda path: _frozen_proposals(rpn, str(path)),
+        "last_checkpoint": _resume,
+        "last_checkpoint outside": lambda path: _resume(path, "run"),
+        "convert_checkpoint": lambda path: convert_checkpoint(
+            path, path.parent / "out.pt", to="open_clip"
+        ),
+    }
     for kind in ("protocol 2.pkl", "weights.pth", "script archive.pt", "long header.safetensors"):
-        name, write = kind.replace(" ", "_"), files.WEIGHTS[kind]
-        yield Attack(f"MODEL.CLIP.PRETRAINED: {kind}", name, write, _load_clip)
-        yield Attack(f"MODEL.FROZEN_RPN.WEIGHTS: {kind}", name, write, _load_proposals_network)
-        yield Attack(f"last_checkpoint: {kind}", name, write, _resume)
-        yield Attack(f"last_checkpoint outside: {kind}", name, write, _resume_outside)
-        yield Attack(f"convert_checkpoint: {kind}", name, write, _convert)
-    yield from _config_attacks()
+        for name, read in readers.items():
+            yield Attack(f"{name}: {kind}", kind.replace(" ", "_"), files.WEIGHTS[kind], read)
+    yield from _config_attacks(rpn)
     yield from _data_attacks()
 
 
-def _config_attacks() -> Iterator[Attack]:
-    def planted(value: str) -> files.Writer:
-        return lambda path, marker: _write(path, files.yaml_text(value, marker))
+def _config_attacks(rpn: Path) -> Iterator[Attack]:
+    def read_config(path: Path) -> object:
+        return load_config(str(path), [])
 
     for kind, value in files.YAML_VALUES.items():
-        yield Attack(f"--config-file: {kind}", "a.yaml", planted(value), _read_config)
+        write = files.planted_yaml(value)
+        yield Attack(f"--config-file: {kind}", "a.yaml", write, read_config)
+    readers: dict[str, Reader] = {
+        "_BASE_": partial(_read_below, base="{}"),
+        "_BASE_ in a list": partial(_read_below, base=f"[{rpn}, {{}}]"),
+        "MODEL.FROZEN_RPN.CONFIG": _frozen_proposals,
+        "predictor's config": lambda path: OpenVocabPredictor(path, None),
+        "LazyConfig given yaml": lambda path: load_lazy_config(str(path), []),
+    }
     for kind in ("a call", "eval of an import"):
-        write = planted(files.YAML_VALUES[kind])
-        yield Attack(f"_BASE_: {kind}", "a.yaml", write, _read_base)
-        yield Attack(f"_BASE_ in a list: {kind}", "a.yaml", write, _read_base_list)
-        yield Attack(f"MODEL.FROZEN_RPN.CONFIG: {kind}", "a.yaml", write, _read_frozen_config)
-        yield Attack(f"predictor's config: {kind}", "a.yaml", write, _predict)
-        yield Attack(f"LazyConfig given yaml: {kind}", "a.yaml", write, _read_lazy)
+        for name, read in readers.items():
+            write = files.planted_yaml(files.YAML_VALUES[kind])
+            yield Attack(f"{name}: {kind}", "a.yaml", write, read)
     declared = '%TAG ! tag:yaml.org,2002:python/\n---\nA: !object/apply:os.mkdir ["%m"]\n'
     key = '? !!python/object/apply:os.mkdir ["%m"]\n: 1\n'
     merged = '<<: !!python/object/apply:os.mkdir ["%m"]\n'
     for kind, text in (("a declared tag", declared), ("a key", key), ("a merge", merged)):
-        yield Attack(f"--config-file: {kind}", "a.yaml", _text(text), _read_config)
-    yield Attack("KEY VALUE: code", "a.txt", _code, _override)
+        yield Attack(f"--config-file: {kind}", "a.yaml", files.planted_text(text), read_config)
+    yield Attack(
+        "KEY VALUE: code",
+        "a.txt",
+        files.planted_text("%c"),
+        lambda path: load_config("", ["MODEL.WEIGHTS", path.read_text()]),
+    )
 
 
 def _data_attacks() -> Iterator[Attack]:
     for split in ("TRAIN", "TEST"):
-        read = partial(_read_proposals, split)
-        yield Attack(f"DATASETS.PROPOSAL_FILES_{split}", "a.pkl", files.proposal_file, read)
+        proposals = partial(_read_proposals, split)
+        yield Attack(f"DATASETS.PROPOSAL_FILES_{split}", "a.pkl", files.proposal_file, proposals)
     yield Attack("references of REFER", "refs(unc).p", files.reference_file, read_refs)
+    dog = Vocabulary.from_names(["dog"])
+    published = partial(read_published_embeddings, vocabulary=dog, clip=_CLIP)
     for name in ("a.npy", "a.npz", "a.pth"):
-        write = files.embedding_file if name.endswith("pth") else files.object_array_file
-        yield Attack(f"--from {name}", name, write, _read_published)
+        array = files.embedding_file if name.endswith("pth") else files.object_array_file
+        yield Attack(f"--from {name}", name, array, published)
     yield Attack("MODEL.VOCABULARY.EMBEDDINGS", "a.pt", files.embedding_file, TextEmbeddings.load)
     yield Attack("cache of text embeddings", "a.pt", files.embedding_file, _read_cache)
     yield Attack("members outside of a shard", "a.tar", files.shard, _read_shard)
-    for name in ("a.json", "a.txt"):
-        for kind, write in (("code", _code), ("a pickle", files.reference_file)):
+    rows = partial(read_annotation_file, sections=("images", "annotations"))
+    for kind, write in (("code", files.planted_text("%c")), ("a pickle", files.reference_file)):
+        for name in ("a.json", "a.txt"):
             yield Attack(f"vocabulary {name}: {kind}", name, write, Vocabulary.from_file)
-    for kind, write in (("code", _code), ("a pickle", files.reference_file)):
         yield Attack(f"concept pool: {kind}", "a.txt", write, ConceptPool.load)
-        yield Attack(f"annotations: {kind}", "a.json", write, _read_annotations)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _text(template: str) -> files.Writer:
-    return lambda path, marker: _write(path, template.replace("%m", str(marker)))
-
-
-def _code(path: Path, marker: Path) -> None:
-    _write(path, files.code_text(marker))
+        yield Attack(f"annotations: {kind}", "a.json", write, rows)
 
 
 def _load_detector(path: Path) -> object:
     return StrictCheckpointer(nn.Linear(4, 2)).load(str(path))
 
 
-def _load_clip(path: Path) -> object:
-    return load_clip(_CLIP, str(path))
-
-
-def _load_proposals_network(path: Path) -> object:
-    cfg = _plain_config()
-    cfg.MODEL.FROZEN_RPN.CONFIG = str(_RECIPES / "rpn.yaml")
-    cfg.MODEL.FROZEN_RPN.WEIGHTS = str(path)
-    return build_frozen_proposals(cfg)
-
-
-def _resume(path: Path) -> object:
-    (path.parent / "last_checkpoint").write_text(path.name)
-    return StrictCheckpointer(nn.Linear(4, 2), str(path.parent)).resume_or_load("", resume=True)
-
-
-def _resume_outside(path: Path) -> object:
-    run = path.parent / "run"
-    run.mkdir()
-    (run / "last_checkpoint").write_text(f"../{path.name}")
-    return StrictCheckpointer(nn.Linear(4, 2), str(run)).resume_or_load("", resume=True)
-
-
-def _convert(path: Path) -> object:
-    return convert_checkpoint(path, path.parent / "out.pt", to="open_clip")
-
-
-def _plain_config() -> CfgNode:
+def _frozen_proposals(config: Path, weights: str = "") -> object:
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
-def _read_config(path: Path) -> object:
-    return load_config(str(path), [])
-
-
-def _read_base(path: Path) -> object:
-    above = path.with_name("above.yaml")
-    above.write_text(f"_BASE_: {path.name}\n")
-    return load_config(str(above), [])
-
-
-def _read_base_list(path: Path) -> object:
-    above = path.with_name("above.yaml")
-    above.write_text(f"_BASE_: [{_RECIPES / 'rpn.yaml'}, {path}]\n")
-    return load_config(str(above), [])
-
-
-def _read_frozen_config(path: Path) -> object:
-    cfg = _plain_config()
-    cfg.MODEL.FROZEN_RPN.CONFIG = str(path)
+    cfg.MODEL.FROZEN_RPN.CONFIG, cfg.MODEL.FROZEN_RPN.WEIGHTS = str(config), weights
     return build_frozen_proposals(cfg)
 
 
-def _predict(path: Path) -> object:
-    return OpenVocabPredictor(path, None)
+def _resume(path: Path, run: str = ".") -> object:
+    folder = path.parent / run
+    folder.mkdir(exist_ok=True)
+    (folder / "last_checkpoint").write_text(os.path.relpath(path, folder))
+    return StrictCheckpointer(nn.Linear(4, 2), str(folder)).resume_or_load("", resume=True)
 
 
-def _read_lazy(path: Path) -> object:
-    return load_lazy_config(str(path), [])
-
-
-def _override(path: Path) -> object:
-    return load_config("", ["MODEL.WEIGHTS", path.read_text()])
+def _read_below(path: Path, base: str) -> object:
+    """Read a config whose base is the file, or holds it in a list."""
+    above = path.with_name("above.yaml")
+    above.write_text(f"_BASE_: {base.format(path)}\n")
+    return load_config(str(above), [])
 
 
 def _read_proposals(split: str, path: Path) -> None:
-    cfg = _plain_config()
+    cfg = get_cfg()
     cfg.MODEL.LOAD_PROPOSALS = True
     cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(path),)
     check_proposal_files(cfg, split)
 
 
-def _read_published(path: Path) -> object:
-    return read_published_embeddings(path, Vocabulary.from_names(["dog"]), clip=_CLIP)
-
-
 def _read_cache(path: Path) -> object:
     """Keep embeddings, put the planted file in their place, and ask for them again."""
-    cache = path.parent / "cache"
-
-    def build() -> object:
-        return TextEmbeddings.load_or_build(
-            Vocabulary.from_names(["dog"]),
-            clip=_CLIP,
-            weights="emoji",
-            templates="emoji",
-            cache_dir=cache,
-        )
-
+    build = partial(
+        TextEmbeddings.load_or_build,
+        Vocabulary.from_names(["dog"]),
+        clip=_CLIP,
+        weights="emoji",
+        templates="emoji",
+        cache_dir=path.parent / "cache",
+    )
     build()
-    (kept,) = cache.iterdir()
+    (kept,) = (path.parent / "cache").iterdir()
     shutil.copyfile(path, kept)
     return build()
 
@@ -275,21 +219,17 @@ def _read_shard(path: Path) -> list[bytes]:
     return [read_member(str(record["file_name"])) for record in shard_caption_records(str(path))]
 
 
-def _read_annotations(path: Path) -> object:
-    return read_annotation_file(path, ("images", "annotations"))
-
-
 def _attack_commands(folder: Path) -> list[tuple[str, str]]:
     """Attack command lines; a file of weights, of yaml and of vectors for each."""
     folder.mkdir(parents=True)
     marker = folder / "ran"
     weights, config, vectors = (folder / name for name in ("a.pkl", "a.yaml", "a.npy"))
     files.WEIGHTS["protocol 2.pkl"](weights, marker)
-    _write(config, files.yaml_text(files.YAML_VALUES["a call"], marker))
+    files.planted_yaml(files.YAML_VALUES["a call"])(config, marker)
     files.object_array_file(vectors, marker)
     detector, recipe = _RECIPES / "fvit_untouched.yaml", _RECIPES / "clipself_patches.yaml"
     out = ["OUTPUT_DIR", folder / "out"]
-    lazy = _ROOT / "configs" / "plug_in" / "fcos_words.py"
+    lazy = REPOSITORY / "configs" / "plug_in" / "fcos_words.py"
     lines: dict[str, list[object]] = {
         "train_net MODEL.WEIGHTS": ["train_net", "--eval-only", "--config-file", detector]
         + ["MODEL.WEIGHTS", weights, *out],
@@ -314,25 +254,23 @@ def _attack_commands(folder: Path) -> list[tuple[str, str]]:
 
 def _run_command(line: list[object], marker: Path) -> str:
     tool, *arguments = map(str, line)
-    command = [sys.executable, str(_ROOT / "tools" / f"{tool}.py"), *arguments]
-    done = subprocess.run(
-        command, cwd=_ROOT, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-    )
+    log = marker.with_name("output.txt")
+    process = start_tool([f"{REPOSITORY}/tools/{tool}.py", *arguments], REPOSITORY, log)
+    process.join(_TIMEOUT)
+    process.kill()
+    process.join()
+    said = log.read_text(encoding="utf-8", errors="replace")
     if marker.exists():
         marker.rmdir()
         return RAN
-    if done.returncode == 0:
+    if process.exitcode == 0:
         return DATA
-    is_clear = "error: " in done.stderr and "Traceback" not in done.stderr
-    return REFUSED if is_clear and "weights_only" not in done.stderr else TRACEBACK
+    is_clear = "error: " in said and "Traceback" not in said and "weights_only" not in said
+    return REFUSED if is_clear else TRACEBACK
 
 
 def main() -> int:
-    """Run the attacks and report.
-
-    Returns:
-        0 if none ran code and none was refused with a traceback, else 1.
-    """
+    """Run the attacks and report; 0 if none ran code and none was refused with a traceback."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-commands", action="store_true", help="leave out command lines")
     args = parser.parse_args()

@@ -7,7 +7,6 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from clipself_d2.apps.reliability.bad_inputs import (
     count_verdicts,
     run_bad_inputs,
 )
-from clipself_d2.apps.reliability.kills import run_kills
+from clipself_d2.apps.reliability.kills import METHODS, run_kills
 from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.parts.json_file import write_json
@@ -29,68 +28,55 @@ from clipself_d2.parts.json_file import write_json
 logger = logging.getLogger(__name__)
 
 PARTS = ("inputs", "attacks", "kills")
-METHODS = ("distillation", "detector", "regionclip", "cris")
 Figures = dict[str, Any]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the flags.
-
-    Args:
-        arguments: Words of the command line; those of this process when None.
-
-    Returns:
-        The flags.
-    """
+    """Read the flags; those of this process when None."""
     parser = tool_parser(__doc__, "bash tools/fault_campaign.sh --output output/faults")
     add = parser.add_argument
     add("--output", type=user_path, default=Path("output/faults"), help="folder of all files")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run")
     add("--moments", type=positive, default=20, help="kills of each method")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="that are killed")
+    add("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], help="that are killed")
     add("--seed", type=count, default=0, help="of the moments")
     return parser.parse_args(arguments)
 
 
 def run_campaign(args: argparse.Namespace) -> Figures:
-    """Run the parts and write ``campaign.json``.
-
-    Args:
-        args: Of ``parse_arguments``.
-
-    Returns:
-        Figures by part.
-    """
+    """Run the parts and write their figures to ``campaign.json``."""
     output = args.output.resolve()
     figures: Figures = {}
     for part in args.parts:
-        figures[part] = _RUNNERS[part](output / part, args)
+        figures[part] = _run(part, output / part, args)
         logger.info("%s: %s", part, figures[part])
         write_json(output / "campaign.json", figures, indent=1)
     return figures
 
 
+def _run(part: str, folder: Path, args: argparse.Namespace) -> Figures:
+    if part == "kills":
+        return dict(run_kills(folder, args.moments, args.methods, args.seed))
+    if part == "attacks":
+        rows = run_attacks(folder)
+        return {"all": len(rows), "verdicts": Counter(each for _, each in rows), "rows": rows}
+    verdicts = run_bad_inputs(folder)
+    wrong = [vars(each) for each in verdicts if each.verdict in (TRACEBACK, SILENT)]
+    return {**count_verdicts(verdicts), "wrong": wrong}
+
+
 def describe(figures: Figures) -> str:
-    """Say the figures in lines.
-
-    Args:
-        figures: Of ``run_campaign``.
-
-    Returns:
-        A line for each.
-    """
-    lines = []
+    """Say the figures of ``run_campaign`` in lines."""
+    lines: list[str] = []
     inputs, attacks, kills = (figures.get(part) for part in PARTS)
     if inputs:
         clear = inputs[SENTENCE] + inputs[TAKEN]
-        lines.append(
+        lines = [
             f"bad inputs: {clear} of {inputs['all']} answered rightly ({inputs[SENTENCE]} by one "
-            f"sentence, {inputs[TAKEN]} rightly taken)"
-        )
-        lines.append(
+            f"sentence, {inputs[TAKEN]} rightly taken)",
             f"bad inputs answered wrongly: {inputs[TRACEBACK]} by a traceback, {inputs[SILENT]} "
-            "taken in silence"
-        )
+            "taken in silence",
+        ]
     if attacks:
         told = ", ".join(f"{number} {verdict}" for verdict, number in attacks["verdicts"].items())
         lines.append(f"attacks: {attacks['all']}: {told}")
@@ -104,48 +90,15 @@ def describe(figures: Figures) -> str:
 
 
 def is_sound(figures: Figures) -> bool:
-    """Tell whether all faults ended as they should.
-
-    Args:
-        figures: Of ``run_campaign``.
-
-    Returns:
-        Whether no bad input was answered wrongly, no attack ran code and all kills were survived.
-    """
+    """Whether no bad input was answered wrongly, no attack ran code and all kills were survived."""
     inputs, attacks, kills = (figures.get(part) or {} for part in PARTS)
     ran_code = any(RAN in verdict for verdict in attacks.get("verdicts", ()))
     survived = not any(row["failures"] for row in kills.values())
     return not (inputs.get(TRACEBACK) or inputs.get(SILENT)) and not ran_code and survived
 
 
-def _run_inputs(folder: Path, _: argparse.Namespace) -> Figures:
-    verdicts = run_bad_inputs(folder)
-    rows = [vars(each) for each in verdicts if each.verdict in (TRACEBACK, SILENT)]
-    return {**count_verdicts(verdicts), "wrong": rows}
-
-
-def _run_attacks(folder: Path, _: argparse.Namespace) -> Figures:
-    rows = [(str(name), str(verdict)) for name, verdict in run_attacks(folder)]
-    return {"all": len(rows), "verdicts": dict(Counter(each for _, each in rows)), "rows": rows}
-
-
-def _run_kills(folder: Path, args: argparse.Namespace) -> Figures:
-    return dict(run_kills(folder, args.moments, tuple(args.methods), args.seed))
-
-
-_RUNNERS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
-    "inputs": _run_inputs,
-    "attacks": _run_attacks,
-    "kills": _run_kills,
-}
-
-
 def main() -> int:
-    """Run the campaign and print its figures.
-
-    Returns:
-        Exit code: 1 where a bad input was answered wrongly, code ran, or a kill was not survived.
-    """
+    """Run the campaign and print its figures; the exit code is 1 unless all is sound."""
     args = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     figures = run_campaign(args)

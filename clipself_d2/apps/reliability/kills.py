@@ -1,32 +1,30 @@
 """Trainings that are killed and resumed: their weights must be those of an uninterrupted one.
 
 Every method trains a few steps on a few pictures, once straight, then once for every moment: it is
-killed there and goes on with --resume. Imports would be most of such a run's time, so each one is a
-process forked from one that has imported everything; the signals are real ones.
+killed there and goes on with --resume. The signals are real ones.
 """
 
 import logging
 import os
 import re
-import runpy
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing import forkserver, get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
-from clipself_d2.apps.reliability.comparison import difference, weights_of
+from clipself_d2.apps.reliability.processes import DATASETS, REPOSITORY, start_tool
+from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import tool_parser
 
-REPOSITORY = Path(__file__).parents[3]
 _DISTILL = "distill_train_net"
 # Tool, recipe of configs/emoji, and the method's own keys.
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -52,7 +50,6 @@ CODES: dict[int, int] = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT:
 PHASES = 1 + STEPS // PERIOD
 _STARTED = re.compile(r"Starting training from iteration (\d+)")
 _LIMIT = 600.0
-_PRELOADED = ("clipself_d2", "clipself_d2.engine.trainer", "clipself_d2.engine.distill_trainer")
 
 
 @dataclass(frozen=True)
@@ -93,15 +90,7 @@ class Life:
 
 
 def plan_kills(moments: int, seed: int) -> list[Kill]:
-    """Draw the moments.
-
-    Args:
-        moments: Their number.
-        seed: Seed.
-
-    Returns:
-        The kills, the same for a seed.
-    """
+    """Draw as many moments, the same for a seed."""
     rng = np.random.default_rng(seed)
     # Every phase has its turn before one has its second.
     turns = [int(each) for _ in range(0, moments, PHASES) for each in rng.permutation(PHASES)]
@@ -112,57 +101,12 @@ def plan_kills(moments: int, seed: int) -> list[Kill]:
 
 
 def command_of(method: str, work_dir: Path, output: Path) -> list[str]:
-    """Write the command of a training.
-
-    Args:
-        method: A key of METHODS.
-        work_dir: Folder of the campaign.
-        output: OUTPUT_DIR.
-
-    Returns:
-        Path of the tool and its arguments, without --resume.
-    """
+    """Write the path of a training's tool and its arguments, without --resume."""
     tool, recipe, keys = METHODS[method]
     own = [key.format(work=work_dir) for key in keys]
     config = ["--config-file", str(REPOSITORY / f"configs/emoji/{recipe}.yaml")]
     keys = (*COMMON, *own, "OUTPUT_DIR", str(output))
     return [str(REPOSITORY / f"tools/{tool}.py"), *config, *keys]
-
-
-@cache
-def _nursery() -> Any:
-    """Start the process that has imported everything and forks the runs."""
-    # Data sets are found below the folder that a run is in.
-    changes = {
-        "DETECTRON2_DATASETS": "datasets",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-    }
-    before = dict(os.environ)
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    os.environ.update(changes)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return context
-
-
-def _be_tool(command: Sequence[str], folder: Path, log: Path) -> None:
-    """Be the process of a command, in a folder, with a file for what it says."""
-    # The loaders' workers are forked, as in a process that was not.
-    set_start_method("fork", force=True)
-    os.chdir(folder)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(file, stream.fileno())
-    sys.argv = list(command)
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    except KeyboardInterrupt:
-        sys.exit(CODES[signal.SIGINT])
 
 
 def live(
@@ -175,13 +119,8 @@ def live(
         work_dir: Folder of the campaign, with the data sets.
         log: File of what it says.
         death: The kill, and the uninterrupted life that times it.
-
-    Returns:
-        What became of it.
     """
-    log.unlink(missing_ok=True)
-    process = _nursery().Process(target=_be_tool, args=(command, work_dir, log))
-    process.start()
+    process = start_tool(command, work_dir, log)
     while process.is_alive() and not log.is_file():
         time.sleep(0.001)
     begin, start, due, reached = time.perf_counter(), 0.0, None, 0
@@ -223,17 +162,28 @@ def _length(whole: Life, phase: int) -> float:
     return whole.start if phase == 0 else (whole.total - whole.start) / PHASES
 
 
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a finished training's OUTPUT_DIR."""
+    content = torch.load(folder / "model_final.pth", map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = content["model"]
+    return weights
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
+    """Say in what two sets of weights differ, bit for bit; "" where they do not."""
+    if first.keys() != second.keys():
+        return "other names"
+    unequal = [key for key in first if not torch.equal(first[key], second[key])]
+    if not unequal:
+        return ""
+    most = max(float((first[key].double() - second[key].double()).abs().max()) for key in unequal)
+    return f"{len(unequal)} tensors differ, by {most:.1e} at most"
+
+
 def survive(
     method: str, work_dir: Path, kill: Kill, whole: Life, name: str
 ) -> tuple[str, Life, Life]:
-    """Kill a training, resume it, and compare it.
-
-    Args:
-        method: A key of METHODS.
-        work_dir: Folder of the campaign, with the uninterrupted run.
-        kill: When and how.
-        whole: The uninterrupted run's life.
-        name: Name of the run's folder.
+    """Kill a training, resume it, and compare it with the uninterrupted one.
 
     Returns:
         What went wrong, "" where nothing did; the life that was ended, and that which went on.
@@ -253,8 +203,7 @@ def survive(
     if not (folder / "model_final.pth").is_file():
         return "resumed without a model_final.pth", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
-    left = [path.name for path in folder.glob(".*.part")]
-    wrong = wrong or ", ".join(left)
+    wrong = wrong or ", ".join(path.name for path in folder.glob(".*.part"))
     if not wrong:
         shutil.rmtree(folder)
     return wrong, killed, resumed
@@ -270,7 +219,7 @@ def run_kills(
 
     Args:
         work_dir: Folder of data sets, runs and logs.
-        moments: Kills of each method.
+        moments: Kills of each method, 1 or more.
         methods: Keys of METHODS.
         seed: Seed of the moments.
 
@@ -280,15 +229,10 @@ def run_kills(
         ``failures``, a sentence each.
 
     Raises:
-        ValueError: If a method is unknown, or its uninterrupted run fails.
+        ValueError: If an uninterrupted run fails.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or moments < 1:
-        raise ValueError(
-            f"--moments is {moments}, --methods {list(methods)}; 1 or more of {', '.join(METHODS)}"
-        )
     work_dir = Path(work_dir).resolve()
-    prepare_emoji(work_dir / "datasets", EmojiOptions(train=8, val=2, seed=0))
+    prepare_emoji(work_dir / DATASETS, EmojiOptions(train=8, val=2, seed=0))
     (work_dir / "concepts.txt").write_text(CONCEPTS, encoding="utf-8")
     report: dict[str, dict[str, Any]] = {}
     for number, method in enumerate(methods):
@@ -325,14 +269,7 @@ def _count(method: str, work_dir: Path, whole: Life, kills: Sequence[Kill]) -> d
 
 
 def format_table(report: dict[str, dict[str, Any]]) -> str:
-    """Write the report as a table.
-
-    Args:
-        report: As of ``run_kills``.
-
-    Returns:
-        Lines of text, failures below.
-    """
+    """Write the report of ``run_kills`` as a table, failures below."""
     heads = ("method", "kills", "behind a checkpoint", "resumed to equal bits", "seconds")
     keys = ("kills", "checkpoints", "survived", "seconds")
     table = [heads, *((name, *(str(row[key]) for key in keys)) for name, row in report.items())]
@@ -342,19 +279,12 @@ def format_table(report: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Be a command.
-
-    Args:
-        arguments: Of the command line; None is the process's.
-
-    Returns:
-        0 if every kill was survived.
-    """
+    """Run the campaign from a command line; 0 if every kill was survived."""
     parser = tool_parser(__doc__, "python -m clipself_d2.apps.reliability.kills --moments 20")
     parser.add_argument("--work", type=Path, default=Path("output/kills"), help="folder to work in")
-    parser.add_argument("--moments", type=int, default=20, help="kills of each method")
+    parser.add_argument("--moments", type=positive, default=20, help="kills of each method")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--seed", type=count, default=0, help="seed of the moments")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     report = run_kills(args.work, args.moments, args.methods, args.seed)

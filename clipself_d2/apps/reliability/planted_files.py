@@ -33,14 +33,7 @@ class _Planted:
 
 
 def planted(marker: Path) -> object:
-    """Make an object whose unpickling makes the marker.
-
-    Args:
-        marker: Folder to make.
-
-    Returns:
-        The object.
-    """
+    """Make an object whose unpickling makes the marker."""
     return _Planted(os.mkdir, str(marker))
 
 
@@ -171,35 +164,20 @@ WEIGHTS: Mapping[str, Writer] = {
 
 
 def proposal_file(path: Path, marker: Path) -> None:
-    """Write Detectron2's proposals of one image with code in them.
-
-    Args:
-        path: The file.
-        marker: Folder that the code makes.
-    """
+    """Write Detectron2's proposals of one image with code in them."""
     boxes = np.array([[0, 0, 4, 4]], np.float32)
     content = {"ids": [1], "boxes": [boxes], "objectness_logits": [planted(marker)]}
     path.write_bytes(pickle.dumps(content, 2))
 
 
 def reference_file(path: Path, marker: Path) -> None:
-    """Write references of REFER with code in a sentence.
-
-    Args:
-        path: The file.
-        marker: Folder that the code makes.
-    """
+    """Write references of REFER with code in a sentence."""
     row = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "train"}
     path.write_bytes(pickle.dumps([{**row, "sentences": [{"sent": planted(marker)}]}], 2))
 
 
 def object_array_file(path: Path, marker: Path) -> None:
-    """Write an array of objects as numpy does, .npy or .npz by the name.
-
-    Args:
-        path: The file.
-        marker: Folder that the code makes.
-    """
+    """Write an array of objects as numpy does, .npy or .npz by the name."""
     array = np.empty((1, 2), object)
     array[0, 0] = planted(marker)
     with path.open("wb") as stream:
@@ -210,22 +188,12 @@ def object_array_file(path: Path, marker: Path) -> None:
 
 
 def embedding_file(path: Path, marker: Path) -> None:
-    """Write text embeddings with code in the place of the vectors.
-
-    Args:
-        path: The file.
-        marker: Folder that the code makes.
-    """
+    """Write text embeddings with code in the place of the vectors."""
     torch.save({"names": ["dog"], "embeddings": planted(marker)}, path)
 
 
 def shard(path: Path, marker: Path) -> None:
-    """Write a tar of captioned pictures whose members lie outside of it.
-
-    Args:
-        path: The file.
-        marker: What unpacking would make.
-    """
+    """Write a tar of captioned pictures whose members lie outside of it."""
     with tarfile.open(path, "w") as archive:
         for name in (str(marker), f"../{marker.name}", f"{'../' * 20}{marker}"):
             folder = tarfile.TarInfo(name)
@@ -240,16 +208,15 @@ def shard(path: Path, marker: Path) -> None:
         archive.addfile(link)
 
 
-def code_text(marker: Path) -> str:
-    """Write code that a reader of text might be tempted to run.
+def planted_text(template: str) -> Writer:
+    """Plant text; %m is the marker, %c code that a reader might be tempted to run, and makes it."""
 
-    Args:
-        marker: Folder that the code makes.
+    def write(path: Path, marker: Path) -> None:
+        code = f"__import__('os').mkdir({str(marker)!r})"
+        text = template.replace("%m", str(marker)).replace("%c", code)
+        path.write_text(text, encoding="utf-8")
 
-    Returns:
-        One line.
-    """
-    return f"__import__('os').mkdir({str(marker)!r})"
+    return write
 
 
 # Values of a yaml key; %m is the marker, %c code that makes it.
@@ -282,16 +249,6 @@ YAML_VALUES: Mapping[str, str] = {
 }
 
 
-def yaml_text(value: str, marker: Path) -> str:
-    """Write a config with a planted value.
-
-    Args:
-        value: One of ``YAML_VALUES``.
-        marker: Folder that its code makes.
-
-    Returns:
-        The text of the file.
-    """
-    code = code_text(marker).replace("\\", "\\\\").replace('"', '\\"')
-    value = value.replace("%m", str(marker)).replace("%c", code)
-    return f"MODEL:\n  WEIGHTS: {value.replace('%9', ','.join('9' * 100))}\n"
+def planted_yaml(value: str) -> Writer:
+    """Plant one of ``YAML_VALUES`` in a config."""
+    return planted_text(f"MODEL:\n  WEIGHTS: {value.replace('%9', ','.join('9' * 100))}\n")

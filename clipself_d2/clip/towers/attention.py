@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRATEGIES = ("global", "window")
-
 
 class Heads(NamedTuple):
     """Query, key and value of a block's attention, (N, A, T, E) each, rotated where it rotates."""
@@ -36,25 +34,14 @@ class AttentionPlan:
     global_blocks: tuple[int, ...] = ()
 
     def strategy(self, number: int) -> str:
-        """Name the attention of a block.
-
-        Args:
-            number: 0-based number of the block.
-
-        Returns:
-            "global" or "window".
-        """
+        """Name the attention of a block: "global" or "window"."""
         return "window" if self.window_size and number not in self.global_blocks else "global"
 
 
 def quarter_blocks(num_blocks: int) -> tuple[int, ...]:
-    """Last block of every quarter of a tower.
+    """Last block of every quarter of a tower, 0-based: 2, 5, 8, 11 of 12 blocks.
 
-    Args:
-        num_blocks: Number of blocks; below 4 some quarters are empty.
-
-    Returns:
-        Up to four 0-based numbers, ascending: 2, 5, 8, 11 of 12 blocks.
+    Below 4 blocks some quarters are empty.
 
     Reference: ViTDet, arXiv 2203.16527, section 3.
     """
@@ -63,53 +50,25 @@ def quarter_blocks(num_blocks: int) -> tuple[int, ...]:
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """Cut channels into heads.
-
-    Args:
-        tokens: (N, T, A * E).
-        num_heads: Number A of heads.
-
-    Returns:
-        (N, A, T, E).
-    """
+    """Cut channels into heads: (N, T, A * E) to (N, A, T, E)."""
     count, length, channels = tokens.shape
     return tokens.reshape(count, length, num_heads, channels // num_heads).transpose(1, 2)
 
 
 def merge_heads(mixed: Tensor) -> Tensor:
-    """Undo ``split_heads``.
-
-    Args:
-        mixed: (N, A, T, E).
-
-    Returns:
-        (N, T, A * E).
-    """
+    """Undo ``split_heads``."""
     return mixed.transpose(1, 2).flatten(2)
 
 
 def global_attention(heads: Heads) -> Tensor:
-    """Let every token see every token.
-
-    Args:
-        heads: Query, key and value.
-
-    Returns:
-        (N, A, T, E).
-    """
+    """Let every token see every token: (N, A, T, E)."""
     return F.scaled_dot_product_attention(heads.query, heads.key, heads.value)
 
 
 def masked_attention(query: Tensor, heads: Heads, seen: Tensor) -> Tensor:
-    """Let extra queries see some of the tokens.
+    """Let extra queries (N, A, R, E) see some of the tokens.
 
-    Args:
-        query: (N, A, R, E).
-        heads: Key and value of the tokens; their query is not used.
-        seen: (N, 1, R, T) bool, which tokens each query sees; at least one each.
-
-    Returns:
-        (N, A, R, E).
+    ``seen`` (N, 1, R, T) bool tells which tokens each query sees, at least one each.
     """
     return F.scaled_dot_product_attention(query, heads.key, heads.value, attn_mask=seen)
 
@@ -183,16 +142,8 @@ def _from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: in
 def seen_tokens(masks: Sequence[Tensor], grid: tuple[int, int], num_images: int) -> Tensor:
     """Say which tokens the copies of the class token see that stand for regions.
 
-    Args:
-        masks: One (Ki, h, w) bool tensor for each image.
-        grid: Grid (h, w).
-        num_images: N.
-
-    Returns:
-        (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one image.
-
-    Raises:
-        ValueError: If there are masks of another number of images or of another grid.
+    (N, 1, K, 1 + h * w) bool with the class token always seen; K is the most of one image. There is
+    one (Ki, h, w) mask for each image; a ValueError refuses another number or grid.
     """
     if len(masks) != num_images:
         raise ValueError(f"got masks for {len(masks)} images but {num_images} images")

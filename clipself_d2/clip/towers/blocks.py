@@ -31,27 +31,14 @@ class BlockTower(VisionTower):
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn pixels into tokens.
+        """Turn pixels (N, 3, H, W), whole patches, into (N, T, C) tokens with positions.
 
-        Args:
-            images: (N, 3, H, W) with H and W multiples of the patch.
-
-        Returns:
-            (N, T, C) tokens with positions, and the rotary table (T, 2E) of trunks that rotate.
+        Beside them the rotary table (T, 2E) of trunks that rotate.
         """
 
     @abstractmethod
     def heads(self, block: nn.Module, tokens: Tensor, rotary: Tensor | None) -> Heads:
-        """Query, key and value of a block.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            rotary: Rotary table of all tokens; None rotates nothing.
-
-        Returns:
-            (N, A, T, E) each.
-        """
+        """Query, key and value of a block, (N, A, T, E) each; rotary None rotates nothing."""
 
     @abstractmethod
     def value(self, block: nn.Module, tokens: Tensor) -> Tensor:
@@ -63,15 +50,7 @@ class BlockTower(VisionTower):
 
     @abstractmethod
     def attended(self, block: nn.Module, mixed: Tensor) -> Tensor:
-        """Output projection, as it is added to the block's input.
-
-        Args:
-            block: One of ``block_modules``.
-            mixed: (N, T, A * E), values mixed by attention.
-
-        Returns:
-            (N, T, C).
-        """
+        """Output projection, (N, T, A * E) to (N, T, C), as it is added to the input."""
 
     @abstractmethod
     def feed_forward(self, block: nn.Module, tokens: Tensor) -> Tensor:
@@ -86,16 +65,7 @@ class BlockTower(VisionTower):
         """Parameters of which query, key and value have a third each, in this order."""
 
     def finish(self, block: nn.Module, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of a block: output projection, residuals and MLP.
-
-        Args:
-            block: One of ``block_modules``.
-            tokens: (N, T, C), input of the block.
-            mixed: (N, T, A * E), values mixed by attention.
-
-        Returns:
-            (N, T, C).
-        """
+        """The rest of a block: output projection of mixed values, residuals and MLP."""
         return self.feed_forward(block, tokens + self.attended(block, mixed))
 
     @abstractmethod
@@ -131,14 +101,7 @@ class BlockTower(VisionTower):
             setattr(self.visual, GATE, gate)
 
     def set_dense_form(self, form: DenseForm | str) -> None:
-        """Choose the form of the dense path; one with a gate gets one, others lose it.
-
-        Args:
-            form: Form of the last block, or its name.
-
-        Raises:
-            ValueError: If the tower cannot have it.
-        """
+        """Choose the form of the dense path; one with a gate gets one, others lose it."""
         super().set_dense_form(form)
         if self.dense_form.gate:
             self.attach_gate()
@@ -177,10 +140,7 @@ class BlockTower(VisionTower):
         ]
 
     def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
-        """Freeze all but the last blocks; a gate learns with any of them.
-
-        Arguments and errors are those of ``VisionTower``.
-        """
+        """Freeze all but the last blocks, as ``VisionTower``; a gate learns with any of them."""
         super().freeze(trained_blocks, behind=behind, parts=parts)
         if self.gate is not None:
             self.gate.requires_grad_(trained_blocks != 0)

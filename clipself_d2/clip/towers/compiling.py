@@ -35,15 +35,9 @@ class Compiler:
         self.failed = False
 
     def run(self, function: Callable[..., Result], *args: Any, replay: bool = False) -> Result:
-        """Call a function.
+        """Call a function that outlives the call, not a closure.
 
-        Args:
-            function: A function that outlives the call, not a closure.
-            args: Its arguments.
-            replay: Whether a GPU's launches are recorded, and played again as one.
-
-        Returns:
-            Its result.
+        ``replay`` lets a GPU's launches be recorded, and played again as one.
         """
         if not self.failed:
             try:

@@ -120,11 +120,7 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def read_visual(self) -> None:
-        """Check open_clip's tower and read its sizes; the constructor's last step.
-
-        Raises:
-            ValueError: If the tower has no dense map.
-        """
+        """Check open_clip's tower and read its sizes; the constructor's last step."""
 
     @property
     @abstractmethod
@@ -150,11 +146,7 @@ class VisionTower(nn.Module, ABC):
         return []
 
     def idle_rows(self) -> list[tuple[nn.Parameter, slice]]:
-        """Parameters of the last block of which its dense form uses only some rows.
-
-        Returns:
-            Each with the rows that get no gradient.
-        """
+        """Parameters of the last block with rows that its dense form gives no gradient."""
         return []
 
     @abstractmethod
@@ -196,11 +188,7 @@ class VisionTower(nn.Module, ABC):
         """
 
     def set_dense_form(self, form: DenseForm | str) -> None:
-        """Choose the form of the dense path, or refuse it; ``freeze`` comes after.
-
-        Args:
-            form: Form of the last block, or its name.
-        """
+        """Choose the form of the dense path, or refuse it; ``freeze`` comes after."""
         self.dense_form = self.check_dense((), form)
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
@@ -327,12 +315,10 @@ class VisionTower(nn.Module, ABC):
         ]
 
     def parameter_depths(self) -> dict[str, int]:
-        """Number every parameter by its place in the tower.
+        """Number every parameter, by name, by its place in the tower.
 
-        Returns:
-            By name as in ``named_parameters``: 0 before the blocks (patch embedding, positions,
-            first norm), i + 1 in block i, ``num_blocks`` + 1 behind the last (final norm, pool,
-            projection).
+        0 before the blocks (patch embedding, positions, first norm), i + 1 in block i,
+        ``num_blocks`` + 1 behind the last (final norm, pool, projection).
         """
         depth = {
             id(parameter): number + 1
@@ -343,11 +329,7 @@ class VisionTower(nn.Module, ABC):
         return {name: depth.get(id(p), 0) for name, p in self.named_parameters()}
 
     def no_weight_decay_names(self) -> set[str]:
-        """Name the parameters without weight decay: vectors, norms, biases.
-
-        Returns:
-            Names as in ``named_parameters``, by the grouping of open_clip's training.
-        """
+        """Name vectors, norms and biases, which open_clip's training does not decay."""
         return {
             name
             for name, parameter in self.named_parameters()
@@ -355,11 +337,7 @@ class VisionTower(nn.Module, ABC):
         }
 
     def check_dense(self, blocks: Sequence[int], form: DenseForm | str | None) -> DenseForm:
-        """Raise unless ``forward_dense`` can do what is asked.
-
-        Returns:
-            The form; None stands for the tower's own.
-        """
+        """Return the form, or raise unless ``forward_dense`` can do what is asked."""
         found = self.dense_form if form is None else dense_form(form)
         self.check_form(found)
         unknown = [number for number in blocks if not 0 <= number < self.num_blocks]
@@ -385,14 +363,7 @@ class VisionTower(nn.Module, ABC):
         return features.to(next(self.parameters()).dtype)
 
     def pad(self, images: Tensor) -> Tensor:
-        """Check pictures, and pad them with zeros at the right and the bottom to whole cells.
-
-        Args:
-            images: (N, 3, H, W).
-
-        Returns:
-            The same where both sides are multiples of the patch.
-        """
+        """Check pictures, and pad them with zeros at the right and the bottom to whole cells."""
         images = self.take(images)
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size

@@ -27,7 +27,7 @@ class ConvNeXtTower(VisionTower):
     Arguments are those of ``VisionTower``.
 
     Raises:
-        ValueError: If the trunk is no ConvNeXt that averages its last map.
+        ValueError: If the trunk does not average its last map.
 
     Reference: the convolutional CLIP of FC-CLIP, arXiv 2308.02487, section 3.3.
     """
@@ -38,11 +38,8 @@ class ConvNeXtTower(VisionTower):
         """Take the last stage for the blocks."""
         visual, name = self.visual, self.name
         trunk = visual.trunk
-        if not isinstance(trunk, ConvNeXt) or trunk.head.global_pool.pool_type != "avg":
-            raise ValueError(
-                f"{name} has a timm trunk of type {type(trunk).__name__}, not a ConvNeXt that "
-                "averages its last map"
-            )
+        if trunk.head.global_pool.pool_type != "avg":
+            raise ValueError(f"{name} is a ConvNeXt that does not average its last map")
         linears = [part for part in visual.head.modules() if isinstance(part, nn.Linear)]
         self.path = "ConvNeXt: norm and head of each cell of the last map"
         self.width = int(trunk.num_features)
@@ -57,14 +54,7 @@ class ConvNeXtTower(VisionTower):
         return list(self.visual.trunk.stages[-1].blocks)
 
     def forward_image(self, images: Tensor) -> Tensor:
-        """Embed whole pictures.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size.
-
-        Returns:
-            (N, D) float32, not normalised.
-        """
+        """Embed whole pictures, as ``VisionTower``."""
         trunk = self.visual.trunk
         images = self.pad(images)
         with compute_context(images.device, self.precision):
@@ -78,13 +68,7 @@ class ConvNeXtTower(VisionTower):
         blocks: Sequence[int] = (),
         form: DenseForm | str | None = None,
     ) -> DenseFeatures:
-        """Embed every cell of the last map; blocks are those of the last stage.
-
-        Arguments and errors are as in ``VisionTower``; both forms of the last block are one.
-
-        Returns:
-            A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
-        """
+        """Embed every cell of the last map, of 32 px, as ``VisionTower``; both forms are one."""
         self.check_dense(blocks, form)
         trunk = self.visual.trunk
         images = self.pad(images)

@@ -48,7 +48,7 @@ class DenseForm:
         sigma: Deviation of the neighbours' Gaussian, cells.
 
     Raises:
-        ValueError: If a field is out of range.
+        ValueError: If there is no such attention or residual.
     """
 
     attention: str = "identity"
@@ -66,10 +66,6 @@ class DenseForm:
             raise ValueError(
                 f"a dense form has attention {self.attention!r} and residual {self.residual!r}; "
                 f"expected one of {ATTENTIONS} and of {RESIDUALS}"
-            )
-        if self.layers < 1 or self.sigma <= 0:
-            raise ValueError(
-                f"a dense form has {self.layers} layers and sigma {self.sigma}; both are above 0"
             )
 
     def __str__(self) -> str:
@@ -105,17 +101,7 @@ DENSE_FORMS = {
 
 
 def dense_form(form: "DenseForm | str") -> DenseForm:
-    """Look up a form by its name.
-
-    Args:
-        form: A name of ``DENSE_FORMS``, or a form, which is returned as it is.
-
-    Returns:
-        The form.
-
-    Raises:
-        ValueError: If there is no such name.
-    """
+    """Look up a form by its name in ``DENSE_FORMS``; a form is returned as it is."""
     if isinstance(form, DenseForm):
         return form
     if form not in DENSE_FORMS:
@@ -132,19 +118,10 @@ def mix_values(
     attend: Callable[[Heads], Tensor] = global_attention,
     affinity: Tensor | None = None,
 ) -> Tensor:
-    """Mix the values of a block as a form says.
+    """Mix the values of a block as a form other than identity attention says: (N, A, T, E).
 
-    Args:
-        form: Any form but one of identity attention, which mixes nothing.
-        heads: Query, key and value, rotated or not.
-        grid: Grid (h, w).
-        num_prefix: Number of tokens before the patches.
-        attend: Attention of query, key and value, global or in windows; neighbours and external
-            affinities are always global.
-        affinity: (N, h * w, h * w), weights of the patches for each patch, for "external".
-
-    Returns:
-        (N, A, T, E).
+    ``attend`` is global or in windows; neighbours and external affinities are always global. For
+    the latter ``affinity`` is (N, h * w, h * w), weights of the patches for each patch.
     """
     if form.attention == "external":
         if affinity is None:
@@ -168,15 +145,10 @@ def mix_values(
 
 
 def neighbour_prior(grid: tuple[int, int], sigma: float, num_prefix: int = 0) -> Tensor:
-    """Compute what is added to the logits of patches near to each other.
+    """Compute what is added to the logits of patches near to each other, (T, T) float32.
 
-    Args:
-        grid: Grid (h, w).
-        sigma: Deviation of the Gaussian, cells.
-        num_prefix: Number of tokens before the patches; theirs is 0.
-
-    Returns:
-        (T, T) float32, 1 on the diagonal of the patches.
+    ``sigma`` is the deviation of the Gaussian in cells; tokens before the patches get 0, and
+    the diagonal of the patches is 1.
 
     Reference: NACLIP, arXiv 2404.08181.
     """

@@ -5,7 +5,6 @@ Legend: N images, D joint embedding, h w patch grid, E channels of a head.
 
 import torch
 from timm.layers import RotaryEmbeddingCat
-from timm.models.eva import Eva
 from torch import Tensor
 
 from clipself_d2.clip.towers.positions import rotary_table
@@ -15,13 +14,8 @@ from clipself_d2.clip.towers.timm_vit import TimmViTTower
 class EvaTower(TimmViTTower):
     """Tower of ``open_clip.timm_model.TimmModel`` around ``timm.models.eva.Eva``.
 
-    Arguments are those of ``VisionTower``.
-
-    Raises:
-        ValueError: If the trunk is no EVA, or rotates in another way than by a table of axes.
+    A ValueError says that the trunk rotates in another way than by a table of axes.
     """
-
-    trunk_type = Eva
 
     def read_visual(self) -> None:
         """Read what ``TimmViTTower`` reads, and check the rotary positions."""
@@ -35,15 +29,7 @@ class EvaTower(TimmViTTower):
             )
 
     def rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
-        """Build the rotary positions of a grid.
-
-        Args:
-            grid: Grid (h, w).
-            device: Device of the table.
-
-        Returns:
-            (h * w, 2E), or None for a trunk without them.
-        """
+        """Build the rotary positions (h * w, 2E) of a grid, or None for a trunk without them."""
         rope = self.visual.trunk.rope
         if rope is None:
             return None

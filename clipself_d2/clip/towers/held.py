@@ -20,17 +20,10 @@ class Held:
     def get(
         self, name: str, key: object, sources: Sequence[Tensor], make: Callable[[], Value]
     ) -> Value:
-        """Look a value up, or make it.
+        """Look up the last value of a name, or make it of its sources and of the rest of the key.
 
-        Args:
-            name: What it is; of each name the last value is held.
-            key: What else it depends on.
-            sources: Tensors of which it is made.
-            make: Makes it.
-
-        Returns:
-            The value; a new one where a source is trained, so that gradients reach it, and where
-            the call is traced, for an export for example, whose tensors are of no use afterwards.
+        It is made anew where a source is trained, so that gradients reach it, and where the
+        call is traced, for an export for example, whose tensors are of no use afterwards.
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return make()
@@ -55,14 +48,9 @@ class Held:
 
 
 def narrow_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Copy a block with the matrices in the number type in which autocast multiplies them.
+    """Copy a block with matrices in bfloat16 or float16, in which autocast multiplies them.
 
-    Args:
-        block: A block of a tower.
-        dtype: bfloat16 or float16.
-
-    Returns:
-        The copy; norms and scales, which autocast computes in float32, stay as they are.
+    Norms and scales, which autocast computes in float32, stay as they are.
     """
     twin = copy.deepcopy(block)
     for module in twin.modules():
@@ -75,15 +63,10 @@ def narrow_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 def working_blocks(
     blocks: Sequence[nn.Module], held: Held, dtype: torch.dtype | None
 ) -> list[nn.Module]:
-    """Choose the blocks to compute with: narrow copies of those that are frozen.
+    """Choose the blocks to compute with: narrow copies, in autocast's number type, of frozen ones.
 
-    Args:
-        blocks: Blocks of a tower.
-        held: Holds the copies.
-        dtype: Number type of the autocast; None outside of one, which wants no copies.
-
-    Returns:
-        As many blocks. Frozen weights would else be cast at every use.
+    Frozen weights would else be cast at every use. A number type of None, outside of autocast,
+    wants no copies.
     """
     working = []
     for number, block in enumerate(blocks):

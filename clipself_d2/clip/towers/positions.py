@@ -26,16 +26,9 @@ def resize_positions(
         (num_prefix + h * w, C), differentiable in the table; the table itself where the grids
         agree.
 
-    Raises:
-        ValueError: If the table does not fit its grid.
-
     Reference: bicubic (a = -0.75) without antialias, as the published CLIPSelf models use. timm
     resamples with antialias, which moves dense features by about 5e-4.
     """
-    if len(table_TC) != num_prefix + native[0] * native[1]:
-        raise ValueError(
-            f"position table has {len(table_TC)} rows, not {num_prefix} + {native[0]}x{native[1]}"
-        )
     # A graph for any grid has no such branch; resizing to the same grid changes no bit.
     if not torch.compiler.is_exporting() and native == grid:
         return table_TC
@@ -86,18 +79,7 @@ def rotary_table(
 
 
 def native_grid(num_patches: int, name: str) -> tuple[int, int]:
-    """Side of a square position table.
-
-    Args:
-        num_patches: Rows of the table without the class token.
-        name: Model name for the message.
-
-    Returns:
-        Grid (h, w).
-
-    Raises:
-        ValueError: If the table is not square.
-    """
+    """Grid (h, w) of a square position table; a ValueError refuses others by the model's name."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ValueError(f"{name} has {num_patches} positions, which is not a square grid")

@@ -87,16 +87,9 @@ class ResNetTower(VisionTower):
         return [p for module in (*stem, visual.attnpool) for p in module.parameters()]
 
     def freeze(self, trained_blocks: int = 0, *, behind: bool = True, parts: str = "all") -> None:
-        """Freeze all but the last stages; the pool learns with them where the loss reads it.
+        """Freeze all but the last stages, as ``VisionTower``; the pool learns if it is read.
 
-        Args:
-            trained_blocks: Number of last stages that are trained: 3 is Detectron2's FREEZE_AT 2,
-                with the stem and res2 frozen; 0 freezes the tower, ``ALL_BLOCKS`` nothing.
-            behind: Whether the attention pool learns.
-            parts: "all"; stages have no parts.
-
-        Raises:
-            ValueError: If there are fewer stages.
+        3 trained stages are Detectron2's FREEZE_AT 2, with the stem and res2 frozen.
         """
         self._reads_pool = behind
         super().freeze(trained_blocks, behind=behind, parts=parts)
@@ -104,14 +97,7 @@ class ResNetTower(VisionTower):
         self._freeze_norms()
 
     def forward_image(self, images: Tensor) -> Tensor:
-        """Embed whole pictures.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size and floating type.
-
-        Returns:
-            (N, D) float32, not normalised.
-        """
+        """Embed whole pictures, as ``VisionTower``."""
         return self.pool(self.forward_stages(images)["res5"])
 
     def forward_dense(
@@ -120,27 +106,14 @@ class ResNetTower(VisionTower):
         blocks: Sequence[int] = (),
         form: DenseForm | str | None = None,
     ) -> DenseFeatures:
-        """Embed every cell of the last stage; block 0 is res2.
-
-        Arguments and errors are as in ``VisionTower``; both forms of the last block are one.
-
-        Returns:
-            A map of ceil(H / 32) x ceil(W / 32) cells, and the blocks.
-        """
+        """Embed every cell of the last stage, of 32 px, as ``VisionTower``; block 0 is res2."""
         self.check_dense(blocks, form)
         stages = self.forward_stages(self.pad(images))
         embedding = F.normalize(self.pool_dense(stages["res5"]), dim=1)
         return DenseFeatures(embedding, tuple(stages[STAGES[number]] for number in blocks))
 
     def region_map(self, images: Tensor) -> Tensor:
-        """Run the stages up to ``res4``, which regions are cut from.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels.
-
-        Returns:
-            (N, C4, h, w) float32.
-        """
+        """Run the stages up to ``res4``, (N, C4, h, w) float32, which regions are cut from."""
         return self.forward_stages(images, last="res4")["res4"]
 
     @property
@@ -149,13 +122,9 @@ class ResNetTower(VisionTower):
         return STAGE_STRIDES["res4"]
 
     def embed_pooled(self, pooled: Tensor) -> Tensor:
-        """Run the last stage and the pool on regions cut from ``res4``.
+        """Run the last stage and the pool on regions (R, C4, g, g) cut from ``res4``; to (R, D).
 
-        Args:
-            pooled: (R, C4, g, g) with g = ``region_grid``: 14 for RN50, 18 for RN50x4.
-
-        Returns:
-            (R, D) float32, not normalised.
+        g is ``region_grid``: 14 for RN50, 18 for RN50x4.
 
         Reference: RegionCLIP, arXiv 2112.09106, section 3.1.
         """
@@ -163,32 +132,14 @@ class ResNetTower(VisionTower):
         return torch.cat(parts)
 
     def embed_cells(self, region_map: Tensor) -> Tensor:
-        """Run the last stage, and the pool with every cell as a query.
-
-        Args:
-            region_map: (N, C4, h, w).
-
-        Returns:
-            (N, D, h / 2, w / 2) float32, unit norm.
-        """
+        """Run the last stage, and the pool with every cell as a query, to unit norm."""
         return F.normalize(self.pool_dense(self.forward_res5(region_map)), dim=1)
 
     def forward_stages(self, images: Tensor, last: str = "res5") -> dict[str, Tensor]:
-        """Run the stem and the stages up to one.
+        """Run the stem and the stages up to one: (N, C, H / stride, W / stride) float32 by name.
 
-        Args:
-            images: (N, 3, H, W) normalised pixels, H and W best multiples of the last stride; a
-                picture with a side below it is padded.
-            last: Name of the last stage.
-
-        Returns:
-            (N, C, H / stride, W / stride) float32 by stage name, from ``res2`` to ``last``.
-
-        Raises:
-            ValueError: If there is no such stage.
+        Sides are best multiples of the last stride; a picture with a side below it is padded.
         """
-        if last not in STAGES:
-            raise ValueError(f"{self.name} has the stages {', '.join(STAGES)}, not {last!r}")
         outputs = {}
         images = self.take(images)
         if min(images.shape[2:]) < self.patch_size:
@@ -203,51 +154,29 @@ class ResNetTower(VisionTower):
         return outputs
 
     def forward_res5(self, features: Tensor) -> Tensor:
-        """Run the last stage on features of images or of regions.
-
-        Args:
-            features: (N, C4, h, w), as of ``res4``; N may be 0.
-
-        Returns:
-            (N, C5, h / 2, w / 2) float32.
-        """
+        """Run the last stage on features of images or of regions, (N, C4, h, w); N may be 0."""
         with compute_context(features.device, self.precision):
             output: Tensor = self.visual.layer4(self.cast(features))
         return output.float()
 
     def pool(self, features: Tensor) -> Tensor:
-        """Attend from the mean over the cells to all cells: CLIP's own pooling.
+        """Attend from the mean over the cells (N, C5, h, w) to all cells: CLIP's own pooling.
 
-        Args:
-            features: (N, C5, h, w) of any grid; positions are resized to it.
-
-        Returns:
-            (N, D) float32, not normalised.
+        (N, D) float32, not normalised; positions are resized to any grid.
         """
         with compute_context(features.device, self.precision):
             return attend_mean(self.cast(features), self.visual.attnpool).float()
 
     def pool_dense(self, features: Tensor) -> Tensor:
-        """Attend from every cell to all cells.
-
-        Args:
-            features: (N, C5, h, w) of any grid; positions are resized to it.
-
-        Returns:
-            (N, D, h, w) float32, not normalised.
-        """
+        """Attend from every cell to all cells, as ``pool``: (N, D, h, w)."""
         with compute_context(features.device, self.precision):
             return attend_cells(self.cast(features), self.visual.attnpool).float()
 
     def set_norm(self, norm: str) -> None:
         """Choose what the batch norms do in training.
 
-        Args:
-            norm: "BN": statistics of the process's batch; "SyncBN": of all processes; "FrozenBN":
-                the stored statistics, and weights that are not trained.
-
-        Raises:
-            ValueError: If it is none of these.
+        "BN": statistics of the process's batch; "SyncBN": of all processes; "FrozenBN": the stored
+        statistics, and weights that are not trained.
         """
         if norm not in NORMS:
             raise ValueError(f"norm of {self.name} is {norm!r}, expected one of {NORMS}")
@@ -259,14 +188,7 @@ class ResNetTower(VisionTower):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ResNetTower":
-        """Set the mode; frozen norms stay in eval mode.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
+        """Set the mode; frozen norms stay in eval mode."""
         super().train(mode)
         if self.norm == "FrozenBN":
             for module in self._norms():
@@ -308,28 +230,12 @@ class DenseAttentionPool(nn.Module):
         self.connect = nn.Sequential(convolution, make_norm(embed_dim))
 
     def forward(self, features: Tensor, attended: Tensor) -> Tensor:
-        """Add the branch to the attended cells.
-
-        Args:
-            features: (N, C, h, w), what the attention read.
-            attended: (N, D, h, w), what ``ResNetTower.pool_dense`` made of it.
-
-        Returns:
-            (N, D, h, w), none below zero.
-        """
+        """Add the branch on (N, C, h, w) to attended cells (N, D, h, w); none below 0."""
         return F.relu(attended + self.connect(features))
 
 
 def attend_mean(features: Tensor, pool: AttentionPool2d) -> Tensor:
-    """Pool with one query, the mean of the cells.
-
-    Args:
-        features: (N, C, h, w); N may be 0.
-        pool: open_clip's pool with its position table.
-
-    Returns:
-        (N, D).
-    """
+    """Pool (N, C, h, w) with one query, the mean of the cells: (N, D); N may be 0."""
     positions = _positions(pool, (features.shape[2], features.shape[3]))
     cells_SNC = features.flatten(2).permute(2, 0, 1)
     cells_SNC = torch.cat([cells_SNC.mean(dim=0, keepdim=True), cells_SNC])
@@ -338,15 +244,7 @@ def attend_mean(features: Tensor, pool: AttentionPool2d) -> Tensor:
 
 
 def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
-    """Attend with every cell as a query, without the mean's token.
-
-    Args:
-        features: (N, C, h, w); N may be 0.
-        pool: open_clip's pool with its position table.
-
-    Returns:
-        (N, D, h, w).
-    """
+    """Attend with every cell as a query, without the mean's token: (N, C, h, w) to (N, D, h, w)."""
     height, width = features.shape[2:]
     positions = _positions(pool, (height, width))[1:]
     cells_SNC = features.flatten(2).permute(2, 0, 1)

@@ -42,17 +42,11 @@ class TimmViTTower(TokenTower):
     """
 
     visual: TimmModel
-    trunk_type: type[Any] = VisionTransformer
 
     def read_visual(self) -> None:
         """Read the pooling, the tokens and the stem's grid."""
         visual, name = self.visual, self.name
         trunk = visual.trunk
-        if not isinstance(trunk, self.trunk_type):
-            raise ValueError(
-                f"{name} has a timm trunk of type {type(trunk).__name__}, not "
-                f"{self.trunk_type.__name__}"
-            )
         _check_trunk(trunk, name)
         self.num_prefix = int(trunk.num_prefix_tokens)
         self.reads_class_token = trunk.global_pool == "token"
@@ -74,14 +68,7 @@ class TimmViTTower(TokenTower):
         return list(self.visual.trunk.blocks)
 
     def train(self, mode: bool = True) -> "TimmViTTower":
-        """Set the mode; batch norms of a convolutional stem keep CLIP's statistics.
-
-        Args:
-            mode: True for training.
-
-        Returns:
-            The module itself.
-        """
+        """Set the mode; batch norms of a convolutional stem keep CLIP's statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -220,17 +207,10 @@ class TimmViTTower(TokenTower):
 
 
 def pool_each(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
-    """Pool each token by itself: what timm's attention pool gives for a sequence of one.
+    """Pool each token (N, T, C) by itself: what timm's attention pool gives for a sequence of one.
 
     Attention over one token passes its value, whatever the query, so what remains is the value and
     output projections and the MLP.
-
-    Args:
-        pool: Pool with one latent query.
-        tokens: (N, T, C).
-
-    Returns:
-        (N, T, C).
     """
     width = tokens.shape[-1]
     bias = pool.kv.bias

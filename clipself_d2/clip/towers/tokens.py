@@ -76,17 +76,9 @@ class TokenTower(BlockTower):
     ) -> tuple[Tensor, Heads | None]:
         """Apply the attention of a form and the output projection of a block.
 
-        Args:
-            block: One of ``block_modules``, or a working copy.
-            tokens: (N, T, C), input of the block.
-            rotary: Rotary table of all tokens.
-            grid: Grid (h, w).
-            form: Form of the dense path.
-            strategy: "global" or "window", of the attention that is the block's own.
-            affinity: Of ``mix_values``.
-
-        Returns:
-            (N, T, C), and query, key and value unless the value alone was computed.
+        (N, T, C), and query, key and value unless the value alone was computed. ``strategy`` is
+        "global" or "window", of the attention that is the block's own; ``affinity`` is of
+        ``mix_values``.
         """
         gate = None
         if form.gate:
@@ -133,18 +125,8 @@ class TokenTower(BlockTower):
     ) -> tuple[Tensor, Heads | None]:
         """Apply the last block in a form: attention, its residual, and the MLP where it has one.
 
-        Args:
-            block: The last block, or its working copy.
-            tokens: (N, T, C), input of the block.
-            rotary: Rotary table of all tokens.
-            grid: Grid (h, w).
-            form: Form of the dense path.
-            strategy: Of ``branch``.
-            affinity: Of ``mix_values``.
-            earlier: (N, T, C), sum of the branches of the form's earlier layers.
-
-        Returns:
-            (N, T, C), and query, key and value unless the value alone was computed.
+        As ``branch``, to whose output ``earlier`` adds the sum of the branches of the form's
+        earlier layers.
         """
         added, heads = self.branch(block, tokens, rotary, grid, form, strategy, affinity)
         if earlier is not None:
@@ -156,20 +138,10 @@ class TokenTower(BlockTower):
         return self.feed_forward(block, added) if form.mlp else added, heads
 
     def set_attention(self, *, window_size: int = 0, global_blocks: Sequence[int] = ()) -> None:
-        """Choose the attention of the dense path; ``forward_image`` stays global.
+        """Choose the attention of the dense path, as ``VisionTower``.
 
-        Args:
-            window_size: Side of a window in cells; 0: every block is global.
-            global_blocks: 0-based numbers of the blocks that stay global; () takes the last of
-                every quarter. The value-only last block has no attention, whatever is said here.
-
-        Raises:
-            ValueError: If the size is negative or a number out of range.
+        The value-only last block has no attention, whatever is said here.
         """
-        if window_size < 0:
-            raise ValueError(
-                f"window_size is {window_size}; it is a number of cells, or 0 for global attention"
-            )
         unknown = [number for number in global_blocks if not 0 <= number < self.num_blocks]
         if unknown:
             raise ValueError(
@@ -190,26 +162,15 @@ class TokenTower(BlockTower):
     def set_compile(self, mode: str) -> None:
         """Choose what torch.compile makes one graph of.
 
-        Args:
-            mode: "off"; "blocks": each form of a block; "step": all blocks and what stands behind
-                them, on a GPU with launches that are recorded and played again.
-
-        Raises:
-            ValueError: If there is no such mode.
+        "off"; "blocks": each form of a block; "step": all blocks and what stands behind them, on a
+        GPU with launches that are recorded and played again.
         """
         if mode not in COMPILE_MODES:
             raise ValueError(f"compile mode is {mode!r}, expected one of {COMPILE_MODES}")
         self.compile_mode = mode
 
     def forward_image(self, images: Tensor) -> Tensor:
-        """Embed whole pictures; attention is global in every block.
-
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size; positions are resized.
-
-        Returns:
-            (N, D) float32, not normalised.
-        """
+        """Embed whole pictures, as ``VisionTower``; attention is global in every block."""
         images = self.pad(images)
         with compute_context(images.device, self.precision, self._num_tokens(images)):
             tokens, rotary = self.embed(images)
@@ -226,17 +187,10 @@ class TokenTower(BlockTower):
         *,
         affinity: Tensor | None = None,
     ) -> DenseFeatures:
-        """Embed every patch; arguments and errors are those of ``VisionTower``.
+        """Embed every patch, as ``VisionTower``.
 
-        Args:
-            images: (N, 3, H, W) normalised pixels of any size and floating type.
-            blocks: 0-based numbers of the blocks whose outputs are wanted.
-            form: Form of the last block or its name; None: the tower's ``dense_form``.
-            affinity: (N, h * w, h * w), rows that sum to 1, for forms of external attention; None
-                takes that of the tower's ``proxy``.
-
-        Returns:
-            A map of ceil(H / patch) x ceil(W / patch) cells, and the blocks.
+        ``affinity`` (N, h * w, h * w), rows that sum to 1, is for forms of external attention; None
+        takes that of the tower's ``proxy``.
 
         Reference: CLIPSelf, arXiv 2310.01403, section 3.1; unlike MaskCLIP, arXiv 2112.01071, the
         residual and the MLP of the last block are kept. Attention pools pass each cell's value, as

@@ -91,8 +91,6 @@ def convert_checkpoint(
 
 
 def _check_output(source: Path, output: Path, to: str, force: bool) -> None:
-    if to not in LAYOUTS:
-        raise ValueError(f"--to is {to!r}; it is one of {', '.join(LAYOUTS)}")
     if (output.suffix == _SAFETENSORS) != (to == "safetensors"):
         raise ValueError(
             f"--to {to} and the name {output.name} disagree: safetensors files end with "

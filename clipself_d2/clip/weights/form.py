@@ -13,14 +13,7 @@ _TOLERANCE = 0.25
 
 
 def read_form(path: str | Path) -> Form | None:
-    """Read the form of the first image tower in a file.
-
-    Args:
-        path: A file of weights.
-
-    Returns:
-        Its fields; None where the file does not say.
-    """
+    """Read the form of the first image tower in a file; None where the file does not say."""
     try:
         # The tensors stay on the disk.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -31,15 +24,7 @@ def read_form(path: str | Path) -> Form | None:
 
 
 def differences(stored: Form, wanted: Form) -> list[str]:
-    """List the fields in which two forms differ.
-
-    Args:
-        stored: Form of a file; fields that it lacks are not compared.
-        wanted: Form that is to be run.
-
-    Returns:
-        Names, in the order of ``wanted``.
-    """
+    """List the fields, in the order of ``wanted``, in which a stored form differs."""
     return [key for key in wanted if key in stored and not _equal(stored[key], wanted[key])]
 
 

@@ -60,23 +60,16 @@ _REGIONCLIP_REST = (
 )
 # Its cosines were divided by 0.01, and its files have no logit scale.
 _REGIONCLIP_LOGIT_SCALE = math.log(100.0)
-_EVA_TO_OPEN_CLIP = (
-    (re.compile(r"^visual\."), "visual.trunk."),
-    (re.compile(r"\.attn\.inner_attn_ln\."), ".attn.norm."),
-    (re.compile(r"\.attn\.([qv])_bias$"), r".attn.\1_proj.bias"),
-    (re.compile(r"\.mlp\.ffn_ln\."), ".mlp.norm."),
-    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
-    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
-    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
-)
-_OPEN_CLIP_TO_EVA = (
-    (re.compile(r"^visual\.trunk\."), "visual."),
-    (re.compile(r"\.attn\.norm\."), ".attn.inner_attn_ln."),
-    (re.compile(r"\.attn\.([qv])_proj\.bias$"), r".attn.\1_bias"),
-    (re.compile(r"\.mlp\.norm\."), ".mlp.ffn_ln."),
-    (re.compile(r"\.mlp\.fc1_g\."), ".mlp.w1."),
-    (re.compile(r"\.mlp\.fc1_x\."), ".mlp.w2."),
-    (re.compile(r"\.mlp\.fc2\."), ".mlp.w3."),
+# EVA-CLIP's names, and open_clip's.
+_EVA_NAMES = (
+    ("visual.", "visual.trunk."),
+    (".attn.inner_attn_ln.", ".attn.norm."),
+    (".attn.q_bias", ".attn.q_proj.bias"),
+    (".attn.v_bias", ".attn.v_proj.bias"),
+    (".mlp.ffn_ln.", ".mlp.norm."),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
 )
 # Rotary positions of every published EVA02-CLIP.
 _EVA_HEAD_DIM = 64
@@ -103,13 +96,9 @@ class NamedWeights:
 def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     """Rename a checkpoint's entries to open_clip's, and take the image tower out of a detector.
 
-    Args:
-        state: Tensors in open_clip's, OpenAI's, EVA-CLIP's or RegionCLIP's naming, or of a detector
-            of F-ViT or of this project; an image tower alone may lack the prefix "visual.".
-
-    Returns:
-        The renamed tensors. A name that no layout knows is among them, for the strict loader to
-        refuse.
+    Known are open_clip's, OpenAI's, EVA-CLIP's and RegionCLIP's naming, and detectors of F-ViT and
+    of this project; an image tower alone may lack the prefix "visual.". A name that no layout knows
+    stays, for the strict loader to refuse.
 
     Reference: EVA-CLIP's names as in the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -136,9 +125,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
     # Rotary tables are a function of the grid, stored once for every block.
     ignored += [key for key in state if _is_rotary(key)]
     renamed = {
-        _rename(key, _EVA_TO_OPEN_CLIP): value
-        for key, value in state.items()
-        if not _is_rotary(key)
+        _rename(key, _EVA_NAMES): value for key, value in state.items() if not _is_rotary(key)
     }
     return NamedWeights(renamed, f"{kind}eva_clip", tuple(ignored))
 
@@ -165,16 +152,9 @@ def _from_regionclip(state: Mapping[str, Tensor], ignored: list[str]) -> NamedWe
 def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> dict[str, Tensor]:
     """Rename open_clip's entries to those of the published CLIPSelf code.
 
-    Args:
-        state: Tensors in open_clip's naming: a whole CLIP or an image tower.
-        head_dim: Channels of one attention head of an EVA02; None is 64, as published ones have.
-
-    Returns:
-        For EVA02, EVA-CLIP's names with the rotary tables of the native grid; for other towers the
-        names of OpenAI's files, whose text tower lies at the root.
-
-    Raises:
-        ValueError: If CLIPSelf's code has no such image or text tower.
+    For EVA02, EVA-CLIP's names with the rotary tables of the native grid (heads of ``head_dim``
+    channels, 64 in published ones); for other towers the names of OpenAI's files, whose text tower
+    lies at the root. A ValueError says that CLIPSelf's code has no such tower.
 
     Reference: the files released for CLIPSelf, arXiv 2310.01403.
     """
@@ -187,19 +167,15 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
             "the image tower is one of timm but no EVA02, and CLIPSelf's code has no layout for "
             "it; choose --to open_clip, d2 or safetensors"
         )
-    renamed = {_rename(key, _OPEN_CLIP_TO_EVA): value for key, value in state.items()}
+    names = [(ours, theirs) for theirs, ours in _EVA_NAMES]
+    renamed = {_rename(key, names): value for key, value in state.items()}
     return {**renamed, **_rotary_tables(renamed, head_dim)}
 
 
 def place_text(state: Mapping[str, Tensor], *, nested: bool) -> dict[str, Tensor]:
-    """Put the text tower under "text." or at the root, as a model of open_clip has it.
+    """Put the text tower under "text.", or at the root, as a model of open_clip has it.
 
-    Args:
-        state: Tensors in open_clip's naming.
-        nested: Whether the model keeps it under "text.".
-
-    Returns:
-        The tensors; those of another text tower than CLIP's own stay where they are.
+    Those of another text tower than CLIP's own stay where they are.
     """
     placed = {}
     for key, value in state.items():
@@ -211,14 +187,7 @@ def place_text(state: Mapping[str, Tensor], *, nested: bool) -> dict[str, Tensor
 
 
 def is_beside_tower(key: str) -> bool:
-    """Tell whether an entry belongs to a whole CLIP but not to its image tower.
-
-    Args:
-        key: Name in open_clip's naming.
-
-    Returns:
-        True for the text tower, the logit scale and the logit bias.
-    """
+    """Tell whether an entry belongs to a whole CLIP but not to its image tower."""
     return key.startswith(_BESIDE_TOWER)
 
 
@@ -226,11 +195,10 @@ def _is_rotary(key: str) -> bool:
     return key.startswith("visual.") and ".rope." in key
 
 
-def _rename(key: str, patterns: Iterable[tuple[re.Pattern[str], str]]) -> str:
-    if not key.startswith("visual."):
-        return key
-    for pattern, replacement in patterns:
-        key = pattern.sub(replacement, key)
+def _rename(key: str, names: Iterable[tuple[str, str]]) -> str:
+    if key.startswith("visual."):
+        for old, new in names:
+            key = key.replace(old, new)
     return key
 
 

@@ -41,12 +41,7 @@ class _Ndarray:
 
 
 class PlainDtype:
-    """Stands for numpy.dtype: numbers or text of fixed width.
-
-    Args:
-        code: As in ``f4``.
-        options: Of numpy, without meaning here.
-    """
+    """Stands for numpy.dtype: numbers or text of fixed width, with a code such as ``f4``."""
 
     def __init__(self, code: object, *options: object) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
@@ -64,15 +59,7 @@ class PlainDtype:
 
 
 def plain_scalar(kind: PlainDtype, raw: bytes | str) -> Any:
-    """Stand for numpy.core.multiarray.scalar.
-
-    Args:
-        kind: Type of the number.
-        raw: Its bytes.
-
-    Returns:
-        The number, of Python's type.
-    """
+    """Stand for numpy.core.multiarray.scalar: a number of Python's type from its bytes."""
     return _array(kind, (), raw).item()
 
 
@@ -187,35 +174,15 @@ class _PlainUnpickler(pickle._Unpickler):
 def load_plain_pickle(stream: IO[bytes], names: Names = ARRAYS) -> Any:
     """Read a pickle of dicts, lists, text, numbers and numpy arrays.
 
-    Args:
-        stream: The open file.
-        names: What the file may ask for, by module and name, and what is called instead; empty
-            allows no arrays either.
-
-    Returns:
-        Its content.
-
-    Raises:
-        Exception: One of ``DAMAGE`` if it is damaged or asks for anything else; nothing of it has
-            run.
+    ``names`` is what the file may ask for, by module and name, and what is called instead; empty
+    allows no arrays either. One of ``DAMAGE`` says that it is damaged or asks for anything else;
+    nothing of it has run.
     """
     return _PlainUnpickler(stream, names).load()
 
 
 def read_plain_pickle(path: str | Path, names: Names = ARRAYS) -> Any:
-    """Read a file as ``load_plain_pickle`` does.
-
-    Args:
-        path: The file.
-        names: As for ``load_plain_pickle``.
-
-    Returns:
-        Its content.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If it is damaged or asks for anything else; nothing of it has run.
-    """
+    """Read a file as ``load_plain_pickle`` does; an OSError or ValueError says what is wrong."""
     try:
         with Path(path).open("rb") as stream:
             return load_plain_pickle(stream, names)

@@ -14,7 +14,7 @@ from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archiv
 from clipself_d2.clip.weights.plain_pickle import DAMAGE, SCALARS, load_plain_pickle
 
 # What the readers of the kinds raise for damaged files; damaged pickles give nearly anything.
-_UNREADABLE = (*DAMAGE, SafetensorError, zipfile.BadZipFile, RuntimeError, OSError)
+_UNREADABLE = (*DAMAGE, SafetensorError, zipfile.BadZipFile, RuntimeError, OSError, AssertionError)
 # What torch, and this project's readers, say of a pickle that names more than tensors.
 _NEEDS_CODE = re.compile(r"(?:GLOBAL|asks for) (\w[\w.]*\.\w+)")
 # Torch begins with advice to read such a file with its code; what is wrong follows.

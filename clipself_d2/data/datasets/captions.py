@@ -38,15 +38,7 @@ _TEXT_SUFFIXES = (".txt", ".json")
 
 
 def register_captions(root: str | Path, prefix: str = "") -> list[str]:
-    """Register the captions of the embedded data set and of COCO 2017; files are read on use.
-
-    Args:
-        root: Folder that holds ``emoji`` and ``coco``.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register the captions of the embedded data set and of COCO 2017; files are read on use."""
     root = Path(root)
     places = {}
     for split in ("train", "val"):
@@ -69,18 +61,10 @@ def register_captions(root: str | Path, prefix: str = "") -> list[str]:
 
 
 def read_coco_captions(file: Path, *, remedy: str = DEFAULT_REMEDY) -> list[tuple[Record, str]]:
-    """Read COCO's captions file.
+    """Read COCO's captions file: its image's entry and the sentence for every caption, in order.
 
-    Args:
-        file: json with ``images`` and ``annotations`` that have ``image_id`` and ``caption``.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        A row for every caption, in the order of the file: its image's entry, and the sentence.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is of another form, a caption is empty, or of an image not listed.
+    A FileNotFoundError or ValueError refuses a missing file, another form, an empty caption, or one
+    of an image that is not listed.
     """
     content = read_annotation_file(file, ("images", "annotations"), remedy=remedy)
     images = {row["id"]: row for row in content["images"]}
@@ -101,19 +85,9 @@ def read_coco_captions(file: Path, *, remedy: str = DEFAULT_REMEDY) -> list[tupl
 def caption_file_records(
     file: Path, folder: Path, *, remedy: str = "correct the file, or its path in DATASETS"
 ) -> list[Record]:
-    """Read captions and find their pictures.
+    """Read captions (COCO's json, ``.tsv`` or ``.csv``) and find their pictures.
 
-    Args:
-        file: COCO's json, or a ``.tsv`` or ``.csv`` list.
-        folder: Folder of the pictures.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        Records, one for every picture with a caption.
-
-    Raises:
-        FileNotFoundError: If a file or a picture is missing.
-        ValueError: If the file is of another form, or has no caption, or an empty one.
+    A FileNotFoundError or ValueError says which file, picture or caption is missing or faulty.
     """
     if file.suffix in _DELIMITERS:
         rows = [(name, name, caption) for name, caption in _read_list(file)]
@@ -133,17 +107,9 @@ def caption_file_records(
 
 
 def shard_caption_records(pattern: str) -> list[Record]:
-    """List the captioned pictures of tar shards.
+    """List the captioned pictures of tar shards, of a pattern as of ``expand_shards``.
 
-    Args:
-        pattern: As ``expand_shards``.
-
-    Returns:
-        Records; pictures without a caption are left out with a warning.
-
-    Raises:
-        FileNotFoundError: If a shard is missing.
-        ValueError: If a shard is no plain tar file, a caption is empty, or no picture has one.
+    Pictures without a caption are left out with a warning; a ValueError says that none has one.
     """
     records: list[Record] = []
     num_without = 0
@@ -172,19 +138,10 @@ def shard_caption_records(pattern: str) -> list[Record]:
 
 
 def read_captions(source: str, root: str | Path) -> list[str]:
-    """Read the sentences of a corpus, without its pictures.
+    """Read the sentences of a corpus, without its pictures; at least one.
 
-    Args:
-        source: ``emoji`` (training captions below ``root``), COCO's captions json, a ``.tsv`` or
-            ``.csv`` list, or a text file with one sentence a line.
-        root: Folder of the data sets.
-
-    Returns:
-        The sentences, at least one.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is of another form or has no sentence.
+    The source is ``emoji`` (training captions below ``root``), COCO's captions json, a ``.tsv`` or
+    ``.csv`` list, or a text file with one sentence a line.
     """
     remedy = "check --captions"
     file = Path(source).expanduser()

@@ -79,27 +79,12 @@ def _synonym_table() -> dict[str, list[str]]:
 
 
 def coco_synonyms(names: Sequence[str]) -> list[list[str]]:
-    """Look up other names of COCO's things.
-
-    Args:
-        names: Classes of COCO.
-
-    Returns:
-        One or more names for each, which are no names of COCO.
-    """
+    """Look up other names of COCO's things: one or more for each, which are no names of COCO."""
     return [list(_synonym_table()[name]) for name in names]
 
 
 def register_coco_ov(root: str | Path, prefix: str = "") -> list[str]:
-    """Register open-vocabulary COCO; its files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``coco/``.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register open-vocabulary COCO below ``root``; its files are read when a data set is used."""
     folder = Path(root) / "coco"
     files = folder / "annotations"
     remedy = f"run python datasets/prepare_ov_coco.py --root {root}, or set DETECTRON2_DATASETS"

@@ -39,9 +39,8 @@ COCO_STUFF: dict[int, str] = {
 def panoptic_metadata() -> dict[str, Any]:
     """Describe the 133 classes for Detectron2's metadata.
 
-    Returns:
-        Names of things and of stuff, the 17 novel things of open-vocabulary COCO, other names of
-        the things, and contiguous ids: things 0 to 79, stuff 80 to 132.
+    Names of things and of stuff, the 17 novel things of open-vocabulary COCO, other names of the
+    things, and contiguous ids: things 0 to 79, stuff 80 to 132.
     """
     things = class_metadata(COCO_THINGS, NOVEL_CLASSES)
     return {
@@ -56,15 +55,7 @@ def panoptic_metadata() -> dict[str, Any]:
 
 
 def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
-    """Register COCO panoptic; its files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``coco/``.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register COCO panoptic below ``root``; its files are read when a data set is used."""
     folder, notes = Path(root) / "coco", Path(root) / "coco" / "annotations"
     regions = panoptic_metadata()
     segments = {key: value for key, value in regions.items() if key != "novel_classes"}
@@ -145,15 +136,8 @@ def register_panoptic_file(
 ) -> str:
     """Register a panoptic file whose classes are those that it lists itself.
 
-    Args:
-        name: Name of the data set.
-        json_file: COCO panoptic file; read when the data set is used.
-        image_root: Folder of the JPEGs.
-        png_root: Folder of the PNGs.
-        remedy: What the user can do about a missing file, an imperative clause.
-
-    Returns:
-        The name. Whether a class is novel is decided by the words of the training.
+    It is read when the data set is used; whether a class is novel is decided by the words of the
+    training.
     """
 
     def load() -> list[Record]:
@@ -174,14 +158,10 @@ def register_panoptic_file(
 
 
 def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Describe the classes that a panoptic file lists.
+    """Describe the classes that a panoptic file lists, things first.
 
-    Args:
-        categories: Rows with ``id``, ``name`` and ``isthing``. A name may hold several words
-            between commas, as ADE20K's: the first is the name, the others its synonyms.
-
-    Returns:
-        Names of things and of stuff, contiguous ids, things first, and synonyms.
+    A name may hold several words between commas, as ADE20K's: the first is the name, the others its
+    synonyms.
     """
     rows = sorted(categories, key=lambda row: (not row.get("isthing"), row["id"]))
     words = [[word.strip() for word in row["name"].split(",") if word.strip()] for row in rows]

@@ -45,17 +45,8 @@ REMEDY = "correct the file, or its path in DATASETS"
 def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
     """Register the data sets that are named by where they lie, each under its own specification.
 
-    Args:
-        names: Entries of DATASETS.TRAIN or DATASETS.TEST; a name without a colon, or one that is
-            registered, is left alone.
-
-    Returns:
-        The same names.
-
-    Raises:
-        FileNotFoundError: If a file, a folder or an image is missing.
-        ValueError: If a specification has an unknown kind or another number of parts, or a file's
-            content is faulty.
+    Names without a colon, or registered ones, are left alone. Returns the same names; a
+    FileNotFoundError or ValueError says what of a specification, or of its files, is wrong.
     """
     for name in names:
         kind, colon, rest = name.partition(":")
@@ -73,12 +64,8 @@ def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
 def folder_name(name: str) -> str:
     """Turn a data set's name into the name of a folder for its results.
 
-    Args:
-        name: Registered name or specification.
-
-    Returns:
-        The registered name; of a specification its kind, the stem of its first path, and eight
-        hex digits that tell it from others.
+    A specification becomes its kind, the stem of its first path, and eight hex digits that tell it
+    from others.
     """
     kind, colon, rest = name.partition(":")
     if not colon:

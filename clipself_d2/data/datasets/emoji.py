@@ -40,15 +40,7 @@ SHORT_NAMES = {
 
 
 def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
-    """Register the embedded data set; its files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register the embedded data set below ``root``; its files are read when a data set is used."""
     folder, remedy = Path(root) / "emoji", emoji_remedy(root)
     files, things = folder / "annotations", thing_metadata()
     # Where segments are scored, synonyms would be averaged with the names.
@@ -101,11 +93,7 @@ def register_emoji(root: str | Path, prefix: str = "emoji") -> list[str]:
 
 
 def thing_metadata() -> dict[str, Any]:
-    """Describe the things for Detectron2's metadata.
-
-    Returns:
-        Names, base and novel names, LVIS frequencies, and contiguous ids 0 to 79.
-    """
+    """Describe the 80 things for Detectron2's metadata."""
     world = load_world()
     novel = set(world.novel_names)
     return {
@@ -120,11 +108,7 @@ def thing_metadata() -> dict[str, Any]:
 
 
 def stuff_metadata() -> dict[str, Any]:
-    """Describe the stuff for Detectron2's metadata.
-
-    Returns:
-        Names, and contiguous ids that follow those of the things.
-    """
+    """Describe the stuff for Detectron2's metadata; ids follow those of the things."""
     world = load_world()
     return {
         "stuff_classes": list(world.stuff),

@@ -25,17 +25,7 @@ IGNORE_LABEL = 255
 def register_emoji_labels(
     root: str | Path, prefix: str, metadata: dict[str, Any], remedy: str
 ) -> list[str]:
-    """Register the data sets; files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
-        prefix: Beginning of the registered names.
-        metadata: Names and contiguous ids of things and stuff.
-        remedy: What the user can do about missing files, an imperative clause.
-
-    Returns:
-        The registered names.
-    """
+    """Register the data sets below ``root``; files are read when a data set is used."""
     names = []
     for split in ("train", "val"):
         name, folder = f"{prefix}_ov_sem_seg_{split}", Path(root) / "emoji"

@@ -36,15 +36,7 @@ _REMEDY = "make the scenes with datasets/prepare_emoji.py"
 
 
 def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str]:
-    """Register the data sets; files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register the data sets below ``root``; files are read when a data set is used."""
     names = []
     for task, evaluator in (("semantic", "sem_seg"), ("panoptic_fpn", "coco_panoptic_seg")):
         for split, file in (("train", "instances_train_base.json"), ("val", "instances_val.json")):
@@ -94,15 +86,7 @@ def _load(file: Path, split: str, *, has_segments: bool) -> list[Record]:
 
 
 def write_maps(annotation_file: Path, folder: Path) -> int:
-    """Draw the maps that are missing.
-
-    Args:
-        annotation_file: COCO file with polygons.
-        folder: Folder of one PNG for each image, made if missing.
-
-    Returns:
-        Number of maps drawn.
-    """
+    """Draw the maps that are missing, one PNG for each image of a COCO file; returns how many."""
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     document = read_annotation_file(annotation_file, ["images", "annotations"], remedy=_REMEDY)
@@ -125,9 +109,7 @@ def write_maps(annotation_file: Path, folder: Path) -> int:
 def write_segments(annotation_file: Path, folder: Path) -> None:
     """Draw things and background in COCO's panoptic format, unless that is done.
 
-    Args:
-        annotation_file: COCO file with polygons.
-        folder: Folder of one PNG for each image, made if missing; the json lies beside it.
+    The folder holds one PNG for each image; the json lies beside it.
     """
     target = folder.with_name(f"{folder.name}.json")
     if target.is_file() and target.stat().st_mtime_ns >= annotation_file.stat().st_mtime_ns:
@@ -168,14 +150,9 @@ def write_segments(annotation_file: Path, folder: Path) -> None:
 
 
 def draw_segments(things: Sequence[Record], size: tuple[int, int]) -> np.ndarray:
-    """Draw each thing by its number on the background.
+    """Draw the polygons of each thing by its number on the background of (H, W) px, as int32.
 
-    Args:
-        things: Annotations with polygons.
-        size: Height and width, px.
-
-    Returns:
-        (H, W) int32: 1 the background, 2 the first thing, and so on; later things lie above.
+    1 is the background, 2 the first thing, and so on; later things lie above.
     """
     canvas = Image.new("I", (size[1], size[0]), 1)
     draw = ImageDraw.Draw(canvas)
@@ -186,15 +163,7 @@ def draw_segments(things: Sequence[Record], size: tuple[int, int]) -> np.ndarray
 
 
 def draw_map(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Draw things on a background.
-
-    Args:
-        polygons: Flat lists of x and y, px.
-        size: Height and width, px.
-
-    Returns:
-        (H, W) uint8: 0 inside of a polygon, else 1.
-    """
+    """Draw polygons, flat lists of x and y px, into (H, W) uint8: 0 inside of one, else 1."""
     canvas = Image.new("L", (size[1], size[0]), CLASSES.index("background"))
     draw = ImageDraw.Draw(canvas)
     for polygon in polygons:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 CATEGORIES_FILE = Path(__file__).parents[1] / "datasets" / "emoji_categories.json"
 # A wheel carries the sprites beside this file, a checkout in datasets/.
@@ -67,22 +67,14 @@ class World:
         return tuple(thing.name for thing in self.things if thing.frequency == "r")
 
     def training_frequency(self) -> np.ndarray:
-        """Zipf-Mandelbrot law over the ranks, p(k) ~ 1 / (k + 9).
-
-        Returns:
-            (num_things,) float64 probabilities that sum to 1.
-        """
+        """Zipf-Mandelbrot law over the ranks, p(k) ~ 1 / (k + 9): (num_things,), sum 1."""
         weight = 1.0 / (np.array([thing.rank for thing in self.things], dtype=np.float64) + 9.0)
         return weight / weight.sum()
 
 
 @cache
 def load_world() -> World:
-    """Read the classes of the embedded world.
-
-    Returns:
-        The one and only world.
-    """
+    """Read the classes of the one and only embedded world."""
     table = json.loads(CATEGORIES_FILE.read_text(encoding="utf-8"))
     return World(
         things=tuple(Thing(**row) for row in table["things"]),
@@ -92,14 +84,7 @@ def load_world() -> World:
 
 
 def emoji_remedy(root: str | Path) -> str:
-    """Say how the embedded data set is made.
-
-    Args:
-        root: Folder that is to hold ``emoji/``.
-
-    Returns:
-        An imperative clause.
-    """
+    """Say how the embedded data set is made, as an imperative clause."""
     return f"run python datasets/prepare_emoji.py --root {root}, or set DETECTRON2_DATASETS"
 
 
@@ -123,61 +108,29 @@ def load_atlas(
 ) -> SpriteAtlas:
     """Cut the sprite sheets of some families into the world's sprites.
 
-    Args:
-        families: Names of the sheets, without the ending.
-        sprite_dir: Folder with ``index.json`` and one ``<family>.webp`` each, those of the
-            unseen families in ``unseen_style/``.
-
-    Returns:
-        The sprites of every thing.
-
-    Raises:
-        FileNotFoundError: If the index or a sheet is missing.
-        ValueError: If a sheet cannot be read or lacks a class.
+    ``sprite_dir`` holds ``index.json`` and one ``<family>.webp`` each, those of the unseen families
+    in ``unseen_style/``.
     """
     index_path = sprite_dir / "index.json"
-    if not index_path.is_file():
-        raise FileNotFoundError(
-            f"sprite index {index_path} is missing; run from a checkout of the repository "
-            "or build the sheets with datasets/build_sprites.py"
-        )
     index = json.loads(index_path.read_text(encoding="utf-8"))
     size, columns = int(index["sprite_size"]), int(index["columns"])
-    sheets = [_read_sheet(sheet_path(family, sprite_dir)) for family in families]
+    sheets = []
+    for family in families:
+        with Image.open(sheet_path(family, sprite_dir)) as image:
+            sheets.append(np.asarray(image.convert("RGBA")))
     variants: dict[str, list[tuple[np.ndarray, ...]]] = {}
     for cell, row in enumerate(index["sprites"]):
         top, left = cell // columns * size, cell % columns * size
         for sheet in sheets:
             sprite = sheet[top : top + size, left : left + size]
             variants.setdefault(row["name"], []).append(_pyramid(sprite))
-    missing = [name for name in load_world().thing_names if name not in variants]
-    if missing:
-        raise ValueError(f"{index_path} has no sprite for {missing}")
     return SpriteAtlas(size, tuple(tuple(variants[name]) for name in load_world().thing_names))
 
 
 def sheet_path(family: str, sprite_dir: Path = SPRITE_DIR) -> Path:
-    """Locate the sheet of a family.
-
-    Args:
-        family: Name of the sheet, without the ending.
-        sprite_dir: Folder of the sheets.
-
-    Returns:
-        Path of the WebP file, whether it exists or not.
-    """
+    """Locate the WebP sheet of a family, whether it exists or not."""
     folder = sprite_dir / UNSEEN_DIR if family in UNSEEN_FAMILIES else sprite_dir
     return folder / f"{family}.webp"
-
-
-def _read_sheet(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"sprite sheet {path} is missing; see datasets/emoji/LICENSES.md")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGBA"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"sprite sheet {path} cannot be read: {error}") from error
 
 
 def _pyramid(sprite: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -15,17 +15,9 @@ from clipself_d2.data.tar_shards import (
 
 
 def folder_records(folder: Path) -> list[Record]:
-    """Find the images of a folder and of those in it.
+    """Find the images of a folder and of those in it; ``image_id`` is the path inside the folder.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        Records with ``file_name`` and ``image_id``, the path inside the folder; sorted. Names that
-        begin with a dot are passed over.
-
-    Raises:
-        ValueError: If it holds no image.
+    Names that begin with a dot are passed over; a ValueError says that there is no image.
     """
     inside = []
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -41,17 +33,10 @@ def folder_records(folder: Path) -> list[Record]:
 
 
 def list_records(file: Path) -> list[Record]:
-    """Read a list of images.
+    """Read a text with one image path a line, relative to its folder or absolute.
 
-    Args:
-        file: Text with one path a line, relative to the list's folder or absolute.
-
-    Returns:
-        Records with ``file_name`` and ``image_id``, the line; in the order of the list.
-
-    Raises:
-        FileNotFoundError: If the list or an image is missing.
-        ValueError: If it is empty or no text, or repeats a line.
+    ``image_id`` is the line. A FileNotFoundError names a missing file, a ValueError says that the
+    list is empty or no text, or repeats a line.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
@@ -68,18 +53,10 @@ def list_records(file: Path) -> list[Record]:
 
 
 def shard_records(pattern: str) -> list[Record]:
-    """List the pictures of tar shards.
+    """List the pictures of tar shards, of a pattern as of ``expand_shards``.
 
-    Args:
-        pattern: As ``expand_shards``.
-
-    Returns:
-        Records with ``file_name``, an address that ``read_picture`` can open, and ``image_id``,
-        the shard's name and the member's.
-
-    Raises:
-        FileNotFoundError: If a shard is missing.
-        ValueError: If a shard is no plain tar file, or all are without pictures.
+    ``file_name`` is an address that ``read_picture`` can open, ``image_id`` the shard's name and
+    the member's. A ValueError says that there is no picture.
     """
     records = [
         {

@@ -26,15 +26,10 @@ LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def class_metadata(categories: Mapping[int, str], novel: Collection[str] = ()) -> dict[str, Any]:
-    """Describe classes for Detectron2's metadata.
+    """Describe classes, by category id of the file, for Detectron2's metadata.
 
-    Args:
-        categories: Name by category id of the file.
-        novel: Names without training boxes.
-
-    Returns:
-        ``thing_classes`` in the order of the ids, ``novel_classes``, ``base_classes``, and
-        contiguous ids from 0.
+    ``thing_classes`` in the order of the ids, ``novel_classes``, ``base_classes``, and contiguous
+    ids from 0.
     """
     ids = sorted(categories)
     names = [categories[category_id] for category_id in ids]
@@ -101,18 +96,7 @@ def register_images(
     remedy: str = DEFAULT_REMEDY,
     prefer_url: bool = False,
 ) -> str:
-    """Register the images of a COCO or LVIS file without its annotations, for distillation.
-
-    Args:
-        name: Name of the data set.
-        json_file: A file with ``images``.
-        image_root: Folder of the images.
-        remedy: What the user can do about a missing or wrong file, an imperative clause.
-        prefer_url: As ``image_path``.
-
-    Returns:
-        The name.
-    """
+    """Register the images of a COCO or LVIS file without its annotations, for distillation."""
     loader = partial(load_images, json_file, image_root, remedy=remedy, prefer_url=prefer_url)
     DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(image_root=str(image_root))
@@ -130,20 +114,9 @@ def load_instances(
 ) -> list[Record]:
     """Read a COCO or LVIS file, check it, and make a record of every image.
 
-    Args:
-        json_file: The file.
-        image_root: Folder of the images.
-        class_names: Its categories in the order of their ids.
-        remedy: What the user can do about a fault, an imperative clause.
-        prefer_url: As ``image_path``.
-        drop_classes: Names of classes whose annotations are left out.
-
-    Returns:
-        Detectron2's records in the order of the image ids, with contiguous classes.
-
-    Raises:
-        FileNotFoundError: If the file or an image is missing.
-        ValueError: As ``check_coco_file``.
+    ``class_names`` are its categories in the order of their ids; annotations of ``drop_classes``
+    are left out. Records are in the order of the image ids, with contiguous classes; errors are
+    those of ``check_coco_file`` and of missing files.
     """
     spaced = [name.replace("_", " ") for name in class_names]
     content = check_coco_file(json_file, spaced, remedy=remedy)
@@ -172,21 +145,7 @@ def load_images(
     remedy: str = DEFAULT_REMEDY,
     prefer_url: bool = False,
 ) -> list[Record]:
-    """Read the images of a COCO or LVIS file.
-
-    Args:
-        json_file: The file; its annotations are ignored.
-        image_root: Folder of the images.
-        remedy: What the user can do about a fault, an imperative clause.
-        prefer_url: As ``image_path``.
-
-    Returns:
-        Detectron2's records without annotations, in the order of the file.
-
-    Raises:
-        FileNotFoundError: If the file or an image is missing.
-        ValueError: As ``read_annotation_file``.
-    """
+    """Read the images of a COCO or LVIS file, in its order; annotations are ignored."""
     images = read_annotation_file(json_file, ("images",), remedy=remedy)["images"]
     records = [
         {key: value for key, value in record.items() if key not in LVIS_KEYS}
@@ -196,16 +155,10 @@ def load_images(
 
 
 def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
-    """Find an image's file.
+    """Find an image's file: ``file_name`` below the root, or the last two parts of ``coco_url``.
 
-    Args:
-        row: Entry of ``images`` with ``file_name``, ``coco_url`` or both.
-        image_root: Folder of the images.
-        prefer_url: Whether ``coco_url`` counts where both are given: LVIS takes its validation
-            images from two folders of COCO, and only the URL names the folder.
-
-    Returns:
-        ``file_name`` below the root, or the last two parts of ``coco_url`` below it.
+    ``prefer_url`` takes the URL where both are given: LVIS takes its validation images from two
+    folders of COCO, and only the URL names the folder.
     """
     url = row.get("coco_url")
     if url and (prefer_url or "file_name" not in row):

@@ -35,12 +35,10 @@ MINIVAL_FILE = "lvis_v1_minival_inserted_image_name.json"
 
 
 def lvis_metadata() -> dict[str, Any]:
-    """Describe the classes of LVIS v1 for Detectron2's metadata.
+    """Describe the 1203 classes of LVIS v1 for Detectron2's metadata.
 
-    Returns:
-        Names as in the official files (words joined by underscores), base and novel names,
-        frequencies r, c and f, further names of every class (``class_synonyms``, lists that may be
-        empty), and contiguous ids 0 to 1202.
+    Names are as in the official files (words joined by underscores); ``class_synonyms`` may be
+    empty lists.
     """
     ids = sorted(LVIS_CLASSES)
     return {
@@ -51,15 +49,7 @@ def lvis_metadata() -> dict[str, Any]:
 
 
 def register_lvis_ov(root: str | Path, prefix: str = "") -> list[str]:
-    """Register open-vocabulary LVIS; its files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``lvis/`` with annotations and ``coco/`` with images.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register open-vocabulary LVIS below ``root``; its files are read when a data set is used."""
     files, images = Path(root) / "lvis", Path(root) / "coco"
     prepare = f"run python datasets/prepare_ov_lvis.py --root {root}"
     download = f"download LVIS v1 to {files} and COCO 2017 to {images}"

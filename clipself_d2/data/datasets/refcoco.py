@@ -64,15 +64,7 @@ FAMILIES = {
 
 
 def register_refcoco(root: str | Path) -> list[str]:
-    """Register the data sets on COCO images; files are read when a data set is used.
-
-    Args:
-        root: Folder with ``refcoco``, ``refcoco+``, ``refcocog``, ``grefcoco`` and
-            ``coco/train2014``.
-
-    Returns:
-        The registered names.
-    """
+    """Register the data sets on COCO images below ``root``; files are read when one is used."""
     root = Path(root)
     names = []
     for prefix, family in FAMILIES.items():
@@ -86,15 +78,7 @@ def register_refcoco(root: str | Path) -> list[str]:
 
 
 def register_emoji_refer(root: str | Path, prefix: str = "emoji") -> list[str]:
-    """Register the references of the embedded data set.
-
-    Args:
-        root: Folder that holds ``emoji/`` as ``datasets/prepare_emoji.py`` writes it.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names, ``emoji_refer_train`` and ``emoji_refer_val``.
-    """
+    """Register the references of the embedded data set below ``root``."""
     folder = Path(root) / "emoji"
     remedy = emoji_remedy(root)
     names = []

@@ -26,20 +26,11 @@ TRAIN_SPLIT = "train"
 
 
 def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]:
-    """Read the references of all splits.
+    """Read the references of all splits: rows with the keys ``REF_KEYS`` at least.
 
-    Args:
-        path: ``refs(<splitBy>).p``, or its twin ending in .json; where one is missing, the other is
-            read.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        Rows with the keys ``REF_KEYS`` at least.
-
-    Raises:
-        FileNotFoundError: If neither exists.
-        ValueError: If the file is damaged, holds more than plain data, lacks a key, or has a value
-            of another type.
+    The path is ``refs(<splitBy>).p``, or its twin ending in .json; where one is missing, the other
+    is read. A FileNotFoundError or ValueError says what is missing, damaged, more than plain data,
+    or of another type.
     """
     path = Path(path)
     twins = [path, path.with_suffix(".json" if path.suffix == ".p" else ".p")]
@@ -87,15 +78,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def in_split(row: Mapping[str, Any], split: str) -> bool:
-    """Tell whether a reference belongs to a split.
+    """Tell whether a row of ``read_refs`` belongs to train, val, test, testA, testB or testC.
 
-    Args:
-        row: A row of ``read_refs``.
-        split: train, val, test, testA, testB or testC. A test split of a letter is found by that
-            letter, since rows of several name them together; test holds all of them.
-
-    Returns:
-        Whether it does.
+    A test split of a letter is found by that letter, since rows of several name them together; test
+    holds all of them.
     """
     own = str(row["split"])
     if split == "test":
@@ -157,7 +143,9 @@ def load_refer(
     check_images_exist(dict.fromkeys(row["file_name"] for row in records), remedy=remedy)
     logger.info("%d references in the split %s of %s", len(records), split, refs_file)
     if split == TRAIN_SPLIT:
-        return [_with_texts(record) for record in records]
+        for record in records:
+            record["sentences"] = [str(row["sent"]) for row in record["sentences"]]
+        return records
     records.sort(key=lambda record: (str(record["file_name"]), record["ref_id"]))
     return list(_one_a_sentence(records))
 
@@ -180,10 +168,6 @@ def _join(
         "segmentations": [objects[number]["segmentation"] for number in ids],
         "sentences": row["sentences"],
     }
-
-
-def _with_texts(record: Record) -> Record:
-    return {**record, "sentences": [str(row["sent"]) for row in record["sentences"]]}
 
 
 def _one_a_sentence(records: Iterable[Record]) -> Iterable[Record]:

@@ -41,15 +41,7 @@ SETS: dict[str, tuple[tuple[str, ...], int]] = {
 
 
 def register_semantic_sets(root: str | Path, prefix: str = "") -> list[str]:
-    """Register the published benchmarks; their files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``semantic/``.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register the published benchmarks below ``root``; files are read when a set is used."""
     names = []
     for name, (splits, count) in SETS.items():
         folder = Path(root) / "semantic" / name
@@ -115,18 +107,10 @@ def register_semantic(
 
 
 def read_classes(file: Path, remedy: str) -> dict[str, Any]:
-    """Read a list of classes.
+    """Read a json list of names; synonyms stand behind commas, or a name is a list of words.
 
-    Args:
-        file: json list of names; synonyms of a name behind commas, or a list of words.
-        remedy: What the user can do, an imperative clause.
-
-    Returns:
-        ``thing_classes`` (none), ``stuff_classes`` and ``class_synonyms`` for the metadata.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is no list of names, is empty, or names a class twice.
+    Gives ``thing_classes`` (none), ``stuff_classes`` and ``class_synonyms`` for the metadata; a
+    FileNotFoundError or ValueError refuses no list, an empty one, or one that repeats a class.
     """
     if not file.is_file():
         raise FileNotFoundError(f"list of classes {file} does not exist; {remedy}")
@@ -153,18 +137,9 @@ def read_classes(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def pair_files(image_root: Path, label_root: Path, remedy: str) -> list[Record]:
-    """Find the pictures of label maps.
+    """Find the pictures of label maps; the maps decide which pictures count.
 
-    Args:
-        image_root: Folder of the pictures.
-        label_root: Folder of the maps; those decide which pictures count.
-        remedy: What the user can do, an imperative clause.
-
-    Returns:
-        Records with ``file_name``, ``sem_seg_file_name`` and ``image_id``.
-
-    Raises:
-        FileNotFoundError: If a folder or a map's picture is missing, or there is no map.
+    A FileNotFoundError names a missing folder or picture, or says that there is no map.
     """
     for folder in (image_root, label_root):
         if not folder.is_dir():

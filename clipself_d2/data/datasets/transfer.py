@@ -56,14 +56,10 @@ VOC_SETS = {"voc_ov_2007_test": ("VOC2007", "test"), "voc_ov_2012_val": ("VOC201
 
 @cache
 def objects365_names(version: str) -> dict[str, str]:
-    """Look up the class names of Objects365.
+    """Look up the class names of Objects365 v1 or v2, whose order and many names differ.
 
-    Args:
-        version: ``v1`` or ``v2``; the order of the classes and many names differ.
-
-    Returns:
-        365 entries in the order of the category ids: name in the official file (without the spaces
-        that some end in) to name in prompts.
+    365 entries in the order of the category ids: name in the official file (without the spaces
+    that some end in) to name in prompts.
     """
     table = json.loads(OBJECTS365_FILE.read_text(encoding="utf-8"))[version]
     return {name: table["fixes"].get(name, name) for name in table["names"]}
@@ -72,39 +68,18 @@ def objects365_names(version: str) -> dict[str, str]:
 def plain_name(name: str) -> str:
     """Reduce a class name to what copies of an annotation file agree on.
 
-    Args:
-        name: Class name of an annotation file.
-
-    Returns:
-        The name without capitals, double spaces, and spaces at its ends and around slashes.
+    Without capitals, double spaces, and spaces at its ends and around slashes.
     """
     return re.sub(r" ?/ ?", "/", " ".join(name.split())).casefold()
 
 
 def voc_file(folder: Path, split: str) -> Path:
-    """Name the prepared file of a VOC split.
-
-    Args:
-        folder: Such as ``VOC2007``.
-        split: Such as ``test``.
-
-    Returns:
-        Its path.
-    """
+    """Name the prepared file of a VOC split, such as ``test`` in the folder ``VOC2007``."""
     return folder / f"ov_{split}.json"
 
 
 def register_transfer(root: str | Path, prefix: str = "") -> list[str]:
-    """Register the transfer sets; their files are read when a data set is used.
-
-    Args:
-        root: Folder that holds ``coco/``, ``VOC2007/``, ``VOC2012/``, ``objects365v1/`` and
-            ``objects365v2/``, or some of them.
-        prefix: Beginning of the registered names.
-
-    Returns:
-        The registered names.
-    """
+    """Register the transfer sets below ``root``; their files are read when a data set is used."""
     root = Path(root)
     prepare = f"run python datasets/prepare_transfer.py --root {root}, or set DETECTRON2_DATASETS"
     coco = class_metadata(COCO_THINGS)

@@ -24,18 +24,11 @@ SEGMENT_KEYS = ("id", "category_id")
 
 
 def read_annotation_rows(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Row]:
-    """Read the annotations of a COCO file, or the rows of a COCO results file.
+    """Read the annotations of a COCO file, or the rows of a list of COCO results.
 
-    Args:
-        path: The file: an object with ``annotations``, or a list of objects.
-        remedy: What the user can do about a fault, an imperative clause.
-
-    Returns:
-        Rows with ``image_id`` and ``bbox``; those with a box of negative size are left out.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not JSON, holds neither, a row lacks a key, or a box is not one.
+    Rows have ``image_id`` and ``bbox``; those with a box of negative size are left out. A
+    FileNotFoundError or ValueError says what else is wrong, with the ``remedy``, an imperative
+    clause.
     """
     rows = read_json(path, remedy=remedy) if _is_list(Path(path)) else None
     if rows is None or not all(isinstance(row, dict) for row in rows):
@@ -99,19 +92,11 @@ def _check_segments(path: str | Path, content: Content, remedy: str) -> None:
     check_listed(path, segments, "category_id", content["categories"], remedy)
     check_categories(path, content["categories"], remedy)
     boxed = [segment for segment in segments if "bbox" in segment]
-    apply_rules(path, boxed, BOX_RULES[:2], {}, purpose=TRAINING, remedy=remedy)
+    apply_rules(path, boxed, BOX_RULES[:1], {}, purpose=TRAINING, remedy=remedy)
 
 
 def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REMEDY) -> None:
-    """Check that files are there, reading every folder once.
-
-    Args:
-        paths: Files that annotations name.
-        remedy: What the user can do about a missing one, an imperative clause.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-    """
+    """Raise a FileNotFoundError unless files are there; every folder is read once."""
     listed: dict[str, set[str]] = {}
     missing: list[str] = []
     for path in paths:

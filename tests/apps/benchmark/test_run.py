@@ -9,7 +9,8 @@ import pytest
 
 from clipself_d2.apps.benchmark import measure
 from clipself_d2.apps.benchmark.measure import BenchmarkOptions
-from clipself_d2.apps.benchmark.run import PARTS, run_benchmark, tables, write_report
+from clipself_d2.apps.benchmark.run import PARTS, run_benchmark, tables
+from clipself_d2.apps.benchmark.vocabulary import HEAD_REGIONS
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = BenchmarkOptions(
@@ -77,7 +78,9 @@ def test_one_by_one_gives_the_embeddings_of_batches() -> None:
     assert one_by_one["speed ratio"] == 1
 
 
-def test_every_class_count_has_a_row_for_each_task() -> None:
+def test_every_class_count_has_a_row_for_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in HEAD_REGIONS:
+        monkeypatch.setitem(HEAD_REGIONS, task, 16)
     rows = PARTS["classes"](TINY)
     assert [(row["task"], row["classes"]) for row in rows] == [
         *(("training", 5), ("training", 50)),
@@ -86,20 +89,7 @@ def test_every_class_count_has_a_row_for_each_task() -> None:
     assert rows[0]["time ratio"] == rows[2]["time ratio"] == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"repeats": 0}, "are positive"),
-        ({"sizes": (64, 0)}, "are positive"),
-        ({"scale": 1.5}, "--scale is 1.5"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        run_benchmark([], replace(TINY, **change))
-
-
-def test_a_report_is_a_table_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_report_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PARTS, "text", lambda options: [{"variant": "ours", "speed ratio": 2.5678}])
     level = logging.getLogger("clipself_d2.evaluation").level
     report = run_benchmark(["text"], TINY)
@@ -107,8 +97,6 @@ def test_a_report_is_a_table_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     text = tables(report)
     assert "| ours      |         2.568 |" in text
     assert "## distill" not in text
-    write_report(report, tmp_path / "new" / "report.json")
-    assert json.loads((tmp_path / "new" / "report.json").read_text())["text"] == report["text"]
 
 
 def test_the_tool_prints_the_table_and_writes_the_file(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.apps.emoji import ablations
+from clipself_d2.apps.emoji import ablations, quickstart
 from clipself_d2.apps.emoji.ablations import (
     ROWS,
     AblationOptions,
@@ -138,7 +138,7 @@ def test_runs_with_results_are_kept_and_others_made_again(options, monkeypatch) 
         (stage.output / RESULTS_FILE).write_text(json.dumps({"set": SCORES}))
 
     monkeypatch.setattr(ablations, "MIN_COUNT", 1)
-    monkeypatch.setattr(ablations, "run_stage", run)
+    monkeypatch.setattr(quickstart, "run_stage", run)
     chosen = replace(options, tables=("losses",))
     run_ablations(chosen, "python tools/run_ablations.py")
     assert made == ["contrast", "distill", "full"]

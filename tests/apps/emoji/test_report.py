@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipself_d2.apps.emoji import report
 from clipself_d2.apps.emoji.report import (
     best_boxes,
     draw_boxes,
@@ -65,7 +66,10 @@ def test_no_box_leaves_the_picture_alone() -> None:
     assert set(np.unique(drawn)) == {7}
 
 
-def test_detections_are_drawn_beside_the_ground_truth(emoji_data: Path, tmp_path: Path) -> None:
+def test_detections_are_drawn_beside_the_ground_truth(
+    emoji_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "NUM_PICTURES", 1)
     truth = json.loads((emoji_data / "emoji/annotations/instances_val.json").read_text())
     rows = [{**row, "score": 0.8} for row in truth["annotations"]]
     for name in ("before", "after"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.apps.emoji import segmentation
+from clipself_d2.apps.emoji import quickstart, segmentation
 from clipself_d2.apps.emoji.quickstart import Stage
 from clipself_d2.apps.emoji.segmentation import (
     PICTURE_FILE,
@@ -89,7 +89,7 @@ def test_a_run_with_results_of_the_same_command_is_kept(options, monkeypatch) ->
         made.append(stage.name)
         write_scores(stage, 10.0 * len(made))
 
-    monkeypatch.setattr(segmentation, "run_stage", run)
+    monkeypatch.setattr(quickstart, "run_stage", run)
     monkeypatch.setattr(segmentation, "draw_examples", lambda options: None)
     table = run_segmentation(options)
     assert len(made) == 17

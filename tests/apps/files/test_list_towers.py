@@ -7,12 +7,9 @@ from clipself_d2.clip.catalog import known_models
 
 PAGE = Path(__file__).parents[3] / "docs" / "towers.md"
 NAMES = ["ViT-B-32", "coca_ViT-B-32"]
-# One of each family that is described in a moment.
-SOME = [
-    *("ViT-S-32-alt", "ViT-L-14-CLIPA", "EVA02-B-16", "PE-Core-T-16-384", "ViT-B-16-SigLIP"),
-    *("ViTamin-S", "vit_medium_patch16_gap_256", "MobileCLIP-B", "convnext_tiny"),
-    *("coca_ViT-B-32", "RN50-quickgelu", "swin_base_patch4_window7_224", "MobileCLIP2-S0"),
-]
+# One of each path that is described in a moment; tests/clip/test_catalog.py has one of each family.
+SOME = ["ViT-S-32-alt", "PE-Core-T-16-384", "vit_medium_patch16_gap_256", "convnext_tiny"]
+SOME += ["coca_ViT-B-32", "RN50-quickgelu"]
 
 
 def rows(page):

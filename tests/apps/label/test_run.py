@@ -142,7 +142,7 @@ def test_labels_by_the_shipped_detector_train_another(
 
 @pytest.mark.parametrize("form", ["yolo", "voc"])
 def test_other_forms_hold_the_same_boxes(form: str, folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("supervision")
+    pytest.importorskip("supervision", exc_type=ImportError)
     path = label(FakePredictor(), options(folder, tmp_path / "out", form=form))  # type: ignore[arg-type]
     texts = [file.read_text() for file in (path / "labels").iterdir()]
     boxes = [t.count("<object>") if form == "voc" else len(t.splitlines()) for t in texts]

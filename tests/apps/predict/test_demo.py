@@ -111,6 +111,7 @@ def scenes(emoji_data: Path) -> list[Path]:
 @pytest.fixture
 def film(scenes: list[Path], tmp_path: Path) -> Path:
     """Three scenes as frames of 96 x 64 px at 5 a second."""
+    pytest.importorskip("av")
     path = tmp_path / "film.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 64))
     for scene in scenes[:3]:
@@ -205,6 +206,7 @@ class Camera:
 def test_a_camera_is_read_until_the_keyboard_interrupt(
     emoji_cfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("av")
     cfg = detector(emoji_cfg, tmp_path)
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     words = choose_vocabulary("custom", "dog")

@@ -3,8 +3,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
-from clipself_d2.apps.reliability import kills
+from clipself_d2.apps.reliability import processes
 from clipself_d2.apps.reliability.kills import (
     METHODS,
     PHASES,
@@ -13,11 +14,13 @@ from clipself_d2.apps.reliability.kills import (
     Life,
     _phase,
     command_of,
+    difference,
     format_table,
     live,
     main,
     plan_kills,
     run_kills,
+    weights_of,
 )
 from clipself_d2.engine.cli import load_config
 
@@ -53,7 +56,7 @@ def test_the_commands_name_keys_that_are_there(method, tmp_path) -> None:
 
 def test_a_process_is_killed_behind_its_checkpoint(tmp_path, monkeypatch) -> None:
     # This tool needs none of what the nursery imports first.
-    monkeypatch.setattr(kills, "_nursery", lambda: get_context("fork"))
+    monkeypatch.setattr(processes, "_nursery", lambda: get_context("fork"))
     tool, folder = tmp_path / "tool.py", tmp_path / "kill_000"
     folder.mkdir()
     tool.write_text(
@@ -76,13 +79,20 @@ def test_the_table_lists_failures() -> None:
     assert table.endswith("cris: SIGKILL at 5% of what follows checkpoint 1: other names")
 
 
-def test_wrong_words_are_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="--moments is 0"):
-        run_kills(tmp_path, moments=0)
-    with pytest.raises(ValueError, match="distillation, detector"):
-        run_kills(tmp_path, methods=["fcos"])
-    with pytest.raises(SystemExit):
-        main(["--methods", "fcos"])
+def test_wrong_words_are_refused() -> None:
+    for words in (["--moments", "0"], ["--methods", "fcos"]):
+        with pytest.raises(SystemExit):
+            main(words)
+
+
+def test_a_difference_of_one_bit_counts(tmp_path) -> None:
+    first = {"a": torch.ones(3), "b": torch.zeros(2)}
+    torch.save({"model": first, "iteration": 3}, tmp_path / "model_final.pth")
+    second = weights_of(tmp_path)
+    assert difference(first, second) == ""
+    second["a"][0] = torch.nextafter(second["a"][0], torch.tensor(2.0))
+    assert difference(first, second) == "1 tensors differ, by 1.2e-07 at most"
+    assert difference(first, {"a": first["a"]}) == "other names"
 
 
 @pytest.mark.slow

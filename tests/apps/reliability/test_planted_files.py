@@ -43,12 +43,12 @@ def test_planted_files_of_torch_do_run_under_a_careless_reader(tmp_path, kind):
 @pytest.mark.parametrize("kind", files.YAML_VALUES)
 def test_planted_yaml_does_run_under_a_careless_reader(tmp_path, kind):
     """Names and modules are the first half of a call; large numbers take time, not a folder."""
-    marker = tmp_path / "ran"
-    text = files.yaml_text(files.YAML_VALUES[kind], marker)
+    file, marker = tmp_path / "a.yaml", tmp_path / "ran"
+    files.planted_yaml(files.YAML_VALUES[kind])(file, marker)
     inert = {"a name", "a module", "an object", "eval of an attribute", "eval with names"}
     if kind in {"eval of a large power", "eval of a long list"}:
         return
-    ran = marker_after(lambda content: yaml.unsafe_load(content), text, marker)
+    ran = marker_after(lambda path: yaml.unsafe_load(path.read_text()), file, marker)
     assert ran is (kind not in inert)
 
 

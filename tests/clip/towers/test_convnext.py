@@ -182,5 +182,5 @@ def test_wrong_numbers_are_named(tower, picture):
 
 @pytest.mark.parametrize("changes", [{"global_pool": "max"}, {"global_pool": ""}])
 def test_other_pools_are_refused(changes):
-    with pytest.raises(ValueError, match="not a ConvNeXt that averages"):
+    with pytest.raises(ValueError, match="does not average its last map"):
         wrap(make_visual(**changes))

@@ -226,10 +226,3 @@ def test_regions_need_a_class_token(images):
 def test_trunks_of_another_build_are_refused(changes, message):
     with pytest.raises(ValueError, match=f"tiny .*{message}"):
         wrap(make_visual("gap", **changes))
-
-
-def test_trunk_of_another_type_is_refused():
-    visual = make_visual("gap")
-    visual.trunk = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="trunk of type Linear, not VisionTransformer"):
-        wrap(visual)

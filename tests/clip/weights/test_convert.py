@@ -150,7 +150,6 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
         ((source, tmp_path, {"to": "d2"}), "is a folder"),
         ((source, tmp_path / "a.pt", {"to": "safetensors"}), "disagree"),
         ((source, tmp_path / "a.safetensors", {"to": "d2"}), "disagree"),
-        ((source, tmp_path / "a.pt", {"to": "mmdet"}), "--to is 'mmdet'"),
         ((source, tmp_path / "a.pt", {"to": "d2", "model": "ViT-B16"}), "no model of open_clip"),
         ((source, tmp_path / "a.pt", {"to": "d2", "model": "ViT-S-16"}), "does not fit"),
         ((tmp_path / "other.pt", tmp_path / "a.pt", {"to": "d2"}), "no CLIP image tower"),

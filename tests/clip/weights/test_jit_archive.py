@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipself_d2.clip.weights import jit_archive
 from clipself_d2.clip.weights.jit_archive import is_jit_archive, read_jit_archive
+from clipself_d2.clip.weights.reading import read_weights_file
 
 
 class Part(nn.Module):
@@ -98,7 +99,7 @@ def test_planted_code_is_refused_and_does_not_run(function, tmp_path: Path) -> N
     target = tmp_path / "planted"
     path = forge(tmp_path / "bad.pt", Call(function, f"open({str(target)!r}, 'w')", "x"))
     with pytest.raises(ValueError, match=r"bad\.pt cannot be read .* it asks for"):
-        read_jit_archive(path)
+        read_weights_file(path)
     assert not target.exists()
 
 
@@ -110,8 +111,8 @@ def test_storage_of_another_size_is_refused(archive: Path, tmp_path: Path) -> No
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content[:4] if name.endswith("/data/0") else content)
-    with pytest.raises(ValueError, match=r"short\.pt cannot be read as a TorchScript archive"):
-        read_jit_archive(tmp_path / "short.pt")
+    with pytest.raises(ValueError, match=r"short\.pt cannot be read .* storage 0 has 4 bytes"):
+        read_weights_file(tmp_path / "short.pt")
 
 
 def test_archive_without_its_tree_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_archive_without_its_tree_is_refused(archive: Path, tmp_path: Path) -> N
                 if not name.endswith(left_out):
                     target.writestr(name, source.read(name))
         with pytest.raises(ValueError, match=r"part_missing\.pt cannot be read"):
-            read_jit_archive(path)
+            read_weights_file(path)
 
 
 def test_compressed_archives_are_refused(archive: Path, tmp_path: Path) -> None:
@@ -134,8 +135,8 @@ def test_compressed_archives_are_refused(archive: Path, tmp_path: Path) -> None:
             for name in source.namelist():
                 small = zipfile.ZIP_DEFLATED if name.endswith(blown_up) else zipfile.ZIP_STORED
                 target.writestr(name, source.read(name), small)
-        with pytest.raises(ValueError, match=r"bomb\.pt .*is compressed"):
-            read_jit_archive(tmp_path / "bomb.pt")
+        with pytest.raises(ValueError, match=r"bomb\.pt .*(is compressed|would unpack)"):
+            read_weights_file(tmp_path / "bomb.pt")
 
 
 class Storage:
@@ -169,13 +170,13 @@ def tensor(*size: int) -> object:
 def test_one_number_is_not_blown_up(size: tuple[int, ...], tmp_path: Path) -> None:
     path = forge_tensors(tmp_path / "bomb.pt", [tensor(*size)])
     with pytest.raises(ValueError, match=r"bomb\.pt .*larger than the file by far"):
-        read_jit_archive(path)
+        read_weights_file(path)
 
 
 def test_one_tensor_is_not_copied_over_and_over(tmp_path: Path) -> None:
     path = forge_tensors(tmp_path / "bomb.pt", [tensor(100) for _ in range(1_000)])
     with pytest.raises(ValueError, match="larger than the file by far"):
-        read_jit_archive(path)
+        read_weights_file(path)
 
 
 def test_a_large_number_makes_no_large_table(tmp_path: Path) -> None:

@@ -58,12 +58,3 @@ def test_the_unseen_family_has_all_things_and_other_pictures() -> None:
 def test_a_missing_folder_is_named(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         load_atlas(sprite_dir=tmp_path)
-
-
-def test_a_damaged_sheet_is_named(tmp_path) -> None:
-    from clipself_d2.data.datasets.emoji_world import SPRITE_DIR
-
-    (tmp_path / "index.json").write_text((SPRITE_DIR / "index.json").read_text())
-    (tmp_path / "noto.webp").write_text("no picture")
-    with pytest.raises(ValueError, match=r"noto\.webp"):
-        load_atlas(("noto",), tmp_path)

@@ -46,6 +46,7 @@ EXTRAS = {
     "supervision": ["supervision>=0.31"],
     "video": ["av>=14.2"],  # drawn videos as H.264
     "wandb": ["wandb>=0.19"],
+    "faster": ["faster-coco-eval>=1.8"],  # TEST.BACKEND faster_coco_eval
     "fast": ["hotcoco>=1.3"],  # COCO and LVIS scores in seconds; pycocotools and lvis without it
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # Words of all SigLIPs and other models with a tokenizer of Hugging Face.

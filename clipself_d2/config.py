@@ -354,7 +354,8 @@ def _add_test(cfg: CN) -> None:
     # Most pictures that a detector looks at together, in each process; those of a batch have one
     # size, so that detections stay those of the pictures one by one.
     cfg.TEST.IMS_PER_BATCH = 1
-    # COCO and LVIS scoring: hotcoco (fast) or reference (pycocotools and lvis).
+    # COCO and LVIS scoring: hotcoco (fast), reference (pycocotools and lvis), or for COCO alone
+    # faster_coco_eval.
     cfg.TEST.BACKEND = "hotcoco"
     # Whether LVIS sets are scored by Fixed AP too: the best 10,000 detections of every class, no
     # limit an image. TEST.DETECTIONS_PER_IMAGE, which limits the model, must then be raised.

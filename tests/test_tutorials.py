@@ -58,6 +58,21 @@ def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     run([sys.executable, "-W", "ignore", "-c", "\n".join(plain)], tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["words", "distil"])
+def test_a_notebook_runs_in_jupyter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient, nbformat = (pytest.importorskip(module) for module in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    book = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    # An error in a cell is raised here.
+    nbclient.NotebookClient(book, timeout=600, resources=place).execute()
+    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
+
+
 def test_the_tutorials_are_the_pages_of_their_folder() -> None:
     assert {path.stem for path in (ROOT / "docs" / "tutorials").glob("*.md")} == set(TUTORIALS)
 

@@ -117,10 +117,16 @@ def load_clip(name: str, weights: str | None = None, *, precision: str = "fp32")
     check_name(name)
     check_transformers(name)
     clip, tower, path = _build(name, weights, precision)
-    model = ClipModel(name=name, tower=tower, text=_make_text(clip, name))
+    text = TextEncoder(
+        clip=clip,
+        tokenizer=open_clip.get_tokenizer(name),
+        embed_dim=int(open_clip.get_model_config(name)["embed_dim"]),
+        closed_words=name in project_models(),
+    )
+    model = ClipModel(name=name, tower=tower, text=text)
     if path is not None:
-        report = load_clip_weights(model, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_clip_weights(model, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return model.eval()
 
 
@@ -141,8 +147,8 @@ def load_tower(name: str, weights: str | None = None, *, precision: str = "fp32"
     """
     _, tower, path = _build(name, weights, precision)
     if path is not None:
-        report = load_tower_weights(tower, path)
-        logger.info("%s: %d tensors from %s", name, report.num_loaded, report.path)
+        named = load_tower_weights(tower, path)
+        logger.info("%s: %d tensors from %s", name, len(named.tensors), path)
     return tower.eval()
 
 
@@ -207,12 +213,3 @@ def _pixel_statistics(
     known = [settings] if settings else [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     found = {(tuple(c.get("mean", openai[0])), tuple(c.get("std", openai[1]))) for c in known}
     return found.pop() if len(found) == 1 else openai
-
-
-def _make_text(clip: CLIP | CustomTextCLIP, name: str) -> TextEncoder:
-    return TextEncoder(
-        clip=clip,
-        tokenizer=open_clip.get_tokenizer(name),
-        embed_dim=int(open_clip.get_model_config(name)["embed_dim"]),
-        closed_words=name in project_models(),
-    )

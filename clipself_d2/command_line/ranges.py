@@ -144,7 +144,7 @@ _WORDS: dict[str, Iterable[str] | Registry] = {
     "INPUT.REGIONS.SOURCE": (*REGION_SOURCES, "rpn"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW", "Adam"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
-    "TEST.BACKEND": ("hotcoco", "reference"),
+    "TEST.BACKEND": ("hotcoco", "faster_coco_eval", "reference"),
 }
 # Proposals that come from elsewhere, of which no registry knows.
 _UNREGISTERED = {"PrecomputedProposals", FROZEN_RPN, ANNOTATED_BOXES}

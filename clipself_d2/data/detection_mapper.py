@@ -134,8 +134,13 @@ def lsj_augmentations(
 
 
 def _flips(flip: str) -> list[Augmentation]:
-    horizontal = flip == "horizontal"
-    return [] if flip == "none" else [RandomFlip(horizontal=horizontal, vertical=not horizontal)]
+    vertical = RandomFlip(horizontal=False, vertical=True)
+    ways: dict[str, list[Augmentation]] = {
+        "none": [],
+        "horizontal": [RandomFlip()],
+        "vertical": [vertical],
+    }
+    return ways[flip]
 
 
 class _ColorJitter(Augmentation):

@@ -40,14 +40,11 @@ class ImageBatchSampler(Sampler[list[int]]):
             numbers = list(range(start, start + sum(1 for _ in group)))
             # By the image's first pair, so that each image has exactly one process.
             if start * world_size // len(images) == rank:
-                self._add(numbers, batch_size)
+                if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
+                    self._batches[-1] += numbers
+                else:
+                    self._batches.append(numbers)
             start += len(numbers)
-
-    def _add(self, numbers: list[int], batch_size: int) -> None:
-        if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
-            self._batches[-1] += numbers
-        else:
-            self._batches.append(numbers)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the numbers of the pairs of every batch."""

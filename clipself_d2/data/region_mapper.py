@@ -83,7 +83,9 @@ class RegionMapper:
         student = fit_longest(picture, self.image_size)
         item = picture_item(record, picture, student) | {
             "boxes": scale_boxes(box_array, picture.size, student.size),
-            "masks": torch.stack(masks) if masks else self._no_masks(student.size),
+            "masks": torch.stack(masks)
+            if masks
+            else torch.zeros(0, *self._grid(student.size), dtype=torch.bool),
             "region_classes": torch.tensor(classes, dtype=torch.int64),
             "region_is_thing": torch.from_numpy(is_thing),
         }
@@ -108,9 +110,6 @@ class RegionMapper:
             side = -(-self.image_size // self.patch_size)
             return side, side
         return -(-size[1] // self.patch_size), -(-size[0] // self.patch_size)
-
-    def _no_masks(self, size: tuple[int, int]) -> Tensor:
-        return torch.zeros(0, *self._grid(size), dtype=torch.bool)
 
     def _shrink(self, mask: np.ndarray) -> Tensor:
         """Bicubic to the patch grid, then every positive response counts, as published."""

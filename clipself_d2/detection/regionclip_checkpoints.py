@@ -9,6 +9,8 @@ from collections.abc import Mapping, MutableMapping
 
 from torch import Tensor
 
+from clipself_d2.clip.weights.loading import check_fit
+
 BACKBONE, TOWER = "backbone.", "tower.visual."
 OFFLINE = "offline_rpn."
 _OFFLINE_PARTS = {
@@ -38,7 +40,6 @@ _BESIDE = (
 )
 _MARK = f"{BACKBONE}attnpool.positional_embedding"
 _COUNTER = ".num_batches_tracked"
-_SHOWN = 4
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
@@ -81,7 +82,18 @@ def rename_published(
             foreign.append(key)
         elif name:
             renamed[name] = value
-    _check(renamed, own, foreign)
+    # A part that the file has must be there as a whole; norms' counters are of no use.
+    parts = {_part(key) for key in renamed}
+    missing = [
+        key
+        for key in own
+        if _part(key) in parts and key not in renamed and not key.endswith(_COUNTER)
+    ]
+    complaint = (
+        "MODEL.WEIGHTS, a checkpoint of RegionCLIP, does not fit the detector; check "
+        "MODEL.CLIP.NAME, MODEL.MASK_ON and MODEL.FROZEN_RPN.CONFIG"
+    )
+    check_fit(renamed, own, complaint, missing=missing, foreign=foreign)
     state.clear()
     state.update({**own, **renamed})
 
@@ -96,38 +108,6 @@ def _rename(key: str, tower: str, *, has_offline: bool) -> str | None:
         if key.startswith(theirs):
             return ours + key.removeprefix(theirs) if has_offline else ""
     return key if key.startswith(_HEADS) else None
-
-
-def _check(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: list[str]) -> None:
-    unknown = foreign + [key for key in renamed if key not in own]
-    # A part that the file has must be there as a whole; norms' counters are of no use.
-    parts = {_part(key) for key in renamed}
-    missing = [
-        key
-        for key in own
-        if _part(key) in parts and key not in renamed and not key.endswith(_COUNTER)
-    ]
-    wrong = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in renamed.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    found = {"unknown": unknown, "missing": missing, "of another shape": wrong}
-    lines = [
-        f"  {len(keys)} {title}: {', '.join(keys[:_SHOWN])}"
-        for title, keys in found.items()
-        if keys
-    ]
-    if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    "MODEL.WEIGHTS, a checkpoint of RegionCLIP, does not fit the detector; check "
-                    "MODEL.CLIP.NAME, MODEL.MASK_ON and MODEL.FROZEN_RPN.CONFIG",
-                    *lines,
-                ]
-            )
-        )
 
 
 def _part(key: str) -> str:

@@ -105,7 +105,9 @@ class CLIPRes5ROIHeads(ROIHeads):
         kwargs["box_predictor"] = EmbeddingFastRCNNOutputLayers(**options)
         check_masks(cfg)
         if cfg.MODEL.MASK_ON:
-            kwargs["mask_head"] = _build_mask_head(cfg, 2 * input_shape[names[0]].channels)
+            side = head.POOLER_RESOLUTION // _RES5_STRIDE
+            shape = ShapeSpec(channels=2 * input_shape[names[0]].channels, width=side, height=side)
+            kwargs["mask_head"] = build_mask_head(cfg, shape)
         return kwargs
 
     @property
@@ -170,11 +172,3 @@ def _check_side(pooler: ROIPooler, tower: ResNetTower) -> None:
             f"pool of {tower.name} has positions for regions of {side} x {side} cells; set it to "
             f"{side}"
         )
-
-
-def _build_mask_head(cfg: CfgNode, channels: int) -> BaseMaskRCNNHead:
-    side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION // _RES5_STRIDE
-    head: BaseMaskRCNNHead = build_mask_head(
-        cfg, ShapeSpec(channels=channels, width=side, height=side)
-    )
-    return head

@@ -43,7 +43,11 @@ class OpenVocabMixin:
     def _forward_mask(
         self: Any, features: dict[str, Tensor], instances: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
-        if not self.training or not self.mask_on or _any_object(instances, self.num_classes):
+        if (
+            not self.training
+            or not self.mask_on
+            or torch.cat([item.gt_classes < self.num_classes for item in instances]).any()
+        ):
             return super()._forward_mask(features, instances)  # type: ignore[misc]
         maps = [features[name] for name in self.mask_in_features]
         boxes = [item.proposal_boxes[:1] for item in instances]
@@ -124,7 +128,3 @@ def check_widths(classifier: TextClassifier, clip_width: int) -> None:
             f"text embeddings are {classifier.embed_dim}-d but the tower projects to {clip_width}-d"
             "; MODEL.VOCABULARY.EMBEDDINGS must come from MODEL.CLIP.NAME"
         )
-
-
-def _any_object(instances: list[Instances], num_classes: int) -> bool:
-    return bool(torch.cat([item.gt_classes < num_classes for item in instances]).any())

@@ -237,7 +237,7 @@ def multiply_objectness(scores_RK1: Tensor, logits_R: Tensor, rpn_score: str) ->
     Reference: RegionCLIP, arXiv 2112.09106, section 4.2, names the geometric mean; the raw logit is
     that of the released code.
     """
-    objectness_R = logits_R.sigmoid() if rpn_score == "sigmoid" else logits_R
+    objectness_R = {"sigmoid": logits_R.sigmoid(), "raw_logit": logits_R}[rpn_score]
     return (scores_RK1 * objectness_R[:, None]).sqrt()
 
 

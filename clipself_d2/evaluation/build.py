@@ -50,7 +50,8 @@ def build_evaluator(
         dataset_name: Registered name.
         output_dir: Folder for the predictions; None writes none.
         backend: Scorer of ``coco_ov`` and ``lvis_ov``: ``hotcoco``, or ``reference`` for
-            ``pycocotools`` and ``lvis``, which can also be named themselves. Detectron2's own
+            ``pycocotools`` and ``lvis``, which can also be named themselves, or of the first
+            ``faster_coco_eval``. Detectron2's own
             types ``lvis`` and ``coco`` are scored as ``lvis_ov`` and ``coco_ov``; ``coco`` with
             ``keypoint_names`` by Detectron2's evaluator, as are ``sem_seg`` and
             ``coco_panoptic_seg`` (boxes, masks and the semantic map).
@@ -66,10 +67,11 @@ def build_evaluator(
         FileNotFoundError: If the annotation file does not exist.
         ValueError: If the type is unknown, or options and metadata do not fit it.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
     if kind in SEGMENT_TYPES:
         return build_segment_evaluator(dataset_name, output_dir, backend=backend)
-    if kind == "coco_ov" or (kind == "coco" and not _has_keypoints(dataset_name)):
+    if kind == "coco_ov" or (kind == "coco" and not metadata.get("keypoint_names")):
         scorer = "pycocotools" if backend == "reference" else backend
         return CocoOVEvaluator(dataset_name, tasks, output_dir=output_dir, backend=scorer)
     if kind in ("lvis_ov", "lvis"):
@@ -94,10 +96,6 @@ def build_evaluator(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
         f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
     )
-
-
-def _has_keypoints(dataset_name: str) -> bool:
-    return bool(MetadataCatalog.get(dataset_name).get("keypoint_names"))
 
 
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEvaluator:

@@ -43,7 +43,7 @@ class CocoOVEvaluator(DetectionEvaluator):
     OVR-CNN, arXiv 2011.10678 (all classes compete).
     """
 
-    backends: ClassVar[tuple[str, ...]] = ("hotcoco", "pycocotools")
+    backends: ClassVar[tuple[str, ...]] = ("hotcoco", "faster_coco_eval", "pycocotools")
     purpose: ClassVar[str] = COCO_SCORING
     required_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     results_name: ClassVar[str] = "coco_instances_results.json"
@@ -63,6 +63,10 @@ class CocoOVEvaluator(DetectionEvaluator):
             import hotcoco
 
             coco_gt, scorer = hotcoco.COCO(self._scored_file), hotcoco.COCOeval
+        elif self._backend == "faster_coco_eval":
+            import faster_coco_eval as faster
+
+            coco_gt, scorer = faster.COCO(self._scored_file), faster.COCOeval_faster
         else:
             # COCOeval's own summary looks for 100 detections and reports -1 for other limits.
             coco_gt, scorer = self._scored_api, COCOeval if limit == 100 else COCOevalMaxDets

@@ -117,11 +117,11 @@ class DetectionEvaluator(COCOEvaluator):
         return [{"image_id": image_id, "category_id": -1, "bbox": [0.0] * 4, "score": 0.0}]
 
     def _usable(self, backend: str) -> str:
-        """The reference in place of a hotcoco that is not installed: the same numbers, later."""
+        """The reference in place of a scorer that is not installed: the same numbers, later."""
         reference = self.backends[-1]
-        if backend != "hotcoco" or importlib.util.find_spec("hotcoco") is not None:
+        if backend == reference or importlib.util.find_spec(backend) is not None:
             return backend
-        logger.warning("hotcoco is not installed; %s scores in its place, slower", reference)
+        logger.warning("%s is not installed; %s scores in its place, slower", backend, reference)
         return reference
 
     def _read_truth(self, dataset_name: str) -> Truth | None:

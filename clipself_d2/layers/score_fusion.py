@@ -30,6 +30,10 @@ def fuse_scores(
     Reference: F-VLM, arXiv 2209.15639, Eq. 5, as used by F-ViT in CLIPSelf, arXiv 2310.01403.
     """
     missing = detector_RK.shape[1] - len(base_mask)
+    if missing not in (0, 1):
+        raise ValueError(
+            f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores"
+        )
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
     return _fuse(detector_RK, clip_RK, torch.where(is_base, alpha, beta).to(detector_RK))
 

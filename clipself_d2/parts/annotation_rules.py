@@ -98,15 +98,7 @@ def _strange_lists(row: Row, _: Sizes) -> bool:
 
 def _no_box(row: Row, _: Sizes) -> bool:
     box = row["bbox"]
-    return not (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(type(side) in (int, float) for side in box)
-    )
-
-
-def _endless_box(row: Row, _: Sizes) -> bool:
-    return not all(map(is_number, row["bbox"]))
+    return not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)))
 
 
 def _negative_box(row: Row, _: Sizes) -> bool:
@@ -241,14 +233,8 @@ CATEGORY_RULES = (
 BOX_RULES = (
     Rule(
         "annotations",
-        "a bbox that is not four numbers",
+        "a bbox that is not four finite numbers",
         _no_box,
-        "expected [x, y, width, height], in px",
-    ),
-    Rule(
-        "annotations",
-        "a bbox that is not finite",
-        _endless_box,
         "expected [x, y, width, height], in px",
     ),
     Rule("annotations", "a box of negative width or height", _negative_box, "left out", _dropped),

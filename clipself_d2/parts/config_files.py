@@ -6,6 +6,7 @@ arithmetic, tuples, and the place of a config of the model zoo.
 """
 
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -25,38 +26,30 @@ class _DataLoader(yaml.SafeLoader):
     """Knows the tags of configs that hold data alone."""
 
 
-def _argument(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    """The one text that a tag of a function is given."""
-    given = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
-    if len(given) != 1 or not isinstance(given[0], str):
-        raise yaml.constructor.ConstructorError(
-            None, None, "expected one text in a list behind the tag", node.start_mark
-        )
-    return given[0]
+def _applying(function: Callable[[str], object]) -> Callable[[yaml.SafeLoader, yaml.Node], object]:
+    """Read a tag of a function that is given one text."""
 
+    def construct(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+        given = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+        try:
+            if len(given) != 1 or not isinstance(given[0], str):
+                raise ValueError("expected one text in a list behind the tag")
+            return function(given[0])
+        except (ValueError, RuntimeError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark
+            ) from error
 
-def _arithmetic(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    text = _argument(loader, node)
-    try:
-        return evaluate(text)
-    except ValueError as error:
-        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-
-def _zoo_file(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    try:
-        return str(get_config_file(_argument(loader, node)))
-    except RuntimeError as error:
-        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+    return construct
 
 
 def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
     return list(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
 
 
-_DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
+_DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _applying(evaluate))
 _DataLoader.add_constructor(
-    f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _zoo_file
+    f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _applying(get_config_file)
 )
 _DataLoader.add_constructor(f"{_PYTHON}tuple", _sequence)
 
@@ -92,7 +85,7 @@ def _update(content: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Overwrite keys, those of nested ones each by itself."""
     for key, value in new.items():
         if isinstance(value, dict) and key in content:
-            assert isinstance(content[key], dict), f"Cannot inherit key '{key}' from base!"
+            assert isinstance(content[key], dict), f"{key} has keys of its own, in its base a value"
             _update(content[key], value)
         else:
             content[key] = value

@@ -51,6 +51,11 @@ class ClipScores:
     recognition: float = 0.0
     pooling: str = "hard"
 
+    def __post_init__(self) -> None:
+        """Check the pooling."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"the pooling is {self.pooling!r}; it is one of {', '.join(POOLINGS)}")
+
 
 class OpenVocabPanoptic(PixelModel):
     """Mask2Former whose classes are words, scored by its own head and by the CLIP it stands on.
@@ -168,7 +173,11 @@ class OpenVocabPanoptic(PixelModel):
             dict a picture with ``panoptic_seg`` (map and ``segments_info``), ``sem_seg``
             (K, H, W) and ``instances``, as ``tasks`` says.
         """
-        images = self._batch([item["image"].to(self.device) for item in batched_inputs])
+        images = ImageList.from_tensors(
+            [self.normalise(item["image"].to(self.device)) for item in batched_inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
         features = self.backbone(images.tensor)
         predictions = self.decoder(*self.pixel_decoder(features))
         if self.training:
@@ -184,13 +193,6 @@ class OpenVocabPanoptic(PixelModel):
             masks = sem_seg_postprocess(masks, size, height, width)
             results.append(self._results(log_probs, masks))
         return results
-
-    def _batch(self, pictures: Sequence[Tensor]) -> ImageList:
-        return ImageList.from_tensors(
-            [self.normalise(picture) for picture in pictures],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
 
     def _losses(
         self, predictions: Sequence[Any], items: Sequence[Mapping[str, Any]], images: ImageList

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from clipself_d2.clip.weights.loading import check_fit
+
 _PREDICTOR = "sem_seg_head.predictor."
 _CLIP = f"{_PREDICTOR}clip_model."
 _AGGREGATOR = f"{_PREDICTOR}transformer."
@@ -95,28 +97,14 @@ def rename_published(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
             renamed[f"tower.{key}"] = value
         elif not key.endswith(_CONSTANTS):
             renamed[f"words.text.clip.{key}"] = value
-    _check(renamed, own, foreign)
-    return {key: value.reshape(own[key].shape) for key, value in renamed.items()}
+    renamed = {key: _shaped_as(own.get(key), value) for key, value in renamed.items()}
+    complaint = (
+        "MODEL.WEIGHTS, a checkpoint of CAT-Seg, does not fit the model; check MODEL.CLIP.NAME and "
+        "that MODEL.CAT_SEG has the published sizes"
+    )
+    check_fit(renamed, own, complaint, foreign=foreign)
+    return renamed
 
 
-def _check(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: list[str]) -> None:
-    found = {
-        "unknown": foreign + sorted(set(renamed) - set(own)),
-        "missing": sorted(set(own) - set(renamed)),
-        "of another shape": [
-            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-            for key, value in renamed.items()
-            if key in own and value.numel() != own[key].numel()
-        ],
-    }
-    lines = [f"  {len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in found.items() if keys]
-    if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    "MODEL.WEIGHTS, a checkpoint of CAT-Seg, does not fit the model; check "
-                    "MODEL.CLIP.NAME and that MODEL.CAT_SEG has the published sizes",
-                    *lines,
-                ]
-            )
-        )
+def _shaped_as(own: Tensor | None, value: Tensor) -> Tensor:
+    return value if own is None or own.numel() != value.numel() else value.reshape(own.shape)

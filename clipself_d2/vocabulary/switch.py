@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clipself_d2.layers.segment_classifier import SegmentTextClassifier
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.vocabulary.embeddings import TextEmbeddings
-from clipself_d2.vocabulary.vocabulary import Vocabulary
 
 
 @contextmanager
@@ -29,7 +28,9 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
     for classifier in classifiers:
         embeddings.check(classifier.embed_dim)
     former = [classifier.get_embeddings() for classifier in classifiers]
-    base_mask = torch.tensor(embeddings.vocabulary.base_mask)
+    vocabulary = embeddings.vocabulary
+    base_mask = torch.tensor(vocabulary.base_mask)
+    things = torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)
     words = {
         classifier: classifier.get_words()
         for classifier in classifiers
@@ -39,14 +40,10 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
         for classifier in classifiers:
             classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
             if isinstance(classifier, SegmentTextClassifier):
-                classifier.set_words(*embeddings.by_word(), _things(embeddings.vocabulary))
+                classifier.set_words(*embeddings.by_word(), things)
         yield
     finally:
         for classifier, state in zip(classifiers, former, strict=True):
             classifier.set_embeddings(*state)
             if isinstance(classifier, SegmentTextClassifier):
                 classifier.set_words(*words[classifier])
-
-
-def _things(vocabulary: Vocabulary) -> Tensor:
-    return torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)

@@ -197,9 +197,9 @@ def test_no_data_set_is_refused_by_key(build: Callable[..., CfgNode]) -> None:
     [
         (
             {"bbox": [float("nan")] * 4},
-            r"rows\.json has a bbox that is not finite in entry 1 .*nan",
+            r"rows\.json has a bbox that is not four finite numbers in entry 1 .*nan",
         ),
-        ({"bbox": [1, 2, 3]}, r"rows\.json has a bbox that is not four numbers in entry 1 "),
+        ({"bbox": [1, 2, 3]}, r"rows\.json has a bbox that is not four finite numbers in entry 1 "),
         ({"image_id": "2"}, r"rows\.json has an annotation with image_id '2'"),
         ({"segmentation": "xx"}, r"rows\.json has a segmentation that .* in entry 1 .*'xx'"),
     ],

@@ -19,7 +19,7 @@ from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "fast"}, "backend is 'fast', expected one of hotcoco, pycocotools"),
+        ({"backend": "fast"}, "backend is 'fast', expected one of hotcoco, faster_coco_eval"),
         ({"tasks": ("keypoints",)}, "tasks has keypoints, expected any of bbox, segm"),
     ],
 )

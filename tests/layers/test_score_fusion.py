@@ -65,6 +65,11 @@ def test_zero_probabilities_give_zero_and_no_nan() -> None:
     assert fuse_scores(torch.zeros(0, 4), torch.zeros(0, 4), BASE, 0.1, 0.8).shape == (0, 4)
 
 
+def test_a_mask_of_other_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 entries for 5 scores"):
+        fuse_scores(scores(0, 5), scores(0, 5), BASE, 0.1, 0.8)
+
+
 def test_ensemble_of_masks_is_the_references() -> None:
     with np.load(PANOPTIC / "fcclip_fusion.npz") as arrays:
         case = {name: torch.from_numpy(arrays[name]) for name in arrays}

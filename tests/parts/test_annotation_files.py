@@ -80,7 +80,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return take
 
 
-NOT_FOUR = "a bbox that is not four numbers in entry 1 of 'annotations': .*"
+NOT_FOUR = "a bbox that is not four finite numbers in entry 1 of 'annotations': .*"
 STRANGE_MASK = "a segmentation that is neither polygons nor run lengths in entry 1 of 'annotations'"
 STRANGE_RUNS = "run lengths of a mask that do not fit its image in entry 1 of 'annotations'"
 NAN, INF = float("nan"), float("inf")
@@ -120,9 +120,21 @@ REFUSED = [
     ("annotations", {"bbox": [1, 2, 3, None]}, NOT_FOUR + "None"),
     ("annotations", {"bbox": [1, 2, 3, True]}, NOT_FOUR + "True"),
     ("annotations", {"bbox": {"x": 1}}, NOT_FOUR + "'x'"),
-    ("annotations", {"bbox": [NAN] * 4}, "a bbox that is not finite in entry 1 of .*nan"),
-    ("annotations", {"bbox": [0, 0, INF, 5]}, "a bbox that is not finite in entry 1 of .*inf"),
-    ("annotations", {"bbox": [0, 0, 10**400, 5]}, "a bbox that is not finite in entry 1 of "),
+    (
+        "annotations",
+        {"bbox": [NAN] * 4},
+        "a bbox that is not four finite numbers in entry 1 of .*nan",
+    ),
+    (
+        "annotations",
+        {"bbox": [0, 0, INF, 5]},
+        "a bbox that is not four finite numbers in entry 1 of .*inf",
+    ),
+    (
+        "annotations",
+        {"bbox": [0, 0, 10**400, 5]},
+        "a bbox that is not four finite numbers in entry 1 of ",
+    ),
     ("annotations", {"iscrowd": 2}, "an iscrowd that .* in entry 1 of 'annotations': .*iscrowd 2"),
     ("annotations", {"iscrowd": "0"}, "an iscrowd that .* in entry 1 of .*iscrowd '0'"),
     ("annotations", {"segmentation": "xx"}, STRANGE_MASK + ".*'xx'"),

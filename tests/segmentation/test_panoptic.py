@@ -98,6 +98,8 @@ def test_other_words_change_the_outputs_and_come_back(make):
 
 
 def test_unknown_options_are_refused(make):
+    with pytest.raises(ValueError, match="pooling is 'mean'"):
+        make("MODEL.OV_PANOPTIC.POOLING", "mean")
     with pytest.raises(ValueError, match="TASKS"):
         make("MODEL.OV_PANOPTIC.TASKS", ["things"])
     with pytest.raises(ValueError, match="takes four"):

@@ -150,14 +150,14 @@ def _data_attacks() -> Iterator[Attack]:
     read: Reader
     write: files.Writer
     for split in ("TRAIN", "TEST"):
-        read = partial(_read_proposals, split)
-        yield Attack(f"DATASETS.PROPOSAL_FILES_{split}", "a.pkl", files.proposal_file, read)
+        proposals = partial(_read_proposals, split)
+        yield Attack(f"DATASETS.PROPOSAL_FILES_{split}", "a.pkl", files.proposal_file, proposals)
     yield Attack("references of REFER", "refs(unc).p", files.reference_file, read_refs)
     dog = Vocabulary.from_names(["dog"])
+    published = partial(read_published_embeddings, vocabulary=dog, clip=_CLIP)
     for name in ("a.npy", "a.npz", "a.pth"):
-        write = files.embedding_file if name.endswith("pth") else files.object_array_file
-        read = partial(read_published_embeddings, vocabulary=dog, clip=_CLIP)
-        yield Attack(f"--from {name}", name, write, read)
+        array = files.embedding_file if name.endswith("pth") else files.object_array_file
+        yield Attack(f"--from {name}", name, array, published)
     yield Attack("MODEL.VOCABULARY.EMBEDDINGS", "a.pt", files.embedding_file, TextEmbeddings.load)
     yield Attack("cache of text embeddings", "a.pt", files.embedding_file, _read_cache)
     yield Attack("members outside of a shard", "a.tar", files.shard, _read_shard)

@@ -1,7 +1,7 @@
 """Reading CLIP weights in every published layout, strictly."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clipself_d2.clip.weights.form import read_form
-from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_open_clip
+from clipself_d2.clip.weights.layouts import NamedWeights, is_beside_tower, place_text, to_open_clip
 from clipself_d2.clip.weights.reading import read_weights_file
 
 if TYPE_CHECKING:
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from clipself_d2.clip.towers.contract import VisionTower
 
 _SHOWN_KEYS = 4
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a checkpoint gave.
-
-    Attributes:
-        path: The file.
-        layout: Naming of its image tower, as of ``NamedWeights``.
-        num_loaded: Number of tensors loaded.
-        ignored: Names in the file that are known to be no part of the target, such as the text
-            tower where only the image tower is loaded, or the heads of a detector.
-    """
-
-    path: str
-    layout: str
-    num_loaded: int
-    ignored: tuple[str, ...]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -65,7 +47,7 @@ def _tensor(value: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
+def load_tower_weights(tower: "VisionTower", path: str | Path) -> NamedWeights:
     """Fill an image tower from a file of any known layout; text weights are passed over.
 
     A FileNotFoundError or ValueError says that there is no file, or that names or shapes are not
@@ -79,10 +61,10 @@ def load_tower_weights(tower: "VisionTower", path: str | Path) -> LoadReport:
     _fill([tower], wanted, path=path, owner=owner, first=list(named.tensors))
     ignored = tuple(sorted([*named.ignored, *beside]))
     tower.trained_form = read_form(path)
-    return LoadReport(str(path), named.layout, len(wanted), ignored)
+    return replace(named, tensors=wanted, ignored=ignored)
 
 
-def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
+def load_clip_weights(model: "ClipModel", path: str | Path) -> NamedWeights:
     """Fill a whole CLIP from a file of any known layout.
 
     Errors are those of ``load_tower_weights``; an image tower alone is one too.
@@ -100,7 +82,7 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> LoadReport:
     attach_gate(model.tower, state)
     _fill(parts, state, path=path, owner=f"the CLIP {model.name}", first=list(state))
     model.tower.trained_form = read_form(path)
-    return LoadReport(str(path), named.layout, len(state), tuple(sorted(named.ignored)))
+    return replace(named, tensors=state, ignored=tuple(sorted(named.ignored)))
 
 
 def attach_gate(tower: "VisionTower", state: Mapping[str, Tensor]) -> None:
@@ -119,25 +101,42 @@ def _fill(
 ) -> None:
     """Load tensors into modules that share one name space, or raise before anything is changed."""
     targets = {key: value for module in modules for key, value in module.state_dict().items()}
-    missing = sorted(set(targets) - set(state))
-    unexpected = sorted(set(state) - set(targets))
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(target.shape)}"
-        for key, target in targets.items()
-        if key in state
-        and state[key].shape != target.shape
-        and (target.numel() > 1 or state[key].numel() > 1)
-    ]
-    if missing or unexpected or wrong:
-        lines = [f"{path} does not fit {owner}; check the model's name against the file"]
-        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        lines += [f"  {len(keys)} {title}: {_some(keys)}" for title, keys in found if keys]
-        lines.append(f"  the file begins with: {_some(first)}")
-        raise ValueError("\n".join(lines))
+    complaint = f"{path} does not fit {owner}; check the model's name against the file"
+    check_fit(state, targets, complaint, hint=f"  the file begins with: {_some(first)}")
     for module in modules:
         own = module.state_dict()
         # CLIP's logit scale is a scalar in some files and a vector of one in others.
         module.load_state_dict({key: state[key].reshape(own[key].shape) for key in own})
+
+
+def check_fit(
+    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    complaint: str,
+    *,
+    missing: list[str] | None = None,
+    foreign: Sequence[str] = (),
+    hint: str = "",
+) -> None:
+    """Raise a ValueError where weights have not exactly the names and shapes of the own ones.
+
+    ``missing`` of None are all names that are not given, and ``foreign`` names are unknown too.
+    """
+    wrong = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(target.shape)}"
+        for key, target in own.items()
+        if key in given
+        and given[key].shape != target.shape
+        and (target.numel() > 1 or given[key].numel() > 1)
+    ]
+    found = {
+        "missing": sorted(own.keys() - given.keys()) if missing is None else missing,
+        "unknown": [*foreign, *sorted(given.keys() - own.keys())],
+        "of another shape": wrong,
+    }
+    lines = [f"  {len(keys)} {title}: {_some(keys)}" for title, keys in found.items() if keys]
+    if lines:
+        raise ValueError("\n".join([complaint, *lines, *([hint] if hint else [])]))
 
 
 def _some(keys: list[str]) -> str:

@@ -143,7 +143,9 @@ def load_refer(
     check_images_exist(dict.fromkeys(row["file_name"] for row in records), remedy=remedy)
     logger.info("%d references in the split %s of %s", len(records), split, refs_file)
     if split == TRAIN_SPLIT:
-        return [_with_texts(record) for record in records]
+        for record in records:
+            record["sentences"] = [str(row["sent"]) for row in record["sentences"]]
+        return records
     records.sort(key=lambda record: (str(record["file_name"]), record["ref_id"]))
     return list(_one_a_sentence(records))
 
@@ -166,10 +168,6 @@ def _join(
         "segmentations": [objects[number]["segmentation"] for number in ids],
         "sentences": row["sentences"],
     }
-
-
-def _with_texts(record: Record) -> Record:
-    return {**record, "sentences": [str(row["sent"]) for row in record["sentences"]]}
 
 
 def _one_a_sentence(records: Iterable[Record]) -> Iterable[Record]:

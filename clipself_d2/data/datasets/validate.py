@@ -92,7 +92,7 @@ def _check_segments(path: str | Path, content: Content, remedy: str) -> None:
     check_listed(path, segments, "category_id", content["categories"], remedy)
     check_categories(path, content["categories"], remedy)
     boxed = [segment for segment in segments if "bbox" in segment]
-    apply_rules(path, boxed, BOX_RULES[:2], {}, purpose=TRAINING, remedy=remedy)
+    apply_rules(path, boxed, BOX_RULES[:1], {}, purpose=TRAINING, remedy=remedy)
 
 
 def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REMEDY) -> None:

@@ -198,10 +198,3 @@ def test_rotary_positions_alone_are_enough(images):
 def test_trunks_of_another_build_are_refused(changes):
     with pytest.raises(ValueError, match="tiny"):
         make_tower(make_visual(**changes))
-
-
-def test_other_timm_towers_are_refused():
-    visual = make_visual()
-    visual.trunk = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    with pytest.raises(ValueError, match="VisionTransformer"):
-        make_tower(visual)

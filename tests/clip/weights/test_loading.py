@@ -54,7 +54,7 @@ def test_whole_clip_survives_every_wrapping(new_clip, tmp_path, kind, wrapper):
     report = load_clip_weights(target, path)
     expected = source.open_clip_state_dict()
     assert_same(target.open_clip_state_dict(), expected, 1e-3 if wrapper == "half" else 0.0)
-    assert report.num_loaded == len(expected)
+    assert len(report.tensors) == len(expected)
     ignored = ("input_resolution",) if wrapper == "openai" else ()
     assert (report.layout, report.ignored) == ("open_clip", ignored)
     assert all(p.dtype == torch.float32 for p in target.parameters())
@@ -70,7 +70,7 @@ def test_tower_alone_survives_with_and_without_prefix(new_clip, tmp_path, kind, 
         state = {key.removeprefix("visual."): value for key, value in state.items()}
     report = load_tower_weights(target, save(state, tmp_path / name))
     assert_same(target.state_dict(), source.state_dict())
-    assert report.num_loaded == len(state)
+    assert len(report.tensors) == len(state)
 
 
 @pytest.mark.parametrize("kind", ["vit", "eva"])
@@ -110,7 +110,7 @@ def test_reference_file_of_eva_is_renamed_completely(load_golden, new_clip, tmp_
     state = {f"module.{key}": value for key, value in golden.teacher.items()}
     report = load_clip_weights(target, save({"state_dict": state}, tmp_path / "clip.pt"))
     assert report.layout == "eva_clip"
-    assert report.num_loaded == len([key for key in golden.teacher if ".rope." not in key])
+    assert len(report.tensors) == len([key for key in golden.teacher if ".rope." not in key])
     trunk = dict(target.tower.named_parameters())
     for ours, theirs in (
         ("mlp.fc1_g.weight", "mlp.w1.weight"),
@@ -172,7 +172,7 @@ def test_missing_extra_and_misshapen_weights_are_counted(new_clip, tmp_path):
         load_tower_weights(target, save(state, tmp_path / "tower.pt"))
     message = str(caught.value)
     assert "1 missing: visual.ln_post.bias" in message
-    assert "1 unexpected: visual.extra" in message
+    assert "1 unknown: visual.extra" in message
     assert "visual.positional_embedding (5, 96) instead of (17, 96)" in message
     assert_same(target.state_dict(), before)
 
@@ -243,7 +243,7 @@ def test_name_that_no_layout_knows_is_refused(new_clip, tmp_path):
     for prefix in ("", "backbone."):
         state = {f"{prefix}{k}": v for k, v in model.tower.state_dict().items()}
         state["other_head.weight"] = torch.zeros(1)
-        with pytest.raises(ValueError, match=r"1 unexpected: other_head\.weight"):
+        with pytest.raises(ValueError, match=r"1 unknown: other_head\.weight"):
             load_tower_weights(model.tower, save(state, tmp_path / "tower.pt"))
 
 

@@ -147,8 +147,6 @@ def _config_attacks(rpn: Path) -> Iterator[Attack]:
 
 
 def _data_attacks() -> Iterator[Attack]:
-    read: Reader
-    write: files.Writer
     for split in ("TRAIN", "TEST"):
         proposals = partial(_read_proposals, split)
         yield Attack(f"DATASETS.PROPOSAL_FILES_{split}", "a.pkl", files.proposal_file, proposals)

@@ -10,7 +10,7 @@ from clipself_d2_cli.flags import share, tool_parser, whole
 
 EXAMPLE = (
     "python tools/web_demo.py --config-file configs/emoji/cris.yaml "
-    "MODEL.WEIGHTS output/emoji/cris/model_final.pth"
+    "MODEL.WEIGHTS clipself_d2://emoji/cris.pth"
 )
 
 

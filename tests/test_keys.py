@@ -187,7 +187,7 @@ MOVES: list[tuple[str, object, str, Probe, tuple[object, ...]]] = [
     (RPN + "WEIGHTS", "{tmp}/rpn.pth", "regionclip_zeroshot_rpn", model, (RPN + "WEIGHTS", "")),
     (CRIS + "WORD_LEN", 12, "cris", model, ()),
     (CRIS + "FPN_OUT", [32, 64, 128], "cris", model, ()),
-    (CRIS + "NUM_LAYERS", 2, "cris", model, ()),
+    (CRIS + "NUM_LAYERS", 1, "cris", model, ()),
     (CRIS + "DIM_FFN", 64, "cris", model, ()),
     (CRIS + "DROPOUT", 0.3, "cris", model, ()),
     (CRIS + "KERNEL_SIZE", 3, "cris", model, ()),

@@ -116,9 +116,12 @@ def workplace(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / place.name).symlink_to(place)
     shutil.copytree(ROOT / "docs", folder / "docs")
     (folder / "datasets" / "emoji").mkdir(parents=True)
+    # Scenes that were made in the checkout are not those of the short quickstart.
+    made = (ROOT / "datasets" / "emoji" / ".gitignore").read_text().replace("/", "").split()
     for part in ("datasets", "datasets/emoji"):
         for place in (ROOT / part).iterdir():
-            if not (folder / part / place.name).exists():
+            is_made = any(place.match(pattern) for pattern in made)
+            if not is_made and not (folder / part / place.name).exists():
                 (folder / part / place.name).symlink_to(place)
     short = "--train 24 --val 12 --rpn-iterations 30 --distill-iterations 2 --detector-iterations 2"
     done = run_command(python, f"tools/quickstart.py {short}", folder)

@@ -111,6 +111,12 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                     f"{name} has {len(table)} entries, but there are {num_classes} text embeddings"
                 )
         text_KD = text_embeddings_KD.detach().to("cpu", torch.float64)
+        norm_K = text_KD.norm(dim=1)
+        if not torch.allclose(norm_K, torch.ones_like(norm_K), atol=1e-2):
+            raise ValueError(
+                f"text embeddings have norms from {norm_K.min():.4f} to {norm_K.max():.4f}, "
+                "expected 1; divide each by its norm"
+            )
         self._text_KD = text_KD
         self._class_names = tuple(class_names)
         self._is_thing_K = torch.tensor(is_thing, dtype=torch.bool)
@@ -171,6 +177,12 @@ class RegionClassificationEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{where}: region_classes run from {int(label_R.min())} to {int(label_R.max())}, "
                 f"expected 0 to {num_classes - 1}; they index class_names"
+            )
+        wrong = label_R[self._is_thing_K[label_R] != item["region_is_thing"].to("cpu", torch.bool)]
+        if len(wrong):
+            raise ValueError(
+                f"{where}: region_is_thing contradicts is_thing for class "
+                f"{self._class_names[int(wrong[0])]!r}"
             )
         return label_R
 

@@ -44,6 +44,7 @@ def _applying(function: Callable[[str], object]) -> Callable[[yaml.SafeLoader, y
 
 
 def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    """A tuple as the list that merging makes into the kind of sequence that the key holds."""
     return list(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
 
 
@@ -85,7 +86,7 @@ def _update(content: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Overwrite keys, those of nested ones each by itself."""
     for key, value in new.items():
         if isinstance(value, dict) and key in content:
-            assert isinstance(content[key], dict), f"{key} has keys of its own, in its base a value"
+            assert isinstance(content[key], dict), f"the _BASE_ has a value where {key} holds keys"
             _update(content[key], value)
         else:
             content[key] = value

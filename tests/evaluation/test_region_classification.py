@@ -209,6 +209,11 @@ def test_images_without_regions_change_nothing() -> None:
             {"roi": AXES[:1]},
             "run from 7 to 7, expected 0 to 6",
         ),
+        (
+            {"region_classes": torch.tensor([3]), "region_is_thing": torch.tensor([True])},
+            {"roi": AXES[:1]},
+            "contradicts is_thing for class 'sky'",
+        ),
     ],
 )
 def test_unfit_batches_are_refused(
@@ -232,6 +237,7 @@ def test_a_kind_given_for_some_images_only_is_refused() -> None:
         ({"class_names": NAMES[:3]}, "class_names has 3 entries, but there are 7"),
         ({"is_thing": IS_THING[:2]}, "is_thing has 2 entries"),
         ({"novel_mask": [True]}, "novel_mask has 1 entries"),
+        ({"text_embeddings_KD": 2 * AXES}, "norms from 2.0000 to 2.0000, expected 1"),
         ({"text_embeddings_KD": AXES[0]}, r"shape \(7,\), expected \(K, D\)"),
     ],
 )

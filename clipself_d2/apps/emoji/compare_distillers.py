@@ -86,8 +86,12 @@ class CompareOptions:
 
 def lines(options: CompareOptions) -> list[str]:
     """List the lines of the table: the methods, each beside itself with a trained vision model."""
-    trained = READ_VFM if options.vfm else ()
-    return [line for m in options.methods for line in (m, m + TRAINED)[: 1 + (m in trained)]]
+    found = []
+    for method in options.methods:
+        found.append(method)
+        if options.vfm and method in READ_VFM:
+            found.append(method + TRAINED)
+    return found
 
 
 def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:

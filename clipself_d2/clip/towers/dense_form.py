@@ -48,7 +48,7 @@ class DenseForm:
         sigma: Deviation of the neighbours' Gaussian, cells.
 
     Raises:
-        ValueError: If there is no such attention or residual.
+        ValueError: If there is no such attention or residual, or a number is not above 0.
     """
 
     attention: str = "identity"
@@ -66,6 +66,11 @@ class DenseForm:
             raise ValueError(
                 f"a dense form has attention {self.attention!r} and residual {self.residual!r}; "
                 f"expected one of {ATTENTIONS} and of {RESIDUALS}"
+            )
+        # The last 0 of a list are all of it.
+        if self.layers < 1 or self.sigma <= 0:
+            raise ValueError(
+                f"a dense form has {self.layers} layers and sigma {self.sigma}; both are above 0"
             )
 
     def __str__(self) -> str:

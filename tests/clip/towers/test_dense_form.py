@@ -307,3 +307,5 @@ def test_forms_know_their_names_and_their_limits(tower):
         tower.set_dense_form(DenseForm(layers=4))
     with pytest.raises(ValueError, match="attention 'qk'"):
         DenseForm(attention="qk")
+    with pytest.raises(ValueError, match="0 layers"):
+        DenseForm(layers=0)

@@ -39,16 +39,16 @@ def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
     """Read a json file; errors, as of all here, end with ``remedy``, an imperative clause."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} is missing; {remedy}")
+        raise FileNotFoundError(f"file {path} is missing; {remedy}")
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
         # The traceback has a thousand levels.
         raise ValueError(
-            f"annotation file {path} is not JSON of rows: it is nested too deeply; {remedy}"
+            f"file {path} is not JSON of rows: it is nested too deeply; {remedy}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"annotation file {path} is not JSON ({error}); {remedy}") from error
+        raise ValueError(f"file {path} is not JSON ({error}); {remedy}") from error
 
 
 def read_annotation_file(

@@ -99,16 +99,20 @@ def test_rows_and_columns_of_the_crop_are_drawn_apart() -> None:
     assert places == {(y, x) for y in range(3) for x in range(3)}
 
 
-def test_half_of_the_pictures_are_flipped() -> None:
+@pytest.mark.parametrize(("flip", "corner"), [("horizontal", (0, 9)), ("vertical", (9, 0))])
+def test_half_of_the_pictures_are_flipped(flip: str, corner: tuple[int, int]) -> None:
     picture = np.zeros((10, 10, 3), np.uint8)
-    picture[:, :5] = 255
-    augment = AugmentationList(lsj_augmentations(10, (1.0, 1.0)))
+    picture[0, 0] = 255
+    augment = AugmentationList(lsj_augmentations(10, (1.0, 1.0), flip=flip))
     flipped = 0
     for _ in range(200):
         item = AugInput(picture.copy())
         augment(item)
-        flipped += int(item.image[0, 9, 0] == 255)
+        flipped += int(item.image[corner][0] == 255)
     assert 70 < flipped < 130
+
+
+def test_no_flip_leaves_resize_and_crop() -> None:
     assert len(lsj_augmentations(10, flip="none")) == 2
 
 

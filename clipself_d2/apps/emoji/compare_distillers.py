@@ -174,7 +174,14 @@ def run_comparison(options: CompareOptions, command: str) -> None:
     Args:
         options: Budget and places.
         command: How this was called, for the page.
+
+    Raises:
+        FileNotFoundError: If the weights of the vision model are missing.
     """
+    if options.vfm and not options.vfm.is_file():
+        raise FileNotFoundError(
+            f"--vfm {options.vfm} does not exist; write it with tools/train_emoji_vfm.py"
+        )
     found: dict[str, list[dict[str, float]]] = {method: [] for method in lines(options)}
     for seed in range(options.seeds):
         for method in found:

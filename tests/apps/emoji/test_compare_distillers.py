@@ -95,3 +95,8 @@ def test_the_dense_map_of_the_embedded_clip_tells_classes_apart(emoji_data) -> N
     trained = dense_miou(load_config(recipe, []))
     random = dense_miou(load_config(recipe, ["MODEL.CLIP.PRETRAINED", "", "SEED", "0"]))
     assert trained > random + 1.0
+
+
+def test_a_missing_vision_model_is_said_before_anything_is_trained(options) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--vfm nothing\.pth does not exist"):
+        run_comparison(replace(options, vfm=Path("nothing.pth")), "command")

@@ -129,7 +129,7 @@ class RegionDistiller(PixelModel, ABC):
         check_items(batched_inputs, ("boxes",), self, TOOL)
         fitted = [self._fitted(item) for item in batched_inputs]
         images = self.preprocess_images(fitted)
-        boxes = [item["boxes"].to(self.device) for item in batched_inputs]  # type: ignore[attr-defined]
+        boxes = [self.moved(item["boxes"]) for item in batched_inputs]  # type: ignore[arg-type]
         missing = self.region_slots * len(boxes) - sum(map(len, boxes))
         if self.training and missing > 0:
             boxes[-1] = F.pad(boxes[-1], (0, 0, 0, missing))
@@ -184,7 +184,7 @@ class RegionDistiller(PixelModel, ABC):
         height, width = -(-height // patch) * patch, -(-width // patch) * patch
         batch = torch.zeros(len(images), 3, height, width, device=self.device)
         for canvas, image in zip(batch, images, strict=True):
-            canvas[:, : image.shape[1], : image.shape[2]] = image.to(self.device, non_blocking=True)
+            canvas[:, : image.shape[1], : image.shape[2]] = self.moved(image)
         return self.normalise(batch)
 
     def preprocess_crops(self, items: Sequence[Item], key: str) -> Tensor:
@@ -208,7 +208,7 @@ class RegionDistiller(PixelModel, ABC):
             )
         values = [item[key] for item in items]
         if isinstance(values[0], Tensor):
-            pixels = torch.cat(values).to(self.device).float()  # type: ignore[arg-type]
+            pixels = torch.cat([self.moved(value) for value in values]).float()  # type: ignore[arg-type]
         else:
             pieces = [piece for value in values for piece in value]  # type: ignore[attr-defined]
             pixels = resize_crops(pieces, self.teacher.image_size, self.device)
@@ -237,7 +237,7 @@ class RegionDistiller(PixelModel, ABC):
                 parts.append(embedded[: len(chunk)])
         return torch.cat(parts)
 
-    def loss_weight(self, items: Sequence[Item]) -> float:
+    def loss_weight(self, items: Sequence[Item]) -> float | Tensor:
         """Tell how much a part of a batch counts against its other parts.
 
         Args:
@@ -248,7 +248,7 @@ class RegionDistiller(PixelModel, ABC):
         """
         return self.mean_count(sum(len(item["boxes"]) for item in items))  # type: ignore[arg-type, misc]
 
-    def mean_count(self, count: int) -> float:
+    def mean_count(self, count: int) -> float | Tensor:
         """Average a number of regions over all processes.
 
         Losses are divided by it, so that averaged gradients are those of the joined batch.
@@ -257,13 +257,14 @@ class RegionDistiller(PixelModel, ABC):
             count: Number in this process.
 
         Returns:
-            The mean, at least one over the number of processes.
+            The mean, at least one over the number of processes; of several a scalar on the device,
+            which no process waits for.
         """
         if comm.get_world_size() == 1:
             return float(max(1, count))
-        total = torch.tensor(float(count), device=self.device)
+        total = torch.full((), float(count), device=self.device)
         torch.distributed.all_reduce(total)
-        return max(1.0, float(total)) / comm.get_world_size()
+        return total.clamp(min=1.0) / comm.get_world_size()
 
     def check_share(self, alpha: float) -> None:
         """Raise unless the student can be mixed with its teacher.

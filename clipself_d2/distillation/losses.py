@@ -56,7 +56,7 @@ def sample_classes(
     """Draw the classes that a batch is scored against: its own, and others at random.
 
     Args:
-        label_R: Class index of every region.
+        label_R: Class index of every region, on the CPU.
         num_classes: Number of all classes.
         num_sampled: Number of classes wanted; more if the batch has more of its own.
         generator: Source of randomness, on the CPU.
@@ -66,7 +66,7 @@ def sample_classes(
 
     Reference: the region-text baseline of CLIPSelf, arXiv 2310.01403, section 4.2.
     """
-    own = label_R.unique().cpu()
+    own = label_R.unique()
     missing = min(num_sampled, num_classes) - len(own)
     if missing <= 0:
         return own
@@ -93,7 +93,6 @@ def federated_bce(
 
     Reference: the region-text baseline of CLIPSelf, arXiv 2310.01403, section 4.2.
     """
-    sampled_S = sampled_S.to(label_R.device)
     target_RS = (label_R[:, None] == sampled_S[None]).float()
     region = F.normalize(region_RD.float(), dim=1)
     logit_RS = scale * region @ text_KD[sampled_S].float().T

@@ -93,8 +93,8 @@ class RegionTextDistiller(RegionDistiller):
                 "RegionTextDistiller learns from annotated regions; set INPUT.REGIONS.SOURCE to "
                 "labels and DATASETS.TRAIN to a detection data set"
             )
-        labels = [item["region_classes"] for item in items]
-        label_R = torch.cat(labels).to(self.device)  # type: ignore[arg-type]
+        # On the CPU, where the loader has them: asking a GPU for a number would wait for it.
+        label_R: Tensor = torch.cat([item["region_classes"] for item in items])  # type: ignore[misc]
         if len(label_R) and int(label_R.max()) >= len(self.text_KD):
             raise ValueError(
                 f"a region has class {int(label_R.max())}, but there are {len(self.text_KD)} text "
@@ -106,13 +106,15 @@ class RegionTextDistiller(RegionDistiller):
             self.num_sampled,
             iteration_generator(self.seed),
         )
+        label_R, sampled_S = self.moved(label_R), self.moved(sampled_S)
         losses = federated_bce(student_RD, self.text_KD, label_R, sampled_S, self.scale)
         return {"loss_region_text": losses.sum() / self.mean_count(len(losses))}
 
     def _classes_of_all(self, label_R: Tensor) -> Tensor:
         """The classes that the batch has in any process."""
+        if comm.get_world_size() == 1:
+            return label_R
         present_K = torch.zeros(len(self.text_KD), device=self.device)
-        present_K[label_R] = 1.0
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(present_K, torch.distributed.ReduceOp.MAX)
-        return present_K.nonzero()[:, 0]
+        present_K[self.moved(label_R)] = 1.0
+        torch.distributed.all_reduce(present_K, torch.distributed.ReduceOp.MAX)
+        return present_K.nonzero()[:, 0].cpu()

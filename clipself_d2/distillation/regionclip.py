@@ -191,7 +191,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         images = self.preprocess_images(pictures, share.size if share else (0, 0))
         features = RegionFeatures.extract(self.student, images)
         if not self.training:
-            boxes = [item["boxes"].to(self.device) for item in items]  # type: ignore[attr-defined]
+            boxes = [self.moved(item["boxes"]) for item in items]  # type: ignore[arg-type]
             student_RD = F.normalize(features.pool(boxes), dim=1)
             return self._split(items, features.dense(), student_RD)
         losses: Losses = {}
@@ -314,7 +314,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         """Add boxes where the proposer is to give them, and the teacher's features of regions."""
         if self.proposer is not None:
             items = self.proposer(items)
-        boxes = [item["boxes"].to(self.device) for item in items]  # type: ignore[attr-defined]
+        boxes = [self.moved(item["boxes"]) for item in items]  # type: ignore[arg-type]
         if self.teacher_regions == "crop":
             teacher = self.embed_crops(items)
         else:

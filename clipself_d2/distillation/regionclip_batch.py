@@ -26,7 +26,7 @@ class RegionTargets:
 
     labels: PseudoLabels
     concepts_M: Tensor
-    mean: float
+    mean: float | Tensor
 
 
 @dataclass(frozen=True)

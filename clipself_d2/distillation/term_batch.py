@@ -34,7 +34,7 @@ class Batch:
         self.grid = tuple(scene.dense.embedding.shape[-2:])
 
     @cached_property
-    def count(self) -> float:
+    def count(self) -> float | Tensor:
         """Number of regions, the mean of all processes."""
         return self.model.loss_weight(self.items)
 
@@ -45,7 +45,7 @@ class Batch:
         real = torch.zeros(len(self.scene.sizes), *self.grid, dtype=torch.bool)
         for mask, (height, width) in zip(real, self.scene.sizes, strict=True):
             mask[: max(1, height // patch), : max(1, width // patch)] = True
-        return real.flatten(1).to(self.scene.images.device)
+        return real.flatten(1).to(self.scene.images.device, non_blocking=True)
 
     @cached_property
     def vfm(self) -> Tensor:

@@ -157,9 +157,9 @@ class TermDistiller(RegionDistiller):
             return
         self._averaged_at = iteration
         momentum = next(t.momentum for t in self.terms if isinstance(t, CropTerm) and t.needs)
-        pairs = zip(self.averaged.parameters(), self.student.parameters(), strict=True)
-        for past, now in pairs:
-            past.lerp_(now, 1 - momentum)
+        past: list[Tensor] = list(self.averaged.parameters())
+        now: list[Tensor] = list(self.student.parameters())
+        torch._foreach_lerp_(past, now, 1 - momentum)
 
     def log_regions(self, teacher_RD: Tensor) -> None:
         """Log the number of regions, and the loss of a constant prediction where it is written."""

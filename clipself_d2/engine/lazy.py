@@ -24,6 +24,7 @@ from clipself_d2.command_line.ranges import check_fields, name_fields, near_key
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
 from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
+from clipself_d2.engine.late_metrics import late_metrics
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
 from clipself_d2.engine.trainer import log_size
 from clipself_d2.parts.recipe_files import find_config
@@ -167,7 +168,9 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
 
     scheduler = instantiate(cfg.lr_multiplier)
     seed = max(int(cfg.train.get("seed", 0)), 0)
-    made = [ExactSteps(seed), hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
+    late = late_metrics(trainer, str(cfg.train.device), cfg.train.log_period)
+    made = [ExactSteps(seed), *late, hooks.IterationTimer()]
+    made.append(hooks.LRScheduler(scheduler=scheduler))
     if comm.is_main_process():
         made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
     made.append(StopOnSignal(checkpointer, parallel))

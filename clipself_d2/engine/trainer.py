@@ -41,6 +41,7 @@ from clipself_d2.engine.evaluate import (
 )
 from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.idle_rows import keep_idle_rows
+from clipself_d2.engine.late_metrics import late_metrics
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.pictures import ValidationPictures
 from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
@@ -51,6 +52,8 @@ from clipself_d2.runs.checkpoints import check_finite
 from clipself_d2.runs.interrupts import StopOnSignal
 
 logger = logging.getLogger(__name__)
+# Iterations between two writes of DefaultTrainer.
+_WRITE_PERIOD = 20
 
 
 class Trainer(DefaultTrainer):
@@ -73,7 +76,8 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's hooks around our checkpointer."""
         # Detectron2 asks for the hooks right after it has made a checkpointer of its own.
         self.checkpointer = self.build_checkpointer(unwrap(self.model))
-        hooks: list = [ExactSteps(max(self.cfg.SEED, 0)), *super().build_hooks()]
+        late = late_metrics(self._trainer, self.cfg.MODEL.DEVICE, _WRITE_PERIOD)
+        hooks: list = [ExactSteps(max(self.cfg.SEED, 0)), *late, *super().build_hooks()]
         # Before the evaluation, whose hours a signal need not wait for.
         place = next((i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)), len(hooks))
         hooks.insert(place, StopOnSignal(self.checkpointer, self._trainer.model))

@@ -21,11 +21,17 @@ def resize_crops(crops: Sequence[Tensor], size: int, device: torch.device) -> Te
     passes, which is PIL's to choose, matters.
     """
     canvas = torch.zeros(len(crops), 3, size, size, device=device)
+    alike: dict[tuple[int, ...], list[int]] = {}
     for number, crop in enumerate(crops):
-        resized = resize_longest(crop, size, device)
-        rows, columns = resized.shape[1:]
+        alike.setdefault(tuple(crop.shape), []).append(number)
+    # The cells of a grid are of one size, or nearly: together they are one launch instead of many.
+    for numbers in alike.values():
+        resized = _resize([crops[number] for number in numbers], size, device)
+        rows, columns = resized.shape[2:]
         top, left = (size - rows) // 2, (size - columns) // 2
-        canvas[number, :, top : top + rows, left : left + columns] = resized
+        place = canvas[:, :, top : top + rows, left : left + columns]
+        for number, pixels in zip(numbers, resized, strict=True):
+            place[number] = pixels
     return canvas
 
 
@@ -34,18 +40,20 @@ def resize_longest(image: Tensor, size: int, device: torch.device) -> Tensor:
 
     (3, h, w) float32 of whole numbers from 0 to 255, as near to PIL's as ``resize_crops``.
     """
-    scale = size / max(image.shape[-2:])
-    rows, columns = (max(1, round(side * scale)) for side in image.shape[-2:])
-    return _resize(image.to(device, non_blocking=True), rows, columns)
+    return _resize([image], size, device)[0]
 
 
-def _resize(crop: Tensor, rows: int, columns: int) -> Tensor:
-    """PIL works through the columns first and rounds to whole numbers between the two passes."""
-    with torch.autocast(crop.device.type, enabled=False):
-        for grid in ((crop.shape[1], columns), (rows, columns)):
-            if tuple(crop.shape[1:]) != grid:
-                resized = F.interpolate(
-                    crop[None].float(), grid, mode="bicubic", align_corners=False, antialias=True
+def _resize(images: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
+    """Scale pictures of one size; PIL works through the columns first, and rounds in between."""
+    height, width = images[0].shape[1:]
+    scale = size / max(height, width)
+    rows, columns = (max(1, round(side * scale)) for side in (height, width))
+    pixels = torch.stack([image.to(device, non_blocking=True) for image in images]).float()
+    with torch.autocast(device.type, enabled=False):
+        for grid in ((height, columns), (rows, columns)):
+            if tuple(pixels.shape[2:]) != grid:
+                pixels = F.interpolate(
+                    pixels, grid, mode="bicubic", align_corners=False, antialias=True
                 )
-                crop = resized[0].round().clamp(0, 255)
-    return crop.float()
+                pixels = pixels.round().clamp(0, 255)
+    return pixels

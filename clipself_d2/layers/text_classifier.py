@@ -36,6 +36,7 @@ class TextClassifier(nn.Module):
 
     embeddings_KD: Tensor
     base_mask: Tensor
+    base_numbers: Tensor
     background: Tensor
     scale: Tensor
 
@@ -70,6 +71,7 @@ class TextClassifier(nn.Module):
             self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)
         self.register_buffer("base_mask", torch.empty(0, dtype=torch.bool), persistent=False)
+        self.register_buffer("base_numbers", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("background", torch.zeros(self.embed_dim), persistent=False)
         self.set_embeddings(embeddings_KD, base_mask_K, background)
 
@@ -105,6 +107,7 @@ class TextClassifier(nn.Module):
         device = self.embeddings_KD.device
         self.embeddings_KD = _unit(embeddings_KD).to(device)
         self.base_mask = base_mask.detach().bool().to(device)
+        self.base_numbers = self.base_mask.nonzero()[:, 0]
         self.background = _unit(background).to(device)
 
     def get_embeddings(self) -> tuple[Tensor, Tensor, Tensor]:

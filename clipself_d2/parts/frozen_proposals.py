@@ -62,7 +62,7 @@ class FrozenProposals(PixelModel):
 
         Images are N pictures (3, Hi, Wi), RGB, 0 to 255, each of its own size.
         """
-        pixels = [image.to(self.device).float() for image in images]
+        pixels = [self.moved(image).float() for image in images]
         if self.image_format == "BGR":
             pixels = [picture.flip(0) for picture in pixels]
         batch = ImageList.from_tensors(

@@ -23,6 +23,10 @@ class PixelModel(nn.Module):
         """Where the model lives."""
         return self.pixel_mean.device
 
+    def moved(self, tensor: Tensor) -> Tensor:
+        """Copy to the model's device, from pinned memory without waiting for what runs there."""
+        return tensor.to(self.device, non_blocking=True)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Subtract the mean and divide by the deviation; (..., 3, H, W), 0 to 255."""
         return (pixels - self.pixel_mean) / self.pixel_std

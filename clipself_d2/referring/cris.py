@@ -143,8 +143,8 @@ class CRIS(PixelModel):
         if self.training:
             pixels = self.preprocess_images([item["image"] for item in batched_inputs])  # type: ignore[misc]
             logits = self.score(pixels, sentences)
-            masks = torch.stack([item["ref_mask"] for item in batched_inputs])  # type: ignore[misc]
-            target = masks.to(self.device)[:, None]
+            masks = [self.moved(item["ref_mask"]) for item in batched_inputs]  # type: ignore[arg-type]
+            target = torch.stack(masks)[:, None]
             return {"loss_ref": text_to_pixel_contrastive_loss(logits, target)}
         images, owners = _distinct_images(batched_inputs)
         pixels = self.preprocess_images(images)
@@ -169,7 +169,7 @@ class CRIS(PixelModel):
         levels = self.resampling(self.backbone(pixels))
         if owners is not None:
             levels = tuple(level[owners] for level in levels)
-        tokens = self.text.tokenize(sentences, self.word_length).to(self.device)
+        tokens = self.moved(self.text.tokenize(sentences, self.word_length))
         words, state = self.text.word_features(tokens)
         fused = self.neck(levels, state)
         if self.decoder is not None:
@@ -190,7 +190,7 @@ class CRIS(PixelModel):
                 f"images are of the sizes {sorted(sizes)}, expected one size of multiples of "
                 f"{divisor} px; change INPUT.REFER_SIZE"
             )
-        batch = torch.stack([image.to(self.device) for image in images]).float()
+        batch = torch.stack([self.moved(image) for image in images]).float()
         return self.normalise(batch)
 
     def _postprocess(self, probability: Tensor, item: Item) -> dict[str, Tensor]:

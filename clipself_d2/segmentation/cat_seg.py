@@ -222,7 +222,7 @@ class CATSegmentor(PixelModel):
 
     def encode_views(self, image: Tensor) -> ViewFeatures:
         """Compute once, of (3, H, W) RGB, what any number of vocabularies is scored on."""
-        image = self.normalise(image.to(self.device).float())
+        image = self.normalise(self.moved(image).float())
         return self.encode(self.options.windows.cut(image))
 
     def segment(
@@ -285,16 +285,18 @@ class CATSegmentor(PixelModel):
         maps: list[Tensor] = [item["sem_seg"] for item in items]  # type: ignore[misc]
         size = tuple(max(image.shape[axis] for image in images) for axis in (-2, -1))
         pixels = torch.stack(
-            [_pad(self.normalise(image.to(self.device).float()), size, 0) for image in images]
+            [_pad(self.normalise(self.moved(image).float()), size, 0) for image in images]
         )
-        labels = torch.stack([_pad(m.to(self.device).long(), size, _IGNORE_LABEL) for m in maps])
+        for each in maps:
+            # As they come: asking a GPU for a number would wait for it.
+            check_labels(each, self.classifier.num_classes, _IGNORE_LABEL)
+        labels = torch.stack([_pad(self.moved(m).long(), size, _IGNORE_LABEL) for m in maps])
         features = self.encode(pixels)
         text_TD = self.class_embeddings()
-        base_T = self.classifier.base_mask
-        check_labels(labels, len(base_T), _IGNORE_LABEL)
-        if not base_T.all():
+        base_B, base_T = self.classifier.base_numbers, self.classifier.base_mask
+        if len(base_B) < len(base_T):
             # Novel classes have no labels: as classes of the loss they would be unlearned.
-            text_TD, labels = text_TD[base_T], number_base(labels, base_T, _IGNORE_LABEL)
+            text_TD, labels = text_TD[base_B], number_base(labels, base_T, _IGNORE_LABEL)
         logits = self.aggregator(features.dense, features.guides, text_TD)
         loss = pixel_class_loss(
             logits, labels, ignore_label=_IGNORE_LABEL, mask_ignored=self.options.mask_ignored

@@ -174,7 +174,7 @@ class OpenVocabPanoptic(PixelModel):
             (K, H, W) and ``instances``, as ``tasks`` says.
         """
         images = ImageList.from_tensors(
-            [self.normalise(item["image"].to(self.device)) for item in batched_inputs],
+            [self.normalise(self.moved(item["image"])) for item in batched_inputs],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipself_d2.segmentation.losses import number_base, pixel_class_loss
+from clipself_d2.segmentation.losses import check_labels, number_base, pixel_class_loss
 
 LABELS = torch.tensor([[[0, 255], [1, 0]]])
 
@@ -39,7 +39,7 @@ def test_nothing_but_ignored_pixels_costs_nothing_when_left_out():
 
 def test_a_label_that_is_no_class_is_named():
     with pytest.raises(ValueError, match="class 7, but there are 3 classes"):
-        pixel_class_loss(torch.zeros(1, 3, 2, 2), LABELS.clamp(max=7), ignore_label=255)
+        check_labels(LABELS.clamp(max=7), 3, 255)
 
 
 def test_novel_classes_are_no_classes_of_the_loss() -> None:

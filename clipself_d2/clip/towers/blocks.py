@@ -33,7 +33,7 @@ class BlockTower(VisionTower):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Turn pixels (N, 3, H, W), whole patches, into (N, T, C) tokens with positions.
 
-        Beside them the rotary table (T, 2E) of trunks that rotate.
+        Beside them the turns (T, 2E) of trunks that rotate, as of ``all_turns``.
         """
 
     @abstractmethod

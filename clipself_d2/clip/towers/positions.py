@@ -78,6 +78,30 @@ def rotary_table(
     return torch.cat([sin, cos], dim=-1)
 
 
+def all_turns(table_PE: Tensor, num_prefix: int) -> Tensor:
+    """Make what ``turn_pairs`` takes of a ``rotary_table`` (h * w, 2E): (num_prefix + h * w, 2E).
+
+    Tokens before the patches turn by nothing. The sine of every first channel of a pair has the
+    minus sign that the channel itself would have.
+    """
+    sin, cos = table_PE.chunk(2, dim=-1)
+    sin = torch.stack([-sin[:, ::2], sin[:, 1::2]], dim=-1).flatten(1)
+    return torch.cat(
+        [F.pad(sin, (0, 0, num_prefix, 0)), F.pad(cos, (0, 0, num_prefix, 0), value=1.0)], dim=-1
+    )
+
+
+def turn_pairs(heads_NATE: Tensor, turns_T2E: Tensor) -> Tensor:
+    """Turn every pair of neighbouring channels of queries or keys by the angle of its token.
+
+    The values and number type of timm's rotation, whose slices of every second channel cost four
+    more operations, and in the backward pass as many tensors of zeros.
+    """
+    sin, cos = turns_T2E.chunk(2, dim=-1)
+    swapped = heads_NATE.reshape(*heads_NATE.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return (heads_NATE * cos + swapped * sin).type_as(heads_NATE)
+
+
 def native_grid(num_patches: int, name: str) -> tuple[int, int]:
     """Grid (h, w) of a square position table; a ValueError refuses others by the model's name."""
     side = math.isqrt(num_patches)

@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from timm.layers import AttentionPoolLatent
 from timm.layers.attention import Attention, AttentionRope
-from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipself_d2.clip.precision import as_operand
 from clipself_d2.clip.towers.attention import Heads, split_heads
-from clipself_d2.clip.towers.positions import native_grid
+from clipself_d2.clip.towers.positions import all_turns, native_grid, turn_pairs
 from clipself_d2.clip.towers.tokens import TokenTower
 
 AnyBlock: TypeAlias = Block | EvaBlock | EvaBlockPostNorm
@@ -94,15 +93,11 @@ class TimmViTTower(TokenTower):
         return trunk.norm_pre(tokens), self._held_rotary(grid, images.device)
 
     def _held_rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
-        """Rotary table of all tokens: the identity for those before the patches."""
+        """Turns of all tokens."""
 
         def make() -> Tensor | None:
             table = self.rotary(grid, device)
-            if table is None:
-                return None
-            identity = torch.zeros_like(table[: self.num_prefix])
-            identity[:, table.shape[1] // 2 :] = 1.0
-            return torch.cat([identity, table])
+            return None if table is None else all_turns(table, self.num_prefix)
 
         return self.held.get("rotary", (grid, device), (), make)
 
@@ -123,7 +118,7 @@ class TimmViTTower(TokenTower):
         query, key, value = (split_heads(part, attention.num_heads) for part in fused)
         query, key = attention.q_norm(query), attention.k_norm(key)
         if rotary is not None:
-            query, key = (apply_rot_embed_cat(part, rotary) for part in (query, key))
+            query, key = (turn_pairs(part, rotary) for part in (query, key))
         return Heads(query.type_as(value), key.type_as(value), value)
 
     def value(self, block: AnyBlock, tokens: Tensor) -> Tensor:

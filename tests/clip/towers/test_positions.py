@@ -1,8 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
-from clipself_d2.clip.towers.positions import resize_positions, rotary_table
+from clipself_d2.clip.towers.positions import (
+    all_turns,
+    resize_positions,
+    rotary_table,
+    turn_pairs,
+)
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 CPU = torch.device("cpu")
@@ -96,3 +102,19 @@ def test_rotary_rectangle_shares_rows_and_columns_with_the_squares():
     rectangle, tall, wide = make_rotary((3, 7))[0], make_rotary((3, 3))[0], make_rotary((7, 7))[0]
     torch.testing.assert_close(rectangle[:, 0, :16], tall[:, 0, :16], **TOLERANCE)
     torch.testing.assert_close(rectangle[0, :, 16:], wide[0, :, 16:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_prefix", [0, 1])
+def test_turned_pairs_are_those_of_timm_to_the_bit(dtype, num_prefix):
+    table = rotary_table((3, 5), head_dim=16, temperature=1e4, reference=(4, 4), device=CPU)
+    heads = torch.randn(2, 3, num_prefix + 15, 16).to(dtype).requires_grad_()
+    turned = turn_pairs(heads, all_turns(table, num_prefix))
+    before, patches = heads.split((num_prefix, 15), dim=2)
+    expected = torch.cat([before, apply_rot_embed_cat(patches, table)], dim=2)
+    assert torch.equal(turned, expected)
+    assert turned.dtype == dtype
+    weights = torch.randn(turned.shape).to(dtype)
+    (mine,) = torch.autograd.grad((turned * weights).sum(), heads)
+    (timms,) = torch.autograd.grad((expected * weights).sum(), heads)
+    torch.testing.assert_close(mine, timms)

@@ -98,7 +98,8 @@ def turn_pairs(heads_NATE: Tensor, turns_T2E: Tensor) -> Tensor:
     more operations, and in the backward pass as many tensors of zeros.
     """
     sin, cos = turns_T2E.chunk(2, dim=-1)
-    swapped = heads_NATE.reshape(*heads_NATE.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    pairs = (*heads_NATE.shape[:-1], heads_NATE.shape[-1] // 2, 2)
+    swapped = heads_NATE.reshape(pairs).flip(-1).flatten(-2)
     return (heads_NATE * cos + swapped * sin).type_as(heads_NATE)
 
 

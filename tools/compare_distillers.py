@@ -28,7 +28,7 @@ def main() -> int:
     """
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, default=Path("output/distillers"))
-    parser.add_argument("--page", type=user_path, default=Path("docs/distillers_emoji.md"))
+    parser.add_argument("--page", type=user_path, default=Path("output/distillers_emoji.md"))
     add_data_root(parser, "--data-root", "folder of the data set")
     parser.add_argument("--iterations", type=positive, default=750, help="of each distillation")
     parser.add_argument("--detector-iterations", type=count, default=0, help="of F-ViT; 0: none")

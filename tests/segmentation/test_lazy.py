@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import open_clip
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
@@ -21,7 +22,12 @@ def test_both_faces_build_the_same_model_and_rates(labelled, monkeypatch):
     lazy = LazyConfig.load(str(CONFIGS / "lazy" / "catseg_coco_stuff_vitb16.py"))
     lazy.shared.weights, lazy.shared.train = None, labelled
     assert lazy.shared.templates == yaml.MODEL.VOCABULARY.TEMPLATES
-    # Eighty prompts through a text tower of this size take seconds.
+    # Towers of this size take seconds to make, and eighty prompts through them minutes.
+    assert lazy.shared.clip == yaml.MODEL.CLIP.NAME
+    lazy.shared.clip = yaml.MODEL.CLIP.NAME = "ViT-Ti-8-emoji"
+    width = open_clip.get_model_config("ViT-B-16-quickgelu")["embed_dim"]
+    assert lazy.model.aggregator.embed_dim == width
+    lazy.model.aggregator.embed_dim = 128
     lazy.shared.templates = yaml.MODEL.VOCABULARY.TEMPLATES = "single"
     torch.manual_seed(0)
     first, second = build_model(yaml), instantiate(lazy.model)

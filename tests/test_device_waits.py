@@ -127,9 +127,21 @@ def waits_of(cfg, trainer: type[Trainer]) -> DeviceWaits:
     return waits
 
 
-@pytest.mark.parametrize("name", ["clipself_patches", "declip", "denserc", "region_text"])
-def test_a_distiller_asks_nothing_of_the_device(emoji_cfg, name):
-    waits = waits_of(emoji_cfg(name), DistillTrainer)
+TERMS = "MODEL.DISTILL.TERMS"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("clipself_patches", ()),
+        ("declip", ()),
+        ("densevlm", (TERMS, [{"loss": "vocabulary"}])),
+        ("sc_clipself", ()),
+        ("region_text", ()),
+    ],
+)
+def test_a_distiller_asks_nothing_of_the_device(emoji_cfg, name, keys):
+    waits = waits_of(emoji_cfg(name, *keys), DistillTrainer)
     assert waits.found == []
     assert waits.copies > 3, "pictures and boxes are moved"
 

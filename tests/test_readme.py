@@ -153,6 +153,8 @@ def test_what_is_not_run_is_there() -> None:
 @pytest.mark.parametrize("command", [command for command in FOUND if is_run(command)])
 def test_a_command_runs(python: str, workplace: Path, command: str) -> None:
     """With few iterations, in the order of the pages: some read what earlier ones have written."""
+    if "onnx" in command:
+        pytest.importorskip("onnx", reason="an extra")
     done = run_command(python, f"{command} {SHORT.get(command.split()[0], '')}", workplace)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -9,11 +9,7 @@ from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser
 
 
 def main() -> int:
-    """Parse the flags and write the files.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the files."""
     parser = tool_parser(
         __doc__, "python datasets/prepare_emoji.py --root datasets --train 2000 --val 300"
     )

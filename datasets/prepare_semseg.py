@@ -22,11 +22,7 @@ SETS = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("name", choices=SETS, help="the benchmark")
@@ -41,11 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and write the maps.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the maps."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

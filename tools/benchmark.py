@@ -23,11 +23,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def main() -> int:
-    """Parse the flags, measure, and print the tables.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, measure, and print the tables."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
     parser.add_argument("--device", type=device, choices=("cuda", "cpu"), help="default: a GPU")

@@ -12,11 +12,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Describe the flags.
-
-    Returns:
-        The parser.
-    """
+    """Describe the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
@@ -33,11 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags, write the file, and say what it holds.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, write the file, and say what it holds."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

@@ -15,11 +15,7 @@ POOLINGS = ("hard", "soft", "tokens")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add(
@@ -50,11 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and name the masks.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and name the masks."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

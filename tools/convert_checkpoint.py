@@ -13,11 +13,7 @@ LAYOUTS = ("open_clip", "clipself", "d2", "safetensors")
 
 
 def main() -> int:
-    """Parse the flags, convert, and say what was done.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, convert, and say what was done."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "input",

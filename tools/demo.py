@@ -14,11 +14,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml or .py file of the detector")
@@ -64,11 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and run the demo.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and run the demo."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

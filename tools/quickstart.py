@@ -18,11 +18,7 @@ DEFAULTS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, default=Path("output/quickstart"))
     add_data_root(parser, "--data-root", "folder of the data set")
@@ -37,11 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and run the stages.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and run the stages."""
     args = vars(make_parser().parse_args())
     debug = args.pop("debug")
     place = args.pop("device")

@@ -16,11 +16,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags, run what has no results, print the table.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, run what has no results, print the table."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "--students", type=user_path, nargs="+", required=True, help="distilled ViTs, one a seed"

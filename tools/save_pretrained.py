@@ -13,11 +13,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
@@ -32,11 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags, write the folder, and upload it where that is asked for.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, write the folder, and upload it where that is asked for."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

@@ -13,11 +13,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml file of the detector that proposes regions")
@@ -33,11 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags, build the index, answer.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, build the index, answer."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

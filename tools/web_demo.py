@@ -15,11 +15,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add(
@@ -37,11 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and serve the page.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and serve the page."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

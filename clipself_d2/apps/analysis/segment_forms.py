@@ -92,14 +92,7 @@ def _set_proxy(tower: VisionTower, proxy: str, device: torch.device) -> None:
 
 
 def form_table(scores: dict[tuple[str, str], dict[str, float]]) -> str:
-    """Lay scores out.
-
-    Args:
-        scores: Of ``score_forms``.
-
-    Returns:
-        A Markdown table with a line for each tower and form.
-    """
+    """Lay scores out: a Markdown table with a line for each tower and form."""
     rows = [
         [*key, *(found.get(metric, float("nan")) for metric in METRICS)]
         for key, found in scores.items()

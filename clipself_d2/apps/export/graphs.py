@@ -69,11 +69,7 @@ class Graph:
 
 
 def tower_graph(tower: VisionTower, blocks: Sequence[int] = ()) -> Graph:
-    """Export an image tower: the dense map and the outputs of blocks.
-
-    Args:
-        tower: Image tower of any family.
-        blocks: 0-based numbers of the blocks wanted.
+    """Export an image tower: the dense map and the outputs of ``blocks``, counted from 0.
 
     Returns:
         From ``images`` (N, 3, H, W), RGB 0 to 255, to ``dense`` (N, D, h, w), unit norm in every
@@ -98,18 +94,7 @@ def tower_graph(tower: VisionTower, blocks: Sequence[int] = ()) -> Graph:
 
 
 def model_graph(model: nn.Module, cfg: CfgNode) -> Graph:
-    """Export a detector or a segmentor.
-
-    Args:
-        model: In eval mode, with its weights.
-        cfg: The whole config.
-
-    Returns:
-        Its graph.
-
-    Raises:
-        ValueError: If such a model cannot be exported.
-    """
+    """Make the graph of a detector or a segmentor in eval mode, with its weights."""
     about = {"clip": cfg.MODEL.CLIP.NAME, "pixels": f"{cfg.INPUT.FORMAT}, 0 to 255"}
     for tower in _parts(model, VisionTower):
         tower.precision = "fp32"
@@ -324,12 +309,5 @@ def _classes(number: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def default_words(cfg: CfgNode) -> tuple[str, ...]:
-    """Name the classes of a model's training.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        Their names.
-    """
+    """Name the classes of a model's training."""
     return training_vocabulary(cfg, semantic=cfg.MODEL.META_ARCHITECTURE == "CATSegmentor").names

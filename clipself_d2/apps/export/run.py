@@ -37,10 +37,6 @@ def export_graph(graph: Graph, output: Path, form: str, *, words: Sequence[str] 
     Returns:
         The largest difference from the model, over pictures, batches and vocabularies of several
         sizes.
-
-    Raises:
-        ValueError: If the model cannot be had in this format, or the file says something else than
-            the model.
     """
     if form == "torch_export" and graph.boxes:
         raise ValueError(
@@ -64,19 +60,7 @@ def export_graph(graph: Graph, output: Path, form: str, *, words: Sequence[str] 
 
 
 def check_file(graph: Graph, path: Path, form: str) -> float:
-    """Hold a file against the model on pictures and vocabularies that it was not made with.
-
-    Args:
-        graph: The model.
-        path: The file.
-        form: Its format.
-
-    Returns:
-        The largest difference.
-
-    Raises:
-        ValueError: If it is larger than ``TOLERANCE``.
-    """
+    """Hold a file against the model on pictures and vocabularies that it was not made with."""
     run = open_file(path, form)
     worst = 0.0
     for number in range(2 if form != "torchscript" and graph.square else 3):
@@ -99,15 +83,7 @@ def check_file(graph: Graph, path: Path, form: str) -> float:
 
 
 def open_file(path: Path, form: str) -> Runner:
-    """Load an exported model.
-
-    Args:
-        path: The file.
-        form: Its format.
-
-    Returns:
-        Function from the inputs in order to the outputs.
-    """
+    """Load an exported model as a function from the inputs in order to the outputs."""
     if form == "onnx":
         return _open_onnx(path)
     loaded = (

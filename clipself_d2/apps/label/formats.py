@@ -14,13 +14,13 @@ FORMS = ("coco", "yolo", "voc")
 
 
 def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    """Write annotations in COCO's form.
+    """Write annotations in COCO's form; category n + 1 is class n.
 
     Args:
         path: json file.
         rows: ``file_name``, ``width``, ``height`` and ``annotations`` of each picture, as
             Detectron2 makes them, with the class's place as ``category_id``.
-        classes: Names of the classes; category n + 1 is class n.
+        classes: Names of the classes.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -46,15 +46,7 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
 
 
 def check_form(form: str, root: Path) -> None:
-    """Refuse what could not be written at the end, before anything is labelled.
-
-    Args:
-        form: One of ``FORMS``.
-        root: Folder of the pictures; ``/`` of those in shards.
-
-    Raises:
-        ValueError: If supervision is missing, or the pictures lie in shards.
-    """
+    """Refuse what could not be written at the end, before anything is labelled."""
     if form == "coco":
         return
     try:
@@ -69,13 +61,10 @@ def check_form(form: str, root: Path) -> None:
 
 
 def write_other(form: str, output: Path, root: Path) -> None:
-    """Turn the COCO file into files of another form by supervision.
+    """Turn the COCO file into files of another form, yolo or voc, by supervision.
 
-    Args:
-        form: yolo or voc.
-        output: Folder with the COCO file; ``<form>/labels`` is written, and for yolo
-            ``data.yaml`` and ``images``, a link to the pictures, so that it can be trained on.
-        root: Folder of the pictures.
+    ``<form>/labels`` is written, and for yolo ``data.yaml`` and ``images``, a link to the pictures,
+    so that it can be trained on. ``root`` is the folder of the pictures.
     """
     import supervision  # noqa: PLC0415
 

@@ -55,16 +55,10 @@ class LabelOptions:
 
 
 def find_pictures(source: str) -> tuple[list[str], Path]:
-    """List what is to be labelled.
-
-    Args:
-        source: As ``LabelOptions.source``.
+    """List what ``LabelOptions.source`` names.
 
     Returns:
         Files relative to their folder, or addresses of members of shards; and that folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
     """
     if source.endswith(".tar"):
         shards = [shard.resolve() for shard in expand_shards(source)]
@@ -84,18 +78,7 @@ def label(predictor: OpenVocabPredictor, options: LabelOptions) -> Path:
     """Label this process's share of the pictures; the main process merges them at the end.
 
     Every picture is written down when it is done, so that a run that was killed goes on where it
-    stopped, also with another number of processes.
-
-    Args:
-        predictor: The detector; its classes are set here.
-        options: What is labelled.
-
-    Returns:
-        The file or folder of annotations.
-
-    Raises:
-        ValueError: If the output folder holds labels of other settings, the model gives no
-            instances, or the form cannot be written.
+    stopped, also with another number of processes. Returns the file or folder of annotations.
     """
     names, root = find_pictures(options.source)
     check_form(options.form, root)
@@ -123,14 +106,9 @@ def label(predictor: OpenVocabPredictor, options: LabelOptions) -> Path:
 
 
 def read_rows(output: Path) -> Iterator[dict[str, Any]]:
-    """Read what is labelled so far.
+    """Read what is labelled so far, picture by picture.
 
-    Args:
-        output: Folder of the results.
-
-    Yields:
-        ``file_name``, ``width``, ``height`` and ``annotations`` of each picture; a line that a
-        kill has cut is left out, so that its picture is labelled again.
+    A line that a kill has cut is left out, so that its picture is labelled again.
     """
     for path in sorted((output / PARTS).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -59,13 +59,7 @@ class MaskNaming:
 def embed_masks(
     tower: VisionTower, pixels: np.ndarray, masks: np.ndarray, naming: MaskNaming
 ) -> Tensor:
-    """Embed what a tower sees inside of masks.
-
-    Args:
-        tower: The tower.
-        pixels: (H, W, 3) uint8 RGB.
-        masks: (Q, H, W) bool.
-        naming: Size and pooling.
+    """Embed what a tower sees inside of (Q, H, W) bool masks of an (H, W, 3) uint8 RGB picture.
 
     Returns:
         (Q, D) float32 on the CPU, unit norm; zeros for masks that vanish on the tower's grid.
@@ -86,15 +80,10 @@ def embed_masks(
 
 
 def name_masks(embedding_QD: Tensor, text_KD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Choose a class for every mask.
+    """Choose a class for every mask: (Q,) its probability and (Q,) its number.
 
-    Args:
-        embedding_QD: Masks, unit norm or zero.
-        text_KD: Classes, unit norm.
-        scale: Multiplier of the cosine.
-
-    Returns:
-        (Q,) probability of the best class, 0 for a mask of zeros, and (Q,) its number.
+    Embeddings have unit norm, or are zero where a mask vanished; its probability is 0. ``scale``
+    multiplies the cosines.
     """
     probabilities = (scale * embedding_QD @ text_KD.T).softmax(dim=1)
     score_Q, label_Q = probabilities.max(dim=1)

@@ -55,13 +55,6 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         kind: "custom", a registered data set, or a file of names.
         custom: For "custom": classes between commas, synonyms of a class behind semicolons, as in
             "dog,police car;squad car;patrol car" of two classes.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: If there is no name, or ``kind`` is none of these.
-        FileNotFoundError: If ``kind`` looks like a file that is missing.
     """
     if kind == "custom":
         if not custom.strip(" ,;"):
@@ -77,15 +70,9 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
 
 
 def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
-    """Draw detections, every class in a colour of its own.
+    """Draw detections on an (H, W, 3) uint8 RGB picture, every class in a colour of its own.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``.
-        names: Class names.
-
-    Returns:
-        (H', W', 3) uint8 RGB, enlarged where the picture is small.
+    Small pictures are enlarged. ``found`` may have ``pred_masks``.
     """
     found = found.to("cpu")
     classes = found.pred_classes.tolist()
@@ -102,15 +89,7 @@ def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarra
 
 
 def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
-    """Write name and score of every detection.
-
-    Args:
-        found: ``scores`` and ``pred_classes``.
-        names: Class names.
-
-    Returns:
-        Such as "dog 90%".
-    """
+    """Write name and score of every detection, such as "dog 90%"."""
     pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
     return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
@@ -129,6 +108,8 @@ def run_demo(
 ) -> list[Path]:
     """Detect the classes of a vocabulary, draw the boxes, and list all of them in one file.
 
+    Inputs, options and the model are checked before anything is written.
+
     Args:
         cfg: The whole config; MODEL.WEIGHTS is the detector, of a LazyConfig
             ``train.init_checkpoint``.
@@ -146,12 +127,6 @@ def run_demo(
 
     Returns:
         Pictures and videos written.
-
-    Raises:
-        ValueError: If MODEL.WEIGHTS is empty or of another model, an option is out of its range, a
-            file is no picture or film, or there is no such camera, before anything is written; or
-            a picture turns out to be damaged.
-        FileNotFoundError: If a file is missing.
     """
     sources: list[Path | int] = [*find_inputs(list(inputs))]
     sources += [] if webcam is None else [webcam]
@@ -278,12 +253,7 @@ class _Session:
 def new_name(stem: str, taken: set[str]) -> str:
     """Find a name that no earlier input has: those of several folders may share one.
 
-    Args:
-        stem: Name of the input without its suffix.
-        taken: Names so far; the new one is added.
-
-    Returns:
-        The stem, where needed with a number behind it.
+    It is ``stem``, where needed with a number behind it, and is added to ``taken``.
     """
     name, number = stem, 2
     while name in taken:

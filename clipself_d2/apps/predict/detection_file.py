@@ -24,13 +24,10 @@ class DetectionFile:
         self.annotations: list[dict[str, Any]] = []
 
     def add(self, file_name: str, found: Instances, **more: object) -> None:
-        """Add a picture, also one without detections.
+        """Add a picture, also one without detections, which are in its pixels.
 
-        Args:
-            file_name: Its path, or that of its video.
-            found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``, in
-                pixels of the picture.
-            more: Further fields of the picture, such as ``frame``.
+        ``file_name`` is its path, or that of its video; ``more`` are further fields, such as
+        ``frame``.
         """
         height, width = found.image_size
         number = len(self.images) + 1
@@ -52,11 +49,7 @@ class DetectionFile:
             self.annotations.append(row)
 
     def save(self, path: Path) -> None:
-        """Write the file.
-
-        Args:
-            path: json file.
-        """
+        """Write the json file."""
         content = {
             "images": self.images,
             "categories": [{"id": i, "name": name} for i, name in enumerate(self.names, 1)],

@@ -44,7 +44,7 @@ class MaskedPicture:
 def read_mask_file(
     source: Path, images: Path, maps: Path | None = None
 ) -> tuple[str, list[MaskedPicture]]:
-    """List pictures with the masks of another model.
+    """List pictures with the masks of another model, and say which of ``KINDS`` the file is.
 
     Args:
         source: A COCO panoptic json file, a json list of COCO results with ``segmentation`` as
@@ -52,13 +52,6 @@ def read_mask_file(
             numbers, every value but 0 and 255 a mask, or in COCO's panoptic colours.
         images: Folder of the pictures, named as the json file says or, in results, by their ids.
         maps: Folder of a panoptic file's PNGs; None is the folder of its name beside it.
-
-    Returns:
-        Which of ``KINDS`` it is, and the pictures.
-
-    Raises:
-        FileNotFoundError: If a file or folder is missing.
-        ValueError: If the file is of another form, or a picture cannot be found.
     """
     for path in (source, images, *([maps] if maps else [])):
         if not path.exists():
@@ -166,18 +159,7 @@ def _none(size: tuple[int, ...]) -> np.ndarray:
 
 
 def check_sizes(picture: MaskedPicture, masks: np.ndarray) -> np.ndarray:
-    """Read a picture and hold its size against that of its masks.
-
-    Args:
-        picture: The picture.
-        masks: (Q, H, W).
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
+    """Read a picture, (H, W, 3) uint8 RGB, which must have the size of its (Q, H, W) masks."""
     pixels = np.asarray(read_picture(picture.path))
     if pixels.shape[:2] != masks.shape[1:]:
         raise ValueError(

@@ -60,14 +60,7 @@ def read_output(
 ) -> PictureResult:
     """Keep of a model's output what the page shows.
 
-    Args:
-        name: Name of the picture.
-        image: (H, W, 3) uint8 RGB.
-        output: The model's, of a predictor.
-        heat_Khw: As of ``PictureResult``; None takes the scores of ``sem_seg``, where there are.
-
-    Returns:
-        The result.
+    Without ``heat_Khw`` the scores of ``sem_seg`` are taken in its place, where there are any.
     """
     semantic = None
     if "sem_seg" in output:
@@ -85,17 +78,7 @@ def read_output(
 
 
 def box_parts(result: PictureResult, names: Sequence[str], least: float, masks: bool) -> Parts:
-    """List boxes or masks above a threshold.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score.
-        masks: Whether the masks are wanted.
-
-    Returns:
-        Parts labelled as "dog 90%".
-    """
+    """List boxes, or else masks, whose score is ``least`` or more, labelled as "dog 90%"."""
     found = result.instances
     if found is None or (masks and not found.has("pred_masks")):
         return []
@@ -112,16 +95,7 @@ def box_parts(result: PictureResult, names: Sequence[str], least: float, masks: 
 
 
 def panoptic_parts(result: PictureResult, names: Sequence[str], least: float) -> Parts:
-    """List segments above a threshold.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score of segments that have one.
-
-    Returns:
-        Parts labelled by their class; a second dog is "dog 2".
-    """
+    """List segments by their class, a second dog as "dog 2"; those without a score are kept."""
     if result.panoptic is None:
         return []
     ids, rows = result.panoptic
@@ -137,16 +111,7 @@ def panoptic_parts(result: PictureResult, names: Sequence[str], least: float) ->
 
 
 def semantic_parts(result: PictureResult, names: Sequence[str], least: float) -> Parts:
-    """List the pixels of every class.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score of a pixel.
-
-    Returns:
-        Parts labelled as "sky 40%", by their share of the picture.
-    """
+    """List the pixels of every class as "sky 40%", its share of the picture."""
     if result.semantic is None:
         return []
     labels, scores = result.semantic
@@ -159,15 +124,7 @@ def semantic_parts(result: PictureResult, names: Sequence[str], least: float) ->
 
 
 def part_colours(parts: Parts, names: Sequence[str]) -> dict[str, str]:
-    """Give every label the colour of its class.
-
-    Args:
-        parts: Parts.
-        names: Class names, of which every label begins with one.
-
-    Returns:
-        Colours such as "#ff0040" by label.
-    """
+    """Give every label, which begins with a class name, the colour of its class, as "#ff0040"."""
     by_length = sorted(range(len(names)), key=lambda number: -len(names[number]))
     colours = {}
     for _, label in parts:
@@ -177,15 +134,10 @@ def part_colours(parts: Parts, names: Sequence[str]) -> dict[str, str]:
 
 
 def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, float]:
-    """Lay the likeness to one class over a picture.
+    """Lay the likeness to one class over a picture: (H', W', 3) uint8 RGB.
 
-    Args:
-        result: With ``heat_Khw``.
-        number: The class.
-
-    Returns:
-        (H', W', 3) uint8 RGB, small pictures enlarged, and the likeness at the dark and at the
-        bright end; these are the same for all classes, so that maps can be compared.
+    Returns also the likeness at the dark and at the bright end; these are the same for all classes,
+    so that maps can be compared. Small pictures are enlarged.
     """
     assert result.heat_Khw is not None, "this result has no heat map"
     maps = result.heat_Khw.float()
@@ -202,15 +154,7 @@ def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, flo
 
 
 def expression_parts(result: PictureResult, least: float) -> Parts:
-    """Show what an expression refers to.
-
-    Args:
-        result: Of a picture.
-        least: Least probability of a pixel.
-
-    Returns:
-        One part, or none.
-    """
+    """Show what an expression refers to: one part, or none."""
     if result.probability is None:
         return []
     mask = result.probability > least
@@ -220,14 +164,7 @@ def expression_parts(result: PictureResult, least: float) -> Parts:
 def write_coco(
     results: Sequence[PictureResult], names: Sequence[str], least: float, path: Path
 ) -> None:
-    """Write what the page shows as a COCO json.
-
-    Args:
-        results: Of the pictures.
-        names: Class names; of expressions the expression.
-        least: Least score.
-        path: File to write.
-    """
+    """Write what the page shows as a COCO json."""
     file = DetectionFile(names)
     for result in results:
         file.add(result.name, _as_instances(result, names, least))

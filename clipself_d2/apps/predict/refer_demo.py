@@ -33,10 +33,6 @@ class ReferringPredictor:
 
     Args:
         cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
-
-    Raises:
-        ValueError: If the config is no CRIS, or MODEL.WEIGHTS is empty or of another model.
-        FileNotFoundError: If MODEL.WEIGHTS is missing.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -50,15 +46,13 @@ class ReferringPredictor:
         StrictCheckpointer(self.model).load(find_checkpoint("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS))
 
     def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Segment one picture by several expressions.
+        """Segment an (H, W, 3) uint8 RGB picture by several sentences; it is encoded once.
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            expressions: Sentences; of those that are longer than the text tower reads it is warned,
-                and of words that the embedded CLIP never read where its text tower was not trained.
+        It is warned of those that are longer than the text tower reads, and of words that the
+        embedded CLIP never read where its text tower was not trained.
 
         Returns:
-            As of ``segment``.
+            For each expression ``ref_mask_prob`` (H, W) and ``ref_mask`` (H, W) bool.
         """
         check_expressions(expressions)
         tokens = self.model.text.tokenize(expressions, self.model.word_length)
@@ -69,14 +63,7 @@ class ReferringPredictor:
 
 
 def check_expressions(expressions: Sequence[str]) -> None:
-    """Refuse expressions without a word.
-
-    Args:
-        expressions: Sentences.
-
-    Raises:
-        ValueError: If one is blank.
-    """
+    """Refuse expressions without a word."""
     if not all(text.strip() for text in expressions):
         raise ValueError(
             'the expression is blank; give a sentence such as "the dog on the left" (--expression)'
@@ -106,16 +93,7 @@ def segment(
 
 
 def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
-    """Draw a mask and its expression.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool; may be empty.
-        text: The expression.
-
-    Returns:
-        (H', W', 3) uint8 RGB, enlarged where the picture is small.
-    """
+    """Draw an (H, W) bool mask, which may be empty, and its expression; enlarge small pictures."""
     drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
     if mask.any():
         drawer.draw_binary_mask(mask.astype(np.uint8), color=MASK_COLOUR, alpha=OPACITY)
@@ -126,23 +104,10 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
 def run_refer_demo(
     cfg: CfgNode, inputs: Sequence[Path], output_dir: Path, expressions: Sequence[str]
 ) -> list[Path]:
-    """Segment expressions in pictures and write a drawing for each.
+    """Segment expressions in pictures and write a drawing for each, which are listed.
 
-    Args:
-        cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
-        inputs: Pictures.
-        output_dir: Folder of ``<picture>_<number of the expression>.png``; of a further picture of
-            the same name ``<picture>_<n>_...``.
-        expressions: Sentences.
-
-    Returns:
-        Files written.
-
-    Raises:
-        ValueError: If the config is no CRIS, MODEL.WEIGHTS is empty or of another model, an
-            expression is blank, or a file is no picture, before anything is written; or a picture
-            turns out to be damaged.
-        FileNotFoundError: If a file is missing.
+    The inputs are checked before anything is written. Drawings are called ``<picture>_<number of
+    the expression>.png``; of a further picture of the same name ``<picture>_<n>_...``.
     """
     check_expressions(expressions)
     if not inputs:

@@ -24,28 +24,17 @@ PANOPTIC_FILE, MAPS_FOLDER = "panoptic.json", "panoptic"
 
 
 def class_colour(number: int) -> tuple[int, int, int]:
-    """Colour of a class.
-
-    Args:
-        number: Its number.
-
-    Returns:
-        RGB, 0 to 255.
-    """
+    """Colour of a class: RGB, 0 to 255."""
     red, green, blue = colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
-    """Read the segments of a model's output.
-
-    Args:
-        output: With ``panoptic_seg``, or with ``sem_seg`` (K, H, W), whose classes become a segment
-            each.
+    """Read the segments of a model's output; of ``sem_seg`` (K, H, W) each class is one.
 
     Returns:
         (H, W) int32 of ids and rows of ``id``, ``category_id`` and ``isthing``; None where there is
-        neither.
+        neither ``panoptic_seg`` nor ``sem_seg``.
     """
     if "panoptic_seg" in output:
         ids, rows = output["panoptic_seg"]
@@ -69,15 +58,8 @@ def draw_segments(
 ) -> np.ndarray:
     """Lay every segment's colour over a picture, with a border between segments and a legend.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        ids: (H, W) ids.
-        segments: Rows of ``id`` and ``category_id``.
-        names: Class names.
-
-    Returns:
-        (H', W', 3) uint8 RGB, the legend of the classes below the picture; small pictures are
-        enlarged so that the legend can be read.
+    The legend of the classes is below the picture, (H', W', 3) uint8 RGB; small pictures are
+    enlarged so that it can be read.
     """
     factor = -(-DRAWN_WIDTH // image.shape[1])
     if factor > 1:
@@ -144,13 +126,10 @@ class PanopticFile:
     def add(
         self, file_name: str, name: str, ids: np.ndarray, segments: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write the map of a picture and keep its segments.
+        """Write the map of a picture, ``name`` without a suffix, and keep its segments.
 
-        Args:
-            file_name: The picture, as the file shall name it.
-            name: Name of the map without suffix.
-            ids: (H, W) ids, below 2 to the 24.
-            segments: Rows of ``id``, ``category_id``, optionally ``score``.
+        Ids are below 2 to the 24. Segments are rows of ``id``, ``category_id``, optionally
+        ``score``.
         """
         maps = self.folder / MAPS_FOLDER
         maps.mkdir(parents=True, exist_ok=True)
@@ -182,11 +161,7 @@ class PanopticFile:
         )
 
     def save(self) -> Path:
-        """Write the file.
-
-        Returns:
-            Its path.
-        """
+        """Write the file and return its path."""
         path = self.folder / PANOPTIC_FILE
         content = {
             "images": self.images,

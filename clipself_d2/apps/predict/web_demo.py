@@ -185,8 +185,7 @@ class Page:
     ) -> list[Any]:
         """Answer a visitor; the arguments are the widgets of the left column.
 
-        Returns:
-            Values of the answer, the two choices and the notes.
+        Returns values of the answer, the two choices and the notes.
         """
         question = Question(
             files=[path for path, _ in files or []],
@@ -217,16 +216,9 @@ class Page:
         ]
 
     def show(self, answer: Answer, number: int, word: int, least: float) -> list[Any]:
-        """Draw an answer; the model is not asked again.
+        """Draw a picture of an answer; the model is not asked again.
 
-        Args:
-            answer: Of ``ask``.
-            number: The picture.
-            word: Class of the heat map.
-            least: Least score.
-
-        Returns:
-            Values of the tabs, the list of what was found and the download.
+        Returns values of the tabs, the list of what was found and the download.
         """
         gradio = self.gradio
         if not answer.results:
@@ -273,10 +265,6 @@ def serve(
         port: Port, 1 to 65535.
         threshold: Where the slider stands at first, 0 to 1.
         referring: Config of a CRIS beside a detector; None: none.
-
-    Raises:
-        ValueError: If gradio is not installed, the port cannot be had, or as of ``Models``.
-        FileNotFoundError: If a file is missing.
     """
     gradio = load_gradio()
     with tempfile.TemporaryDirectory(prefix="clipself_d2_") as folder:

@@ -38,17 +38,7 @@ class Wishes:
 def set_wished_classes(
     predictor: OpenVocabPredictor, vocabulary: Vocabulary | None, wishes: Wishes
 ) -> None:
-    """Give a predictor its classes.
-
-    Args:
-        predictor: The predictor.
-        vocabulary: Of the words; None where there are none.
-        wishes: What is asked for beside them.
-
-    Raises:
-        ValueError: If a threshold is for a class that there is not, or there is no class.
-        FileNotFoundError: If a file is missing.
-    """
+    """Give a predictor its classes: those of the words, if any, and of the wishes beside them."""
     if wishes.load_classes is not None:
         predictor.set_classes(PromptSet.load(wishes.load_classes))
         return
@@ -86,17 +76,7 @@ def _prompts(vocabulary: Vocabulary | None, wishes: Wishes) -> list[ClassPrompt]
 
 
 def parse_reference(text: str) -> tuple[str, Any]:
-    """Read ``NAME=PICTURE`` or ``NAME=PICTURE@left,top,right,bottom``.
-
-    Args:
-        text: What was typed.
-
-    Returns:
-        The class, and a reference.
-
-    Raises:
-        ValueError: If it is of another form.
-    """
+    """Read ``NAME=PICTURE`` or ``NAME=PICTURE@left,top,right,bottom``: class and reference."""
     name, _, picture = (part.strip() for part in text.partition("="))
     file, _, corners = picture.rpartition("@") if picture.count(",") == 3 else (picture, "", "")
     try:
@@ -111,17 +91,7 @@ def parse_reference(text: str) -> tuple[str, Any]:
 
 
 def parse_threshold(text: str) -> tuple[str, float]:
-    """Read ``NAME=SCORE``.
-
-    Args:
-        text: What was typed.
-
-    Returns:
-        The class and its least score.
-
-    Raises:
-        ValueError: If it is of another form.
-    """
+    """Read ``NAME=SCORE``."""
     name, _, score = (part.strip() for part in text.rpartition("="))
     try:
         return name, float(score)

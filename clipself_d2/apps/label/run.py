@@ -5,7 +5,6 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pycocotools import mask as mask_coder
 from clipself_d2.apps.label.formats import LABELS_FILE, check_form, write_coco, write_other
 from clipself_d2.apps.label.ontology import LabelClass
 from clipself_d2.apps.predict.demo import draw
-from clipself_d2.apps.predict.media import find_inputs, is_video
+from clipself_d2.apps.predict.media import batches, find_inputs, is_video
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.data.tar_shards import expand_shards, index_shard, is_member, member_address
@@ -138,8 +137,7 @@ def _label_all(
     predictor: OpenVocabPredictor, options: LabelOptions, names: Sequence[str], root: Path
 ) -> Iterator[dict[str, Any]]:
     least = np.array([entry.threshold for entry in options.classes])
-    pending = iter(names)
-    while batch := list(islice(pending, options.batch_size)):
+    for batch in batches(names, options.batch_size):
         paths = [name if is_member(name) else str(root / name) for name in batch]
         outputs = predictor.detect_all(paths)  # type: ignore[arg-type]
         for name, output in zip(batch, outputs, strict=True):

@@ -1,11 +1,9 @@
 """Detection on pictures, videos and cameras with classes that the user types."""
 
-import colorsys
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
 from clipself_d2.apps.predict.detection_file import DetectionFile
 from clipself_d2.apps.predict.detector_source import Config
 from clipself_d2.apps.predict.media import (
+    batches,
     check_readable,
     find_inputs,
     frame_rate,
@@ -31,7 +30,13 @@ from clipself_d2.apps.predict.media import (
 )
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.predict.prompts import parse_typed_classes
-from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
+from clipself_d2.apps.predict.segments import (
+    PanopticFile,
+    class_shade,
+    draw_segments,
+    make_labels,
+    segments_of,
+)
 from clipself_d2.apps.predict.wishes import Wishes, set_wished_classes
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
@@ -44,8 +49,6 @@ DRAWN_WIDTH = 640
 DETECTIONS_FILE = "detections.json"
 # Embeddings of them, in their order.
 EMBEDDINGS_FILE = "embeddings.safetensors"
-# Hues of neighbouring classes lie this far apart, as a share of the circle.
-_HUE_STEP = 0.381966
 
 
 def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
@@ -75,23 +78,14 @@ def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarra
     Small pictures are enlarged. ``found`` may have ``pred_masks``.
     """
     found = found.to("cpu")
-    classes = found.pred_classes.tolist()
     drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
     drawer.overlay_instances(
         boxes=found.pred_boxes,
         masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
         labels=make_labels(found, names),
-        assigned_colors=[
-            colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0) for number in classes
-        ],
+        assigned_colors=[class_shade(number) for number in found.pred_classes.tolist()],
     )
     return drawer.get_output().get_image()
-
-
-def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
-    """Write name and score of every detection, such as "dog 90%"."""
-    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def run_demo(
@@ -139,7 +133,7 @@ def run_demo(
     films = [source for source in sources if is_video(source)]
     pictures = [source for source in sources if not is_video(source)]
     try:
-        for batch in _batches(pictures, batch_size):
+        for batch in batches(pictures, batch_size):
             session.add_pictures(batch)
         for film in films:
             session.add_film(film, max_frames)
@@ -158,12 +152,6 @@ def run_demo(
             len(session.file.images),
         )
     return session.written
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 class _Session:
@@ -205,7 +193,7 @@ class _Session:
             write_film(target, frame_rate(film)) as add,
             contextlib.suppress(*stop),
         ):
-            for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
+            for frames in batches(read_frames(film, max_frames), self.predictor.batch_size):
                 outputs = self.predictor.detect_all(frames, **self.options)
                 for frame, output in zip(frames, outputs, strict=True):
                     found = self._instances(output)

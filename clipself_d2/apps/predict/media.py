@@ -1,9 +1,10 @@
 """What a demo is given to look at: pictures, folders, patterns, videos and webcams."""
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,13 @@ from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, is_hidden, is_member
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.
 DEFAULT_FPS = 25.0
+
+
+def batches(items: Iterable, size: int) -> Iterator[list]:
+    """Cut a stream of pictures into lists of ``size``, the last rather shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def is_video(source: Path | int) -> bool:
@@ -93,12 +101,11 @@ def frame_rate(film: cv2.VideoCapture) -> float:
 
 def read_frames(film: cv2.VideoCapture, limit: int = 0) -> Iterator[np.ndarray]:
     """Read a film to its end or to the limit, 0 for none: (H, W, 3) uint8 RGB frames."""
-    number = 0
-    while not limit or number < limit:
+    for _ in islice(count(), limit or None):
         there, frame = film.read()
         if not there:
             return
-        number += 1
+        # OpenCV reads BGR.
         yield frame[:, :, ::-1]
 
 

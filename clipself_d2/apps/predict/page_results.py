@@ -3,6 +3,7 @@
 Legend: K classes, H W pixels, h w cells of the dense map.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipself_d2.apps.predict.detection_file import DetectionFile
-from clipself_d2.apps.predict.segments import class_colour, segments_of
+from clipself_d2.apps.predict.segments import class_colour, make_labels, segments_of
 
 # Legend of a drawing: parts, each a (H, W) mask or XYXY px, with their labels.
 Parts: TypeAlias = list[tuple[Any, str]]
@@ -89,9 +90,7 @@ def box_parts(result: PictureResult, names: Sequence[str], least: float, masks: 
         if masks
         else [tuple(map(int, box)) for box in found.pred_boxes.tensor.round().tolist()]
     )
-    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    labels = [f"{names[number]} {score:.0%}" for number, score in pairs]
-    return list(zip(shapes, labels, strict=True))
+    return list(zip(shapes, make_labels(found, names), strict=True))
 
 
 def panoptic_parts(result: PictureResult, names: Sequence[str], least: float) -> Parts:
@@ -99,13 +98,13 @@ def panoptic_parts(result: PictureResult, names: Sequence[str], least: float) ->
     if result.panoptic is None:
         return []
     ids, rows = result.panoptic
-    counts: dict[int, int] = {}
+    counts: Counter[str] = Counter()
     parts = []
     for row in rows:
         if row.get("score", 1.0) >= least:
-            number = row["category_id"]
-            counts[number] = counts.get(number, 0) + 1
-            label = names[number] if counts[number] == 1 else f"{names[number]} {counts[number]}"
+            name = names[row["category_id"]]
+            counts[name] += 1
+            label = name if counts[name] == 1 else f"{name} {counts[name]}"
             parts.append(((ids == row["id"]).astype(float), label))
     return parts
 

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.apps.predict.demo import DRAWN_WIDTH, new_name
 from clipself_d2.apps.predict.detector_source import find_checkpoint
@@ -59,7 +59,12 @@ class ReferringPredictor:
         self.model.text.warn_of_cut(expressions, tokens)
         if self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == 0:
             warn_unseen_words(self.model.text, self.cfg.MODEL.CLIP.NAME, expressions)
-        return segment(self.cfg, self.model, image, expressions)
+        red, green, blue = self.cfg.MODEL.PIXEL_MEAN
+        placed = letterbox_image(image, self.cfg.INPUT.REFER_SIZE, (red, green, blue))
+        tensor = torch.from_numpy(np.ascontiguousarray(placed.transpose(2, 0, 1)))
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        with torch.no_grad():
+            return self.model([{"image": tensor, "sentence": text, **size} for text in expressions])
 
 
 def check_expressions(expressions: Sequence[str]) -> None:
@@ -68,28 +73,6 @@ def check_expressions(expressions: Sequence[str]) -> None:
         raise ValueError(
             'the expression is blank; give a sentence such as "the dog on the left" (--expression)'
         )
-
-
-def segment(
-    cfg: CfgNode, model: nn.Module, image: np.ndarray, expressions: Sequence[str]
-) -> list[dict[str, Tensor]]:
-    """Segment one picture by several expressions; it is encoded once.
-
-    Args:
-        cfg: The whole config.
-        model: The meta-architecture CRIS in evaluation mode.
-        image: (H, W, 3) uint8 RGB.
-        expressions: Sentences.
-
-    Returns:
-        For each expression ``ref_mask_prob`` (H, W) and ``ref_mask`` (H, W) bool.
-    """
-    red, green, blue = cfg.MODEL.PIXEL_MEAN
-    placed = letterbox_image(image, cfg.INPUT.REFER_SIZE, (red, green, blue))
-    tensor = torch.from_numpy(np.ascontiguousarray(placed.transpose(2, 0, 1)))
-    size = {"height": image.shape[0], "width": image.shape[1]}
-    with torch.no_grad():
-        return model([{"image": tensor, "sentence": text, **size} for text in expressions])
 
 
 def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:

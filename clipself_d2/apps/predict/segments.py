@@ -4,12 +4,14 @@ Legend: H W pixels.
 """
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 
 from clipself_d2.parts.json_file import write_json
@@ -23,10 +25,21 @@ _LINE, _SWATCH = 18, 12
 PANOPTIC_FILE, MAPS_FOLDER = "panoptic.json", "panoptic"
 
 
+def class_shade(number: int) -> tuple[float, float, float]:
+    """Colour of a class: RGB, 0 to 1."""
+    return colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
+
+
 def class_colour(number: int) -> tuple[int, int, int]:
     """Colour of a class: RGB, 0 to 255."""
-    red, green, blue = colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    red, green, blue = (round(255 * part) for part in class_shade(number))
+    return red, green, blue
+
+
+def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
+    """Write name and score of every detection, such as "dog 90%"."""
+    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
@@ -43,12 +56,8 @@ def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, A
         return None
     scores = output["sem_seg"]
     # Where all scores are 0, the best word is a negative one.
-    labels = (
-        torch.where((scores != 0).any(dim=0), scores.argmax(dim=0), -1)
-        .cpu()
-        .numpy()
-        .astype(np.int32)
-    )
+    best = torch.where((scores != 0).any(dim=0), scores.argmax(dim=0), -1)
+    labels = best.cpu().numpy().astype(np.int32)
     found = np.unique(labels[labels >= 0]).tolist()
     return labels + 1, [{"id": n + 1, "category_id": n, "isthing": False} for n in found]
 
@@ -75,9 +84,7 @@ def draw_segments(
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     edge[1:] |= ids[1:] != ids[:-1]
     drawn[edge] = 255
-    counts: dict[int, int] = {}
-    for row in segments:
-        counts[row["category_id"]] = counts.get(row["category_id"], 0) + 1
+    counts = Counter(row["category_id"] for row in segments)
     legend = _draw_legend(counts, names, image.shape[1])
     return np.concatenate([drawn.round().astype(np.uint8), legend])
 
@@ -163,10 +170,6 @@ class PanopticFile:
     def save(self) -> Path:
         """Write the file and return its path."""
         path = self.folder / PANOPTIC_FILE
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
-        write_json(path, content)
+        sections = ("images", "annotations", "categories")
+        write_json(path, {name: vars(self)[name] for name in sections})
         return path

@@ -238,7 +238,8 @@ def _file_cases() -> Iterator[BadInput]:
         arguments = "--config-file {case}/a.yaml OUTPUT_DIR {case}/out"
         yield BadInput("yaml file", name, "train", arguments, {"a.yaml": text})
     for name, source in _BAD_LAZY.items():
-        yield BadInput("lazy file", name, "lazy_file", "--config-file {case}/a.py", {"a.py": source})
+        arguments = "--config-file {case}/a.py"
+        yield BadInput("lazy file", name, "lazy_file", arguments, {"a.py": source})
     for name, content in _BAD_JSON.items():
         arguments = 'DATASETS.TRAIN ("coco_json:{case}/a.json:{case}",)'
         yield BadInput("annotation file", name, "detector", arguments, {"a.json": content})

@@ -50,7 +50,7 @@ def judge(case: BadInput, exit_code: int, output: str) -> Verdict:
 
 
 def run_bad_inputs(work_dir: Path, *, only: str = "") -> list[Verdict]:
-    """Run the bad inputs, all or those of one kind, over a tiny data set, in the order of ``cases``."""
+    """Run the bad inputs of one kind, "" for all, over a tiny data set."""
     work_dir = work_dir.resolve()
     prepare_emoji(work_dir / DATASETS, EmojiOptions(train=6, val=3))
     listed = [case for case in cases() if only in ("", case.kind)]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -229,11 +230,13 @@ class _Tower(nn.Module):
         return (found.embedding, *found.blocks)
 
 
-class _Detector(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Wrapped(nn.Module):
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
+
+class _Detector(_Wrapped):
     def forward(self, image: Tensor, text: Tensor, base: Tensor | None = None) -> tuple:
         with _use_embeddings(self.model, text, base), patch_builtin_len(_COUNTING):
             if isinstance(self.model, GeneralizedRCNN):
@@ -245,22 +248,15 @@ class _Detector(nn.Module):
         return (found.pred_boxes.tensor, found.scores, found.pred_classes, *masks)
 
 
-class _Segmentor(nn.Module):
-    def __init__(self, model: CATSegmentor) -> None:
-        super().__init__()
-        self.model = model
-
+class _Segmentor(_Wrapped):
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         size = (image.shape[-2], image.shape[-1])
         return self.model.segment(self.model.encode_views(image), size, text)
 
 
-class _Referring(nn.Module):
-    def __init__(self, model: CRIS) -> None:
-        super().__init__()
-        self.model = model
-
+class _Referring(_Wrapped):
     def forward(self, images: Tensor, words: Tensor, state: Tensor, padding: Tensor) -> Tensor:
+        # What ``CRIS.forward`` does behind its text tower.
         model = self.model
         pixels = (images - model.pixel_mean) / model.pixel_std
         fused = model.neck(model.resampling(model.backbone(pixels)), state)

@@ -92,7 +92,7 @@ def _from_panoptic(
         def load(path: Path = path, rows: Sequence[Mapping] = row["segments_info"]) -> np.ndarray:
             ids = segment_ids(read_segment_colours(str(path)))
             check_segments(ids, rows, str(path))
-            return np.stack([ids == each["id"] for each in rows]) if rows else _none(ids.shape)
+            return _split(ids, [row["id"] for row in rows])
 
         picture = _find([Path(row["file_name"]).stem], pictures, "the panoptic file")
         found.append(MaskedPicture(picture, row["image_id"], row["segments_info"], load))
@@ -139,8 +139,7 @@ def _from_maps(folder: Path, pictures: Mapping[str, Path]) -> list[MaskedPicture
         values = [int(value) for value in np.unique(ids) if value not in (0, 255, 65535)]
 
         def load(path: Path = path, values: Sequence[int] = values) -> np.ndarray:
-            ids = _read_ids(path)
-            return np.stack([ids == v for v in values]) if values else _none(ids.shape)
+            return _split(_read_ids(path), values)
 
         rows = [{"id": value} for value in values]
         found.append(MaskedPicture(_find([path.stem], pictures, str(path)), path.stem, rows, load))
@@ -154,8 +153,9 @@ def _read_ids(path: Path) -> np.ndarray:
         return segment_ids(read_segment_colours(str(path)))
 
 
-def _none(size: tuple[int, ...]) -> np.ndarray:
-    return np.zeros((0, *size), bool)
+def _split(ids: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """(Q, H, W) masks of the values; Q may be 0."""
+    return ids == np.array(values, np.int64)[:, None, None]
 
 
 def check_sizes(picture: MaskedPicture, masks: np.ndarray) -> np.ndarray:

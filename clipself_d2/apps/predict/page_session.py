@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +175,8 @@ class Models:
         predictor: ReferringPredictor, result: PictureResult, question: Question
     ) -> PictureResult:
         (output,) = predictor(result.image, [question.expression])
-        fields = {**vars(result), "expression": question.expression}
-        return PictureResult(**{**fields, "probability": output["ref_mask_prob"].cpu().numpy()})
+        probability = output["ref_mask_prob"].cpu().numpy()
+        return replace(result, expression=question.expression, probability=probability)
 
 
 def check_question(question: Question) -> None:

@@ -27,6 +27,8 @@ _MOST_WORDS, _SHOWN = 10, 40
 # A box of a class goes where one of a negative word overlaps it so far and scores higher.
 _SAME_PLACE = 0.5
 _FORMAT = "clipself_d2 classes 1"
+_VOCABULARY_KEYS = ("names", "base_mask", "synonyms", "thing_mask")
+_CLIP_KEYS = ("clip", "weights", "templates")
 
 
 @dataclass(frozen=True)
@@ -118,21 +120,20 @@ class PromptSet:
         """Write the set to one file, a safetensors file without any code in it."""
         own = self.embeddings
         vocabulary = own.vocabulary
-        tensors = {"embeddings": own.embeddings_KD.contiguous().clone()}
-        if own.background_D is not None:
-            tensors["background"] = own.background_D.contiguous().clone()
-        if own.words_WD is not None:
-            tensors["words"] = own.words_WD.contiguous().clone()
+        rows = {
+            "embeddings": own.embeddings_KD,
+            "background": own.background_D,
+            "words": own.words_WD,
+        }
+        # safetensors takes neither views nor two tensors of one memory.
+        tensors = {
+            name: part.contiguous().clone() for name, part in rows.items() if part is not None
+        }
         content = {
-            "names": vocabulary.names,
-            "base_mask": vocabulary.base_mask,
-            "synonyms": vocabulary.synonyms,
-            "thing_mask": vocabulary.thing_mask,
+            **{key: getattr(vocabulary, key) for key in _VOCABULARY_KEYS},
             "min_scores": self.min_scores,
             "references": self.references,
-            "clip": own.clip,
-            "weights": own.weights,
-            "templates": own.templates,
+            **{key: getattr(own, key) for key in _CLIP_KEYS},
         }
         text = json.dumps(content)
         digest = _digest(text, tensors)
@@ -164,10 +165,8 @@ class PromptSet:
                 vocabulary=vocabulary,
                 embeddings_KD=tensors["embeddings"],
                 background_D=tensors.get("background"),
-                clip=content["clip"],
-                templates=content["templates"],
-                weights=content["weights"],
                 words_WD=tensors.get("words"),
+                **{key: content[key] for key in _CLIP_KEYS},
             )
             return cls(embeddings, tuple(content["min_scores"]), tuple(content["references"]))
         except (SafetensorError, ValueError, LookupError, TypeError) as error:

@@ -79,16 +79,15 @@ class Page:
 
     def _lay_questions(self, threshold: float) -> list[Any]:
         gradio, words = self.gradio, self.has_words
+        gallery = {"type": "filepath", "file_types": ["image"], "interactive": True}
+        gallery["object_fit"] = "contain"
         chips = {"multiselect": True, "allow_custom_value": True, "choices": [], "value": []}
         files = gradio.Gallery(
             label=f"Pictures, at most {MOST_PICTURES}",
-            type="filepath",
-            file_types=["image"],
-            interactive=True,
             columns=3,
             height=240,
-            object_fit="contain",
             elem_id="pictures",
+            **gallery,
         )
         typed = gradio.Dropdown(
             label=f"Words, at most {MOST_WORDS}",
@@ -108,13 +107,10 @@ class Page:
         ):
             references = gradio.Gallery(
                 label="Pictures of one class, cut out",
-                type="filepath",
-                file_types=["image"],
-                interactive=True,
                 columns=4,
                 height=140,
-                object_fit="contain",
                 elem_id="references",
+                **gallery,
             )
             name = gradio.Textbox(label="Its name", placeholder="like the example")
             negative = gradio.Dropdown(label="Negative words, never reported", **chips)
@@ -209,9 +205,7 @@ class Page:
         return [
             answer,
             gradio.Dropdown(choices=pictures, value=0, visible=len(pictures) > 1),
-            gradio.Dropdown(
-                choices=choices if heat else [], value=0 if heat else None, visible=heat
-            ),
+            gradio.Dropdown(choices=choices, value=0 if heat else None, visible=heat),
             gradio.Markdown(f"**Note**\n{notes}", visible=bool(notes)),
         ]
 

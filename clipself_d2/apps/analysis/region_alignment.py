@@ -174,6 +174,7 @@ def measure_alignment(
             embeddings = spec.embed(names, templates=options.templates, device=device)
             texts[key] = embeddings.embeddings_KD
         for number, size in enumerate(options.sizes):
+            # Crops have a size of their own: one round of them is enough.
             kinds = options.forms if number else ("", *options.forms)
             scorers = {
                 kind: build_evaluator(dataset_name, None, text_embeddings=texts[key])

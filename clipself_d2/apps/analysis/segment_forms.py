@@ -67,6 +67,7 @@ def score_forms(
         if proxy:
             _set_proxy(tower, proxy, place)
         text_KD = spec.embed(names, templates=templates, device=place).embeddings_KD
+        # All forms at once, so that every picture is read once.
         evaluators = {form: build_evaluator(dataset, None) for form in forms}
         for record in tqdm(records, desc=spec.label, mininterval=1.0):
             picture = read_picture(record["file_name"])

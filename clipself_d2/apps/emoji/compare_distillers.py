@@ -144,6 +144,7 @@ def dense_miou(cfg: CfgNode) -> float:
         pixels = to_tensor(fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))).float()
         dense = tower.forward_dense(((pixels - mean) / std)[None]).embedding
         scores = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)
+        # Whole patches may reach over the picture: enlarge, cut that off, then fit the picture.
         size = (dense.shape[2] * tower.patch_size, dense.shape[3] * tower.patch_size)
         whole = F.interpolate(scores, size=size, mode="bilinear")
         inside = whole[..., : pixels.shape[1], : pixels.shape[2]]

@@ -119,6 +119,7 @@ def draw_detections(data_dir: Path, before_dir: Path, after_dir: Path, output: P
         ("untouched CLIP", _read_detections(before_dir)),
         ("distilled CLIP", _read_detections(after_dir)),
     ]
+    # Stable: pictures with few objects first, otherwise in the file's order.
     shows_novel.sort(key=lambda image: len(by_image[image["id"]]) > FEW)
     pictures = shows_novel[:NUM_PICTURES]
     figure = Figure(figsize=(13, 3.35 * len(pictures)))

@@ -186,6 +186,7 @@ def _referring_graph(model: CRIS, cfg: CfgNode, about: dict[str, object]) -> Gra
     def embed(sentences: Sequence[str]) -> dict[str, Tensor]:
         tokens = model.text.tokenize(list(sentences), length)
         words, state = model.text.word_features(tokens)
+        # The end of a sentence has the largest token.
         padding = torch.arange(length) > tokens.argmax(dim=1, keepdim=True)
         return {"words": words, "state": state, "padding": padding}
 

@@ -71,10 +71,12 @@ def embed_masks(
     grid = [-(-side // tower.patch_size) for side in (picture.height, picture.width)]
     given = torch.from_numpy(masks).float()[None].to(images.device)
     if naming.pooling == "tokens":
+        # A class token attends to every patch that its mask touches.
         inside = F.adaptive_max_pool2d(given, grid)[0] > 0
         embedding = F.normalize(tower.forward_regions(images, [inside]), dim=1)
         return (embedding * inside.flatten(1).any(1)[:, None]).cpu()
     share = F.interpolate(given, grid, mode="area")[0]
+    # (Q, h, w) share of each cell that lies in the mask; hard takes or leaves the whole cell.
     weights = share if naming.pooling == "soft" else (share > 0.5).float()
     return mask_embeddings(tower.forward_dense(images).embedding, [weights]).cpu()
 
@@ -242,6 +244,7 @@ class _Writer:
             given = [float(row.get("score", 1.0)) for row in picture.rows]
             instances.scores = torch.tensor(scores) * torch.tensor(given)
             instances.pred_classes = torch.tensor(labels)
+            # Detectron2 wants boxes; masks alone are scored.
             instances.pred_boxes = Boxes(torch.zeros(len(masks), 4))
             output["instances"] = instances
         else:

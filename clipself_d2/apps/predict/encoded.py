@@ -79,5 +79,6 @@ def embed_boxes(
         boxes_R4: (R, 4) XYXY px of the picture.
         scale: Input pixels per pixel of the picture, of width and height.
     """
+    # From pixels of the picture to those of the input, which the stride counts.
     factors = boxes_R4.new_tensor([*scale, *scale])
     return roi_embeddings(dense_Dhw[None], [boxes_R4 * factors], stride)

@@ -124,6 +124,7 @@ def semantic_parts(result: PictureResult, names: Sequence[str], least: float) ->
 
 def part_colours(parts: Parts, names: Sequence[str]) -> dict[str, str]:
     """Give every label, which begins with a class name, the colour of its class, as "#ff0040"."""
+    # The longest name that fits: "dog house 90%" begins with "dog" too.
     by_length = sorted(range(len(names)), key=lambda number: -len(names[number]))
     colours = {}
     for _, label in parts:
@@ -140,6 +141,7 @@ def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, flo
     """
     assert result.heat_Khw is not None, "this result has no heat map"
     maps = result.heat_Khw.float()
+    # torch.quantile refuses more than 16 million numbers.
     sample = maps.flatten()[:: max(1, maps.numel() // 1_000_000)]
     low, high = float(sample.quantile(_LOW_END)), float(maps.max())
     factor = max(1, -(-_DRAWN_WIDTH // result.image.shape[1]))

@@ -40,8 +40,10 @@ def with_references(
     for number, prompt in enumerate(prompts):
         if prompt.references:
             seen = embed_references(tower, prompt.references, read).mean(0)
+            # The sum of two unit vectors points halfway between them.
             row = F.normalize(seen, dim=0) + (rows[number] if prompt.words else 0)
             rows[number] = F.normalize(row, dim=0)
+            # Words that are scored one by one must not outvote the references.
             words[word_class == number] = rows[number]
     by_word = None if embeddings.words_WD is None else words
     return replace(embeddings, embeddings_KD=rows, words_WD=by_word)

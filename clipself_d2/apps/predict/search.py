@@ -81,6 +81,7 @@ class RegionIndex:
         try:
             content = json.loads((folder / PICTURES_FILE).read_text())
             arrays = load_file(str(folder / ARRAYS_FILE))
+            # Half precision has lost the unit norm.
             rows = F.normalize(arrays["embeddings"].float(), dim=1)
             files = tuple(content["files"])
             return cls(files, content["clip"], arrays["picture"], arrays["boxes"], rows)
@@ -97,6 +98,7 @@ class RegionIndex:
         cosine_QR = question_QD @ self.embeddings_RD.T
         answers = []
         for scores in cosine_QR:
+            # -2 is below every cosine.
             best = torch.full((len(self.files),), -2.0)
             best.scatter_reduce_(0, self.picture_R, scores, "amax")
             rows = []
@@ -196,6 +198,7 @@ def _propose(predictor: OpenVocabPredictor, picture: EncodedPicture, count: int)
     boxes = torch.cat([boxes.new_tensor([[0, 0, width, height]]), boxes])
     regions = Instances((item["height"], item["width"]), pred_boxes=Boxes(boxes))
     regions.embeddings = embed_boxes(dense[0], stride, boxes, (1.0, 1.0))
+    # Embedded in the input's pixels, kept in the picture's.
     regions.pred_boxes.scale(item["width"] / width, item["height"] / height)
     return regions.to("cpu")
 

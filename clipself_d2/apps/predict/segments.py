@@ -70,6 +70,7 @@ def draw_segments(
     The legend of the classes is below the picture, (H', W', 3) uint8 RGB; small pictures are
     enlarged so that it can be read.
     """
+    # A whole number, so that ids are repeated and never mixed.
     factor = -(-DRAWN_WIDTH // image.shape[1])
     if factor > 1:
         size = (image.shape[1] * factor, image.shape[0] * factor)
@@ -140,6 +141,7 @@ class PanopticFile:
         """
         maps = self.folder / MAPS_FOLDER
         maps.mkdir(parents=True, exist_ok=True)
+        # COCO's code of an id: R + 256 G + 65536 B.
         colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2)
         Image.fromarray(colours.astype(np.uint8)).save(maps / f"{name}.png")
         image_id, (height, width) = len(self.images) + 1, ids.shape

@@ -52,6 +52,7 @@ class SlicePlan:
             return [0]
         step = max(1, round(self.size * (1 - self.overlap)))
         count = -(-(side - self.size) // step) + 1
+        # Spread evenly from edge to edge, so that slices overlap rather more than asked for.
         return np.linspace(0, side - self.size, count).round().astype(int).tolist()
 
 
@@ -68,6 +69,7 @@ def merge_slices(
     for part, (left, top, right, bottom) in zip(parts, slices, strict=True):
         boxes = part.pred_boxes.tensor
         high, wide = part.image_size
+        # (R, 4) distances to the slice's four sides, and which of these lie inside of the picture.
         near = torch.stack([boxes[:, 0], boxes[:, 1], wide - boxes[:, 2], high - boxes[:, 3]], 1)
         inner = torch.tensor([left > 0, top > 0, right < width, bottom < height])
         found.append(part[~((near < _CUT) & inner.to(boxes.device)).any(1)])

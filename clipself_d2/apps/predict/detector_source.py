@@ -10,13 +10,13 @@ from detectron2.config import CfgNode, get_cfg, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.config import add_clipself_config
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.lazy import build_lazy_model, embedding_calls, load_lazy_config
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
+from clipself_d2_cli.flags import user_path
 
 Config: TypeAlias = CfgNode | DictConfig
 

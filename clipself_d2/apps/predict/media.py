@@ -11,9 +11,9 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.data.pictures import check_picture
 from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, is_hidden, is_member
+from clipself_d2_cli.flags import user_path
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.ops import nms
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.apps.predict.demo import draw
 from clipself_d2.apps.predict.encoded import EncodedPicture, dense_map, embed_boxes
 from clipself_d2.apps.predict.media import find_inputs, is_video
@@ -32,6 +31,7 @@ from clipself_d2.data.pictures import fit_longest, read_picture
 from clipself_d2.parts.image_tower import load_original_tower
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2_cli.flags import user_path
 
 logger = logging.getLogger(__name__)
 

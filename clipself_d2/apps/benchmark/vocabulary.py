@@ -134,6 +134,7 @@ def _detections(
     labels, wrong = classes[chosen], rng.random(count) < 1 / 3
     labels[wrong] = rng.integers(0, len(FREQUENCIES), wrong.sum())
     shifted = boxes[chosen] + rng.normal(0, 6, (count, 4))
+    # Boxes are XYWH until here below; a side stays 2 px at least.
     shifted[:, 2:] = shifted[:, 2:].clip(2)
     scores = torch.from_numpy(rng.random(count))
     corners = torch.from_numpy(np.concatenate([shifted[:, :2], shifted[:, :2] + shifted[:, 2:]], 1))

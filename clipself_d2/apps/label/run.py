@@ -187,6 +187,7 @@ def _merge(options: LabelOptions, names: Sequence[str], root: Path) -> None:
 def _write_sheet(path: Path, rows: Sequence[dict], root: Path, classes: Sequence[str]) -> None:
     """Pictures from all over the data set, with their labels."""
     count = min(len(rows), _SHEET_COLUMNS * _SHEET_ROWS)
+    # Evenly spread, not the first: a folder is often sorted by what it shows.
     chosen = [rows[number * len(rows) // count] for number in range(count)]
     columns = min(count, _SHEET_COLUMNS)
     sheet = Image.new("RGB", (columns * _TILE, -(-count // columns) * _TILE), "white")

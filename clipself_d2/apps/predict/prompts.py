@@ -101,6 +101,7 @@ class PromptSet:
         keep = wanted.scores >= torch.tensor(least).to(wanted.scores)[wanted.pred_classes]
         if len(bad):
             overlap = pairwise_iou(wanted.pred_boxes, bad.pred_boxes) > _SAME_PLACE
+            # (wanted, bad): a negative word that overlaps and scores higher.
             keep &= ~(overlap & (bad.scores[None] > wanted.scores[:, None])).any(1)
         return wanted[keep]
 

@@ -121,6 +121,7 @@ def live(
         death: The kill, and the uninterrupted life that times it.
     """
     process = start_tool(command, work_dir, log)
+    # The process makes its log itself, some time after it was started.
     while process.is_alive() and not log.is_file():
         time.sleep(0.001)
     begin, start, due, reached = time.perf_counter(), 0.0, None, 0
@@ -203,6 +204,7 @@ def survive(
     if not (folder / "model_final.pth").is_file():
         return "resumed without a model_final.pth", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
+    # Nor may a half-written file be left behind.
     wrong = wrong or ", ".join(path.name for path in folder.glob(".*.part"))
     if not wrong:
         shutil.rmtree(folder)

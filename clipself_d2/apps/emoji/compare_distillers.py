@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from clipself_d2.apps.analysis.segment_forms import spread_over
 from clipself_d2.apps.emoji.quickstart import REPOSITORY, Stage, read_results, run_once
 from clipself_d2.data.pictures import fit_longest, read_picture, to_tensor
 from clipself_d2.engine.cli import load_config
@@ -141,15 +141,12 @@ def dense_miou(cfg: CfgNode) -> float:
     evaluator.reset()
     for record in DatasetCatalog.get(LABELS):
         picture = read_picture(record["file_name"])
-        pixels = to_tensor(fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))).float()
+        seen = fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))
+        pixels = to_tensor(seen).float()
         dense = tower.forward_dense(((pixels - mean) / std)[None]).embedding
-        scores = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)
-        # Whole patches may reach over the picture: enlarge, cut that off, then fit the picture.
-        size = (dense.shape[2] * tower.patch_size, dense.shape[3] * tower.patch_size)
-        whole = F.interpolate(scores, size=size, mode="bilinear")
-        inside = whole[..., : pixels.shape[1], : pixels.shape[2]]
-        full = F.interpolate(inside, size=(picture.height, picture.width), mode="bilinear")
-        evaluator.process([record], [{"sem_seg": full[0]}])
+        maps = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)[0]
+        output = spread_over(picture, maps, tower.patch_size, seen)
+        evaluator.process([record], [{"sem_seg": output}])
     scores = evaluator.evaluate()
     assert scores is not None, "one process evaluates"
     return float(scores["sem_seg"]["mIoU"])

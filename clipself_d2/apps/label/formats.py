@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as mask_coder
-
-from clipself_d2.parts.json_file import write_json
+from clipself_d2.apps.predict.detection_file import DetectionFile
 
 LABELS_FILE = "labels.json"
 FORMS = ("coco", "yolo", "voc")
@@ -22,27 +20,10 @@ def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
             Detectron2 makes them, with the class's place as ``category_id``.
         classes: Names of the classes.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, row in enumerate(rows, 1):
-        images.append({"id": number, **{k: row[k] for k in ("file_name", "width", "height")}})
-        for label in row["annotations"]:
-            width, height = label["bbox"][2:]
-            mask = label.get("segmentation")
-            area = round(width * height, 2) if mask is None else int(mask_coder.area(mask))
-            annotations.append(
-                {
-                    **label,
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label["category_id"] + 1,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-    content = {"images": images, "categories": categories, "annotations": annotations}
-    write_json(path, content, indent=1)
+    file = DetectionFile(classes)
+    for row in rows:
+        file.add_rows(row["file_name"], row["annotations"], (row["height"], row["width"]))
+    file.save(path)
 
 
 def check_form(form: str, root: Path) -> None:

@@ -51,9 +51,6 @@ def score_forms(
 
     Returns:
         ``METRICS`` in percent by label of the tower and name of the form.
-
-    Raises:
-        ValueError: If the data set has no label maps, or a tower cannot have a form.
     """
     names = semantic_vocabulary(dataset, "--dataset").names
     if MetadataCatalog.get(dataset).get("evaluator_type") not in SEGMENT_TYPES:

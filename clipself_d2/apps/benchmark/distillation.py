@@ -37,9 +37,6 @@ class PublishedDistiller(nn.Module):
         tower: Tower of open_clip's ViT or of EVA02; its network is the student, a copy the teacher.
         dtype: Number type of the autocast; float32 is none.
 
-    Raises:
-        ValueError: If it is another network.
-
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2.
     """
 

@@ -120,10 +120,6 @@ def classify_masks(
 
     Returns:
         Scores by task, empty without a data set.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the masks are of another form or size, or the data set has other classes.
     """
     naming = naming or MaskNaming()
     kind, pictures = read_mask_file(source, images, maps)

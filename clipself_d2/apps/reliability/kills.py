@@ -229,9 +229,6 @@ def run_kills(
         By method: ``kills`` (runs that a signal ended), ``checkpoints`` (kills after which one was
         resumed), ``survived`` (to the same bits), ``seconds`` of a kill and its resume, and
         ``failures``, a sentence each.
-
-    Raises:
-        ValueError: If an uninterrupted run fails.
     """
     work_dir = Path(work_dir).resolve()
     prepare_emoji(work_dir / DATASETS, EmojiOptions(train=8, val=2, seed=0))

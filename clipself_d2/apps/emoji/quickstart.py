@@ -118,16 +118,11 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
         stages.append(Stage("rpn", rpn, out / "rpn"))
         stages.append(Stage("proposals", propose, out / "rpn", (rpn_weights,)))
     before = tool("distill_train_net --eval-only", "clipself_patches", "before")
-    distill = tool(
-        "distill_train_net", recipe, "clipself", *source, steps=options.distill_iterations
-    )
-    untouched, distilled = (
-        tool("train_net", name, name, *weights, steps=options.detector_iterations)
-        for name, weights in (
-            ("fvit_untouched", ()),
-            ("fvit_clipself", ("MODEL.CLIP.WEIGHTS", str(student))),
-        )
-    )
+    steps = options.distill_iterations
+    distill = tool("distill_train_net", recipe, "clipself", *source, steps=steps)
+    weights, steps = ("MODEL.CLIP.WEIGHTS", str(student)), options.detector_iterations
+    untouched = tool("train_net", "fvit_untouched", "fvit_untouched", steps=steps)
+    distilled = tool("train_net", "fvit_clipself", "fvit_clipself", *weights, steps=steps)
     return [
         *stages,
         Stage("regions_before", before, out / "before"),

@@ -21,11 +21,7 @@ NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
 def main() -> int:
-    """Parse the flags and write the sheets whose sources are given.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the sheets whose sources are given."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,21 +9,16 @@ from clipself_d2_cli.flags import add_data_root, count, positive, tool_parser
 
 
 def main() -> int:
-    """Parse the flags and write the files.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the files."""
     parser = tool_parser(
         __doc__, "python datasets/prepare_emoji.py --root datasets --train 2000 --val 300"
     )
     add_data_root(parser, "--root", "folder of data sets")
-    parser.add_argument("--train", type=positive, default=2000, help="training images")
-    parser.add_argument("--val", type=positive, default=300, help="validation images")
-    parser.add_argument("--seed", type=count, default=0, help="seed of all images")
-    parser.add_argument(
-        "--panoptic-train", action="store_true", help="write panoptic files of train/ too"
-    )
+    add = parser.add_argument
+    add("--train", type=positive, default=2000, help="training images")
+    add("--val", type=positive, default=300, help="validation images")
+    add("--seed", type=count, default=0, help="seed of all images")
+    add("--panoptic-train", action="store_true", help="write panoptic files of train/ too")
     args = parser.parse_args()
 
     from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji

@@ -9,11 +9,7 @@ from clipself_d2_cli.flags import add_data_root, tool_parser
 
 
 def main() -> int:
-    """Parse the flags and write the files.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the files."""
     parser = tool_parser(__doc__, "python datasets/prepare_ov_lvis.py --root datasets")
     add_data_root(parser, "--root", "folder that holds lvis/")
     parser.add_argument("--force", action="store_true", help="write files that are there again")

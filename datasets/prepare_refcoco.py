@@ -9,11 +9,7 @@ from clipself_d2_cli.flags import add_data_root, tool_parser
 
 
 def main() -> int:
-    """Parse the flags and check the files.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and check the files."""
     parser = tool_parser(__doc__, "python datasets/prepare_refcoco.py --root datasets --json")
     add_data_root(parser, "--root", "folder of refcoco/, refcoco+/, ... and coco/train2014/")
     parser.add_argument(

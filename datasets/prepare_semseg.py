@@ -1,6 +1,5 @@
 """Write the label maps of COCO-Stuff, ADE20K, Pascal Context and VOC in one layout."""
 
-import argparse
 import sys
 
 from clipself_d2_cli.flags import add_data_root, tool_parser, user_path
@@ -21,12 +20,8 @@ SETS = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags and write the maps."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("name", choices=SETS, help="the benchmark")
@@ -37,16 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--list", type=user_path, help="stems of the pictures to take, a line each; default: all")
     add_data_root(parser, "--root", "folder of data sets")
     add("--limit", type=int, default=0, help="first N pictures; default: all")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags and write the maps.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.prepare.semseg import SourceFolders, prepare_semseg

@@ -16,11 +16,7 @@ SPEC_FORM = "[LABEL=]NAME:TAG_OR_FILE[:TOWER_WEIGHTS]"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line.
-
-    Returns:
-        The flags; ``analysis`` is accuracy, heatmap or pca.
-    """
+    """Read the command line; ``analysis`` is accuracy, heatmap, pca or segment."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"Example:\n\n    {EXAMPLE}\n\nFlags of each: {TOOL} accuracy --help\n",
@@ -63,11 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def analyze(args: argparse.Namespace) -> None:
-    """Run the analysis that was asked for.
-
-    Args:
-        args: Of ``parse_arguments``.
-    """
+    """Run the analysis that was asked for."""
     from clipself_d2.apps.analysis.alignment_report import report_accuracy
     from clipself_d2.apps.analysis.heat_maps import draw_components, draw_heat_maps, read_words
     from clipself_d2.apps.analysis.region_alignment import AlignmentOptions
@@ -95,11 +87,7 @@ def analyze(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Parse the flags and run the analysis.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and run the analysis."""
     arguments = parse_arguments()
     # Every score stands in the table at the end.
     logging.getLogger("clipself_d2.evaluation").setLevel(logging.WARNING)

@@ -23,36 +23,27 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def main() -> int:
-    """Parse the flags, measure, and print the tables.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, measure, and print the tables."""
     parser = tool_parser(__doc__, EXAMPLE)
-    parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
-    parser.add_argument("--device", type=device, choices=("cuda", "cpu"), help="default: a GPU")
-    parser.add_argument("--model", help="CLIP with random weights; default: those of the papers")
-    parser.add_argument(
+    add = parser.add_argument
+    add("part", choices=[*PARTS, "all"], help="what to measure")
+    add("--device", type=device, choices=("cuda", "cpu"), help="default: a GPU")
+    add("--model", help="CLIP with random weights; default: those of the papers")
+    add(
         "--size",
         type=positive,
         nargs="+",
         help="sides of the image in px; default: 1024 512 on a GPU, 384 256 on a CPU",
     )
-    parser.add_argument("--batch", type=positive, nargs="+", help="distill: images of a step")
-    parser.add_argument("--compile", choices=COMPILE_MODES, nargs="+", help="distill: our variants")
-    parser.add_argument("--minutes", type=real(0, 600), help="distill: begin no case after")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our variants")
-    parser.add_argument("--repeats", type=positive, default=5, help="runs; their median is taken")
-    parser.add_argument(
-        "--classes",
-        type=positive,
-        help="text: classes; default: 5 on a GPU, 2 on a CPU",
-    )
-    parser.add_argument("--scale", type=real(1e-6, 1), default=0.1, help="share of LVIS val")
-    parser.add_argument(
-        "--reference", action="store_true", help="evaluation: run the reference scorer too (slow)"
-    )
-    parser.add_argument("--output", type=user_path, help="json file to write")
+    add("--batch", type=positive, nargs="+", help="distill: images of a step")
+    add("--compile", choices=COMPILE_MODES, nargs="+", help="distill: our variants")
+    add("--minutes", type=real(0, 600), help="distill: begin no case after")
+    add("--precision", choices=PRECISIONS, default="auto", help="of our variants")
+    add("--repeats", type=positive, default=5, help="runs; their median is taken")
+    add("--classes", type=positive, help="text: classes; default: 5 on a GPU, 2 on a CPU")
+    add("--scale", type=real(1e-6, 1), default=0.1, help="share of LVIS val")
+    add("--reference", action="store_true", help="evaluation: run the reference scorer too (slow)")
+    add("--output", type=user_path, help="json file to write")
     args = parser.parse_args()
 
     import torch

@@ -14,11 +14,7 @@ PARSERS = ("rules", "spacy")
 
 
 def main() -> int:
-    """Parse the flags and write the file.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the file."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "--captions",

@@ -1,6 +1,5 @@
 """Build the text embeddings of a vocabulary, or take over those of another project."""
 
-import argparse
 import sys
 
 from clipself_d2_cli.flags import device, positive, tool_parser, user_path
@@ -11,12 +10,8 @@ EXAMPLE = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags, write the file, and say what it holds."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
@@ -29,16 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", type=device, default="cpu", help="where the text tower runs, such as cuda")
     add("--batch-size", type=positive, default=256, help="prompts at a time")
     add("--force", action="store_true", help="overwrite the output")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags, write the file, and say what it holds.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.files.text_embeddings import (

@@ -1,6 +1,5 @@
 """Name the masks of any other model by a CLIP tower and typed words, and score them."""
 
-import argparse
 import sys
 
 from clipself_d2_cli.flags import tool_parser, user_path
@@ -14,12 +13,8 @@ EXAMPLE = (
 POOLINGS = ("hard", "soft", "tokens")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags and name the masks."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add(
@@ -46,16 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--templates", default="", help="prompt set; default: the CLIP's")
     add("--device", default="", help="default: the GPU, if there is one")
     add("--output", required=True, type=user_path, help="folder of the results")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags and name the masks.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.analysis.tower_spec import TowerSpec, choose_device

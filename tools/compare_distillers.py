@@ -21,11 +21,7 @@ EXAMPLE = "python tools/compare_distillers.py --seeds 1 --iterations 200"
 
 
 def main() -> int:
-    """Parse the flags, run, write.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, run, write."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, default=Path("output/distillers"))
     parser.add_argument("--page", type=user_path, default=Path("output/distillers_emoji.md"))

@@ -13,24 +13,19 @@ LAYOUTS = ("open_clip", "clipself", "d2", "safetensors")
 
 
 def main() -> int:
-    """Parse the flags, convert, and say what was done.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, convert, and say what was done."""
     parser = tool_parser(__doc__, EXAMPLE)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "input",
         type=user_path,
         help="weights of open_clip, OpenAI (TorchScript), EVA-CLIP or CLIPSelf, an F-ViT "
         "detector, a detector or distilled student of this project, or safetensors",
     )
-    parser.add_argument("output", type=user_path, help="file to write")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout to write")
-    parser.add_argument(
-        "--model", default="", help="open_clip's model name; the input must fit it exactly"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    add("output", type=user_path, help="file to write")
+    add("--to", required=True, choices=LAYOUTS, help="layout to write")
+    add("--model", default="", help="open_clip's model name; the input must fit it exactly")
+    add("--force", action="store_true", help="overwrite the output")
     args = parser.parse_args()
 
     from clipself_d2.clip.weights.convert import convert_checkpoint

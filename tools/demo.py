@@ -14,11 +14,7 @@ EXAMPLE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+    """List the flags."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml or .py file of the detector")
@@ -64,20 +60,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse the flags and run the demo.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and run the demo."""
     args = make_parser().parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
-    from clipself_d2.apps.predict.demo import choose_vocabulary, run_demo
+    from clipself_d2.apps.predict.demo import (
+        Wishes,
+        choose_vocabulary,
+        parse_reference,
+        parse_threshold,
+        run_demo,
+    )
     from clipself_d2.apps.predict.detector_source import read_detector_config
     from clipself_d2.apps.predict.media import find_inputs
     from clipself_d2.apps.predict.refer_demo import run_refer_demo
     from clipself_d2.apps.predict.slices import SlicePlan
-    from clipself_d2.apps.predict.wishes import Wishes, parse_reference, parse_threshold
     from clipself_d2.engine.cli import load_config, run_tool, start_logging
 
     def action() -> None:

@@ -11,11 +11,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags, then train or evaluate.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, then train or evaluate."""
     args = train_parser(EXAMPLE, __doc__).parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

@@ -19,14 +19,7 @@ EXAMPLE = (
 
 
 def read_graph(args: argparse.Namespace) -> "tuple[Graph, list[str]]":
-    """Build what the flags ask for.
-
-    Args:
-        args: Flags.
-
-    Returns:
-        The graph, and the words to embed.
-    """
+    """Build the graph that the flags ask for, and list the words to embed."""
     from clipself_d2.apps.analysis.tower_spec import TowerSpec
     from clipself_d2.apps.export.graphs import default_words, model_graph, tower_graph
     from clipself_d2.apps.predict.detector_source import build_detector
@@ -44,11 +37,7 @@ def read_graph(args: argparse.Namespace) -> "tuple[Graph, list[str]]":
 
 
 def main() -> int:
-    """Parse the flags and export.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and export."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", help="yaml or .py file of the model")

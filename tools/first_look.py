@@ -8,11 +8,7 @@ EXAMPLE = 'python tools/first_look.py --words "police car,monkey,grass" --output
 
 
 def main() -> int:
-    """Parse the flags and draw.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and draw."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--words", required=True, help='between commas, such as "police car,grass"')

@@ -15,11 +15,7 @@ EXAMPLE = (
 
 
 def run(args: argparse.Namespace) -> None:
-    """Be one process of a run.
-
-    Args:
-        args: Flags.
-    """
+    """Be one process of a run."""
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.label.ontology import read_ontology
     from clipself_d2.apps.label.run import LabelOptions, label
@@ -40,11 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Parse the flags and label.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and label."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml or .py file of the detector")

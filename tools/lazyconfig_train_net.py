@@ -11,11 +11,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Run the command.
-
-    Returns:
-        Exit code.
-    """
+    """Run the command."""
     args = train_parser(EXAMPLE, __doc__).parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)

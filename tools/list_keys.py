@@ -7,11 +7,7 @@ from clipself_d2_cli.flags import tool_parser
 
 
 def main() -> int:
-    """Read the flags and write the page.
-
-    Returns:
-        Exit code.
-    """
+    """Read the flags and write the page."""
     parser = tool_parser(__doc__, "python tools/list_keys.py --output docs/config.md")
     parser.add_argument("--output", required=True, help="file to write")
     args = parser.parse_args()

@@ -8,11 +8,7 @@ EXAMPLE = "python tools/list_towers.py --output docs/towers.md"
 
 
 def main() -> int:
-    """Parse the flags and write the page.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the page."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, help="Markdown file; without it, the terminal")
     parser.add_argument("names", nargs="*", help="model names; without any, all of open_clip's")

@@ -12,11 +12,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags and write the file.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and write the file."""
     parser = train_parser(EXAMPLE)
     parser.add_argument("--dataset", required=True, help="registered data set, or images:FOLDER")
     parser.add_argument("--output", required=True, type=user_path, help="json file to write")

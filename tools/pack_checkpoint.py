@@ -12,11 +12,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags, write the file and print its size and sum.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, write the file and print its size and sum."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("input", type=user_path, help="model_final.pth of a run")
     parser.add_argument("output", type=user_path, help="file to write")

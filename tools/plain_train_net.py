@@ -32,27 +32,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Choose the evaluator by the data set's ``evaluator_type``.
-
-        Args:
-            cfg: The whole config.
-            dataset_name: Registered name.
-
-        Returns:
-            The evaluator.
-        """
+        """Choose the evaluator by the data set's ``evaluator_type``."""
         return build_evaluator(dataset_name, cfg.OUTPUT_DIR)
 
 
 def set_up(args: Namespace) -> CfgNode:
-    """Read the config.
-
-    Args:
-        args: Detectron2's flags.
-
-    Returns:
-        The frozen config.
-    """
+    """Read the config and freeze it."""
     cfg = get_cfg()
     add_pointrend_config(cfg)
     add_deeplab_config(cfg)
@@ -66,14 +51,7 @@ def set_up(args: Namespace) -> CfgNode:
 
 
 def main(args: Namespace) -> OrderedDict | None:
-    """Train or evaluate.
-
-    Args:
-        args: Detectron2's flags.
-
-    Returns:
-        Results of the evaluation.
-    """
+    """Train or evaluate; returns the results of the evaluation."""
     cfg = set_up(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

@@ -8,11 +8,7 @@ EXAMPLE = "python tools/plot_metrics.py output/run_a output/run_b --output outpu
 
 
 def main() -> int:
-    """Parse the flags and draw.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and draw."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("folders", type=user_path, nargs="+", metavar="DIR", help="OUTPUT_DIR of a run")

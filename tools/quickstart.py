@@ -1,6 +1,5 @@
 """Run the whole path on the embedded data set; called by tools/quickstart.sh."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,12 +16,8 @@ DEFAULTS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags and run the stages."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, default=Path("output/quickstart"))
     add_data_root(parser, "--data-root", "folder of the data set")
@@ -33,16 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", type=device, help="default: a GPU where there is one")
     parser.add_argument("--verbose", action="store_true", help="show every stage's log here too")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags and run the stages.
-
-    Returns:
-        Exit code.
-    """
-    args = vars(make_parser().parse_args())
+    args = vars(parser.parse_args())
     debug = args.pop("debug")
     place = args.pop("device")
     args["overrides"] = (*args["overrides"], *(("MODEL.DEVICE", place) if place else ()))

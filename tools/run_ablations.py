@@ -14,11 +14,7 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags, run, write.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, run, write."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--proposals", type=user_path, required=True, help="of emoji_train_images")
     parser.add_argument("--rpn", type=user_path, help="weights of rpn.yaml, for zero-shot boxes")

@@ -16,35 +16,30 @@ EXAMPLE = (
 
 
 def main() -> int:
-    """Parse the flags, run what has no results, print the table.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags, run what has no results, print the table."""
     parser = tool_parser(__doc__, EXAMPLE)
-    parser.add_argument(
-        "--students", type=user_path, nargs="+", required=True, help="distilled ViTs, one a seed"
-    )
-    parser.add_argument("--seeds", type=count, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=user_path, default=Path("output/segmentation"))
+    add = parser.add_argument
+    add("--students", type=user_path, nargs="+", required=True, help="distilled ViTs, one a seed")
+    add("--seeds", type=count, nargs="+", default=[0, 1, 2])
+    add("--output", type=user_path, default=Path("output/segmentation"))
     add_data_root(parser, "--data-root", "folder of the data set")
-    parser.add_argument("--panoptic-iterations", type=count, default=200, help="0: none")
-    parser.add_argument("--cat-seg-iterations", type=count, default=200, help="0: none")
-    parser.add_argument(
+    add("--panoptic-iterations", type=count, default=200, help="0: none")
+    add("--cat-seg-iterations", type=count, default=200, help="0: none")
+    add(
         "--poolings",
         nargs="*",
         choices=POOLINGS,
         default=POOLINGS,
         help="how true masks are named; nothing behind it: they are not",
     )
-    parser.add_argument(
+    add(
         "--words",
         type=positive,
         nargs="*",
         default=[],
         help="numbers of words for which the first seed's distilled CAT-Seg is timed and scored",
     )
-    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY VALUE")
+    add("--overrides", nargs="*", default=[], metavar="KEY VALUE")
     args = vars(parser.parse_args())
     # Read when the data sets are registered, by the import below and by every stage.
     os.environ["DETECTRON2_DATASETS"] = str(args["data_root"].resolve())

@@ -1,6 +1,5 @@
 """Write a CLIP with a distilled tower as a folder of the Hugging Face hub's layout; upload it."""
 
-import argparse
 import sys
 
 from clipself_d2_cli.flags import tool_parser, user_path
@@ -12,12 +11,8 @@ EXAMPLE = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags, write the folder, and upload it where that is asked for."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--clip", required=True, help="model name as open_clip knows it, or hf-hub:org/name")
@@ -28,16 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--card", nargs="*", default=[], metavar="NAME=TEXT", help="rows of the model card")
     add("--push", default="", metavar="ORG/NAME", help="upload it there, with your login's token")
     add("--public", action="store_true", help="make a new repository public")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags, write the folder, and upload it where that is asked for.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.clip import load_clip, push, save_pretrained

@@ -8,11 +8,7 @@ EXAMPLE = "python tools/score_centre_box.py --train emoji_refer_train --test emo
 
 
 def main() -> int:
-    """Parse the flags and score.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and score."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--train", required=True, help="data set whose objects are measured")
     parser.add_argument("--test", required=True, help="data set that is scored")

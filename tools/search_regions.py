@@ -12,12 +12,8 @@ EXAMPLE = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags, build the index, answer."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--config-file", required=True, help="yaml file of the detector that proposes regions")
@@ -29,16 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--count", type=positive, default=10, help="most answers to a question")
     add("--output", type=user_path, help="folder of answers.json and a png for each question")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags, build the index, answer.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.predict.search import run_search

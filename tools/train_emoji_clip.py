@@ -22,11 +22,7 @@ DEFAULTS = {
 
 
 def main() -> int:
-    """Parse the flags and train.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and train."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, required=True, help="safetensors file to write")
     for name, value in DEFAULTS.items():

@@ -10,11 +10,7 @@ EXAMPLE = "python tools/train_emoji_vfm.py --output output/vfm.pth"
 
 
 def main() -> int:
-    """Parse the flags and train.
-
-    Returns:
-        Exit code.
-    """
+    """Parse the flags and train."""
     parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument("--output", type=user_path, required=True, help="file to write")
     add_data_root(parser, "--data-root", "folder of the data set")

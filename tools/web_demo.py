@@ -14,12 +14,8 @@ EXAMPLE = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """List the flags.
-
-    Returns:
-        The parser.
-    """
+def main() -> int:
+    """Parse the flags and serve the page."""
     parser = tool_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add(
@@ -33,16 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--port", type=whole(1, 65535), default=7860, help="1 to 65535")
     add("--confidence-threshold", type=share, default=0.25, help="of boxes, at first; 0 to 1")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    return parser
-
-
-def main() -> int:
-    """Parse the flags and serve the page.
-
-    Returns:
-        Exit code.
-    """
-    args = make_parser().parse_args()
+    args = parser.parse_args()
 
     import clipself_d2  # noqa: F401  (registers everything)
     from clipself_d2.apps.predict.web_demo import serve

@@ -52,6 +52,7 @@ def most_frequent_size(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 def centre_box(height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
     """Draw a box of (width, height) in sixteenths as an (H, W) bool mask."""
     mask = torch.zeros(height, width, dtype=torch.bool)
+    # Sizes are width first, masks height first.
     across, down = round(width * size[0] / STEPS), round(height * size[1] / STEPS)
     left, top = (width - across) // 2, (height - down) // 2
     mask[top : top + down, left : left + across] = True

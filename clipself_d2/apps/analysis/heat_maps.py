@@ -68,8 +68,10 @@ def principal_components(dense_Dhw: Tensor, count: int = 3) -> tuple[Tensor, Ten
     cells = dense_Dhw.flatten(1).T.to(torch.float64)
     centred = cells - cells.mean(0)
     _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+    # The sign of a singular vector is arbitrary, and changes with the library.
     peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * torch.where(peak < 0, -1.0, 1.0)
+    # A map of one cell, or of equal cells, has no variance to divide by.
     share = spread.square() / spread.square().sum().clamp(min=torch.finfo(spread.dtype).tiny)
     coordinates = torch.where(share[:, None] > LEAST_SHARE, directions @ centred.T, 0.0)
     missing = max(0, count - len(share))

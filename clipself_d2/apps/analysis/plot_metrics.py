@@ -30,6 +30,7 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for name, value in row.items():
             is_number = isinstance(value, int | float) and math.isfinite(value)
             if is_number and name not in _LEFT_OUT:
+                # A run that was resumed writes an iteration again: the later value counts.
                 curves.setdefault(name, {})[int(row["iteration"])] = float(value)
     return {name: sorted(points.items()) for name, points in sorted(curves.items())}
 

@@ -43,9 +43,6 @@ class AlignmentOptions:
         device: Where they work; "" is the accelerator of this machine, or its CPU.
         num_workers: Processes that read images.
         forms: Names of the forms of dense features.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
 
     sizes: tuple[int, ...]
@@ -152,10 +149,6 @@ def measure_alignment(
         Rows by tower: first crops, cut from the original picture and scaled to the tower's native
         size whatever the input's, then dense features by size and form.
 
-    Raises:
-        ValueError: If the data set or a tower is unknown, two towers have one label, or the images
-            show no region.
-
     Reference: CLIPSelf, arXiv 2310.01403, figure 1 and section 4.1. Differs: crops are embedded by
     the tower that is analysed, so that a distilled tower's own crops are seen; name its teacher
     beside it for the ceiling that it was trained on.
@@ -174,6 +167,7 @@ def measure_alignment(
             embeddings = spec.embed(names, templates=options.templates, device=device)
             texts[key] = embeddings.embeddings_KD
         for number, size in enumerate(options.sizes):
+            # Crops have a size of their own: one round of them is enough.
             kinds = options.forms if number else ("", *options.forms)
             scorers = {
                 kind: build_evaluator(dataset_name, None, text_embeddings=texts[key])

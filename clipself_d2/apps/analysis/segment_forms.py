@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 from tabulate import tabulate
+from torch import Tensor
 from tqdm import tqdm
 
 from clipself_d2.apps.analysis.heat_maps import dense_map, similarity_maps
@@ -49,9 +51,6 @@ def score_forms(
 
     Returns:
         ``METRICS`` in percent by label of the tower and name of the form.
-
-    Raises:
-        ValueError: If the data set has no label maps, or a tower cannot have a form.
     """
     names = semantic_vocabulary(dataset, "--dataset").names
     if MetadataCatalog.get(dataset).get("evaluator_type") not in SEGMENT_TYPES:
@@ -67,22 +66,27 @@ def score_forms(
         if proxy:
             _set_proxy(tower, proxy, place)
         text_KD = spec.embed(names, templates=templates, device=place).embeddings_KD
+        # All forms at once, so that every picture is read once.
         evaluators = {form: build_evaluator(dataset, None) for form in forms}
         for record in tqdm(records, desc=spec.label, mininterval=1.0):
             picture = read_picture(record["file_name"])
             seen = fit_longest(picture, size) if size else picture
             for form, evaluator in evaluators.items():
                 maps = similarity_maps(dense_map(tower, seen, form), text_KD)
-                # What the padding of the last cells shows is no pixel of the picture.
-                side = tower.patch_size
-                pixels = [side * length for length in maps.shape[1:]]
-                enlarged = F.interpolate(maps[None], pixels, mode="bilinear")
-                cut = enlarged[..., : seen.height, : seen.width]
-                output = F.interpolate(cut, (picture.height, picture.width), mode="bilinear")[0]
+                output = spread_over(picture, maps, tower.patch_size, seen)
                 evaluator.process([record], [{"sem_seg": output}])
         for form, evaluator in evaluators.items():
             scores[spec.label, form] = (evaluator.evaluate() or {})["sem_seg"]
     return scores
+
+
+def spread_over(picture: Image.Image, maps_Khw: Tensor, patch: int, seen: Image.Image) -> Tensor:
+    """Enlarge maps of a tower, which has seen a picture in another size, to (K, H, W)."""
+    pixels = [patch * length for length in maps_Khw.shape[1:]]
+    enlarged = F.interpolate(maps_Khw[None], pixels, mode="bilinear")
+    # What the padding of the last cells shows is no pixel of the picture.
+    cut = enlarged[..., : seen.height, : seen.width]
+    return F.interpolate(cut, (picture.height, picture.width), mode="bilinear")[0]
 
 
 def _set_proxy(tower: VisionTower, proxy: str, device: torch.device) -> None:
@@ -92,14 +96,7 @@ def _set_proxy(tower: VisionTower, proxy: str, device: torch.device) -> None:
 
 
 def form_table(scores: dict[tuple[str, str], dict[str, float]]) -> str:
-    """Lay scores out.
-
-    Args:
-        scores: Of ``score_forms``.
-
-    Returns:
-        A Markdown table with a line for each tower and form.
-    """
+    """Lay scores out: a Markdown table with a line for each tower and form."""
     rows = [
         [*key, *(found.get(metric, float("nan")) for metric in METRICS)]
         for key, found in scores.items()

@@ -70,6 +70,7 @@ def _padding(sides_N2: np.ndarray, square: bool) -> Row:
     batches = sides_N2.reshape(-1, _BATCH, 2)
     largest = batches.max(axis=1)
     if square:
+        # (batches, 2): both sides of a batch become its longest.
         largest = np.repeat(largest.max(axis=1, keepdims=True), 2, axis=1)
     used, total = int(sides_N2.prod(axis=1).sum()), int(_BATCH * largest.prod(axis=1).sum())
     return {

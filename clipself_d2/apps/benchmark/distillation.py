@@ -37,9 +37,6 @@ class PublishedDistiller(nn.Module):
         tower: Tower of open_clip's ViT or of EVA02; its network is the student, a copy the teacher.
         dtype: Number type of the autocast; float32 is none.
 
-    Raises:
-        ValueError: If it is another network.
-
     Reference: CLIPSelf, arXiv 2310.01403, section 3.2.
     """
 
@@ -73,8 +70,10 @@ class PublishedDistiller(nn.Module):
         *blocks, last = visual.transformer.resblocks
         for block in blocks:
             tokens = block(tokens)
+        # Published so: the result of the whole block is thrown away.
         last(tokens)
         attention = last.attn
+        # Every token its own value; queries and keys are the first two thirds.
         weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
         tokens = tokens + attention.out_proj(F.linear(last.ln_1(tokens), weight, bias))
         tokens = tokens + last.mlp(last.ln_2(tokens))
@@ -116,6 +115,7 @@ class PublishedDistiller(nn.Module):
                 teacher_RD = self.teacher(crops[used])
             dense = self._dense(images)
         dense = F.normalize(dense.float(), dim=1)
+        # Boxes in [0, 1] to cells of the grid.
         scale = slots.new_tensor([dense.shape[3], dense.shape[2]] * 2)
         rois = [rows[keep, :4] * scale for rows, keep in zip(slots, used, strict=True)]
         pooled = roi_align(dense, rois, 1, 1.0, -1, aligned=True)[..., 0, 0]
@@ -125,6 +125,7 @@ class PublishedDistiller(nn.Module):
 def _place(patches: Tensor, class_token: Tensor, table: Tensor) -> Tensor:
     """Patches (N, C, h, w) as tokens (N, 1 + h * w, C) with resized positions."""
     side = round((len(table) - 1) ** 0.5)
+    # Row 0 is the class token's position.
     native = table[1:].T.reshape(1, -1, side, side)
     resized = F.interpolate(native, patches.shape[2:], mode="bicubic", align_corners=False)
     positions = torch.cat([table[:1], resized[0].flatten(1).T])

@@ -147,6 +147,7 @@ def _step_memory(
     step()
     state = _memory_now(device)
     step()
+    # VmHWM is the largest resident size since clear_refs was written.
     peak = torch.cuda.max_memory_allocated() if device != "cpu" else _status_bytes("VmHWM")
     return Memory(max(0, peak - before) / MIB, max(0, peak - state) / MIB)
 
@@ -185,12 +186,14 @@ def matrix_peak(device: str, dtype: torch.dtype) -> float:
         start = now()
         torch.mm(matrix, matrix)
         best = min(best, now() - start)
+    # A multiplication and an addition for each of side**3 products.
     return 2 * side**3 / best
 
 
 def launches(step: Step, device: str) -> Launches:
     """Watch one run of a step that is warmed up."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
+    # The step's work is asynchronous: the clock waits for it inside of the block.
     with profile(activities=activities) as profiler:
         step()
         clock(device)()

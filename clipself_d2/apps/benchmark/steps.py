@@ -39,6 +39,7 @@ def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module
     model.DEVICE, model.CLIP.NAME = options.device, options.model
     model.CLIP.PRECISION = options.precision
     model.PIXEL_MEAN, model.PIXEL_STD = list(tower.pixel_mean), list(tower.pixel_std)
+    # SyncBN needs several processes.
     model.FPN.NORM = model.ROI_BOX_HEAD.NORM = "GN"
     model.ROI_BOX_HEAD.FC_DIM = tower.embed_dim
     model.ROI_HEADS.BATCH_SIZE_PER_IMAGE, model.RPN.POST_NMS_TOPK_TEST = options.regions

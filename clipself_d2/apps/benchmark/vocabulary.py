@@ -70,6 +70,7 @@ def build_head(num_classes: int, device: str, task: str) -> Step:
     proposals = Instances((_HEAD_IMAGE, _HEAD_IMAGE))
     proposals.proposal_boxes = Boxes(torch.cat([corner, corner + side], dim=1).to(device))
     proposals.gt_boxes = proposals.proposal_boxes
+    # Class K is the background.
     is_object = torch.arange(count, device=device) % 4 == 0
     proposals.gt_classes = torch.where(is_object, 0, num_classes)
     proposals.set(CLIP_FIELD, F.normalize(torch.randn(count, _HEAD_WIDTH)).to(device))
@@ -133,6 +134,7 @@ def _detections(
     labels, wrong = classes[chosen], rng.random(count) < 1 / 3
     labels[wrong] = rng.integers(0, len(FREQUENCIES), wrong.sum())
     shifted = boxes[chosen] + rng.normal(0, 6, (count, 4))
+    # Boxes are XYWH until here below; a side stays 2 px at least.
     shifted[:, 2:] = shifted[:, 2:].clip(2)
     scores = torch.from_numpy(rng.random(count))
     corners = torch.from_numpy(np.concatenate([shifted[:, :2], shifted[:, :2] + shifted[:, 2:]], 1))
@@ -152,6 +154,7 @@ def _annotations(boxes: np.ndarray, classes: np.ndarray) -> dict[str, list[dict]
     images: list[dict] = []
     annotations: list[dict] = []
     for number, own in enumerate(classes.tolist(), start=1):
+        # LVIS scores a class on the pictures that have it or that are known to lack it.
         absent = set((rng.choice(len(FREQUENCIES), 4, replace=False) + 1).tolist()) - set(own)
         image = {"id": number, "width": _SIDE, "height": _SIDE, "neg_category_ids": sorted(absent)}
         images.append({**image, "not_exhaustive_category_ids": own[:1]})

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from clipself_d2.apps.emoji.quickstart import REPOSITORY, Stage, read_results, run_stage
+from clipself_d2.apps.analysis.segment_forms import spread_over
+from clipself_d2.apps.emoji.quickstart import REPOSITORY, Stage, read_results, run_once
 from clipself_d2.data.pictures import fit_longest, read_picture, to_tensor
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.evaluate import RESULTS_FILE
@@ -23,8 +23,8 @@ from clipself_d2.parts.text_embeddings import read_text_embeddings, semantic_voc
 
 logger = logging.getLogger(__name__)
 
-# The command that gave a folder its results, and the score of its dense map.
-COMMAND_FILE, MIOU_FILE = "command.json", "dense_miou.json"
+# The score of a student's dense map, beside its results.
+MIOU_FILE = "dense_miou.json"
 LABELS, REGIONS = "emoji_ov_sem_seg_val", "emoji_panoptic_val"
 # Lines of the table, their recipes; the first trains nothing. DenseVLM's teacher is CLIPSelf's
 # student of the same seed.
@@ -95,24 +95,16 @@ def lines(options: CompareOptions) -> list[str]:
 
 
 def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
-    """List the commands of a line of the table.
-
-    Args:
-        options: Budget and places.
-        method: Name of the line.
-        seed: Seed of the runs.
-
-    Returns:
-        The distillation, and the detector where there is one.
-    """
+    """List the commands of a line of the table: a distillation, and a detector if it has steps."""
     folder = options.output / f"seed{seed}"
     student, recipe = folder / method, METHODS[method.removesuffix(TRAINED)]
+    cfg = load_config(_recipe(recipe), [])
     pairs = ["OUTPUT_DIR", str(student), "SOLVER.MAX_ITER", str(options.iterations)]
     pairs += ["SOLVER.CHECKPOINT_PERIOD", str(options.iterations), "SEED", str(seed)]
     inputs: tuple[Path, ...] = ()
     if method == "DenseVLM":
         inputs = (folder / "CLIPSelf" / "model_final.pth",)
-        (row,) = load_config(_recipe(recipe), []).MODEL.DISTILL.TERMS
+        (row,) = cfg.MODEL.DISTILL.TERMS
         pairs += ["MODEL.DISTILL.TERMS", str([{**row, "weights": str(inputs[0])}])]
     if method.endswith(TRAINED):
         pairs += ["MODEL.VFM.WEIGHTS", str(options.vfm)]
@@ -121,16 +113,14 @@ def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
     flags += ["--eval-only"] if method == "untouched" else []
     stages = [Stage(method, [*flags, *pairs], student, inputs)]
     if options.detector_iterations:
-        form = str(load_config(_recipe(recipe), []).MODEL.CLIP.DENSE_FORM)
         detector = ["tools/train_net.py", "--config-file", "configs/emoji/fvit_untouched.yaml"]
         detector += ["OUTPUT_DIR", str(student / "fvit"), "SEED", str(seed)]
         detector += ["SOLVER.MAX_ITER", str(options.detector_iterations)]
-        detector += ["MODEL.CLIP.DENSE_FORM", form, *SYNONYMS]
+        detector += ["MODEL.CLIP.DENSE_FORM", str(cfg.MODEL.CLIP.DENSE_FORM), *SYNONYMS]
         weights = student / "model_final.pth"
-        if method != "untouched":
-            detector += ["MODEL.CLIP.WEIGHTS", str(weights)]
-        needed = () if method == "untouched" else (weights,)
-        stages.append(Stage(f"{method}, F-ViT", detector, student / "fvit", needed))
+        inputs = () if method == "untouched" else (weights,)
+        detector += ["MODEL.CLIP.WEIGHTS", str(weights)] if inputs else []
+        stages.append(Stage(f"{method}, F-ViT", detector, student / "fvit", inputs))
     return stages
 
 
@@ -138,11 +128,7 @@ def plan(options: CompareOptions, method: str, seed: int) -> list[Stage]:
 def dense_miou(cfg: CfgNode) -> float:
     """Segment the validation scenes without training: every pixel the class of its cell.
 
-    Args:
-        cfg: Recipe of a distillation, whose MODEL.CLIP.WEIGHTS are the student's.
-
-    Returns:
-        mIoU of things and stuff, percent.
+    MODEL.CLIP.WEIGHTS are the student's. Returns the mIoU of things and stuff, percent.
     """
     cfg = cfg.clone()
     cfg.MODEL.CLIP.TRAINABLE_BLOCKS = 0
@@ -155,29 +141,19 @@ def dense_miou(cfg: CfgNode) -> float:
     evaluator.reset()
     for record in DatasetCatalog.get(LABELS):
         picture = read_picture(record["file_name"])
-        pixels = to_tensor(fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))).float()
+        seen = fit_longest(picture, max(cfg.INPUT.REGIONS.IMAGE_SIZES))
+        pixels = to_tensor(seen).float()
         dense = tower.forward_dense(((pixels - mean) / std)[None]).embedding
-        scores = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)
-        size = (dense.shape[2] * tower.patch_size, dense.shape[3] * tower.patch_size)
-        whole = F.interpolate(scores, size=size, mode="bilinear")
-        inside = whole[..., : pixels.shape[1], : pixels.shape[2]]
-        full = F.interpolate(inside, size=(picture.height, picture.width), mode="bilinear")
-        evaluator.process([record], [{"sem_seg": full[0]}])
+        maps = torch.einsum("kd,ndhw->nkhw", text.embeddings_KD.float(), dense)[0]
+        output = spread_over(picture, maps, tower.patch_size, seen)
+        evaluator.process([record], [{"sem_seg": output}])
     scores = evaluator.evaluate()
     assert scores is not None, "one process evaluates"
     return float(scores["sem_seg"]["mIoU"])
 
 
 def run_comparison(options: CompareOptions, command: str) -> None:
-    """Run what has no results yet, then write the page.
-
-    Args:
-        options: Budget and places.
-        command: How this was called, for the page.
-
-    Raises:
-        FileNotFoundError: If the weights of the vision model are missing.
-    """
+    """Run what has no results yet, then write the page, which quotes the command."""
     if options.vfm and not options.vfm.is_file():
         raise FileNotFoundError(
             f"--vfm {options.vfm} does not exist; write it with tools/train_emoji_vfm.py"
@@ -194,12 +170,9 @@ def run_comparison(options: CompareOptions, command: str) -> None:
 def _run(options: CompareOptions, method: str, seed: int) -> dict[str, float]:
     """Run one line for one seed, or read what it has written; its scores by column."""
     for stage in plan(options, method, seed):
-        record = stage.output / COMMAND_FILE
-        done = record.is_file() and (stage.output / RESULTS_FILE).is_file()
-        if not done or json.loads(record.read_text(encoding="utf-8")) != stage.command:
-            run_stage(stage, options.data_root)
+        if run_once(stage, options.data_root, RESULTS_FILE):
+            # That of the weights that were there before.
             (stage.output / MIOU_FILE).unlink(missing_ok=True)
-            write_json(record, stage.command)
     folder = options.output / f"seed{seed}" / method
     scored = folder / MIOU_FILE
     if not scored.is_file():
@@ -219,16 +192,7 @@ def _run(options: CompareOptions, method: str, seed: int) -> dict[str, float]:
 def format_page(
     options: CompareOptions, found: Mapping[str, list[dict[str, float]]], command: str
 ) -> str:
-    """Write the table as Markdown.
-
-    Args:
-        options: Budget of the runs.
-        found: Scores of every method by seed.
-        command: How the tool was called.
-
-    Returns:
-        The page.
-    """
+    """Write the scores, of every method by seed, as a page of Markdown."""
     columns = [*COLUMNS, "mIoU", *(DETECTOR_COLUMNS if options.detector_iterations else ())]
     rows = [["", "seeds", *columns], ["---"] * (2 + len(columns))]
     for method, scores in found.items():

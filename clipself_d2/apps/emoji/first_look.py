@@ -76,6 +76,7 @@ def look(
     figure = Figure(figsize=(3.4 * COLUMNS, 2.8 * rows), layout="constrained")
     for axes in figure.subplots(rows, COLUMNS).flat:
         axes.set_axis_off()
+    # Axes behind the last panel stay empty.
     for axes, (title, drawn, options) in zip(figure.axes, panels, strict=False):
         axes.imshow(drawn, **options)
         axes.set_title(title)

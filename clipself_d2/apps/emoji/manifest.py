@@ -18,6 +18,7 @@ def write_manifest(folder: Path, options: Options, files: Iterable[Path]) -> Non
     """Hash files below a data set's folder and vouch for them."""
     hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
     text = json.dumps({"options": dict(options), "sha256": hashes}, indent=0)
+    # Renamed when whole: a cut manifest would vouch for nothing, but look damaged.
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / MANIFEST)

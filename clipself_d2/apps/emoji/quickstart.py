@@ -97,43 +97,32 @@ def plan_stages(options: QuickstartOptions) -> list[Stage]:
     proposals = out / "proposals_train.json"
     student = out / "clipself" / "model_final.pth"
 
-    def tool(name: str, config: str, folder: str, iterations: int | None, *pairs: str) -> list[str]:
-        steps = [] if iterations is None else ["SOLVER.MAX_ITER", str(iterations)]
-        flags = [f"tools/{name}.py", "--config-file", f"configs/emoji/{config}.yaml"]
-        return [*flags, "OUTPUT_DIR", str(out / folder), *steps, *pairs, *common]
+    def tool(call: str, config: str, folder: str, *pairs: str, steps: int = 0) -> list[str]:
+        name, *flags = call.split()
+        budget = ["SOLVER.MAX_ITER", str(steps)] if steps else []
+        command = [f"tools/{name}.py", *flags, "--config-file", f"configs/emoji/{config}.yaml"]
+        return [*command, "OUTPUT_DIR", str(out / folder), *budget, *pairs, *common]
 
-    distill_pairs = ["INPUT.REGIONS.SOURCE", options.regions]
-    if options.regions != "grid":
-        distill_pairs += ["INPUT.REGIONS.PROPOSAL_FILE", str(proposals)]
     prepare = ["datasets/prepare_emoji.py", "--root", str(options.data_root)]
+    # The scenes are those of seed 0, whatever the seed of the run.
     prepare += ["--train", str(options.train), "--val", str(options.val), "--seed", "0"]
-    before = tool("distill_train_net", "clipself_patches", "before", None)
-    before.insert(1, "--eval-only")
-    propose = tool("make_proposals", "rpn", "rpn", None, "MODEL.WEIGHTS", str(rpn_weights))
-    propose[1:1] = ["--dataset", "emoji_train_images", "--max-per-image", "12"]
-    propose[3:3] = ["--output", str(proposals)]
-    iterations = options.detector_iterations
     stages = [Stage("data", prepare, options.data_root)]
+    recipe, source = "clipself_patches", ["INPUT.REGIONS.SOURCE", options.regions]
     if options.regions != "grid":
-        rpn = tool("train_net", "rpn", "rpn", options.rpn_iterations)
+        recipe = "clipself_proposals"
+        source += ["INPUT.REGIONS.PROPOSAL_FILE", str(proposals)]
+        rpn = tool("train_net", "rpn", "rpn", steps=options.rpn_iterations)
+        call = "make_proposals --dataset emoji_train_images --max-per-image 12"
+        propose = tool(call, "rpn", "rpn", "MODEL.WEIGHTS", str(rpn_weights))
+        propose[3:3] = ["--output", str(proposals)]
         stages.append(Stage("rpn", rpn, out / "rpn"))
         stages.append(Stage("proposals", propose, out / "rpn", (rpn_weights,)))
-    distill = tool(
-        "distill_train_net",
-        "clipself_patches" if options.regions == "grid" else "clipself_proposals",
-        "clipself",
-        options.distill_iterations,
-        *distill_pairs,
-    )
-    untouched = tool("train_net", "fvit_untouched", "fvit_untouched", iterations)
-    distilled = tool(
-        "train_net",
-        "fvit_clipself",
-        "fvit_clipself",
-        iterations,
-        "MODEL.CLIP.WEIGHTS",
-        str(student),
-    )
+    before = tool("distill_train_net --eval-only", "clipself_patches", "before")
+    steps = options.distill_iterations
+    distill = tool("distill_train_net", recipe, "clipself", *source, steps=steps)
+    weights, steps = ("MODEL.CLIP.WEIGHTS", str(student)), options.detector_iterations
+    untouched = tool("train_net", "fvit_untouched", "fvit_untouched", steps=steps)
+    distilled = tool("train_net", "fvit_clipself", "fvit_clipself", *weights, steps=steps)
     return [
         *stages,
         Stage("regions_before", before, out / "before"),
@@ -148,14 +137,7 @@ def run_stage(
 ) -> float:
     """Run one command, whose output goes into ``log``, or to the terminal without one.
 
-    Args:
-        stage: The stage.
-        data_root: Value of DETECTRON2_DATASETS.
-        log: File for what it prints.
-        progress: Reads what goes into the file.
-
-    Returns:
-        Minutes it took.
+    ``progress`` reads what goes into the file. Returns the minutes it took.
     """
     for path in stage.inputs:
         if not path.is_file():
@@ -170,7 +152,8 @@ def run_stage(
         said = ""
     else:
         code = _run_into(log, words, environment, progress)
-        said = f"; {log} ends with: {_last_words(log)}"
+        lines = log.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
+        said = f"; {log} ends with: {lines[-1]}"
     if code != 0:
         raise ValueError(
             f"stage {stage.name} failed with exit code {code}; its command was {command}{said}"
@@ -198,20 +181,19 @@ def _run_into(
     return process.returncode
 
 
-def _last_words(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8").strip().splitlines()
-    return lines[-1] if lines else "nothing"
+def run_once(stage: Stage, data_root: Path, *results: str) -> bool:
+    """Run a command, unless one of its files of results is there and of this very command.
 
-
-def run_once(stage: Stage, data_root: Path, *results: str) -> None:
-    """Run a command, unless one of its files of results is there and of this very command."""
+    Returns whether it ran.
+    """
     record = stage.output / COMMAND_FILE
     done = record.is_file() and any((stage.output / name).is_file() for name in results)
     if done and json.loads(record.read_text(encoding="utf-8")) == stage.command:
         logger.info("[%s] has results in %s; kept", stage.name, stage.output)
-        return
+        return False
     run_stage(stage, data_root)
     write_json(record, stage.command)
+    return True
 
 
 def run_quickstart(options: QuickstartOptions) -> Summary:

@@ -1,6 +1,7 @@
 """What a quickstart shows at its end: a table, curves, and detections side by side."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -107,10 +108,7 @@ def draw_detections(data_dir: Path, before_dir: Path, after_dir: Path, output: P
     truth = json.loads((data_dir / "annotations" / "instances_val.json").read_text())
     names = {category["id"]: category["name"] for category in truth["categories"]}
     novel = set(MetadataCatalog.get("emoji_ov_val").novel_classes)
-    by_image: dict[int, list[Box]] = {}
-    for row in truth["annotations"]:
-        row["score"] = 1.0
-        by_image.setdefault(row["image_id"], []).append(row)
+    by_image = _by_image([{**row, "score": 1.0} for row in truth["annotations"]])
     shows_novel = [
         image
         for image in truth["images"]
@@ -121,6 +119,7 @@ def draw_detections(data_dir: Path, before_dir: Path, after_dir: Path, output: P
         ("untouched CLIP", _read_detections(before_dir)),
         ("distilled CLIP", _read_detections(after_dir)),
     ]
+    # Stable: pictures with few objects first, otherwise in the file's order.
     shows_novel.sort(key=lambda image: len(by_image[image["id"]]) > FEW)
     pictures = shows_novel[:NUM_PICTURES]
     figure = Figure(figsize=(13, 3.35 * len(pictures)))
@@ -150,10 +149,14 @@ def best_boxes(boxes: Sequence[Box], count: int) -> list[Box]:
 
 def _read_detections(folder: Path) -> dict[int, list[Box]]:
     path = folder / "inference" / "emoji_ov_val" / "coco_instances_results.json"
-    by_image: dict[int, list[Box]] = {}
-    for row in json.loads(path.read_text(encoding="utf-8")):
-        by_image.setdefault(row["image_id"], []).append(row)
-    return by_image
+    return _by_image(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _by_image(rows: Sequence[Any]) -> dict[int, list[Box]]:
+    boxes: dict[int, list[Box]] = defaultdict(list)
+    for row in rows:
+        boxes[row["image_id"]].append(row)
+    return boxes
 
 
 def draw_boxes(

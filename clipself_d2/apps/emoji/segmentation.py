@@ -189,6 +189,7 @@ def draw_examples(options: SegmentationOptions) -> None:
     kinds = [k for k, runs in trained.items() if all(read_scores(r) is not None for r in runs)]
     if not kinds:
         return
+    # A line for each picture and model: the truth, then both towers.
     figure = Figure(figsize=(13, 4.4 * len(records) * len(kinds)))
     lines = iter(figure.subplots(len(records) * len(kinds), 3, squeeze=False))
     for kind in kinds:

@@ -101,6 +101,7 @@ class EmojiClipTask(nn.Module):
     def __init__(self, *, tower: VisionTower, text: TextEncoder) -> None:
         super().__init__()
         self.tower, self.text = tower, text
+        # CLIP's temperature at the start.
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         world = load_world()
         prompts = class_prompts((*world.thing_names, *world.stuff))
@@ -122,6 +123,7 @@ class EmojiClipTask(nn.Module):
         text = F.normalize(self.text(tokens).float(), dim=1)
         num_classes = self.prompt_tokens.shape[1]
         logits = self.log_scale.exp() * image @ text.T
+        # Pictures may share a caption, each of which is then right for both.
         same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
         classes = contrastive_loss(logits[:, :num_classes], batch.labels)
         return classes + 0.5 * contrastive_loss(logits[:, num_classes:], same)
@@ -173,6 +175,7 @@ def train_emoji_clip(task: EmojiClipTask, options: EmojiClipOptions) -> float:
         optimizer.zero_grad()
         schedule.step()
         with torch.no_grad():
+            # CLIP's limit; a larger scale makes training unstable.
             task.log_scale.clamp_(max=math.log(100.0))
         recent.append(loss.item())
         if step % options.log_period == 0 or step == options.steps:

@@ -40,7 +40,9 @@ def view_loss(first_NC: Tensor, second_NC: Tensor) -> Tensor:
     """
     every = F.normalize(torch.cat([first_NC, second_NC]), dim=1)
     logits = every @ every.T / TEMPERATURE
+    # A view is no partner of itself.
     logits.fill_diagonal_(-math.inf)
+    # View n of the first half belongs to n + N, and the other way round.
     partner = torch.arange(len(every)).roll(len(first_NC))
     return F.cross_entropy(logits, partner)
 
@@ -80,6 +82,7 @@ def train_vision_model(output: Path, *, steps: int, batch_size: int, seed: int) 
     for step in range(1, steps + 1):
         rows = drawn.choice(len(records), batch_size, replace=len(records) < batch_size)
         windows = [window(to_tensor(read_picture(records[row]["file_name"]))) for row in rows]
+        # First one view of all windows, then the other, as ``view_loss`` takes them.
         pixels = torch.stack([views(each) for _ in range(2) for each in windows]).float()
         tokens = model.forward_features((pixels - vision.mean) / vision.std)
         projected = head(tokens[:, model.num_prefix_tokens :].mean(dim=1))

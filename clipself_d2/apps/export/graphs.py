@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +70,7 @@ class Graph:
 
 
 def tower_graph(tower: VisionTower, blocks: Sequence[int] = ()) -> Graph:
-    """Export an image tower: the dense map and the outputs of blocks.
-
-    Args:
-        tower: Image tower of any family.
-        blocks: 0-based numbers of the blocks wanted.
+    """Export an image tower: the dense map and the outputs of ``blocks``, counted from 0.
 
     Returns:
         From ``images`` (N, 3, H, W), RGB 0 to 255, to ``dense`` (N, D, h, w), unit norm in every
@@ -98,18 +95,7 @@ def tower_graph(tower: VisionTower, blocks: Sequence[int] = ()) -> Graph:
 
 
 def model_graph(model: nn.Module, cfg: CfgNode) -> Graph:
-    """Export a detector or a segmentor.
-
-    Args:
-        model: In eval mode, with its weights.
-        cfg: The whole config.
-
-    Returns:
-        Its graph.
-
-    Raises:
-        ValueError: If such a model cannot be exported.
-    """
+    """Make the graph of a detector or a segmentor in eval mode, with its weights."""
     about = {"clip": cfg.MODEL.CLIP.NAME, "pixels": f"{cfg.INPUT.FORMAT}, 0 to 255"}
     for tower in _parts(model, VisionTower):
         tower.precision = "fp32"
@@ -200,6 +186,7 @@ def _referring_graph(model: CRIS, cfg: CfgNode, about: dict[str, object]) -> Gra
     def embed(sentences: Sequence[str]) -> dict[str, Tensor]:
         tokens = model.text.tokenize(list(sentences), length)
         words, state = model.text.word_features(tokens)
+        # The end of a sentence has the largest token.
         padding = torch.arange(length) > tokens.argmax(dim=1, keepdim=True)
         return {"words": words, "state": state, "padding": padding}
 
@@ -244,11 +231,13 @@ class _Tower(nn.Module):
         return (found.embedding, *found.blocks)
 
 
-class _Detector(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Wrapped(nn.Module):
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
+
+class _Detector(_Wrapped):
     def forward(self, image: Tensor, text: Tensor, base: Tensor | None = None) -> tuple:
         with _use_embeddings(self.model, text, base), patch_builtin_len(_COUNTING):
             if isinstance(self.model, GeneralizedRCNN):
@@ -260,22 +249,15 @@ class _Detector(nn.Module):
         return (found.pred_boxes.tensor, found.scores, found.pred_classes, *masks)
 
 
-class _Segmentor(nn.Module):
-    def __init__(self, model: CATSegmentor) -> None:
-        super().__init__()
-        self.model = model
-
+class _Segmentor(_Wrapped):
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         size = (image.shape[-2], image.shape[-1])
         return self.model.segment(self.model.encode_views(image), size, text)
 
 
-class _Referring(nn.Module):
-    def __init__(self, model: CRIS) -> None:
-        super().__init__()
-        self.model = model
-
+class _Referring(_Wrapped):
     def forward(self, images: Tensor, words: Tensor, state: Tensor, padding: Tensor) -> Tensor:
+        # What ``CRIS.forward`` does behind its text tower.
         model = self.model
         pixels = (images - model.pixel_mean) / model.pixel_std
         fused = model.neck(model.resampling(model.backbone(pixels)), state)
@@ -324,12 +306,5 @@ def _classes(number: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def default_words(cfg: CfgNode) -> tuple[str, ...]:
-    """Name the classes of a model's training.
-
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        Their names.
-    """
+    """Name the classes of a model's training."""
     return training_vocabulary(cfg, semantic=cfg.MODEL.META_ARCHITECTURE == "CATSegmentor").names

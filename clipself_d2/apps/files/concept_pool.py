@@ -5,10 +5,10 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.apps.paths import data_root
 from clipself_d2.data.datasets.captions import read_captions, shard_caption_records
 from clipself_d2.vocabulary.concepts import ConceptPool
 from clipself_d2.vocabulary.noun_chunks import load_parser
+from clipself_d2_cli.flags import data_root
 
 logger = logging.getLogger(__name__)
 

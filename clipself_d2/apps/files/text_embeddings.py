@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipself_d2.apps.analysis.tower_spec import choose_device
-from clipself_d2.apps.paths import user_path
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.registry import embed_dim, find_weights, pretrained_tags
 from clipself_d2.data.datasets.lvis_ov import lvis_metadata
@@ -23,6 +22,7 @@ from clipself_d2.vocabulary import TextEmbeddings, Vocabulary, get_templates
 from clipself_d2.vocabulary.embeddings import SentenceEncoder
 from clipself_d2.vocabulary.published_tables import read_published_embeddings
 from clipself_d2.vocabulary.templates import template_name
+from clipself_d2_cli.flags import user_path
 
 logger = logging.getLogger(__name__)
 

@@ -5,56 +5,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as mask_coder
-
-from clipself_d2.parts.json_file import write_json
+from clipself_d2.apps.predict.detection_file import DetectionFile
 
 LABELS_FILE = "labels.json"
 FORMS = ("coco", "yolo", "voc")
 
 
 def write_coco(path: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    """Write annotations in COCO's form.
+    """Write annotations in COCO's form; category n + 1 is class n.
 
     Args:
         path: json file.
         rows: ``file_name``, ``width``, ``height`` and ``annotations`` of each picture, as
             Detectron2 makes them, with the class's place as ``category_id``.
-        classes: Names of the classes; category n + 1 is class n.
+        classes: Names of the classes.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, row in enumerate(rows, 1):
-        images.append({"id": number, **{k: row[k] for k in ("file_name", "width", "height")}})
-        for label in row["annotations"]:
-            width, height = label["bbox"][2:]
-            mask = label.get("segmentation")
-            area = round(width * height, 2) if mask is None else int(mask_coder.area(mask))
-            annotations.append(
-                {
-                    **label,
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label["category_id"] + 1,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-    content = {"images": images, "categories": categories, "annotations": annotations}
-    write_json(path, content, indent=1)
+    file = DetectionFile(classes)
+    for row in rows:
+        file.add_rows(row["file_name"], row["annotations"], (row["height"], row["width"]))
+    file.save(path)
 
 
 def check_form(form: str, root: Path) -> None:
-    """Refuse what could not be written at the end, before anything is labelled.
-
-    Args:
-        form: One of ``FORMS``.
-        root: Folder of the pictures; ``/`` of those in shards.
-
-    Raises:
-        ValueError: If supervision is missing, or the pictures lie in shards.
-    """
+    """Refuse what could not be written at the end, before anything is labelled."""
     if form == "coco":
         return
     try:
@@ -69,13 +42,10 @@ def check_form(form: str, root: Path) -> None:
 
 
 def write_other(form: str, output: Path, root: Path) -> None:
-    """Turn the COCO file into files of another form by supervision.
+    """Turn the COCO file into files of another form, yolo or voc, by supervision.
 
-    Args:
-        form: yolo or voc.
-        output: Folder with the COCO file; ``<form>/labels`` is written, and for yolo
-            ``data.yaml`` and ``images``, a link to the pictures, so that it can be trained on.
-        root: Folder of the pictures.
+    ``<form>/labels`` is written, and for yolo ``data.yaml`` and ``images``, a link to the pictures,
+    so that it can be trained on. ``root`` is the folder of the pictures.
     """
     import supervision  # noqa: PLC0415
 

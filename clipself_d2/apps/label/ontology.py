@@ -25,17 +25,8 @@ class LabelClass:
 def read_ontology(path: Path, threshold: float) -> tuple[LabelClass, ...]:
     """Read a file such as ``{"truck": ["lorry", "truck"], "dog": {"prompts": "dog", ...}}``.
 
-    Args:
-        path: json file: by class a prompt, a list of prompts, or an object with ``prompts`` and
-            ``threshold``.
-        threshold: Of classes that name none.
-
-    Returns:
-        The classes in the order of the file.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it has another form.
+    By class it has a prompt, a list of prompts, or an object with ``prompts`` and ``threshold``,
+    which is that of classes that name none.
     """
     content = read_json(path, remedy="correct the file of --ontology")
     if not isinstance(content, dict) or not content:

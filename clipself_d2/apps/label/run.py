@@ -5,7 +5,6 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pycocotools import mask as mask_coder
 from clipself_d2.apps.label.formats import LABELS_FILE, check_form, write_coco, write_other
 from clipself_d2.apps.label.ontology import LabelClass
 from clipself_d2.apps.predict.demo import draw
-from clipself_d2.apps.predict.media import find_inputs, is_video
+from clipself_d2.apps.predict.media import batches, find_inputs, is_video
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.data.tar_shards import expand_shards, index_shard, is_member, member_address
@@ -55,16 +54,10 @@ class LabelOptions:
 
 
 def find_pictures(source: str) -> tuple[list[str], Path]:
-    """List what is to be labelled.
-
-    Args:
-        source: As ``LabelOptions.source``.
+    """List what ``LabelOptions.source`` names.
 
     Returns:
         Files relative to their folder, or addresses of members of shards; and that folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
     """
     if source.endswith(".tar"):
         shards = [shard.resolve() for shard in expand_shards(source)]
@@ -84,18 +77,7 @@ def label(predictor: OpenVocabPredictor, options: LabelOptions) -> Path:
     """Label this process's share of the pictures; the main process merges them at the end.
 
     Every picture is written down when it is done, so that a run that was killed goes on where it
-    stopped, also with another number of processes.
-
-    Args:
-        predictor: The detector; its classes are set here.
-        options: What is labelled.
-
-    Returns:
-        The file or folder of annotations.
-
-    Raises:
-        ValueError: If the output folder holds labels of other settings, the model gives no
-            instances, or the form cannot be written.
+    stopped, also with another number of processes. Returns the file or folder of annotations.
     """
     names, root = find_pictures(options.source)
     check_form(options.form, root)
@@ -123,14 +105,9 @@ def label(predictor: OpenVocabPredictor, options: LabelOptions) -> Path:
 
 
 def read_rows(output: Path) -> Iterator[dict[str, Any]]:
-    """Read what is labelled so far.
+    """Read what is labelled so far, picture by picture.
 
-    Args:
-        output: Folder of the results.
-
-    Yields:
-        ``file_name``, ``width``, ``height`` and ``annotations`` of each picture; a line that a
-        kill has cut is left out, so that its picture is labelled again.
+    A line that a kill has cut is left out, so that its picture is labelled again.
     """
     for path in sorted((output / PARTS).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -160,8 +137,7 @@ def _label_all(
     predictor: OpenVocabPredictor, options: LabelOptions, names: Sequence[str], root: Path
 ) -> Iterator[dict[str, Any]]:
     least = np.array([entry.threshold for entry in options.classes])
-    pending = iter(names)
-    while batch := list(islice(pending, options.batch_size)):
+    for batch in batches(names, options.batch_size):
         paths = [name if is_member(name) else str(root / name) for name in batch]
         outputs = predictor.detect_all(paths)  # type: ignore[arg-type]
         for name, output in zip(batch, outputs, strict=True):
@@ -211,6 +187,7 @@ def _merge(options: LabelOptions, names: Sequence[str], root: Path) -> None:
 def _write_sheet(path: Path, rows: Sequence[dict], root: Path, classes: Sequence[str]) -> None:
     """Pictures from all over the data set, with their labels."""
     count = min(len(rows), _SHEET_COLUMNS * _SHEET_ROWS)
+    # Evenly spread, not the first: a folder is often sorted by what it shows.
     chosen = [rows[number * len(rows) // count] for number in range(count)]
     columns = min(count, _SHEET_COLUMNS)
     sheet = Image.new("RGB", (columns * _TILE, -(-count // columns) * _TILE), "white")

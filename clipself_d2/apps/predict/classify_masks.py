@@ -59,13 +59,7 @@ class MaskNaming:
 def embed_masks(
     tower: VisionTower, pixels: np.ndarray, masks: np.ndarray, naming: MaskNaming
 ) -> Tensor:
-    """Embed what a tower sees inside of masks.
-
-    Args:
-        tower: The tower.
-        pixels: (H, W, 3) uint8 RGB.
-        masks: (Q, H, W) bool.
-        naming: Size and pooling.
+    """Embed what a tower sees inside of (Q, H, W) bool masks of an (H, W, 3) uint8 RGB picture.
 
     Returns:
         (Q, D) float32 on the CPU, unit norm; zeros for masks that vanish on the tower's grid.
@@ -77,24 +71,21 @@ def embed_masks(
     grid = [-(-side // tower.patch_size) for side in (picture.height, picture.width)]
     given = torch.from_numpy(masks).float()[None].to(images.device)
     if naming.pooling == "tokens":
+        # A class token attends to every patch that its mask touches.
         inside = F.adaptive_max_pool2d(given, grid)[0] > 0
         embedding = F.normalize(tower.forward_regions(images, [inside]), dim=1)
         return (embedding * inside.flatten(1).any(1)[:, None]).cpu()
     share = F.interpolate(given, grid, mode="area")[0]
+    # (Q, h, w) share of each cell that lies in the mask; hard takes or leaves the whole cell.
     weights = share if naming.pooling == "soft" else (share > 0.5).float()
     return mask_embeddings(tower.forward_dense(images).embedding, [weights]).cpu()
 
 
 def name_masks(embedding_QD: Tensor, text_KD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Choose a class for every mask.
+    """Choose a class for every mask: (Q,) its probability and (Q,) its number.
 
-    Args:
-        embedding_QD: Masks, unit norm or zero.
-        text_KD: Classes, unit norm.
-        scale: Multiplier of the cosine.
-
-    Returns:
-        (Q,) probability of the best class, 0 for a mask of zeros, and (Q,) its number.
+    Embeddings have unit norm, or are zero where a mask vanished; its probability is 0. ``scale``
+    multiplies the cosines.
     """
     probabilities = (scale * embedding_QD @ text_KD.T).softmax(dim=1)
     score_Q, label_Q = probabilities.max(dim=1)
@@ -129,10 +120,6 @@ def classify_masks(
 
     Returns:
         Scores by task, empty without a data set.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the masks are of another form or size, or the data set has other classes.
     """
     naming = naming or MaskNaming()
     kind, pictures = read_mask_file(source, images, maps)
@@ -253,6 +240,7 @@ class _Writer:
             given = [float(row.get("score", 1.0)) for row in picture.rows]
             instances.scores = torch.tensor(scores) * torch.tensor(given)
             instances.pred_classes = torch.tensor(labels)
+            # Detectron2 wants boxes; masks alone are scored.
             instances.pred_boxes = Boxes(torch.zeros(len(masks), 4))
             output["instances"] = instances
         else:

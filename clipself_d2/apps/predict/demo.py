@@ -1,11 +1,10 @@
 """Detection on pictures, videos and cameras with classes that the user types."""
 
-import colorsys
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from clipself_d2.apps.files.text_embeddings import resolve_vocabulary
 from clipself_d2.apps.predict.detection_file import DetectionFile
 from clipself_d2.apps.predict.detector_source import Config
 from clipself_d2.apps.predict.media import (
+    batches,
     check_readable,
     find_inputs,
     frame_rate,
@@ -30,9 +30,15 @@ from clipself_d2.apps.predict.media import (
     write_film,
 )
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
-from clipself_d2.apps.predict.prompts import parse_typed_classes
-from clipself_d2.apps.predict.segments import PanopticFile, draw_segments, segments_of
-from clipself_d2.apps.predict.wishes import Wishes, set_wished_classes
+from clipself_d2.apps.predict.prompts import ClassPrompt, PromptSet, parse_typed_classes
+from clipself_d2.apps.predict.segments import (
+    PanopticFile,
+    class_shade,
+    draw_segments,
+    make_labels,
+    segments_of,
+)
+from clipself_d2.apps.predict.slices import SlicePlan
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.vocabulary import Vocabulary
 
@@ -44,8 +50,30 @@ DRAWN_WIDTH = 640
 DETECTIONS_FILE = "detections.json"
 # Embeddings of them, in their order.
 EMBEDDINGS_FILE = "embeddings.safetensors"
-# Hues of neighbouring classes lie this far apart, as a share of the circle.
-_HUE_STEP = 0.381966
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for beside the classes.
+
+    Attributes:
+        negative: Words scored and never reported.
+        references: Pairs of a class and a picture, or a picture and its box. A class that the
+            vocabulary has not is added, known by its references alone.
+        thresholds: Pairs of a class and its least score.
+        load_classes: File of a saved set, in place of all these; None for none.
+        save_classes: File to save the set to.
+        slices: How large pictures are cut.
+        embeddings: Whether embeddings of the detections are written.
+    """
+
+    negative: Sequence[str] = ()
+    references: Sequence[tuple[str, Any]] = ()
+    thresholds: Sequence[tuple[str, float]] = ()
+    load_classes: Path | None = None
+    save_classes: Path | None = None
+    slices: SlicePlan | None = None
+    embeddings: bool = False
 
 
 def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
@@ -55,13 +83,6 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
         kind: "custom", a registered data set, or a file of names.
         custom: For "custom": classes between commas, synonyms of a class behind semicolons, as in
             "dog,police car;squad car;patrol car" of two classes.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: If there is no name, or ``kind`` is none of these.
-        FileNotFoundError: If ``kind`` looks like a file that is missing.
     """
     if kind == "custom":
         if not custom.strip(" ,;"):
@@ -77,42 +98,19 @@ def choose_vocabulary(kind: str, custom: str) -> Vocabulary:
 
 
 def draw(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
-    """Draw detections, every class in a colour of its own.
+    """Draw detections on an (H, W, 3) uint8 RGB picture, every class in a colour of its own.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``.
-        names: Class names.
-
-    Returns:
-        (H', W', 3) uint8 RGB, enlarged where the picture is small.
+    Small pictures are enlarged. ``found`` may have ``pred_masks``.
     """
     found = found.to("cpu")
-    classes = found.pred_classes.tolist()
     drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
     drawer.overlay_instances(
         boxes=found.pred_boxes,
         masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
         labels=make_labels(found, names),
-        assigned_colors=[
-            colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0) for number in classes
-        ],
+        assigned_colors=[class_shade(number) for number in found.pred_classes.tolist()],
     )
     return drawer.get_output().get_image()
-
-
-def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
-    """Write name and score of every detection.
-
-    Args:
-        found: ``scores`` and ``pred_classes``.
-        names: Class names.
-
-    Returns:
-        Such as "dog 90%".
-    """
-    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def run_demo(
@@ -128,6 +126,8 @@ def run_demo(
     wishes: Wishes | None = None,
 ) -> list[Path]:
     """Detect the classes of a vocabulary, draw the boxes, and list all of them in one file.
+
+    Inputs, options and the model are checked before anything is written.
 
     Args:
         cfg: The whole config; MODEL.WEIGHTS is the detector, of a LazyConfig
@@ -146,12 +146,6 @@ def run_demo(
 
     Returns:
         Pictures and videos written.
-
-    Raises:
-        ValueError: If MODEL.WEIGHTS is empty or of another model, an option is out of its range, a
-            file is no picture or film, or there is no such camera, before anything is written; or
-            a picture turns out to be damaged.
-        FileNotFoundError: If a file is missing.
     """
     sources: list[Path | int] = [*find_inputs(list(inputs))]
     sources += [] if webcam is None else [webcam]
@@ -164,7 +158,7 @@ def run_demo(
     films = [source for source in sources if is_video(source)]
     pictures = [source for source in sources if not is_video(source)]
     try:
-        for batch in _batches(pictures, batch_size):
+        for batch in batches(pictures, batch_size):
             session.add_pictures(batch)
         for film in films:
             session.add_film(film, max_frames)
@@ -183,12 +177,6 @@ def run_demo(
             len(session.file.images),
         )
     return session.written
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 class _Session:
@@ -230,7 +218,7 @@ class _Session:
             write_film(target, frame_rate(film)) as add,
             contextlib.suppress(*stop),
         ):
-            for frames in _batches(read_frames(film, max_frames), self.predictor.batch_size):
+            for frames in batches(read_frames(film, max_frames), self.predictor.batch_size):
                 outputs = self.predictor.detect_all(frames, **self.options)
                 for frame, output in zip(frames, outputs, strict=True):
                     found = self._instances(output)
@@ -278,15 +266,74 @@ class _Session:
 def new_name(stem: str, taken: set[str]) -> str:
     """Find a name that no earlier input has: those of several folders may share one.
 
-    Args:
-        stem: Name of the input without its suffix.
-        taken: Names so far; the new one is added.
-
-    Returns:
-        The stem, where needed with a number behind it.
+    It is ``stem``, where needed with a number behind it, and is added to ``taken``.
     """
     name, number = stem, 2
     while name in taken:
         name, number = f"{stem}_{number}", number + 1
     taken.add(name)
     return name
+
+
+def set_wished_classes(
+    predictor: OpenVocabPredictor, vocabulary: Vocabulary | None, wishes: Wishes
+) -> None:
+    """Give a predictor its classes: those of the words, if any, and of the wishes beside them."""
+    if wishes.load_classes is not None:
+        predictor.set_classes(PromptSet.load(wishes.load_classes))
+        return
+    if wishes.references or wishes.thresholds:
+        predictor.set_classes(_prompts(vocabulary, wishes), wishes.negative)
+    elif vocabulary is None:
+        raise ValueError("there is no class; give --custom-vocabulary, --reference or --classes")
+    else:
+        predictor.set_classes(vocabulary, wishes.negative)
+    if wishes.save_classes is not None and predictor.prompts is not None:
+        predictor.prompts.save(wishes.save_classes)
+
+
+def _prompts(vocabulary: Vocabulary | None, wishes: Wishes) -> list[ClassPrompt]:
+    words = {} if vocabulary is None else {group[0]: ";".join(group) for group in vocabulary.words}
+    if vocabulary is not None and not all(vocabulary.base_mask):
+        raise ValueError(
+            "--reference and --class-threshold go with --vocabulary custom or a file of names, not "
+            "with a data set that has novel classes"
+        )
+    names = list(dict.fromkeys([*words, *(name for name, _ in wishes.references)]))
+    scores = dict(wishes.thresholds)
+    unknown = sorted(set(scores) - set(names))
+    if unknown:
+        raise ValueError(f"--class-threshold names {unknown}, but the classes are {names[:10]}")
+    return [
+        ClassPrompt(
+            words.get(name, name),
+            tuple(reference for known, reference in wishes.references if known == name),
+            words=name in words,
+            min_score=scores.get(name),
+        )
+        for name in names
+    ]
+
+
+def parse_reference(text: str) -> tuple[str, Any]:
+    """Read ``NAME=PICTURE`` or ``NAME=PICTURE@left,top,right,bottom``: class and reference."""
+    name, _, picture = (part.strip() for part in text.partition("="))
+    file, _, corners = picture.rpartition("@") if picture.count(",") == 3 else (picture, "", "")
+    try:
+        box = tuple(float(side) for side in corners.split(",")) if corners else None
+    except ValueError:
+        file = ""
+    if not (name and file):
+        raise ValueError(
+            f"--reference {text!r} is no NAME=PICTURE or NAME=PICTURE@left,top,right,bottom"
+        )
+    return name, file if box is None else (file, box)
+
+
+def parse_threshold(text: str) -> tuple[str, float]:
+    """Read ``NAME=SCORE``."""
+    name, _, score = (part.strip() for part in text.rpartition("="))
+    try:
+        return name, float(score)
+    except ValueError:
+        raise ValueError(f"--class-threshold {text!r} is no NAME=SCORE, such as dog=0.4") from None

@@ -1,6 +1,6 @@
 """Detections of many pictures in one file of COCO's form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +24,42 @@ class DetectionFile:
         self.annotations: list[dict[str, Any]] = []
 
     def add(self, file_name: str, found: Instances, **more: object) -> None:
-        """Add a picture, also one without detections.
+        """Add a picture, also one without detections, which are in its pixels.
 
-        Args:
-            file_name: Its path, or that of its video.
-            found: ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``, in
-                pixels of the picture.
-            more: Further fields of the picture, such as ``frame``.
+        ``file_name`` is its path, or that of its video; ``more`` are further fields, such as
+        ``frame``.
         """
-        height, width = found.image_size
+        rows = instances_to_coco_json(found.to("cpu"), 0)
+        for row in rows:
+            width, height = row["bbox"][2:]
+            # Of the box before it is rounded.
+            row |= {"area": round(width * height, 2), "score": round(row["score"], 5)}
+            row["bbox"] = [round(side, 2) for side in row["bbox"]]
+        self.add_rows(file_name, rows, found.image_size, **more)
+
+    def add_rows(
+        self,
+        file_name: str,
+        rows: Sequence[Mapping[str, Any]],
+        size: tuple[int, int],
+        **more: object,
+    ) -> None:
+        """Add a picture of (height, width) by rows as Detectron2 makes them, classes from 0."""
+        height, width = size
         number = len(self.images) + 1
         self.images.append(
             {"id": number, "file_name": file_name, "width": width, "height": height, **more}
         )
-        for row in instances_to_coco_json(found.to("cpu"), number):
-            box = row["bbox"]
-            row |= {
-                "id": len(self.annotations) + 1,
-                "category_id": row["category_id"] + 1,
-                "bbox": [round(side, 2) for side in box],
-                "area": round(box[2] * box[3], 2),
-                "score": round(row["score"], 5),
-                "iscrowd": 0,
-            }
+        for row in rows:
+            area = row.get("area", round(row["bbox"][2] * row["bbox"][3], 2))
             if "segmentation" in row:
-                row["area"] = int(mask_coder.area(row["segmentation"]))
-            self.annotations.append(row)
+                area = int(mask_coder.area(row["segmentation"]))
+            own = {"id": len(self.annotations) + 1, "image_id": number, "iscrowd": 0}
+            own |= {"category_id": row["category_id"] + 1, "area": area}
+            self.annotations.append({**row, **own})
 
     def save(self, path: Path) -> None:
-        """Write the file.
-
-        Args:
-            path: json file.
-        """
+        """Write the json file."""
         content = {
             "images": self.images,
             "categories": [{"id": i, "name": name} for i, name in enumerate(self.names, 1)],

@@ -10,13 +10,13 @@ from detectron2.config import CfgNode, get_cfg, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.config import add_clipself_config
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.lazy import build_lazy_model, embedding_calls, load_lazy_config
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.runs.checkpointer import StrictCheckpointer, self_contained
+from clipself_d2_cli.flags import user_path
 
 Config: TypeAlias = CfgNode | DictConfig
 
@@ -41,14 +41,10 @@ class DetectorSource:
 
 
 def read_detector_config(config_file: str | Path, overrides: Sequence[object]) -> Config:
-    """Read a config by the kind of its file.
+    """Read a config by the kind of its file: yaml, or a LazyConfig, which ends in .py.
 
-    Args:
-        config_file: yaml file, or a LazyConfig, which ends in .py.
-        overrides: Alternating keys and values for yaml, ``key=value`` for a LazyConfig.
-
-    Returns:
-        The config, not frozen.
+    Overrides alternate keys and values for yaml and are ``key=value`` for a LazyConfig. The config
+    is not frozen.
     """
     path = user_path(str(config_file))
     if path.suffix == ".py":
@@ -66,14 +62,6 @@ def build_detector(
         config: A file as for ``read_detector_config``, or a config.
         weights: Checkpoint; None takes MODEL.WEIGHTS, of a LazyConfig ``train.init_checkpoint``.
         overrides: As for ``read_detector_config``.
-
-    Returns:
-        The detector.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If there are no weights or they are of another model, or a LazyConfig's model
-            has no text classes.
     """
     if isinstance(config, str | Path):
         config = read_detector_config(config, overrides)
@@ -141,18 +129,9 @@ def _words_of(config: DictConfig, model: nn.Module) -> CfgNode:
 
 
 def find_checkpoint(key: str, weights: str) -> str:
-    """Check that the checkpoint of a config is there.
+    """Check that the checkpoint ``weights`` of a config's ``key`` is there.
 
-    Args:
-        key: Its key.
-        weights: What the key holds.
-
-    Returns:
-        The file with the home folder expanded, or an address such as detectron2://.
-
-    Raises:
-        ValueError: If there is none.
-        FileNotFoundError: If the file is missing.
+    Returns the file with the home folder expanded, or an address such as detectron2:// as it is.
     """
     if not weights:
         raise ValueError(f"{key} is empty; give the model's checkpoint")

@@ -34,14 +34,10 @@ class EncodedPicture:
 
 @contextmanager
 def kept_features(model: nn.Module, known: Any = None) -> Iterator[list[Any]]:
-    """Keep what a model's backbone returns, or return what is known instead of running it.
+    """Keep what a model's backbone returns, of CAT-Seg its ``encode_views``.
 
-    Args:
-        model: A model with ``backbone``, or with ``encode_views`` as CAT-Seg.
-        known: Features of the one picture that the model is going to be given; None runs it.
-
-    Yields:
-        A list to which the features of every pass are added.
+    Yields a list to which the features of every pass are added. Where those of the one picture are
+    ``known``, they are returned instead of running anything.
     """
     whole = hasattr(model, "encode_views")
     owner: Any = model if whole else model.backbone
@@ -61,18 +57,7 @@ def kept_features(model: nn.Module, known: Any = None) -> Iterator[list[Any]]:
 
 
 def dense_map(model: nn.Module, features: Any) -> tuple[Tensor, float]:
-    """Find the dense CLIP map among the features of a model.
-
-    Args:
-        model: The model.
-        features: Of ``kept_features``.
-
-    Returns:
-        (N, D, h, w) map with unit norm in every cell, and the input pixels per cell.
-
-    Raises:
-        ValueError: If the model has none.
-    """
+    """Find the dense map (N, D, h, w), unit norm in every cell, and the input pixels per cell."""
     backbone: Any = getattr(model, "backbone", None)
     if backbone is None or CLIP_FEATURE not in backbone.output_shape():
         raise ValueError(
@@ -86,16 +71,14 @@ def dense_map(model: nn.Module, features: Any) -> tuple[Tensor, float]:
 def embed_boxes(
     dense_Dhw: Tensor, stride: float, boxes_R4: Tensor, scale: tuple[float, float]
 ) -> Tensor:
-    """Embed boxes by the mean of the dense CLIP map inside of them.
+    """Embed boxes by the mean of the dense CLIP map inside of them: (R, D) float32, unit norm.
 
     Args:
         dense_Dhw: Map of one picture.
         stride: Input pixels per cell.
         boxes_R4: (R, 4) XYXY px of the picture.
         scale: Input pixels per pixel of the picture, of width and height.
-
-    Returns:
-        (R, D) float32, unit norm.
     """
+    # From pixels of the picture to those of the input, which the stride counts.
     factors = boxes_R4.new_tensor([*scale, *scale])
     return roi_embeddings(dense_Dhw[None], [boxes_R4 * factors], stride)

@@ -44,7 +44,7 @@ class MaskedPicture:
 def read_mask_file(
     source: Path, images: Path, maps: Path | None = None
 ) -> tuple[str, list[MaskedPicture]]:
-    """List pictures with the masks of another model.
+    """List pictures with the masks of another model, and say which of ``KINDS`` the file is.
 
     Args:
         source: A COCO panoptic json file, a json list of COCO results with ``segmentation`` as
@@ -52,13 +52,6 @@ def read_mask_file(
             numbers, every value but 0 and 255 a mask, or in COCO's panoptic colours.
         images: Folder of the pictures, named as the json file says or, in results, by their ids.
         maps: Folder of a panoptic file's PNGs; None is the folder of its name beside it.
-
-    Returns:
-        Which of ``KINDS`` it is, and the pictures.
-
-    Raises:
-        FileNotFoundError: If a file or folder is missing.
-        ValueError: If the file is of another form, or a picture cannot be found.
     """
     for path in (source, images, *([maps] if maps else [])):
         if not path.exists():
@@ -99,7 +92,7 @@ def _from_panoptic(
         def load(path: Path = path, rows: Sequence[Mapping] = row["segments_info"]) -> np.ndarray:
             ids = segment_ids(read_segment_colours(str(path)))
             check_segments(ids, rows, str(path))
-            return np.stack([ids == each["id"] for each in rows]) if rows else _none(ids.shape)
+            return _split(ids, [row["id"] for row in rows])
 
         picture = _find([Path(row["file_name"]).stem], pictures, "the panoptic file")
         found.append(MaskedPicture(picture, row["image_id"], row["segments_info"], load))
@@ -146,8 +139,7 @@ def _from_maps(folder: Path, pictures: Mapping[str, Path]) -> list[MaskedPicture
         values = [int(value) for value in np.unique(ids) if value not in (0, 255, 65535)]
 
         def load(path: Path = path, values: Sequence[int] = values) -> np.ndarray:
-            ids = _read_ids(path)
-            return np.stack([ids == v for v in values]) if values else _none(ids.shape)
+            return _split(_read_ids(path), values)
 
         rows = [{"id": value} for value in values]
         found.append(MaskedPicture(_find([path.stem], pictures, str(path)), path.stem, rows, load))
@@ -161,23 +153,13 @@ def _read_ids(path: Path) -> np.ndarray:
         return segment_ids(read_segment_colours(str(path)))
 
 
-def _none(size: tuple[int, ...]) -> np.ndarray:
-    return np.zeros((0, *size), bool)
+def _split(ids: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """(Q, H, W) masks of the values; Q may be 0."""
+    return ids == np.array(values, np.int64)[:, None, None]
 
 
 def check_sizes(picture: MaskedPicture, masks: np.ndarray) -> np.ndarray:
-    """Read a picture and hold its size against that of its masks.
-
-    Args:
-        picture: The picture.
-        masks: (Q, H, W).
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
+    """Read a picture, (H, W, 3) uint8 RGB, which must have the size of its (Q, H, W) masks."""
     pixels = np.asarray(read_picture(picture.path))
     if pixels.shape[:2] != masks.shape[1:]:
         raise ValueError(

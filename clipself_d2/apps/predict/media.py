@@ -1,49 +1,43 @@
 """What a demo is given to look at: pictures, folders, patterns, videos and webcams."""
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 
 import cv2
 import numpy as np
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.data.pictures import check_picture
 from clipself_d2.data.tar_shards import IMAGE_SUFFIXES, is_hidden, is_member
+from clipself_d2_cli.flags import user_path
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # Of cameras that do not say theirs.
 DEFAULT_FPS = 25.0
 
 
+def batches(items: Iterable, size: int) -> Iterator[list]:
+    """Cut a stream of pictures into lists of ``size``, the last rather shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
 def is_video(source: Path | int) -> bool:
-    """Tell videos and cameras from pictures.
-
-    Args:
-        source: File, or number of a camera.
-
-    Returns:
-        Whether it is one, by its suffix.
-    """
+    """Tell videos, by their suffix, and cameras, by their number, from pictures."""
     return isinstance(source, int) or source.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """Expand folders and patterns.
+    """Expand folders and patterns to files, each once.
 
-    Args:
-        inputs: Files; folders, whose pictures and videos are taken in order of their names, without
-            sub-folders; and patterns such as ``scenes/*.jpg`` or ``scenes/**/*.png``. Of folders
-            and patterns, names that begin with a dot are passed over.
-
-    Returns:
-        Files, each once.
-
-    Raises:
-        FileNotFoundError: If a file is missing, or a folder or pattern gives nothing.
+    Folders give their pictures and videos in order of their names, without sub-folders; patterns
+    are such as ``scenes/*.jpg`` or ``scenes/**/*.png``. Of both, names that begin with a dot are
+    passed over.
     """
     found: list[Path] = []
     for entry in inputs:
@@ -66,13 +60,7 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
 def check_readable(sources: Sequence[Path | int]) -> None:
     """Look at the beginning of every input, before any of them is worked on.
 
-    Args:
-        sources: Pictures, videos, cameras.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is no picture or video, there is no such camera, or PyAV is missing,
-            which writes videos.
+    Videos need PyAV, which writes them.
     """
     for source in sources:
         if is_video(source):
@@ -85,17 +73,7 @@ def check_readable(sources: Sequence[Path | int]) -> None:
 
 @contextmanager
 def open_film(source: Path | int) -> Iterator[cv2.VideoCapture]:
-    """Open a video file, or a camera by its number.
-
-    Args:
-        source: File, or number of a camera, 0 the first.
-
-    Yields:
-        OpenCV's reader.
-
-    Raises:
-        ValueError: If it is no video, or there is no such camera.
-    """
+    """Open a video file, or a camera by its number, 0 the first, with OpenCV's reader."""
     level = cv2.utils.logging.getLogLevel()
     # OpenCV's own complaint would stand above ours.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -116,34 +94,18 @@ def open_film(source: Path | int) -> Iterator[cv2.VideoCapture]:
 
 
 def frame_rate(film: cv2.VideoCapture) -> float:
-    """Tell the speed of a film.
-
-    Args:
-        film: Of ``open_film``.
-
-    Returns:
-        Pictures a second.
-    """
+    """Tell the speed of a film, pictures a second."""
     fps = film.get(cv2.CAP_PROP_FPS)
     return fps if np.isfinite(fps) and fps > 0 else DEFAULT_FPS
 
 
 def read_frames(film: cv2.VideoCapture, limit: int = 0) -> Iterator[np.ndarray]:
-    """Read a film to its end.
-
-    Args:
-        film: Of ``open_film``.
-        limit: Most frames; 0 for all.
-
-    Yields:
-        (H, W, 3) uint8 RGB.
-    """
-    number = 0
-    while not limit or number < limit:
+    """Read a film to its end or to the limit, 0 for none: (H, W, 3) uint8 RGB frames."""
+    for _ in islice(count(), limit or None):
         there, frame = film.read()
         if not there:
             return
-        number += 1
+        # OpenCV reads BGR.
         yield frame[:, :, ::-1]
 
 
@@ -151,16 +113,8 @@ def read_frames(film: cv2.VideoCapture, limit: int = 0) -> Iterator[np.ndarray]:
 def write_film(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Write an mp4 file of H.264, which browsers play, in the size of the first frame.
 
-    Args:
-        path: File to write.
-        fps: Pictures a second.
-
-    Yields:
-        Function that appends a frame, (H, W, 3) uint8 RGB; a last odd row or column is cut, as the
-        codec asks.
-
-    Raises:
-        ValueError: If PyAV is missing.
+    Yields a function that appends a frame, (H, W, 3) uint8 RGB; a last odd row or column is cut, as
+    the codec asks.
     """
     av = _import_av()
     # The index stands at the front, so that a browser need not load the whole file before it plays.

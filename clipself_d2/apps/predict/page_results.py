@@ -3,6 +3,7 @@
 Legend: K classes, H W pixels, h w cells of the dense map.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipself_d2.apps.predict.detection_file import DetectionFile
-from clipself_d2.apps.predict.segments import class_colour, segments_of
+from clipself_d2.apps.predict.segments import class_colour, make_labels, segments_of
 
 # Legend of a drawing: parts, each a (H, W) mask or XYXY px, with their labels.
 Parts: TypeAlias = list[tuple[Any, str]]
@@ -60,14 +61,7 @@ def read_output(
 ) -> PictureResult:
     """Keep of a model's output what the page shows.
 
-    Args:
-        name: Name of the picture.
-        image: (H, W, 3) uint8 RGB.
-        output: The model's, of a predictor.
-        heat_Khw: As of ``PictureResult``; None takes the scores of ``sem_seg``, where there are.
-
-    Returns:
-        The result.
+    Without ``heat_Khw`` the scores of ``sem_seg`` are taken in its place, where there are any.
     """
     semantic = None
     if "sem_seg" in output:
@@ -85,17 +79,7 @@ def read_output(
 
 
 def box_parts(result: PictureResult, names: Sequence[str], least: float, masks: bool) -> Parts:
-    """List boxes or masks above a threshold.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score.
-        masks: Whether the masks are wanted.
-
-    Returns:
-        Parts labelled as "dog 90%".
-    """
+    """List boxes, or else masks, whose score is ``least`` or more, labelled as "dog 90%"."""
     found = result.instances
     if found is None or (masks and not found.has("pred_masks")):
         return []
@@ -106,47 +90,27 @@ def box_parts(result: PictureResult, names: Sequence[str], least: float, masks: 
         if masks
         else [tuple(map(int, box)) for box in found.pred_boxes.tensor.round().tolist()]
     )
-    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    labels = [f"{names[number]} {score:.0%}" for number, score in pairs]
-    return list(zip(shapes, labels, strict=True))
+    return list(zip(shapes, make_labels(found, names), strict=True))
 
 
 def panoptic_parts(result: PictureResult, names: Sequence[str], least: float) -> Parts:
-    """List segments above a threshold.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score of segments that have one.
-
-    Returns:
-        Parts labelled by their class; a second dog is "dog 2".
-    """
+    """List segments by their class, a second dog as "dog 2"; those without a score are kept."""
     if result.panoptic is None:
         return []
     ids, rows = result.panoptic
-    counts: dict[int, int] = {}
+    counts: Counter[str] = Counter()
     parts = []
     for row in rows:
         if row.get("score", 1.0) >= least:
-            number = row["category_id"]
-            counts[number] = counts.get(number, 0) + 1
-            label = names[number] if counts[number] == 1 else f"{names[number]} {counts[number]}"
+            name = names[row["category_id"]]
+            counts[name] += 1
+            label = name if counts[name] == 1 else f"{name} {counts[name]}"
             parts.append(((ids == row["id"]).astype(float), label))
     return parts
 
 
 def semantic_parts(result: PictureResult, names: Sequence[str], least: float) -> Parts:
-    """List the pixels of every class.
-
-    Args:
-        result: Of a picture.
-        names: Class names.
-        least: Least score of a pixel.
-
-    Returns:
-        Parts labelled as "sky 40%", by their share of the picture.
-    """
+    """List the pixels of every class as "sky 40%", its share of the picture."""
     if result.semantic is None:
         return []
     labels, scores = result.semantic
@@ -159,15 +123,8 @@ def semantic_parts(result: PictureResult, names: Sequence[str], least: float) ->
 
 
 def part_colours(parts: Parts, names: Sequence[str]) -> dict[str, str]:
-    """Give every label the colour of its class.
-
-    Args:
-        parts: Parts.
-        names: Class names, of which every label begins with one.
-
-    Returns:
-        Colours such as "#ff0040" by label.
-    """
+    """Give every label, which begins with a class name, the colour of its class, as "#ff0040"."""
+    # The longest name that fits: "dog house 90%" begins with "dog" too.
     by_length = sorted(range(len(names)), key=lambda number: -len(names[number]))
     colours = {}
     for _, label in parts:
@@ -177,18 +134,14 @@ def part_colours(parts: Parts, names: Sequence[str]) -> dict[str, str]:
 
 
 def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, float]:
-    """Lay the likeness to one class over a picture.
+    """Lay the likeness to one class over a picture: (H', W', 3) uint8 RGB.
 
-    Args:
-        result: With ``heat_Khw``.
-        number: The class.
-
-    Returns:
-        (H', W', 3) uint8 RGB, small pictures enlarged, and the likeness at the dark and at the
-        bright end; these are the same for all classes, so that maps can be compared.
+    Returns also the likeness at the dark and at the bright end; these are the same for all classes,
+    so that maps can be compared. Small pictures are enlarged.
     """
     assert result.heat_Khw is not None, "this result has no heat map"
     maps = result.heat_Khw.float()
+    # torch.quantile refuses more than 16 million numbers.
     sample = maps.flatten()[:: max(1, maps.numel() // 1_000_000)]
     low, high = float(sample.quantile(_LOW_END)), float(maps.max())
     factor = max(1, -(-_DRAWN_WIDTH // result.image.shape[1]))
@@ -202,15 +155,7 @@ def heat_map(result: PictureResult, number: int) -> tuple[np.ndarray, float, flo
 
 
 def expression_parts(result: PictureResult, least: float) -> Parts:
-    """Show what an expression refers to.
-
-    Args:
-        result: Of a picture.
-        least: Least probability of a pixel.
-
-    Returns:
-        One part, or none.
-    """
+    """Show what an expression refers to: one part, or none."""
     if result.probability is None:
         return []
     mask = result.probability > least
@@ -220,14 +165,7 @@ def expression_parts(result: PictureResult, least: float) -> Parts:
 def write_coco(
     results: Sequence[PictureResult], names: Sequence[str], least: float, path: Path
 ) -> None:
-    """Write what the page shows as a COCO json.
-
-    Args:
-        results: Of the pictures.
-        names: Class names; of expressions the expression.
-        least: Least score.
-        path: File to write.
-    """
+    """Write what the page shows as a COCO json."""
     file = DetectionFile(names)
     for result in results:
         file.add(result.name, _as_instances(result, names, least))

@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,17 +108,7 @@ class Models:
         return tabs + ["expression"] * (self.referring is not None)
 
     def answer(self, question: Question) -> Answer:
-        """Ask the models.
-
-        Args:
-            question: What is asked.
-
-        Returns:
-            The answer.
-
-        Raises:
-            ValueError: With a sentence for the visitor.
-        """
+        """Ask the models; a ValueError has a sentence for the visitor."""
         check_question(question)
         if self.predictor is None and not question.expression.strip():
             raise ValueError('there is no expression; write one, such as "the dog on the left"')
@@ -185,19 +175,12 @@ class Models:
         predictor: ReferringPredictor, result: PictureResult, question: Question
     ) -> PictureResult:
         (output,) = predictor(result.image, [question.expression])
-        fields = {**vars(result), "expression": question.expression}
-        return PictureResult(**{**fields, "probability": output["ref_mask_prob"].cpu().numpy()})
+        probability = output["ref_mask_prob"].cpu().numpy()
+        return replace(result, expression=question.expression, probability=probability)
 
 
 def check_question(question: Question) -> None:
-    """Refuse what is too much.
-
-    Args:
-        question: What is asked.
-
-    Raises:
-        ValueError: With a sentence for the visitor.
-    """
+    """Refuse what is too much, in a sentence for the visitor."""
     if not question.files:
         raise ValueError("there is no picture; upload one")
     if len(question.files) > MOST_PICTURES:
@@ -216,8 +199,7 @@ def check_question(question: Question) -> None:
 def collected_warnings() -> Iterator[list[str]]:
     """Collect what the package warns of in this thread.
 
-    Yields:
-        The messages, filled while the block runs.
+    Yields a list that is filled while the block runs.
     """
     notes: list[str] = []
     thread = threading.get_ident()
@@ -237,13 +219,9 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 def find_examples(cfg: CfgNode) -> list[tuple[str, list[str]]]:
-    """Take pictures of the test set, and what is in them, as examples.
+    """Take pictures of the test set, and words for what is in them, as examples.
 
-    Args:
-        cfg: The whole config.
-
-    Returns:
-        Files and words; none where the data set is not on this machine.
+    There are none where the data set is not on this machine.
     """
     name = next(iter(cfg.DATASETS.TEST), "")
     try:

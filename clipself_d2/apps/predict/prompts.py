@@ -27,6 +27,8 @@ _MOST_WORDS, _SHOWN = 10, 40
 # A box of a class goes where one of a negative word overlaps it so far and scores higher.
 _SAME_PLACE = 0.5
 _FORMAT = "clipself_d2 classes 1"
+_VOCABULARY_KEYS = ("names", "base_mask", "synonyms", "thing_mask")
+_CLIP_KEYS = ("clip", "weights", "templates")
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,10 @@ class PromptSet:
         return self.embeddings.vocabulary.names[: self.num_reported]
 
     def report(self, output: dict[str, Any], min_score: float = 0.0) -> dict[str, Any]:
-        """Leave out what scores too low or belongs to a negative word.
+        """Leave out of a model's output what scores too low or belongs to a negative word.
 
-        Args:
-            output: A model's output for one picture.
-            min_score: Least score of classes that have none of their own.
-
-        Returns:
-            The same with the reported classes alone; a pixel of ``sem_seg`` whose best word is
-            negative scores 0 everywhere.
+        A pixel of ``sem_seg`` whose best word is negative scores 0 everywhere. ``min_score`` is
+        that of classes that have none of their own.
         """
         count = self.num_reported
         result = dict(output)
@@ -104,19 +101,12 @@ class PromptSet:
         keep = wanted.scores >= torch.tensor(least).to(wanted.scores)[wanted.pred_classes]
         if len(bad):
             overlap = pairwise_iou(wanted.pred_boxes, bad.pred_boxes) > _SAME_PLACE
+            # (wanted, bad): a negative word that overlaps and scores higher.
             keep &= ~(overlap & (bad.scores[None] > wanted.scores[:, None])).any(1)
         return wanted[keep]
 
     def check(self, clip: str, weights: str) -> None:
-        """Refuse a set of another CLIP than a detector's.
-
-        Args:
-            clip: MODEL.CLIP.NAME.
-            weights: MODEL.CLIP.PRETRAINED.
-
-        Raises:
-            ValueError: If the names differ; of other weights it is warned.
-        """
+        """Refuse a set of another CLIP than a detector's; of other weights it is warned."""
         made = self.embeddings
         if made.clip != clip:
             raise ValueError(
@@ -128,28 +118,23 @@ class PromptSet:
             logger.warning(message, made.weights, weights)
 
     def save(self, path: str | Path) -> None:
-        """Write the set to one file, a safetensors file without any code in it.
-
-        Args:
-            path: File to write.
-        """
+        """Write the set to one file, a safetensors file without any code in it."""
         own = self.embeddings
         vocabulary = own.vocabulary
-        tensors = {"embeddings": own.embeddings_KD.contiguous().clone()}
-        if own.background_D is not None:
-            tensors["background"] = own.background_D.contiguous().clone()
-        if own.words_WD is not None:
-            tensors["words"] = own.words_WD.contiguous().clone()
+        rows = {
+            "embeddings": own.embeddings_KD,
+            "background": own.background_D,
+            "words": own.words_WD,
+        }
+        # safetensors takes neither views nor two tensors of one memory.
+        tensors = {
+            name: part.contiguous().clone() for name, part in rows.items() if part is not None
+        }
         content = {
-            "names": vocabulary.names,
-            "base_mask": vocabulary.base_mask,
-            "synonyms": vocabulary.synonyms,
-            "thing_mask": vocabulary.thing_mask,
+            **{key: getattr(vocabulary, key) for key in _VOCABULARY_KEYS},
             "min_scores": self.min_scores,
             "references": self.references,
-            "clip": own.clip,
-            "weights": own.weights,
-            "templates": own.templates,
+            **{key: getattr(own, key) for key in _CLIP_KEYS},
         }
         text = json.dumps(content)
         digest = _digest(text, tensors)
@@ -158,18 +143,7 @@ class PromptSet:
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptSet":
-        """Read a set that ``save`` wrote.
-
-        Args:
-            path: File.
-
-        Returns:
-            The set.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is damaged or of another kind.
-        """
+        """Read a set that ``save`` wrote; a ValueError says that it is damaged."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"set of classes {path} does not exist")
         try:
@@ -192,10 +166,8 @@ class PromptSet:
                 vocabulary=vocabulary,
                 embeddings_KD=tensors["embeddings"],
                 background_D=tensors.get("background"),
-                clip=content["clip"],
-                templates=content["templates"],
-                weights=content["weights"],
                 words_WD=tensors.get("words"),
+                **{key: content[key] for key in _CLIP_KEYS},
             )
             return cls(embeddings, tuple(content["min_scores"]), tuple(content["references"]))
         except (SafetensorError, ValueError, LookupError, TypeError) as error:
@@ -214,18 +186,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 def parse_prompts(
     classes: Sequence[str | ClassPrompt],
 ) -> tuple[Vocabulary, tuple[ClassPrompt, ...]]:
-    """Read classes.
-
-    Args:
-        classes: Entries as of ``parse_classes``, or prompts.
-
-    Returns:
-        The vocabulary, and a prompt for each class.
-
-    Raises:
-        ValueError: As of ``parse_classes``, or for a threshold out of its range or a class without
-            words and references.
-    """
+    """Read classes, each an entry of ``parse_classes`` or a prompt, with a prompt for each."""
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise ValueError(f"classes are a list of texts, got {classes!r:.80}; write [...] around it")
     prompts = tuple(
@@ -242,15 +203,7 @@ def parse_prompts(
 
 
 def add_negative(vocabulary: Vocabulary, negative: Sequence[str]) -> Vocabulary:
-    """Put words behind the classes that are scored and never reported.
-
-    Args:
-        vocabulary: The classes.
-        negative: Entries as of ``parse_classes``; may be empty.
-
-    Returns:
-        Both, the words as base classes and things.
-    """
+    """Put words behind the classes that are scored and never reported, as base and things."""
     if not negative:
         return vocabulary
     more = parse_classes(negative)
@@ -269,17 +222,10 @@ def add_negative(vocabulary: Vocabulary, negative: Sequence[str]) -> Vocabulary:
 
 
 def parse_classes(entries: Sequence[str]) -> Vocabulary:
-    """Turn words into classes.
+    """Turn words into classes, which have the places of the entries.
 
-    Args:
-        entries: A class each; behind semicolons its synonyms, whose embeddings are averaged with
-            that of the name: "police car;squad car".
-
-    Returns:
-        The vocabulary; its classes have the places of the entries.
-
-    Raises:
-        ValueError: If there is no class, or an entry is blank, comes twice or is no text.
+    An entry is a class; behind semicolons stand its synonyms, whose embeddings are averaged with
+    that of the name: "police car;squad car".
     """
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise ValueError(f"classes are a list of texts, got {entries!r:.80}; write [...] around it")
@@ -299,17 +245,7 @@ def parse_classes(entries: Sequence[str]) -> Vocabulary:
 
 
 def parse_typed_classes(text: str) -> Vocabulary:
-    """Turn a line of text into classes.
-
-    Args:
-        text: Classes between commas, each as an entry of ``parse_classes``; a comma may end it.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: As ``parse_classes``.
-    """
+    """Turn a line of text into classes, between commas; a comma may end it."""
     return parse_classes(text.strip().removesuffix(",").split(","))
 
 
@@ -321,13 +257,7 @@ def _parse_class(entry: object) -> list[str]:
 
 
 def warn_unseen_words(text: TextEncoder, name: str, words: Sequence[str]) -> None:
-    """Warn of words that the embedded CLIP never read.
-
-    Args:
-        text: A text tower; those trained on web text have no such words.
-        name: Name of its CLIP.
-        words: Words or sentences typed by the user.
-    """
+    """Warn of words, or of words of sentences, that the embedded CLIP never read."""
     unseen = text.unseen_words(list(dict.fromkeys(words)))
     if unseen:
         shown = ", ".join(word[:_SHOWN] for word in unseen[:_MOST_WORDS])

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipself_d2.apps.predict.demo import DRAWN_WIDTH, new_name
 from clipself_d2.apps.predict.detector_source import find_checkpoint
@@ -33,10 +33,6 @@ class ReferringPredictor:
 
     Args:
         cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
-
-    Raises:
-        ValueError: If the config is no CRIS, or MODEL.WEIGHTS is empty or of another model.
-        FileNotFoundError: If MODEL.WEIGHTS is missing.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -50,72 +46,37 @@ class ReferringPredictor:
         StrictCheckpointer(self.model).load(find_checkpoint("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS))
 
     def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Segment one picture by several expressions.
+        """Segment an (H, W, 3) uint8 RGB picture by several sentences; it is encoded once.
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            expressions: Sentences; of those that are longer than the text tower reads it is warned,
-                and of words that the embedded CLIP never read where its text tower was not trained.
+        It is warned of those that are longer than the text tower reads, and of words that the
+        embedded CLIP never read where its text tower was not trained.
 
         Returns:
-            As of ``segment``.
+            For each expression ``ref_mask_prob`` (H, W) and ``ref_mask`` (H, W) bool.
         """
         check_expressions(expressions)
         tokens = self.model.text.tokenize(expressions, self.model.word_length)
         self.model.text.warn_of_cut(expressions, tokens)
         if self.cfg.MODEL.CLIP.TEXT_TRAINABLE_BLOCKS == 0:
             warn_unseen_words(self.model.text, self.cfg.MODEL.CLIP.NAME, expressions)
-        return segment(self.cfg, self.model, image, expressions)
+        red, green, blue = self.cfg.MODEL.PIXEL_MEAN
+        placed = letterbox_image(image, self.cfg.INPUT.REFER_SIZE, (red, green, blue))
+        tensor = torch.from_numpy(np.ascontiguousarray(placed.transpose(2, 0, 1)))
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        with torch.no_grad():
+            return self.model([{"image": tensor, "sentence": text, **size} for text in expressions])
 
 
 def check_expressions(expressions: Sequence[str]) -> None:
-    """Refuse expressions without a word.
-
-    Args:
-        expressions: Sentences.
-
-    Raises:
-        ValueError: If one is blank.
-    """
+    """Refuse expressions without a word."""
     if not all(text.strip() for text in expressions):
         raise ValueError(
             'the expression is blank; give a sentence such as "the dog on the left" (--expression)'
         )
 
 
-def segment(
-    cfg: CfgNode, model: nn.Module, image: np.ndarray, expressions: Sequence[str]
-) -> list[dict[str, Tensor]]:
-    """Segment one picture by several expressions; it is encoded once.
-
-    Args:
-        cfg: The whole config.
-        model: The meta-architecture CRIS in evaluation mode.
-        image: (H, W, 3) uint8 RGB.
-        expressions: Sentences.
-
-    Returns:
-        For each expression ``ref_mask_prob`` (H, W) and ``ref_mask`` (H, W) bool.
-    """
-    red, green, blue = cfg.MODEL.PIXEL_MEAN
-    placed = letterbox_image(image, cfg.INPUT.REFER_SIZE, (red, green, blue))
-    tensor = torch.from_numpy(np.ascontiguousarray(placed.transpose(2, 0, 1)))
-    size = {"height": image.shape[0], "width": image.shape[1]}
-    with torch.no_grad():
-        return model([{"image": tensor, "sentence": text, **size} for text in expressions])
-
-
 def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
-    """Draw a mask and its expression.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool; may be empty.
-        text: The expression.
-
-    Returns:
-        (H', W', 3) uint8 RGB, enlarged where the picture is small.
-    """
+    """Draw an (H, W) bool mask, which may be empty, and its expression; enlarge small pictures."""
     drawer = Visualizer(image, scale=max(1.0, DRAWN_WIDTH / image.shape[1]))
     if mask.any():
         drawer.draw_binary_mask(mask.astype(np.uint8), color=MASK_COLOUR, alpha=OPACITY)
@@ -126,23 +87,10 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, text: str) -> np.ndarray:
 def run_refer_demo(
     cfg: CfgNode, inputs: Sequence[Path], output_dir: Path, expressions: Sequence[str]
 ) -> list[Path]:
-    """Segment expressions in pictures and write a drawing for each.
+    """Segment expressions in pictures and write a drawing for each, which are listed.
 
-    Args:
-        cfg: The whole config of META_ARCHITECTURE CRIS; MODEL.WEIGHTS is the model.
-        inputs: Pictures.
-        output_dir: Folder of ``<picture>_<number of the expression>.png``; of a further picture of
-            the same name ``<picture>_<n>_...``.
-        expressions: Sentences.
-
-    Returns:
-        Files written.
-
-    Raises:
-        ValueError: If the config is no CRIS, MODEL.WEIGHTS is empty or of another model, an
-            expression is blank, or a file is no picture, before anything is written; or a picture
-            turns out to be damaged.
-        FileNotFoundError: If a file is missing.
+    The inputs are checked before anything is written. Drawings are called ``<picture>_<number of
+    the expression>.png``; of a further picture of the same name ``<picture>_<n>_...``.
     """
     check_expressions(expressions)
     if not inputs:

@@ -29,16 +29,10 @@ def with_references(
     tower: VisionTower,
     read: Reader,
 ) -> TextEmbeddings:
-    """Put reference pictures into the embeddings of classes.
+    """Put reference pictures into the embeddings of classes, a prompt for each of the first.
 
-    Args:
-        embeddings: Of the words.
-        prompts: A prompt for each of the first classes.
-        tower: The CLIP's own image tower, not a distilled one: it embeds crops.
-        read: Reads a picture.
-
-    Returns:
-        The embeddings; every word of a class with references has that of the class.
+    ``tower`` is the CLIP's own, not a distilled one: it embeds crops. Every word of a class with
+    references gets the embedding of the class.
     """
     rows = embeddings.embeddings_KD.clone()
     words, word_class = embeddings.by_word()
@@ -46,8 +40,10 @@ def with_references(
     for number, prompt in enumerate(prompts):
         if prompt.references:
             seen = embed_references(tower, prompt.references, read).mean(0)
+            # The sum of two unit vectors points halfway between them.
             row = F.normalize(seen, dim=0) + (rows[number] if prompt.words else 0)
             rows[number] = F.normalize(row, dim=0)
+            # Words that are scored one by one must not outvote the references.
             words[word_class == number] = rows[number]
     by_word = None if embeddings.words_WD is None else words
     return replace(embeddings, embeddings_KD=rows, words_WD=by_word)
@@ -55,18 +51,10 @@ def with_references(
 
 @torch.no_grad()
 def embed_references(tower: VisionTower, references: Sequence[Any], read: Reader) -> Tensor:
-    """Embed pictures, or boxes of them, as CLIP sees them cut out.
-
-    Args:
-        tower: The CLIP's own image tower.
-        references: Pictures, or pairs of a picture and a box (XYXY px).
-        read: Reads a picture.
+    """Embed pictures, or pairs of a picture and a box (XYXY px), as CLIP sees them cut out.
 
     Returns:
         (number of references, D) float32, unit norm, on the CPU.
-
-    Raises:
-        ValueError: If a box is empty or outside of its picture.
     """
     crops = []
     for reference in references:

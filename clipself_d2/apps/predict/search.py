@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.ops import nms
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.apps.predict.demo import draw
 from clipself_d2.apps.predict.encoded import EncodedPicture, dense_map, embed_boxes
 from clipself_d2.apps.predict.media import find_inputs, is_video
@@ -32,6 +31,7 @@ from clipself_d2.data.pictures import fit_longest, read_picture
 from clipself_d2.parts.image_tower import load_original_tower
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.text_embeddings import read_text_embeddings
+from clipself_d2_cli.flags import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,7 @@ class RegionIndex:
     embeddings_RD: Tensor
 
     def save(self, folder: Path) -> None:
-        """Write the index.
-
-        Args:
-            folder: Folder of ``regions.safetensors`` (half precision) and ``pictures.json``.
-        """
+        """Write ``regions.safetensors`` (embeddings in half precision) and ``pictures.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             "picture": self.picture_R,
@@ -77,18 +73,7 @@ class RegionIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "RegionIndex":
-        """Read an index.
-
-        Args:
-            folder: As of ``save``.
-
-        Returns:
-            The index.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If a file is damaged.
-        """
+        """Read an index that ``save`` wrote."""
         if not (folder / ARRAYS_FILE).is_file() or not (folder / PICTURES_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no index; make one with --input FOLDER --index {folder}"
@@ -96,6 +81,7 @@ class RegionIndex:
         try:
             content = json.loads((folder / PICTURES_FILE).read_text())
             arrays = load_file(str(folder / ARRAYS_FILE))
+            # Half precision has lost the unit norm.
             rows = F.normalize(arrays["embeddings"].float(), dim=1)
             files = tuple(content["files"])
             return cls(files, content["clip"], arrays["picture"], arrays["boxes"], rows)
@@ -103,19 +89,16 @@ class RegionIndex:
             raise ValueError(f"the index in {folder} is damaged ({error}); make it anew") from error
 
     def ask(self, question_QD: Tensor, count: int) -> list[list[dict[str, Any]]]:
-        """Find the regions that are most like questions.
-
-        Args:
-            question_QD: Embeddings of words or pictures, unit norm.
-            count: Most answers, the best region of a picture each.
+        """Find the regions that are most like questions, the best of a picture each.
 
         Returns:
-            For each question rows of ``file``, ``box`` (XYXY px) and ``score`` (cosine), best
-            first.
+            For each question at most ``count`` rows of ``file``, ``box`` (XYXY px) and ``score``
+            (cosine), best first.
         """
         cosine_QR = question_QD @ self.embeddings_RD.T
         answers = []
         for scores in cosine_QR:
+            # -2 is below every cosine.
             best = torch.full((len(self.files),), -2.0)
             best.scatter_reduce_(0, self.picture_R, scores, "amax")
             rows = []
@@ -132,18 +115,9 @@ class RegionIndex:
 def build_index(
     predictor: OpenVocabPredictor, inputs: Sequence[str | Path], regions: int
 ) -> RegionIndex:
-    """Embed the proposals of many pictures; words are not needed for it.
+    """Embed the whole and at most ``regions`` proposals of many pictures; no words are needed.
 
-    Args:
-        predictor: A detector with a proposal network and a dense CLIP map.
-        inputs: Pictures, folders and patterns.
-        regions: Most regions of a picture beside the whole of it.
-
-    Returns:
-        The index.
-
-    Raises:
-        ValueError: If the detector has no proposals or no map, or a file is no picture.
+    The predictor's detector has a proposal network and a dense CLIP map.
     """
     if not hasattr(predictor.model, "proposal_generator"):
         raise ValueError(
@@ -171,18 +145,9 @@ def build_index(
 
 
 def embed_questions(cfg: CfgNode, words: str, pictures: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Embed what is searched for.
+    """Embed what is searched for: what each question is called, and (Q, D) of unit norm.
 
-    Args:
-        cfg: The whole config, for its CLIP and its prompts.
-        words: Between commas, synonyms behind semicolons; may be empty.
-        pictures: Files; each is a question.
-
-    Returns:
-        What each question is called, and (Q, D) embeddings of unit norm.
-
-    Raises:
-        ValueError: If there is no question.
+    Words stand between commas, synonyms behind semicolons; every picture is a question.
     """
     names: list[str] = []
     rows: list[Tensor] = []
@@ -202,13 +167,7 @@ def embed_questions(cfg: CfgNode, words: str, pictures: Sequence[str]) -> tuple[
 
 
 def draw_answers(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the answers to one question, best first.
-
-    Args:
-        name: What is searched for.
-        rows: Of ``RegionIndex.ask``.
-        path: png file to write.
-    """
+    """Draw the answers to one question, rows of ``RegionIndex.ask``, on one sheet."""
     height = -(-len(rows) // _COLUMNS) * _PANEL
     sheet = Image.new("RGB", (_COLUMNS * _PANEL, height), (24, 24, 24))
     for number, row in enumerate(rows):
@@ -239,6 +198,7 @@ def _propose(predictor: OpenVocabPredictor, picture: EncodedPicture, count: int)
     boxes = torch.cat([boxes.new_tensor([[0, 0, width, height]]), boxes])
     regions = Instances((item["height"], item["width"]), pred_boxes=Boxes(boxes))
     regions.embeddings = embed_boxes(dense[0], stride, boxes, (1.0, 1.0))
+    # Embedded in the input's pixels, kept in the picture's.
     regions.pred_boxes.scale(item["width"] / width, item["height"] / height)
     return regions.to("cpu")
 
@@ -268,10 +228,6 @@ def run_search(
 
     Returns:
         Answers as of ``RegionIndex.ask``, by the name of the question.
-
-    Raises:
-        ValueError: If there is nothing to do, the index is of another CLIP, or as the parts say.
-        FileNotFoundError: If a file is missing.
     """
     asked = bool(words.strip(" ,;") or pictures)
     if not inputs and not asked:

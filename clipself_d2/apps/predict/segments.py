@@ -4,12 +4,14 @@ Legend: H W pixels.
 """
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 
 from clipself_d2.parts.json_file import write_json
@@ -23,29 +25,29 @@ _LINE, _SWATCH = 18, 12
 PANOPTIC_FILE, MAPS_FOLDER = "panoptic.json", "panoptic"
 
 
+def class_shade(number: int) -> tuple[float, float, float]:
+    """Colour of a class: RGB, 0 to 1."""
+    return colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
+
+
 def class_colour(number: int) -> tuple[int, int, int]:
-    """Colour of a class.
+    """Colour of a class: RGB, 0 to 255."""
+    red, green, blue = (round(255 * part) for part in class_shade(number))
+    return red, green, blue
 
-    Args:
-        number: Its number.
 
-    Returns:
-        RGB, 0 to 255.
-    """
-    red, green, blue = colorsys.hsv_to_rgb((number * _HUE_STEP) % 1, 0.75, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def make_labels(found: Instances, names: Sequence[str]) -> list[str]:
+    """Write name and score of every detection, such as "dog 90%"."""
+    pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    return [f"{names[number]} {score:.0%}" for number, score in pairs]
 
 
 def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
-    """Read the segments of a model's output.
-
-    Args:
-        output: With ``panoptic_seg``, or with ``sem_seg`` (K, H, W), whose classes become a segment
-            each.
+    """Read the segments of a model's output; of ``sem_seg`` (K, H, W) each class is one.
 
     Returns:
         (H, W) int32 of ids and rows of ``id``, ``category_id`` and ``isthing``; None where there is
-        neither.
+        neither ``panoptic_seg`` nor ``sem_seg``.
     """
     if "panoptic_seg" in output:
         ids, rows = output["panoptic_seg"]
@@ -54,12 +56,8 @@ def segments_of(output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, A
         return None
     scores = output["sem_seg"]
     # Where all scores are 0, the best word is a negative one.
-    labels = (
-        torch.where((scores != 0).any(dim=0), scores.argmax(dim=0), -1)
-        .cpu()
-        .numpy()
-        .astype(np.int32)
-    )
+    best = torch.where((scores != 0).any(dim=0), scores.argmax(dim=0), -1)
+    labels = best.cpu().numpy().astype(np.int32)
     found = np.unique(labels[labels >= 0]).tolist()
     return labels + 1, [{"id": n + 1, "category_id": n, "isthing": False} for n in found]
 
@@ -69,16 +67,10 @@ def draw_segments(
 ) -> np.ndarray:
     """Lay every segment's colour over a picture, with a border between segments and a legend.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        ids: (H, W) ids.
-        segments: Rows of ``id`` and ``category_id``.
-        names: Class names.
-
-    Returns:
-        (H', W', 3) uint8 RGB, the legend of the classes below the picture; small pictures are
-        enlarged so that the legend can be read.
+    The legend of the classes is below the picture, (H', W', 3) uint8 RGB; small pictures are
+    enlarged so that it can be read.
     """
+    # A whole number, so that ids are repeated and never mixed.
     factor = -(-DRAWN_WIDTH // image.shape[1])
     if factor > 1:
         size = (image.shape[1] * factor, image.shape[0] * factor)
@@ -93,9 +85,7 @@ def draw_segments(
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     edge[1:] |= ids[1:] != ids[:-1]
     drawn[edge] = 255
-    counts: dict[int, int] = {}
-    for row in segments:
-        counts[row["category_id"]] = counts.get(row["category_id"], 0) + 1
+    counts = Counter(row["category_id"] for row in segments)
     legend = _draw_legend(counts, names, image.shape[1])
     return np.concatenate([drawn.round().astype(np.uint8), legend])
 
@@ -144,16 +134,14 @@ class PanopticFile:
     def add(
         self, file_name: str, name: str, ids: np.ndarray, segments: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write the map of a picture and keep its segments.
+        """Write the map of a picture, ``name`` without a suffix, and keep its segments.
 
-        Args:
-            file_name: The picture, as the file shall name it.
-            name: Name of the map without suffix.
-            ids: (H, W) ids, below 2 to the 24.
-            segments: Rows of ``id``, ``category_id``, optionally ``score``.
+        Ids are below 2 to the 24. Segments are rows of ``id``, ``category_id``, optionally
+        ``score``.
         """
         maps = self.folder / MAPS_FOLDER
         maps.mkdir(parents=True, exist_ok=True)
+        # COCO's code of an id: R + 256 G + 65536 B.
         colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2)
         Image.fromarray(colours.astype(np.uint8)).save(maps / f"{name}.png")
         image_id, (height, width) = len(self.images) + 1, ids.shape
@@ -182,16 +170,8 @@ class PanopticFile:
         )
 
     def save(self) -> Path:
-        """Write the file.
-
-        Returns:
-            Its path.
-        """
+        """Write the file and return its path."""
         path = self.folder / PANOPTIC_FILE
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
-        write_json(path, content)
+        sections = ("images", "annotations", "categories")
+        write_json(path, {name: vars(self)[name] for name in sections})
         return path

@@ -26,9 +26,6 @@ class SlicePlan:
         size: Side of a slice, px.
         overlap: Share of a slice that its neighbour has too, in [0, 1). Objects up to this size are
             whole in one slice; larger ones are found in the whole picture.
-
-    Raises:
-        ValueError: If one is out of its range.
     """
 
     size: int
@@ -43,15 +40,7 @@ class SlicePlan:
             )
 
     def cut(self, height: int, width: int) -> list[tuple[int, int, int, int]]:
-        """Place the slices.
-
-        Args:
-            height: Of the picture, px.
-            width: Likewise.
-
-        Returns:
-            XYXY px of slices that cover the picture; a single one is the picture.
-        """
+        """Place slices that cover the picture, XYXY px; a single one is the picture."""
         return [
             (left, top, min(left + self.size, width), min(top + self.size, height))
             for top in self._starts(height)
@@ -63,30 +52,24 @@ class SlicePlan:
             return [0]
         step = max(1, round(self.size * (1 - self.overlap)))
         count = -(-(side - self.size) // step) + 1
+        # Spread evenly from edge to edge, so that slices overlap rather more than asked for.
         return np.linspace(0, side - self.size, count).round().astype(int).tolist()
 
 
 def merge_slices(
     whole: Instances, parts: Sequence[Instances], slices: Sequence[tuple[int, int, int, int]]
 ) -> Instances:
-    """Join what was found in a picture and in its slices.
+    """Join what was found in a picture and in its slices (XYXY px), in pixels of the picture.
 
     Boxes that the inner border of a slice cuts are left out: the neighbour, or the whole picture,
-    has the object. Of boxes of one class on one object the best is kept.
-
-    Args:
-        whole: Found in the whole picture.
-        parts: Found in each slice, in its pixels.
-        slices: XYXY px of the slices.
-
-    Returns:
-        Detections in pixels of the picture, best first.
+    has the object. Of boxes of one class on one object the best is kept; the best come first.
     """
     height, width = whole.image_size
     found = [whole]
     for part, (left, top, right, bottom) in zip(parts, slices, strict=True):
         boxes = part.pred_boxes.tensor
         high, wide = part.image_size
+        # (R, 4) distances to the slice's four sides, and which of these lie inside of the picture.
         near = torch.stack([boxes[:, 0], boxes[:, 1], wide - boxes[:, 2], high - boxes[:, 3]], 1)
         inner = torch.tensor([left > 0, top > 0, right < width, bottom < height])
         found.append(part[~((near < _CUT) & inner.to(boxes.device)).any(1)])

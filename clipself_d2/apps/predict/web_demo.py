@@ -79,16 +79,15 @@ class Page:
 
     def _lay_questions(self, threshold: float) -> list[Any]:
         gradio, words = self.gradio, self.has_words
+        gallery = {"type": "filepath", "file_types": ["image"], "interactive": True}
+        gallery["object_fit"] = "contain"
         chips = {"multiselect": True, "allow_custom_value": True, "choices": [], "value": []}
         files = gradio.Gallery(
             label=f"Pictures, at most {MOST_PICTURES}",
-            type="filepath",
-            file_types=["image"],
-            interactive=True,
             columns=3,
             height=240,
-            object_fit="contain",
             elem_id="pictures",
+            **gallery,
         )
         typed = gradio.Dropdown(
             label=f"Words, at most {MOST_WORDS}",
@@ -108,13 +107,10 @@ class Page:
         ):
             references = gradio.Gallery(
                 label="Pictures of one class, cut out",
-                type="filepath",
-                file_types=["image"],
-                interactive=True,
                 columns=4,
                 height=140,
-                object_fit="contain",
                 elem_id="references",
+                **gallery,
             )
             name = gradio.Textbox(label="Its name", placeholder="like the example")
             negative = gradio.Dropdown(label="Negative words, never reported", **chips)
@@ -185,8 +181,7 @@ class Page:
     ) -> list[Any]:
         """Answer a visitor; the arguments are the widgets of the left column.
 
-        Returns:
-            Values of the answer, the two choices and the notes.
+        Returns values of the answer, the two choices and the notes.
         """
         question = Question(
             files=[path for path, _ in files or []],
@@ -210,23 +205,14 @@ class Page:
         return [
             answer,
             gradio.Dropdown(choices=pictures, value=0, visible=len(pictures) > 1),
-            gradio.Dropdown(
-                choices=choices if heat else [], value=0 if heat else None, visible=heat
-            ),
+            gradio.Dropdown(choices=choices, value=0 if heat else None, visible=heat),
             gradio.Markdown(f"**Note**\n{notes}", visible=bool(notes)),
         ]
 
     def show(self, answer: Answer, number: int, word: int, least: float) -> list[Any]:
-        """Draw an answer; the model is not asked again.
+        """Draw a picture of an answer; the model is not asked again.
 
-        Args:
-            answer: Of ``ask``.
-            number: The picture.
-            word: Class of the heat map.
-            least: Least score.
-
-        Returns:
-            Values of the tabs, the list of what was found and the download.
+        Returns values of the tabs, the list of what was found and the download.
         """
         gradio = self.gradio
         if not answer.results:
@@ -273,10 +259,6 @@ def serve(
         port: Port, 1 to 65535.
         threshold: Where the slider stands at first, 0 to 1.
         referring: Config of a CRIS beside a detector; None: none.
-
-    Raises:
-        ValueError: If gradio is not installed, the port cannot be had, or as of ``Models``.
-        FileNotFoundError: If a file is missing.
     """
     gradio = load_gradio()
     with tempfile.TemporaryDirectory(prefix="clipself_d2_") as folder:

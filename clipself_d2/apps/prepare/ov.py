@@ -216,6 +216,7 @@ class _Rows:
         spans, owners = rows.annotations, rows.annotation_images
         chosen = [n for n, image_id in enumerate(owners) if image_id in rows.images]
         rows.dropped += len(owners) - len(chosen)
+        # Starts and ends in turn.
         rows.annotations = array("q", (spans[2 * n + i] for n in chosen for i in (0, 1)))
         rows.annotation_images = array("q", (owners[n] for n in chosen))
         rows.used = set(rows.annotation_images)

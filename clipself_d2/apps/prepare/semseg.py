@@ -7,7 +7,6 @@ not copied. Histograms of the labels are printed, so that a wrong mapping is see
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,8 @@ def prepare_semseg(
         dtype = np.uint16 if ignore == IGNORE_16 else np.uint8
         suffix = ".tif" if ignore == IGNORE_16 else ".png"
         Image.fromarray(labels.astype(dtype)).save(target / "labels" / f"{path.stem}{suffix}")
-        _link(picture, target / "images" / picture.name)
+        if not (link := target / "images" / picture.name).exists():
+            link.symlink_to(picture.resolve())
         written += 1
     if not written:
         raise FileNotFoundError(f"there is no map in {source.labels}")
@@ -112,13 +112,13 @@ def _plan(name: str, source: SourceFolders) -> tuple[list[str], Decode]:
     if name == "coco_stuff":
         return _coco_stuff()
     if name == "ade20k_150":
-        return [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES], _shifted(1)
+        return [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES], _from_one
     if name == "ade20k_847":
         return _ade_847(source)
     if name.startswith("context"):
         return _context(name, source)
     if name == "voc_20":
-        return VOC_20, _shifted(1)
+        return VOC_20, _from_one
     if name == "voc_21":
         return ["background", *VOC_20], lambda path: read_label_map(str(path))
     others = [word for word in CONTEXT_59 if word not in _VOC_IN_CONTEXT]
@@ -140,14 +140,10 @@ def _coco_stuff() -> tuple[list[str], Decode]:
     return names, lambda path: table[read_label_map(str(path))]
 
 
-def _shifted(by: int) -> Decode:
-    """Labels that begin at 1; 0 does not count."""
-
-    def decode(path: Path) -> np.ndarray:
-        labels = read_label_map(str(path))
-        return np.where((labels < by) | (labels == IGNORE_8), IGNORE_8, labels - by)
-
-    return decode
+def _from_one(path: Path) -> np.ndarray:
+    """Read labels that begin at 1; 0 does not count."""
+    labels = read_label_map(str(path))
+    return np.where((labels < 1) | (labels == IGNORE_8), IGNORE_8, labels - 1)
 
 
 def _ade_847(source: SourceFolders) -> tuple[list[str], Decode]:
@@ -174,16 +170,17 @@ def _context(name: str, source: SourceFolders) -> tuple[list[str], Decode]:
     numbered = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     words = {int(number): word.strip() for number, word in numbered.items()}
     if name == "context_459":
-        chosen, ignore, size = [words[number] for number in sorted(words)], IGNORE_16, 65536
+        chosen, ignore = [words[number] for number in sorted(words)], IGNORE_16
     else:
-        chosen, ignore, size = CONTEXT_59, IGNORE_8, 65536
+        chosen, ignore = CONTEXT_59, IGNORE_8
     if len(chosen) != SETS[name][1]:
         raise ValueError(f"{source.names} lists {len(chosen)} classes, not {SETS[name][1]}")
     position = {word: number for number, word in enumerate(chosen)}
     missing = sorted(set(chosen) - set(words.values()))
     if missing:
         raise ValueError(f"{source.names} has no class {missing[0]!r}")
-    table = np.full(size, ignore)
+    # As long as labels of 16 bits go, so that a number without a name does not count.
+    table = np.full(65536, ignore)
     for number, word in words.items():
         table[number] = position.get(word, ignore)
     return list(chosen), lambda path: table[loadmat(str(path))["LabelMap"]]
@@ -205,11 +202,6 @@ def _maps(source: SourceFolders) -> Iterator[Path]:
         is_map = path.suffix in (".png", ".mat", ".tif") and not path.name.startswith("._")
         if is_map and (wanted is None or path.stem in wanted):
             yield path
-
-
-def _link(picture: Path, target: Path) -> None:
-    if not target.exists():
-        os.symlink(picture.resolve(), target)
 
 
 def _report(name: str, names: Sequence[str], histogram: np.ndarray, written: int) -> None:

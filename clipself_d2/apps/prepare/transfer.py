@@ -2,7 +2,7 @@
 
 import logging
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,7 @@ def convert_voc(source: Path) -> Row:
         "info": {"description": f"{folder.name} {source.stem}"},
         "images": [],
         "annotations": [],
-        "categories": [
-            {"id": number, "name": name}
-            for number, name in enumerate(VOC_CLASSES.values(), start=1)
-        ],
+        "categories": _categories(VOC_CLASSES.values()),
     }
     numbers = {name: number for number, name in enumerate(VOC_CLASSES, start=1)}
     for stem in stems:
@@ -139,6 +136,7 @@ def convert_objects365(source: Path, version: str) -> Row:
     content = check_coco_file(source, remedy="download it again")
     names = objects365_names(version)
     numbers = {plain_name(name): number for number, name in enumerate(names, start=1)}
+    # Files whose misspelt names were set right are taken too.
     numbers |= {plain_name(name): number for number, name in enumerate(names.values(), start=1)}
     by_id: dict[int, int] = {}
     for row in content["categories"]:
@@ -176,10 +174,12 @@ def convert_objects365(source: Path, version: str) -> Row:
             }
             for number, row in enumerate(rows, start=1)
         ],
-        "categories": [
-            {"id": number, "name": name} for number, name in enumerate(names.values(), start=1)
-        ],
+        "categories": _categories(names.values()),
     }
+
+
+def _categories(names: Iterable[str]) -> list[Row]:
+    return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
 
 
 def _write(target: Path, document: Row) -> None:

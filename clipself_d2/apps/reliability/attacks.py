@@ -19,7 +19,7 @@ from torch import nn
 
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
 from clipself_d2.apps.reliability import planted_files as files
-from clipself_d2.apps.reliability.processes import REPOSITORY, start_tool
+from clipself_d2.apps.reliability.processes import REPOSITORY, end_tool, start_tool
 from clipself_d2.clip import load_clip
 from clipself_d2.clip.weights.convert import convert_checkpoint
 from clipself_d2.clip.weights.loading import read_checkpoint
@@ -256,14 +256,11 @@ def _run_command(line: list[object], marker: Path) -> str:
     tool, *arguments = map(str, line)
     log = marker.with_name("output.txt")
     process = start_tool([f"{REPOSITORY}/tools/{tool}.py", *arguments], REPOSITORY, log)
-    process.join(_TIMEOUT)
-    process.kill()
-    process.join()
-    said = log.read_text(encoding="utf-8", errors="replace")
+    code, said = end_tool(process, log, _TIMEOUT)
     if marker.exists():
         marker.rmdir()
         return RAN
-    if process.exitcode == 0:
+    if code == 0:
         return DATA
     is_clear = "error: " in said and "Traceback" not in said and "weights_only" not in said
     return REFUSED if is_clear else TRACEBACK

@@ -16,7 +16,7 @@ class BadInput:
         kind: What it is, such as "config value".
         name: Which it is, in a few words.
         command: A key of ``COMMANDS``.
-        arguments: What is added to the command.
+        arguments: What is added to the command, words between spaces.
         files: Text, or bytes, by path below the folder of the case.
         taken: Why it is right to go on with it; empty where it must be refused.
         word: What the answer must name.
@@ -25,7 +25,7 @@ class BadInput:
     kind: str
     name: str
     command: str
-    arguments: tuple[str, ...]
+    arguments: str
     files: dict[str, str | bytes] = field(default_factory=dict)
     taken: str = ""
     word: str = ""
@@ -212,59 +212,49 @@ _CONTENTS: dict[str, str | bytes | None] = {
 
 
 def cases() -> Iterator[BadInput]:
-    """List all bad inputs.
-
-    Yields:
-        Each.
-    """
+    """List all bad inputs."""
     for command, rows in _NUMBERS.items():
         for row in _split(rows):
-            yield BadInput(
-                "config value",
-                row,
-                command,
-                tuple(row.split()),
-                word=row.split()[0].rpartition(".")[2],
-            )
+            key = row.split()[0]
+            yield BadInput("config value", row, command, row, word=key.rpartition(".")[2])
     for command, rows in _WORDS.items():
         for row in _split(rows):
-            yield BadInput("config word", row, command, tuple(row.split()))
+            yield BadInput("config word", row, command, row)
     for row in _split(_KEYS):
-        yield BadInput("config key", row, "distill", tuple(row.split()))
+        yield BadInput("config key", row, "distill", row)
     for row in _split(_DATASETS):
-        yield BadInput("data set", row, "detector", tuple(row.split()))
+        yield BadInput("data set", row, "detector", row)
     for command, text in _FLAGS.items():
         for row in text.split(";"):
-            yield BadInput("flag", f"{command} {row}", command, tuple(row.split()))
+            yield BadInput("flag", f"{command} {row}", command, row)
     for row in _split(_LAZY_OVERRIDES):
-        yield BadInput("lazy override", row, "lazy", (row,))
+        yield BadInput("lazy override", row, "lazy", row)
     yield from _file_cases()
     yield from _other_cases()
 
 
 def _file_cases() -> Iterator[BadInput]:
-    arguments: tuple[str, ...]
     for name, text in _BAD_YAML.items():
-        arguments = ("--config-file", "{case}/a.yaml", "OUTPUT_DIR", "{case}/out")
+        arguments = "--config-file {case}/a.yaml OUTPUT_DIR {case}/out"
         yield BadInput("yaml file", name, "train", arguments, {"a.yaml": text})
     for name, source in _BAD_LAZY.items():
-        arguments = ("--config-file", "{case}/a.py")
+        arguments = "--config-file {case}/a.py"
         yield BadInput("lazy file", name, "lazy_file", arguments, {"a.py": source})
     for name, content in _BAD_JSON.items():
-        arguments = ("DATASETS.TRAIN", '("coco_json:{case}/a.json:{case}",)')
+        arguments = 'DATASETS.TRAIN ("coco_json:{case}/a.json:{case}",)'
         yield BadInput("annotation file", name, "detector", arguments, {"a.json": content})
     for command, key, file, kind in _FILE_KEYS:
-        more = ("INPUT.REGIONS.SOURCE", "proposals") if kind == "proposals" else ()
+        more = " INPUT.REGIONS.SOURCE proposals" if kind == "proposals" else ""
         for name, given in _CONTENTS.items():
             files = {} if given is None else {file: given}
-            arguments = (key, f"{{case}}/{file}", *more)
+            arguments = f"{key} {{case}}/{file}{more}"
             yield BadInput(kind, f"{key} {name}", command, arguments, files)
     for name, given in _CONTENTS.items():
         files = {} if given is None else {"a.jpg": given}
-        arguments = ("--input", "{case}/a.jpg", "--custom-vocabulary", "dog")
+        arguments = "--input {case}/a.jpg --custom-vocabulary dog"
         yield BadInput("picture", name, "demo", arguments, files)
         files = {} if given is None else {"v.txt": given}
-        arguments = ("--clip", "ViT-Ti-8-emoji", "--vocabulary", "{case}/v.txt")
+        arguments = "--clip ViT-Ti-8-emoji --vocabulary {case}/v.txt"
         if name != "text":
             yield BadInput("vocabulary", name, "embeddings", arguments, files)
 
@@ -272,50 +262,41 @@ def _file_cases() -> Iterator[BadInput]:
 def _other_cases() -> Iterator[BadInput]:
     diverging = "SOLVER.BASE_LR 1e20 SOLVER.WARMUP_ITERS 0 SOLVER.CLIP_GRADIENTS.ENABLED False"
     yield BadInput(
-        "training",
-        "a diverging loss",
-        "detector",
-        (*diverging.split(), "SOLVER.MAX_ITER", "6"),
+        "training", "a diverging loss", "detector", f"{diverging} SOLVER.MAX_ITER 6",
         word="SOLVER.BASE_LR",
-    )
-    sampling = "INPUT.MIN_SIZE_TRAIN (96,120,200) INPUT.MIN_SIZE_TRAIN_SAMPLING range"
+    )  # fmt: skip
     yield BadInput(
-        "config value",
-        "three sizes of a range",
-        "detector",
-        tuple(sampling.split()),
+        "config value", "three sizes of a range", "detector",
+        "INPUT.MIN_SIZE_TRAIN (96,120,200) INPUT.MIN_SIZE_TRAIN_SAMPLING range",
         word="INPUT.MIN_SIZE_TRAIN",
-    )
+    )  # fmt: skip
     for row in ('DATASETS.TEST ("emoji_ov_vla",)', "MODEL.WEIGHTS none.pth"):
-        yield BadInput("evaluation", row, "score", tuple(row.split()), word=row.split()[0])
+        yield BadInput("evaluation", row, "score", row, word=row.split()[0])
     yield BadInput(
-        "training",
-        "more parts than pictures",
-        "distill",
-        ("SOLVER.ACCUMULATION_STEPS", "5"),
+        "training", "more parts than pictures", "distill", "SOLVER.ACCUMULATION_STEPS 5",
         word="SOLVER.ACCUMULATION_STEPS",
-    )
+    )  # fmt: skip
     yield BadInput(
         "device", "cuda by the file alone", "train",
-        ("--config-file", "{case}/a.yaml", *_SMALL.split()),
+        f"--config-file {{case}}/a.yaml {_SMALL}",
         {"a.yaml": "_BASE_: {root}/configs/emoji/fvit_untouched.yaml\nMODEL:\n  DEVICE: cuda\n"},
         taken="the device follows the machine, with a line that says so", word="cpu is used",
     )  # fmt: skip
     yield BadInput(
-        "config value", "a random run", "distill", ("SEED", "-1"),
+        "config value", "a random run", "distill", "SEED -1",
         taken="-1 draws a seed, as in Detectron2",
     )  # fmt: skip
     yield BadInput(
-        "config value", "all detections", "detector", ("TEST.DETECTIONS_PER_IMAGE", "-1"),
+        "config value", "all detections", "detector", "TEST.DETECTIONS_PER_IMAGE -1",
         taken="-1 is no limit",
     )  # fmt: skip
     yield BadInput(
         "config value", "classes are counted by the vocabulary", "detector",
-        ("MODEL.ROI_HEADS.NUM_CLASSES", "7"),
+        "MODEL.ROI_HEADS.NUM_CLASSES 7",
         taken="the vocabulary counts the classes, with a warning", word="NUM_CLASSES 7 is ignored",
     )  # fmt: skip
     yield BadInput(
-        "config value", "mixed precision on a CPU", "detector", ("SOLVER.AMP.ENABLED", "True"),
+        "config value", "mixed precision on a CPU", "detector", "SOLVER.AMP.ENABLED True",
         taken="it is left out with a warning", word="AMP",
     )  # fmt: skip
 

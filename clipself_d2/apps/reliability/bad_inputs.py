@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.apps.reliability.bad_input_cases import COMMANDS, BadInput, cases
-from clipself_d2.apps.reliability.processes import DATASETS, REPOSITORY, start_tool
+from clipself_d2.apps.reliability.processes import DATASETS, REPOSITORY, end_tool, start_tool
 
 SENTENCE, TAKEN, TRACEBACK, SILENT = "one sentence", "rightly taken", "traceback", "silent"
 VERDICTS = (SENTENCE, TAKEN, TRACEBACK, SILENT)
@@ -50,15 +50,7 @@ def judge(case: BadInput, exit_code: int, output: str) -> Verdict:
 
 
 def run_bad_inputs(work_dir: Path, *, only: str = "") -> list[Verdict]:
-    """Run the bad inputs over a tiny data set.
-
-    Args:
-        work_dir: Folder of what is written.
-        only: Kind of input to run; empty for all.
-
-    Returns:
-        The verdicts, in the order of ``cases``.
-    """
+    """Run the bad inputs of one kind, "" for all, over a tiny data set."""
     work_dir = work_dir.resolve()
     prepare_emoji(work_dir / DATASETS, EmojiOptions(train=6, val=3))
     listed = [case for case in cases() if only in ("", case.kind)]
@@ -71,11 +63,7 @@ def run_bad_inputs(work_dir: Path, *, only: str = "") -> list[Verdict]:
             command, log = command_of(case, folder, work_dir / DATASETS), folder / "output.txt"
             running.append((case, start_tool(command, work_dir, log), log))
         for case, process, log in running:
-            process.join(_LIMIT)
-            process.kill()
-            process.join()
-            said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            verdicts.append(judge(case, process.exitcode, said))
+            verdicts.append(judge(case, *end_tool(process, log, _LIMIT)))
     return verdicts
 
 
@@ -98,8 +86,8 @@ def command_of(case: BadInput, folder: Path, data: Path) -> list[str]:
         given = fill(content).encode() if isinstance(content, str) else content
         (folder / name).write_bytes(given)
     tool, flags, keys = COMMANDS[case.command]
-    own = list(case.arguments)
     # Flags go before the keys.
-    is_flag = bool(own) and own[0].startswith("--") and case.kind != "config key"
-    words = [*flags.split(), *own, *keys.split()] if is_flag else [*f"{flags} {keys}".split(), *own]
-    return [str(REPOSITORY / "tools" / f"{tool}.py"), *map(fill, words)]
+    is_flag = case.arguments.startswith("--") and case.kind != "config key"
+    parts = (flags, case.arguments, keys) if is_flag else (flags, keys, case.arguments)
+    # Split first: the path of a folder may hold spaces.
+    return [str(REPOSITORY / "tools" / f"{tool}.py"), *map(fill, " ".join(parts).split())]

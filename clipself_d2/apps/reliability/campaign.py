@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from clipself_d2.apps.paths import user_path
 from clipself_d2.apps.reliability.attacks import RAN, run_attacks
 from clipself_d2.apps.reliability.bad_inputs import (
     SENTENCE,
@@ -24,6 +23,7 @@ from clipself_d2.apps.reliability.kills import METHODS, run_kills
 from clipself_d2.command_line.flags import count, positive
 from clipself_d2.engine.cli import tool_parser
 from clipself_d2.parts.json_file import write_json
+from clipself_d2_cli.flags import user_path
 
 logger = logging.getLogger(__name__)
 

@@ -121,6 +121,7 @@ def live(
         death: The kill, and the uninterrupted life that times it.
     """
     process = start_tool(command, work_dir, log)
+    # The process makes its log itself, some time after it was started.
     while process.is_alive() and not log.is_file():
         time.sleep(0.001)
     begin, start, due, reached = time.perf_counter(), 0.0, None, 0
@@ -203,6 +204,7 @@ def survive(
     if not (folder / "model_final.pth").is_file():
         return "resumed without a model_final.pth", killed, resumed
     wrong = difference(weights_of(work_dir / method / "straight"), weights_of(folder))
+    # Nor may a half-written file be left behind.
     wrong = wrong or ", ".join(path.name for path in folder.glob(".*.part"))
     if not wrong:
         shutil.rmtree(folder)
@@ -227,9 +229,6 @@ def run_kills(
         By method: ``kills`` (runs that a signal ended), ``checkpoints`` (kills after which one was
         resumed), ``survived`` (to the same bits), ``seconds`` of a kill and its resume, and
         ``failures``, a sentence each.
-
-    Raises:
-        ValueError: If an uninterrupted run fails.
     """
     work_dir = Path(work_dir).resolve()
     prepare_emoji(work_dir / DATASETS, EmojiOptions(train=8, val=2, seed=0))

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-Writer: TypeAlias = Callable[[Path, Path], None]
+Writer: TypeAlias = Callable[[Path, Path], object]
 Pair: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
 _YAML_TAG = "tag:yaml.org,2002:python/"
 
@@ -38,35 +38,28 @@ def planted(marker: Path) -> object:
 
 
 def _pickled(wrap: Callable[[object], object], protocol: int = 2) -> Writer:
-    def write(path: Path, marker: Path) -> None:
-        path.write_bytes(pickle.dumps(wrap(planted(marker)), protocol))
+    return lambda path, marker: path.write_bytes(pickle.dumps(wrap(planted(marker)), protocol))
 
-    return write
+
+def _code(marker: Path) -> str:
+    """Python that makes the marker."""
+    return f"__import__('os').mkdir({str(marker)!r})"
 
 
 def _by_code(function: Callable[[str], Any]) -> Writer:
     """A call of eval or exec with text."""
-
-    def write(path: Path, marker: Path) -> None:
-        code = f"__import__('os').mkdir({str(marker)!r})"
-        path.write_bytes(pickle.dumps({"model": _Planted(function, code)}, 4))
-
-    return write
+    return lambda path, marker: path.write_bytes(
+        pickle.dumps({"model": _Planted(function, _code(marker))}, 4)
+    )
 
 
 def _opcodes(template: bytes) -> Writer:
     """A pickle written by hand; %m is the marker."""
-
-    def write(path: Path, marker: Path) -> None:
-        path.write_bytes(template.replace(b"%m", str(marker).encode()))
-
-    return write
+    return lambda path, marker: path.write_bytes(template.replace(b"%m", str(marker).encode()))
 
 
 def _object_array(planted_object: object) -> object:
-    array = np.empty(1, object)
-    array[0] = planted_object
-    return {"model": {"weight": array}, "__author__": "me"}
+    return {"model": {"weight": np.array([planted_object], object)}, "__author__": "me"}
 
 
 def _inner_torch(path: Path, marker: Path) -> None:
@@ -83,10 +76,9 @@ def _zoo(thing: object) -> object:
 
 
 def _torch_file(wrap: Callable[[object], object], *, zipped: bool = True) -> Writer:
-    def write(path: Path, marker: Path) -> None:
-        torch.save(wrap(planted(marker)), path, _use_new_zipfile_serialization=zipped)
-
-    return write
+    return lambda path, marker: torch.save(
+        wrap(planted(marker)), path, _use_new_zipfile_serialization=zipped
+    )
 
 
 def _beside(thing: object) -> object:
@@ -178,8 +170,7 @@ def reference_file(path: Path, marker: Path) -> None:
 
 def object_array_file(path: Path, marker: Path) -> None:
     """Write an array of objects as numpy does, .npy or .npz by the name."""
-    array = np.empty((1, 2), object)
-    array[0, 0] = planted(marker)
+    array = np.array([[planted(marker), None]], object)
     with path.open("wb") as stream:
         if path.suffix == ".npz":
             np.savez(stream, allow_pickle=True, table=array)
@@ -212,8 +203,7 @@ def planted_text(template: str) -> Writer:
     """Plant text; %m is the marker, %c code that a reader might be tempted to run, and makes it."""
 
     def write(path: Path, marker: Path) -> None:
-        code = f"__import__('os').mkdir({str(marker)!r})"
-        text = template.replace("%m", str(marker)).replace("%c", code)
+        text = template.replace("%m", str(marker)).replace("%c", _code(marker))
         path.write_text(text, encoding="utf-8")
 
     return write

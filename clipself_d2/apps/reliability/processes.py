@@ -49,6 +49,15 @@ def start_tool(command: Sequence[str], folder: Path, log: Path) -> Any:
     return process
 
 
+def end_tool(process: Any, log: Path, limit: float) -> tuple[int, str]:
+    """Wait for a tool, at most so many seconds; its exit code and what it said."""
+    process.join(limit)
+    process.kill()
+    process.join()
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return process.exitcode, said
+
+
 def _be_tool(command: Sequence[str], folder: Path, log: Path) -> None:
     # The loaders' workers are forked, as in a process that was not.
     set_start_method("fork", force=True)

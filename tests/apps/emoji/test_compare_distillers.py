@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.apps.emoji import compare_distillers
+from clipself_d2.apps.emoji import compare_distillers, quickstart
 from clipself_d2.apps.emoji.compare_distillers import (
     METHODS,
     REPOSITORY,
@@ -81,7 +81,7 @@ def test_what_has_results_is_not_run_again(options, monkeypatch) -> None:
         write_json(stage.output / compare_distillers.RESULTS_FILE, results)
         return 0.0
 
-    monkeypatch.setattr(compare_distillers, "run_stage", fake)
+    monkeypatch.setattr(quickstart, "run_stage", fake)
     monkeypatch.setattr(compare_distillers, "dense_miou", lambda cfg: 5.0)
     few = replace(options, methods=("CLIPSelf",))
     run_comparison(few, "first")

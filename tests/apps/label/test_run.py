@@ -55,12 +55,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options(source: Path | str, output: Path, **more: object) -> LabelOptions:
-    return LabelOptions(str(source), output, CLASSES, batch_size=1, **more)  # type: ignore[arg-type]
+    return LabelOptions(str(source), output, CLASSES, batch_size=1, **more)
 
 
 def test_labels_are_a_data_set_that_loads(folder: Path, tmp_path: Path, catalogs: None) -> None:
     predictor = FakePredictor()
-    path = label(predictor, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    path = label(predictor, options(folder, tmp_path / "out"))
     assert predictor.classes == ["dog;puppy", "cat"]
     name = f"coco_json:{path}:{folder}"
     resolve_dataset_names([name])
@@ -75,10 +75,10 @@ def test_labels_are_a_data_set_that_loads(folder: Path, tmp_path: Path, catalogs
 def test_a_killed_run_goes_on_and_labels_nothing_twice(folder: Path, tmp_path: Path) -> None:
     killed, second = FakePredictor(limit=2), FakePredictor()
     with pytest.raises(KeyboardInterrupt):
-        label(killed, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+        label(killed, options(folder, tmp_path / "out"))
     (part,) = (tmp_path / "out/parts").iterdir()
     part.write_text(part.read_text()[:-30])
-    label(second, options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    label(second, options(folder, tmp_path / "out"))
     # The second line was cut, so that its picture is done again.
     assert [Path(name).stem for name in second.seen] == ["1", "2", "3", "4"]
     assert len(list(read_rows(tmp_path / "out"))) == 5
@@ -86,9 +86,9 @@ def test_a_killed_run_goes_on_and_labels_nothing_twice(folder: Path, tmp_path: P
 
 
 def test_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
-    label(FakePredictor(), options(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    label(FakePredictor(), options(folder, tmp_path / "out"))
     with pytest.raises(ValueError, match="another input, ontology, config or checkpoint"):
-        label(FakePredictor(), options(folder, tmp_path / "out", settings="x"))  # type: ignore[arg-type]
+        label(FakePredictor(), options(folder, tmp_path / "out", settings="x"))
 
 
 def test_processes_share_the_members_of_a_shard(
@@ -104,7 +104,7 @@ def test_processes_share_the_members_of_a_shard(
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         predictor = FakePredictor()
         (tmp_path / "out/parts").mkdir(parents=True, exist_ok=True)
-        label(predictor, options(tmp_path / "a-{000..000}.tar", tmp_path / "out"))  # type: ignore[arg-type]
+        label(predictor, options(tmp_path / "a-{000..000}.tar", tmp_path / "out"))
         seen.append([name.partition("::")[2][0] for name in predictor.seen])
     assert seen == [["1", "3"], ["0", "2", "4"]]
     assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 5
@@ -143,7 +143,7 @@ def test_labels_by_the_shipped_detector_train_another(
 @pytest.mark.parametrize("form", ["yolo", "voc"])
 def test_other_forms_hold_the_same_boxes(form: str, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("supervision", exc_type=ImportError)
-    path = label(FakePredictor(), options(folder, tmp_path / "out", form=form))  # type: ignore[arg-type]
+    path = label(FakePredictor(), options(folder, tmp_path / "out", form=form))
     texts = [file.read_text() for file in (path / "labels").iterdir()]
     boxes = [t.count("<object>") if form == "voc" else len(t.splitlines()) for t in texts]
     assert boxes == [1] * 5

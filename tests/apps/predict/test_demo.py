@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,8 +11,19 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from clipself_d2.apps.predict.demo import choose_vocabulary, draw, run_demo
+from clipself_d2.apps.predict import demo
+from clipself_d2.apps.predict.demo import (
+    Wishes,
+    choose_vocabulary,
+    draw,
+    parse_reference,
+    parse_threshold,
+    run_demo,
+    set_wished_classes,
+)
+from clipself_d2.apps.predict.prompts import parse_classes
 from clipself_d2.engine.trainer import Trainer
+from clipself_d2.vocabulary import Vocabulary
 
 
 def test_custom_names_are_split_and_stripped() -> None:
@@ -19,15 +31,20 @@ def test_custom_names_are_split_and_stripped() -> None:
     assert names == ("police car", "teddy bear")
 
 
-def test_a_custom_name_that_comes_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"repeats \['police car'\]"):
-        choose_vocabulary("custom", "police car,teddy bear,police car")
-
-
-@pytest.mark.parametrize("text", ["", " , ,"])
-def test_no_custom_name_names_the_flag(text: str) -> None:
-    with pytest.raises(ValueError, match="--custom-vocabulary is empty"):
-        choose_vocabulary("custom", text)
+@pytest.mark.parametrize(
+    ("kind", "words", "complaint"),
+    [
+        ("custom", "police car,teddy bear,police car", r"repeats \['police car'\]"),
+        ("custom", "", "--custom-vocabulary is empty"),
+        ("custom", " , ,", "--custom-vocabulary is empty"),
+        ("coco_of_mars", "", "custom, a registered data set"),
+        ("emoji_ov_vall", "", "did you mean 'emoji_ov_val'"),
+        ("emoji_ov_val", "dog", "--custom-vocabulary 'dog' goes with --vocabulary custom"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_had_is_refused(kind: str, words: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        choose_vocabulary(kind, words)
 
 
 def test_a_data_set_gives_its_classes(emoji_data: Path) -> None:
@@ -41,25 +58,10 @@ def test_a_file_gives_its_lines(tmp_path: Path) -> None:
     assert choose_vocabulary(str(tmp_path / "names.txt"), "").names == ("dog", "hot dog")
 
 
-def test_an_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="custom, a registered data set"):
-        choose_vocabulary("coco_of_mars", "")
-
-
 def test_synonyms_stand_behind_semicolons() -> None:
     vocabulary = choose_vocabulary("custom", "a,b;synonym of b; another")
     assert vocabulary.names == ("a", "b")
     assert vocabulary.synonyms == ((), ("synonym of b", "another"))
-
-
-def test_an_unknown_source_names_its_neighbour() -> None:
-    with pytest.raises(ValueError, match=r"did you mean 'emoji_ov_val'"):
-        choose_vocabulary("emoji_ov_vall", "")
-
-
-def test_words_beside_a_data_set_are_refused() -> None:
-    with pytest.raises(ValueError, match="--custom-vocabulary 'dog' goes with --vocabulary custom"):
-        choose_vocabulary("emoji_ov_val", "dog")
 
 
 def detector(emoji_cfg, tmp_path: Path, name: str = "fvit_untouched"):
@@ -72,10 +74,10 @@ def detector(emoji_cfg, tmp_path: Path, name: str = "fvit_untouched"):
 
 
 def test_typed_words_are_drawn_and_the_unseen_ones_warned_of(
-    emoji_cfg, emoji_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    emoji_cfg, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = detector(emoji_cfg, tmp_path)
-    picture = sorted((emoji_data / "emoji" / "val").glob("*.jpg"))[0]
+    picture = pictures[0]
     vocabulary = choose_vocabulary("custom", "police car,wombat")
     with caplog.at_level("WARNING", logger="clipself_d2"):
         written = run_demo(cfg, [picture], tmp_path / "drawn", vocabulary, 0.0)
@@ -104,17 +106,12 @@ def test_no_weights_name_the_key(emoji_cfg, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def scenes(emoji_data: Path) -> list[Path]:
-    return sorted((emoji_data / "emoji" / "val").glob("*.jpg"))
-
-
-@pytest.fixture
-def film(scenes: list[Path], tmp_path: Path) -> Path:
+def film(pictures: list[Path], tmp_path: Path) -> Path:
     """Three scenes as frames of 96 x 64 px at 5 a second."""
     pytest.importorskip("av")
     path = tmp_path / "film.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 64))
-    for scene in scenes[:3]:
+    for scene in pictures[:3]:
         writer.write(cv2.resize(cv2.imread(str(scene)), (96, 64)))
     writer.release()
     return path
@@ -131,12 +128,12 @@ def read_film(path: Path) -> list[np.ndarray]:
 
 
 def test_pictures_and_films_are_drawn_and_all_detections_are_in_one_file(
-    emoji_cfg, scenes: list[Path], film: Path, tmp_path: Path
+    emoji_cfg, pictures: list[Path], film: Path, tmp_path: Path
 ) -> None:
     cfg = detector(emoji_cfg, tmp_path)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        shutil.copy(scenes[0], tmp_path / folder / "scene.jpg")
+        shutil.copy(pictures[0], tmp_path / folder / "scene.jpg")
     vocabulary = choose_vocabulary("custom", "dog,police car;squad car")
     inputs = [tmp_path / "a", f"{tmp_path}/b/*.jpg", film]
     written = run_demo(cfg, inputs, tmp_path / "drawn", vocabulary, 0.0)
@@ -160,14 +157,14 @@ def read_annotations(folder: Path) -> list[dict]:
     return json.loads((folder / "detections.json").read_text())["annotations"]
 
 
-def test_the_threshold_keeps_the_best(emoji_cfg, scenes: list[Path], tmp_path: Path) -> None:
+def test_the_threshold_keeps_the_best(emoji_cfg, pictures: list[Path], tmp_path: Path) -> None:
     cfg = detector(emoji_cfg, tmp_path)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.9
     vocabulary = choose_vocabulary("custom", "dog,apple")
-    run_demo(cfg, [scenes[0]], tmp_path / "all", vocabulary, 0.0)
+    run_demo(cfg, [pictures[0]], tmp_path / "all", vocabulary, 0.0)
     scores = sorted(row["score"] for row in read_annotations(tmp_path / "all"))
     middle = (scores[len(scores) // 2 - 1] + scores[len(scores) // 2]) / 2
-    run_demo(cfg, [scenes[0]], tmp_path / "best", vocabulary, middle)
+    run_demo(cfg, [pictures[0]], tmp_path / "best", vocabulary, middle)
     best = [row["score"] for row in read_annotations(tmp_path / "best")]
     assert sorted(best) == [score for score in scores if score >= middle]
     assert len(best) < len(scores)
@@ -226,35 +223,14 @@ def test_a_camera_that_is_not_there_stops_before_anything_is_written(
     assert not (tmp_path / "drawn").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"min_score": 1.5}, r"least score is 1\.5"),
-        ({"batch_size": 0}, "batch size is 0"),
-    ],
-)
-def test_options_out_of_range_are_refused(
-    options: dict, message: str, emoji_cfg, scenes: list[Path], tmp_path: Path
-) -> None:
-    arguments = {"min_score": 0.5, **options}
-    with pytest.raises(ValueError, match=message):
-        run_demo(
-            detector(emoji_cfg, tmp_path),
-            scenes[:1],
-            tmp_path / "drawn",
-            choose_vocabulary("custom", "dog"),
-            **arguments,
-        )
-
-
 def test_a_model_that_is_no_detector_is_refused(
-    emoji_cfg, scenes: list[Path], tmp_path: Path
+    emoji_cfg, pictures: list[Path], tmp_path: Path
 ) -> None:
     cfg = emoji_cfg("rpn")
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "rpn.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "rpn.pth")
     with pytest.raises(ValueError, match="ProposalNetwork of this config has no text classifier"):
-        run_demo(cfg, scenes[:1], tmp_path / "drawn", choose_vocabulary("custom", "dog"), 0.5)
+        run_demo(cfg, pictures[:1], tmp_path / "drawn", choose_vocabulary("custom", "dog"), 0.5)
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class() -> None:
@@ -278,7 +254,7 @@ def test_boxes_are_drawn_in_the_colour_of_their_class() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cascade", "retinanet", "fcos"])
 def test_every_text_detector_trains_and_is_shown(
-    name: str, emoji_cfg, scenes: list[Path], film: Path, tmp_path: Path
+    name: str, emoji_cfg, pictures: list[Path], film: Path, tmp_path: Path
 ) -> None:
     cfg = emoji_cfg(name, "MODEL.CLIP.PRETRAINED", "emoji", "DATASETS.TEST", ("emoji_ov_val",))
     cfg.TEST.EVAL_PERIOD = 4
@@ -289,6 +265,65 @@ def test_every_text_detector_trains_and_is_shown(
     assert "bbox" in results["emoji_ov_val"]
     cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
     words = choose_vocabulary("custom", "dog,police car;squad car")
-    written = run_demo(cfg, [scenes[0], film], tmp_path / "drawn", words, 0.0)
+    written = run_demo(cfg, [pictures[0], film], tmp_path / "drawn", words, 0.0)
     assert [path.suffix for path in written] == [".png", ".mp4"]
     assert read_annotations(tmp_path / "drawn")
+
+
+def test_references_are_read_with_and_without_a_box() -> None:
+    assert parse_reference("dog=a b.jpg") == ("dog", "a b.jpg")
+    assert parse_reference("dog=me@home.jpg@1,2,3.5,4") == (
+        "dog",
+        ("me@home.jpg", (1.0, 2.0, 3.5, 4.0)),
+    )
+    for text in ("a.jpg", "=a.jpg", "dog=", "dog=a.jpg@1,2,x,4"):
+        with pytest.raises(ValueError, match="is no NAME=PICTURE"):
+            parse_reference(text)
+
+
+def test_thresholds_are_read() -> None:
+    assert parse_threshold("police car=0.4") == ("police car", 0.4)
+    with pytest.raises(ValueError, match="is no NAME=SCORE"):
+        parse_threshold("police car")
+
+
+class Recorder(SimpleNamespace):
+    prompts = None
+
+    def set_classes(self, classes, negative=()) -> None:
+        self.asked = (classes, negative)
+
+
+def test_wishes_become_prompts() -> None:
+    predictor = Recorder()
+    words = parse_classes(["dog;puppy", "owl"])
+    wished = Wishes(
+        negative=["toy"],
+        references=[("dog", "a.jpg"), ("mine", "b.jpg")],
+        thresholds=[("owl", 0.4)],
+    )
+    set_wished_classes(predictor, words, wished)
+    (dog, owl, mine), negative = predictor.asked
+    assert (dog.name, dog.references, dog.words) == ("dog;puppy", ("a.jpg",), True)
+    assert (owl.references, owl.min_score) == ((), 0.4)
+    assert (mine.name, mine.words) == ("mine", False)
+    assert negative == ["toy"]
+    set_wished_classes(predictor, words, Wishes())
+    assert predictor.asked == (words, ())
+
+
+def test_wishes_that_cannot_be_met_are_refused() -> None:
+    with pytest.raises(ValueError, match="there is no class; give"):
+        set_wished_classes(Recorder(), None, Wishes())
+    with pytest.raises(ValueError, match=r"names \['cat'\], but the classes are \['dog'\]"):
+        set_wished_classes(Recorder(), parse_classes(["dog"]), Wishes(thresholds=[("cat", 0.1)]))
+    novel = Vocabulary.from_names(["dog", "owl"], novel=["owl"])
+    with pytest.raises(ValueError, match="go with --vocabulary custom"):
+        set_wished_classes(Recorder(), novel, Wishes(thresholds=[("owl", 0.1)]))
+
+
+def test_a_saved_set_stands_for_the_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    predictor = Recorder()
+    monkeypatch.setattr(demo.PromptSet, "load", lambda path: f"set of {path.name}")
+    set_wished_classes(predictor, None, Wishes(load_classes=tmp_path / "pets.safetensors"))
+    assert predictor.asked == ("set of pets.safetensors", ())

@@ -30,25 +30,20 @@ def weights(config: DictConfig, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def scenes(emoji_data: Path) -> list[Path]:
-    return sorted((emoji_data / "emoji" / "val").glob("*.jpg"))
-
-
 def test_a_lazy_detector_takes_words_and_gives_them_back(
-    config: DictConfig, weights: Path, scenes: list[Path]
+    config: DictConfig, weights: Path, pictures: list[Path]
 ) -> None:
     predictor = OpenVocabPredictor(config, weights, min_score=0.0)
     assert len(predictor.names) == 80
     assert predictor.cfg.MODEL.CLIP.NAME == "ViT-Ti-8-emoji"
     assert predictor.cfg.MODEL.VOCABULARY.TEMPLATES == "emoji"
-    trained = predictor(scenes[0])["instances"]
+    trained = predictor(pictures[0])["instances"]
     predictor.set_classes(["dog", "police car;squad car"])
-    first = predictor(scenes[0])["instances"]
+    first = predictor(pictures[0])["instances"]
     predictor.set_classes(["apple"])
-    assert predictor(scenes[0])["instances"].pred_classes.max() == 0
+    assert predictor(pictures[0])["instances"].pred_classes.max() == 0
     predictor.set_classes(["dog", "police car;squad car"])
-    again = predictor(scenes[0])["instances"]
+    again = predictor(pictures[0])["instances"]
     assert len(first) > 0
     assert torch.equal(first.scores, again.scores)
     assert first.pred_classes.max() == 1
@@ -65,11 +60,11 @@ def test_the_checkpoint_of_the_config_is_the_default(config: DictConfig, weights
 
 
 def test_the_demo_reads_the_file_of_a_lazy_config(
-    config: DictConfig, weights: Path, scenes: list[Path], tmp_path: Path
+    config: DictConfig, weights: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     config.train.init_checkpoint = str(weights)
     words = choose_vocabulary("custom", "dog,police car")
-    written = run_demo(config, scenes[:1], tmp_path / "drawn", words, 0.0)
+    written = run_demo(config, pictures[:1], tmp_path / "drawn", words, 0.0)
     assert [path.suffix for path in written] == [".png"]
     listed = json.loads((tmp_path / "drawn" / "detections.json").read_text())
     assert [entry["name"] for entry in listed["categories"]] == ["dog", "police car"]
@@ -77,11 +72,11 @@ def test_the_demo_reads_the_file_of_a_lazy_config(
 
 
 def test_a_threshold_drops_what_is_below(
-    config: DictConfig, weights: Path, scenes: list[Path]
+    config: DictConfig, weights: Path, pictures: list[Path]
 ) -> None:
-    every = OpenVocabPredictor(config, weights, min_score=0.0)(scenes[0])["instances"]
+    every = OpenVocabPredictor(config, weights, min_score=0.0)(pictures[0])["instances"]
     least = float(every.scores.median())
-    kept = OpenVocabPredictor(config, weights, min_score=least)(scenes[0])["instances"]
+    kept = OpenVocabPredictor(config, weights, min_score=least)(pictures[0])["instances"]
     assert 0 < len(kept) < len(every)
     assert kept.scores.min() > least - 1e-6
 

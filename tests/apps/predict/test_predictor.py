@@ -174,8 +174,10 @@ def test_faulty_options_are_refused(emoji_cfg, tmp_path: Path) -> None:
         OpenVocabPredictor(tmp_path / "gone.yaml", tmp_path / "gone.pth")
     with pytest.raises(ValueError, match="RGB or BGR"):
         OpenVocabPredictor(cfg, array_format="RGBA")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="batch size is 0; give at least 1"):
         OpenVocabPredictor(cfg, batch_size=0)
+    with pytest.raises(ValueError, match=r"least score is 1\.5"):
+        OpenVocabPredictor(cfg, min_score=1.5)
 
 
 def test_the_package_names_the_predictor(python: str) -> None:

@@ -13,8 +13,8 @@ from clipself_d2.apps.reliability.bad_inputs import (
     run_bad_inputs,
 )
 
-REFUSED = BadInput("flag", "x", "train", (), word="KEY")
-GOES_ON = BadInput("flag", "x", "train", (), taken="it is right", word="ignored")
+REFUSED = BadInput("flag", "x", "train", "", word="KEY")
+GOES_ON = BadInput("flag", "x", "train", "", taken="it is right", word="ignored")
 
 
 @pytest.mark.parametrize(

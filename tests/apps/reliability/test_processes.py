@@ -22,6 +22,6 @@ def test_a_tool_is_a_process_whose_words_are_in_a_file(
     tool, log = tmp_path / "tool.py", tmp_path / "log.txt"
     tool.write_text(source)
     process = processes.start_tool([str(tool), "word"], tmp_path, log)
-    process.join(60)
-    assert process.exitcode == code
-    assert said.format(folder=tmp_path) in log.read_text()
+    exit_code, output = processes.end_tool(process, log, 60)
+    assert exit_code == code
+    assert said.format(folder=tmp_path) in output

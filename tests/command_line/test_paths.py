@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.apps.paths import add_data_root, data_root, user_path
+from clipself_d2_cli.flags import add_data_root, data_root, user_path
 
 
 def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:

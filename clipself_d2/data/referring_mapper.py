@@ -34,8 +34,8 @@ class ReferringMapper:
     def __init__(self, *, is_train: bool, size: int, border: Sequence[float]) -> None:
         self.is_train = is_train
         self.size = size
-        red, green, blue = border
-        self.border = (float(red), float(green), float(blue))
+        red, green, blue = map(float, border)
+        self.border = (red, green, blue)
         self._last: tuple[str, Tensor] | None = None
 
     @classmethod

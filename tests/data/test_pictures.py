@@ -11,6 +11,7 @@ from clipself_d2.data.pictures import (
     check_picture,
     cut_crops,
     fit_longest,
+    fitted_size,
     read_picture,
     to_tensor,
     upright_rgb,
@@ -46,6 +47,14 @@ def test_the_teachers_crop_of_a_proposal_is_the_published_one() -> None:
     box = GOLDEN["proposal_crop_box"][None]
     ours = cut_crops(Image.fromarray(GOLDEN["image"]), box, 64)
     np.testing.assert_allclose(normalise(ours[0]), GOLDEN["proposal_crop"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((400, 300), (1067, 800)), ((900, 300), (1333, 444)), ((100, 100), (800, 800))],
+)
+def test_a_picture_is_scaled_to_the_first_limit_that_it_meets(size, expected) -> None:
+    assert fitted_size(size, 1333, 800) == expected
 
 
 def test_a_box_thinner_than_a_pixel_gives_a_crop() -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ def member_address(shard: Path, member: Member) -> str:
     """Make the address of a member, for ``read_member``."""
     name, offset, size = member
     return f"{shard}::{name}@{offset}+{size}"
+
+
+def member_record(shard: Path, member: Member) -> dict[str, Any]:
+    """Make the record of a member; its ``image_id`` tells equal names of two shards apart."""
+    address = member_address(shard, member)
+    return {"file_name": address, "image_id": f"{shard.stem}/{member[0]}"}
 
 
 def read_member(address: str) -> bytes:

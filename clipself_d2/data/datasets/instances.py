@@ -126,14 +126,17 @@ def load_instances(
     }
     dropped = {number for number, name in enumerate(class_names) if name in drop_classes}
     records = {
-        row["id"]: {**_image_record(row, image_root, prefer_url), "annotations": []}
+        row["id"]: {
+            **_image_record(row, image_root, prefer_url),
+            **{key: row[key] for key in LVIS_KEYS if key in row},
+            "annotations": [],
+        }
         for row in sorted(content["images"], key=lambda row: row["id"])
     }
     for row in content["annotations"]:
         number = numbers[row["category_id"]]
-        if number in dropped:
-            continue
-        records[row["image_id"]]["annotations"].append(_annotation_record(row, number))
+        if number not in dropped:
+            records[row["image_id"]]["annotations"].append(_annotation_record(row, number))
     logger.info("%d images in %s", len(records), json_file)
     return _with_files(list(records.values()), remedy)
 
@@ -147,11 +150,7 @@ def load_images(
 ) -> list[Record]:
     """Read the images of a COCO or LVIS file, in its order; annotations are ignored."""
     images = read_annotation_file(json_file, ("images",), remedy=remedy)["images"]
-    records = [
-        {key: value for key, value in record.items() if key not in LVIS_KEYS}
-        for record in (_image_record(row, image_root, prefer_url) for row in images)
-    ]
-    return _with_files(records, remedy)
+    return _with_files([_image_record(row, image_root, prefer_url) for row in images], remedy)
 
 
 def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
@@ -167,13 +166,12 @@ def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
 
 
 def _image_record(row: Row, image_root: Path, prefer_url: bool) -> Record:
-    record = {
+    return {
         "file_name": image_path(row, image_root, prefer_url=prefer_url),
         "image_id": row["id"],
         "height": row["height"],
         "width": row["width"],
     }
-    return record | {key: row[key] for key in LVIS_KEYS if key in row}
 
 
 def _annotation_record(row: Row, number: int) -> Record:
@@ -187,6 +185,7 @@ def _annotation_record(row: Row, number: int) -> Record:
     mask = row.get("segmentation")
     if not mask:
         return record
+    # COCO's crowds have run lengths that are not compressed, as Detectron2's masks must be.
     if isinstance(mask, dict) and isinstance(mask["counts"], list):
         mask = mask_util.frPyObjects(mask, *mask["size"])
     return {**record, "segmentation": mask}

@@ -124,20 +124,11 @@ def load_refer(
     images = {row["id"]: row for row in document["images"]}
     objects = {row["id"]: row for row in document["annotations"]}
     rows = [row for row in read_refs(refs_file, remedy=remedy) if in_split(row, split)]
-    records: list[Record] = []
-    for row in rows:
-        record = _join(row, images, objects, Path(image_root))
-        if record is not None:
-            records.append(record)
+    joined = (_join(row, images, objects, Path(image_root)) for row in rows)
+    records = [record for record in joined if record is not None]
     if len(records) < len(rows):
-        missing = len(rows) - len(records)
-        logger.warning(
-            "%d of %d references of %s have no image or object in %s and are skipped",
-            missing,
-            len(rows),
-            split,
-            instances_file,
-        )
+        lost = f"{len(rows) - len(records)} of {len(rows)} references of {split}"
+        logger.warning("%s have no image or object in %s and are skipped", lost, instances_file)
     if not records:
         raise ValueError(f"{refs_file} has no usable reference of the split {split!r}; {remedy}")
     check_images_exist(dict.fromkeys(row["file_name"] for row in records), remedy=remedy)

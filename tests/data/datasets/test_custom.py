@@ -161,7 +161,7 @@ def test_what_is_missing_is_named(spec: str, complaint: str, farm: Path) -> None
         ("coco_json:/a.json:/b:/c:/d", "4 paths"),
         ("coco_images:/a.json:", "expected coco_images:FILE"),
         ("images:", "expected images:FOLDER"),
-        ("webdataset:", "names no shard"),
+        ("webdataset:", "expected webdataset:SHARD"),
     ],
 )
 def test_a_malformed_specification_shows_the_form(spec: str, complaint: str) -> None:

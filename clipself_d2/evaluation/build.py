@@ -12,6 +12,7 @@ from detectron2.evaluation import (
 )
 from torch import Tensor
 
+from clipself_d2.evaluation.class_table import segment_classes
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
 from clipself_d2.evaluation.referring import ReferringEvaluator
@@ -82,7 +83,7 @@ def build_evaluator(
     if kind == "region_classification":
         if tasks is not None:
             logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
-        return _build_region_classification(dataset_name, text_embeddings)
+        return _region_evaluator(dataset_name, text_embeddings)
     if kind == "refer":
         return ReferringEvaluator()
     if kind == "sem_seg":
@@ -103,26 +104,8 @@ def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
 
 
-def _build_region_classification(
-    dataset_name: str, text_embeddings: Tensor | None
-) -> RegionClassificationEvaluator:
-    if text_embeddings is None:
-        raise ValueError(
-            f"{dataset_name} is scored by region classification, which needs text_embeddings (K, D)"
-        )
-    metadata = MetadataCatalog.get(dataset_name)
-    things = list(metadata.get("thing_classes") or ())
-    stuff = list(metadata.get("stuff_classes") or ())
-    names = [*things, *stuff]
-    novel = frozenset(metadata.get("novel_classes") or ())
-    strangers = sorted(novel.difference(names))
-    if strangers:
-        raise ValueError(
-            f"novel_classes of {dataset_name} has {', '.join(strangers)}, not among its classes"
-        )
-    return RegionClassificationEvaluator(
-        text_embeddings_KD=text_embeddings,
-        class_names=names,
-        is_thing=[True] * len(things) + [False] * len(stuff),
-        novel_mask=[name in novel for name in names] if novel else None,
-    )
+def _region_evaluator(dataset_name: str, text: Tensor | None) -> RegionClassificationEvaluator:
+    if text is None:
+        raise ValueError(f"region classification of {dataset_name} needs text_embeddings (K, D)")
+    classes = segment_classes(MetadataCatalog.get(dataset_name))
+    return RegionClassificationEvaluator(text_embeddings_KD=text, **classes)

@@ -20,7 +20,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from clipself_d2.evaluation.class_table import class_facts, write_class_table
+from clipself_d2.evaluation.class_table import class_facts, novel_names, write_class_table
 from clipself_d2.evaluation.prediction_log import PredictionLog
 from clipself_d2.evaluation.results import (
     Result,
@@ -107,7 +107,7 @@ class DetectionEvaluator(COCOEvaluator):
         self._class_names: dict[int, str] = dict(
             zip(self._category_ids, self._metadata.thing_classes, strict=True)
         )
-        self._novel = self._read_novel()
+        self._novel = novel_names(self._metadata, self._metadata.thing_classes)
 
     def _for_reference(self, results: TaskResults, path: str) -> str | list[Result]:
         """What a reference loads: it cannot load an empty list, but a box of no class."""
@@ -175,17 +175,6 @@ class DetectionEvaluator(COCOEvaluator):
                 "same classes in both"
             )
         return category_ids
-
-    def _read_novel(self) -> frozenset[str]:
-        """Return the names of the novel classes; empty where none are told apart."""
-        novel = frozenset(self._metadata.get("novel_classes") or ())
-        strangers = sorted(novel.difference(self._metadata.thing_classes))
-        if strangers:
-            raise ValueError(
-                f"novel_classes of {self._metadata.name} has {', '.join(strangers)}, not among "
-                "its thing_classes"
-            )
-        return novel
 
     def protocol(self) -> dict[str, object]:
         """Say by which rules the scores are made, in what JSON can hold."""

@@ -157,10 +157,7 @@ class TaskResults:
 
     def _of_task(self, result: Result) -> Result:
         copy = result.copy()
-        if self.task == "segm":
-            copy.pop("bbox", None)
-        else:
-            copy.pop("segmentation", None)
+        copy.pop("bbox" if self.task == "segm" else "segmentation", None)
         return copy
 
 
@@ -171,6 +168,7 @@ def best_of_each_class(
 
     Of equal scores the earlier is the better.
     """
+    # By class, then by falling score; the sort is stable.
     order_N = np.lexsort((-score_N, category_N))
     _, size_K = np.unique(category_N, return_counts=True)
     chosen_N = np.zeros(len(order_N), dtype=bool)

@@ -11,28 +11,18 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from clipself_d2.evaluation.class_table import segment_classes
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
-from clipself_d2.evaluation.panoptic import PanopticQualityEvaluator
+from clipself_d2.evaluation.panoptic import PanopticQualityEvaluator, true_segments
 from clipself_d2.evaluation.semantic import SemanticEvaluator
-from clipself_d2.parts.label_maps import (
-    check_segments,
-    read_label_map,
-    read_segment_colours,
-    segment_ids,
-)
+from clipself_d2.parts.label_maps import read_label_map
 
 
 def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
     """Make the evaluators of panoptic quality and of the semantic map of an ``ov_panoptic`` set."""
+    # The records first: reading them may bring the metadata's classes.
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
-    novel = set(metadata.get("novel_classes") or ())
-    tables: dict[str, Any] = {
-        "records": records,
-        "class_names": [*things, *stuff],
-        "is_thing": [True] * len(things) + [False] * len(stuff),
-        "novel_mask": [name in novel for name in (*things, *stuff)] if novel else None,
-    }
+    tables = {"records": records, **segment_classes(metadata)}
     semantic = SemanticEvaluator(
         read_truth=panoptic_labels,
         ignore_label=metadata.ignore_label,
@@ -63,30 +53,25 @@ def build_segment_evaluator(
 
 def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemanticEvaluator:
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    things, stuff = list(metadata.thing_classes), list(metadata.stuff_classes)
-    names, fold = [*things, *stuff], metadata.get("fold_from")
-    novel = set(metadata.get("novel_classes") or ())
-    if fold is not None:
-        names = [*names[:fold], "background"]
+    names: list[str] = []
+    if (fold := metadata.get("fold_from")) is not None:
+        names = [*metadata.thing_classes, *metadata.stuff_classes][:fold]
+        names.append("background")
     return SemanticEvaluator(
         records=records,
         read_truth=lambda record: read_label_map(record["sem_seg_file_name"]),
-        class_names=names,
         ignore_label=metadata.ignore_label,
-        novel_mask=[name in novel for name in names] if novel else None,
-        is_thing=[True] * len(things) + [False] * (len(names) - len(things)) if things else None,
         fold_from=fold,
         output_dir=output_dir,
+        **segment_classes(metadata, names),
     )
 
 
 def panoptic_labels(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
     """Class labels of a picture's panoptic truth: (H, W) int64; void and crowds are ignored."""
-    path, segments = record["pan_seg_file_name"], record["segments_info"]
-    ids = segment_ids(read_segment_colours(path))
-    check_segments(ids, segments, path)
+    ids = true_segments(record)
     labels = np.full(ids.shape, ignore_label, np.int64)
-    for segment in segments:
+    for segment in record["segments_info"]:
         if not segment.get("iscrowd"):
             labels[ids == segment["id"]] = segment["category_id"]
     return labels

@@ -109,6 +109,7 @@ class SemanticEvaluator(DatasetEvaluator):
                     f"classes, 0 to {count - 1}, and {self._ignore} is ignored"
                 )
             if self._fold is not None:
+                # Before the count, for which predictions have more classes than the truth.
                 predicted = np.minimum(predicted, self._fold)
             both = truth[truth == predicted]
             for row, labels in enumerate((both, truth, predicted)):
@@ -161,14 +162,12 @@ def sum_of_processes(counts: np.ndarray, *, distributed: bool) -> np.ndarray | N
         return counts
     comm.synchronize()
     parts = comm.gather(counts, dst=0)
-    total: np.ndarray = np.sum(parts, axis=0)
-    return total if comm.is_main_process() else None
+    return np.sum(parts, axis=0) if comm.is_main_process() else None
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """NaN-free division: 0 where there is nothing."""
-    ratio: np.ndarray = part / np.maximum(whole, 1)
-    return ratio
+    return np.asarray(part / np.maximum(whole, 1))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -174,11 +174,8 @@ class SynonymEvaluator(DatasetEvaluator):
                 rows.append([task, metric, value, *kept.values()])
         if not rows:
             return OrderedDict()
-        logger.info(
-            "Scores by the classes' names, and by %d indices of synonyms:\n%s",
-            len(renamed),
-            tabulate(rows, ("", "", "names", *STATISTICS), tablefmt="pipe", floatfmt=".2f"),
-        )
+        table = tabulate(rows, ("", "", "names", *STATISTICS), tablefmt="pipe", floatfmt=".2f")
+        logger.info("Scores by names, and by %d indices of synonyms:\n%s", len(renamed), table)
         return OrderedDict({**own, "synonyms": found})
 
 

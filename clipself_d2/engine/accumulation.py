@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class AccumulatingModel(nn.Module):
                 self._backward(cast(Tensor, sum(losses.values())))
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach()
+        # The loop itself runs the last backward, in which DistributedDataParallel joins gradients.
         last = self.module(parts[-1])
         return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
 
@@ -66,8 +68,9 @@ class AccumulatingModel(nn.Module):
                 f"a process has {len(items)} images of SOLVER.IMS_PER_BATCH, too few for "
                 f"SOLVER.ACCUMULATION_STEPS {self.steps}"
             )
+        # Sizes differ by one at most.
         ends = [len(items) * number // self.steps for number in range(self.steps + 1)]
-        return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [items[begin:end] for begin, end in pairwise(ends)]
 
     def _weigh(self, parts: list[Items]) -> tuple[list[Items], list[float]]:
         inner: Any = unwrap(self.module)

@@ -25,18 +25,6 @@ from clipself_d2.parts.config_files import merge_config_file
 from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import raising_sigterm
-from clipself_d2_cli.flags import tool_parser, train_parser
-
-__all__ = [
-    "launch_tool",
-    "load_config",
-    "run_tool",
-    "run_training_tool",
-    "set_up",
-    "start_logging",
-    "tool_parser",
-    "train_parser",
-]
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:

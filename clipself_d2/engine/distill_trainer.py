@@ -22,8 +22,7 @@ from clipself_d2.data.build import (
 from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import REGION_CLASSIFICATION, test_vocabulary
-from clipself_d2.engine.idle_rows import keep_idle_rows
-from clipself_d2.engine.solver import build_optimizer
+from clipself_d2.engine.solver import build_optimizer, keep_idle_rows
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.text_embeddings import read_text_embeddings
@@ -77,6 +76,7 @@ def saved_weights(distiller: RegionDistiller, alpha: float) -> Iterator[None]:
         yield
         return
     student = distiller.student
+    # Clones, since loading writes into the tensors of the state.
     raw = {key: value.clone() for key, value in student.state_dict().items()}
     student.load_state_dict(distiller.student_state_dict(alpha))
     try:
@@ -146,17 +146,17 @@ class DistillTrainer(Trainer):
                 "with AdamW or SGD"
             )
         plain_names = model.student.no_weight_decay_names()
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
+        decayed, plain = [], []
         for name, parameter in model.student.named_parameters():
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)
         rate = cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
         groups = [
-            {"params": decayed, "lr": rate, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
-            {"params": plain, "lr": rate, "weight_decay": 0.0},
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for parameters, decay in ((decayed, cfg.SOLVER.WEIGHT_DECAY), (plain, 0.0))
+            if parameters
         ]
-        optimizer = build_optimizer(cfg, [group for group in groups if group["params"]])
+        optimizer = build_optimizer(cfg, groups)
         return keep_idle_rows(optimizer, model.student)
 
     @classmethod

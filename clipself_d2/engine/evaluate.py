@@ -108,21 +108,20 @@ def evaluator_of(
     if not cfg.TEST.SYNONYMS or cfg.TEST.SYNONYM_MODE != ALL:
         yield build(cfg, dataset_name)
         return
+    # With the mode "mean" the vocabulary holds all synonyms of a class, its name aside.
     every = changed(cfg, "TEST.SYNONYM_MODE", "mean")
     most = max(1 + len(words) for words in test_vocabulary(every, dataset_name)[0].synonyms or [()])
-    configs = [changed(cfg, "TEST.SYNONYM_MODE", f"index:{index}") for index in range(most)]
-    for index, one in enumerate(configs):
-        folder = str(Path(cfg.OUTPUT_DIR) / "synonyms" / str(index))
-        configs[index] = changed(one, "OUTPUT_DIR", folder)
-    tables = [
-        read_text_embeddings(one, test_vocabulary(one, dataset_name)[0], same_names=False)
-        for one in configs
-    ]
+    configs, tables = [], []
+    for index in range(most):
+        one = changed(cfg, "TEST.SYNONYM_MODE", f"index:{index}")
+        one = changed(one, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR) / "synonyms" / str(index)))
+        words = test_vocabulary(one, dataset_name)[0]
+        configs.append(one)
+        tables.append(read_text_embeddings(one, words, same_names=False))
 
     def predict(inputs: Sequence[Any], index: int) -> Sequence[Any]:
         with use_vocabulary(model, tables[index]):
-            outputs: Sequence[Any] = model(inputs)
-        return outputs
+            return model(inputs)
 
     own = build(changed(cfg, "TEST.SYNONYMS", False), dataset_name)
     renamed = [build(one, dataset_name) for one in configs]
@@ -150,6 +149,7 @@ def _remembered_features(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # The attribute of the instance, beneath which the class's method is.
         del backbone.forward
 
 
@@ -172,14 +172,12 @@ def protocol_of(
         report = test_vocabulary(cfg, dataset_name)[1]
         protocol |= report
         if "synonyms" in report:
-            logger.info(
-                "%d classes of %s are prompted by a synonym", report["names_replaced"], dataset_name
-            )
+            replaced = report["names_replaced"]
+            logger.info("%d classes of %s are prompted by a synonym", replaced, dataset_name)
         collisions = report.get("collisions")
         if isinstance(collisions, list) and collisions:
-            logger.warning(
-                "synonyms that are names of other classes are not used: %s", shortened(collisions)
-            )
+            names = shortened(collisions)
+            logger.warning("synonyms that are names of other classes are not used: %s", names)
     return protocol
 
 

@@ -21,8 +21,7 @@ def parallel_model(model: nn.Module, **options: object) -> nn.Module:
     if all(parameter.device.type == "cpu" for parameter in model.parameters()):
         # Detectron2 names the process's GPU, which torch refuses for a model on the CPU.
         options["device_ids"] = None
-    parallel: nn.Module = create_ddp_model(model, **options)
-    return parallel
+    return create_ddp_model(model, **options)
 
 
 @contextmanager
@@ -59,6 +58,7 @@ def amp_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
     Else float16, Detectron2's choice.
     """
     wanted = tower_precisions(model)
+    # "auto" computes in bf16 wherever the hardware has it.
     is_bf16 = "bf16" in wanted or ("auto" in wanted and has_bf16(device))
     return torch.bfloat16 if is_bf16 else torch.float16
 
@@ -95,4 +95,5 @@ def adapt_loop(loop: SimpleTrainer, *, steps: int = 1) -> None:
         )
     if steps != 1:
         loop.model = AccumulatingModel(loop.model, steps=steps, backward=backward)
+        # Else the loop would clear, before its own backward, what the parts have left.
         loop.zero_grad_before_forward = True

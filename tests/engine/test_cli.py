@@ -13,9 +13,8 @@ from clipself_d2.engine.cli import (
     run_tool,
     set_up,
     start_logging,
-    tool_parser,
-    train_parser,
 )
+from clipself_d2_cli.flags import tool_parser, train_parser
 
 
 def test_a_users_error_becomes_one_sentence_and_exit_code_1(
@@ -101,7 +100,8 @@ def test_detectron2_has_no_other_flags_and_no_other_defaults() -> None:
 
 def test_dumps_are_in_the_log_file_and_not_in_the_terminal(python: str, tmp_path: Path) -> None:
     code = (
-        "import clipself_d2; from clipself_d2.engine.cli import set_up, train_parser\n"
+        "import clipself_d2; from clipself_d2.engine.cli import set_up\n"
+        "from clipself_d2_cli.flags import train_parser\n"
         f"set_up(train_parser('x').parse_args(['OUTPUT_DIR', {str(tmp_path)!r}, 'SEED', '1']))"
     )
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)

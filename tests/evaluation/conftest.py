@@ -15,6 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 
+from clipself_d2.evaluation import CocoOVEvaluator
+
 HEIGHT, WIDTH = 120, 160
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 NOVEL = ("bee", "elk")
@@ -227,6 +229,19 @@ def draw_world() -> Callable[..., World]:
 def run() -> Callable[..., dict[str, Any]]:
     """The evaluation loop."""
     return run_evaluator
+
+
+@pytest.fixture
+def score(register: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Function that scores a world by an evaluator of some kind, in one process."""
+
+    def judge(
+        world: World, kind: Any = CocoOVEvaluator, metadata: dict | None = None, **options: Any
+    ) -> dict[str, Any]:
+        name = register(world.annotations, **(metadata or {}))
+        return run_evaluator(kind(name, distributed=False, **options), world)
+
+    return judge
 
 
 @pytest.fixture

@@ -146,7 +146,8 @@ class DistillTrainer(Trainer):
                 "with AdamW or SGD"
             )
         plain_names = model.student.no_weight_decay_names()
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in model.student.named_parameters():
             if parameter.requires_grad:
                 (plain if name in plain_names else decayed).append(parameter)

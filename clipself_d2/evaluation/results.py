@@ -157,7 +157,10 @@ class TaskResults:
 
     def _of_task(self, result: Result) -> Result:
         copy = result.copy()
-        copy.pop("bbox" if self.task == "segm" else "segmentation", None)
+        if self.task == "segm":
+            copy.pop("bbox", None)
+        else:
+            copy.pop("segmentation", None)
         return copy
 
 

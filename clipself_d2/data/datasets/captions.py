@@ -162,8 +162,11 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
     """Paths and captions of a list; columns by a header, or else the first two."""
     lines = _read_text(file).splitlines()
     # A tab-separated caption may hold quotation marks of its own.
-    quoting = csv.QUOTE_NONE if file.suffix == ".tsv" else csv.QUOTE_MINIMAL
-    cells = csv.reader(lines, delimiter=_DELIMITERS[file.suffix], quoting=quoting)
+    cells = csv.reader(
+        lines,
+        delimiter=_DELIMITERS[file.suffix],
+        quoting=csv.QUOTE_NONE if file.suffix == ".tsv" else csv.QUOTE_MINIMAL,
+    )
     rows = [row for row in cells if any(cell.strip() for cell in row)]
     columns = _find_columns(rows[0]) if rows else None
     picture, caption = columns or (0, 1)

@@ -220,19 +220,12 @@ def test_pixels_are_those_of_detectron2(cfg: CfgNode, record, tmp_path: Path) ->
             assert item["file_name"] == record["file_name"]
 
 
-def damage(file: Path, kind: str) -> None:
-    content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[kind])
-
-
-@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
-@pytest.mark.parametrize("is_train", [True, False])
-def test_a_damaged_picture_is_named(
-    cfg: CfgNode, record, tmp_path: Path, kind: str, is_train: bool
-) -> None:
-    damage(tmp_path / "picture.png", kind)
-    with pytest.raises(ValueError, match=r"^image /.*picture\.png cannot be decoded .*replace"):
-        PictureMapper(cfg, is_train=is_train)(record)
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_damaged_picture_is_named(cfg: CfgNode, record, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "picture.png").write_bytes(content)
+    for is_train in (True, False):
+        with pytest.raises(ValueError, match=r"^image /.*picture\.png cannot be decoded .*replace"):
+            PictureMapper(cfg, is_train=is_train)(record)
 
 
 def test_damaged_labels_are_named(cfg: CfgNode, record, tmp_path: Path) -> None:
@@ -240,7 +233,7 @@ def test_damaged_labels_are_named(cfg: CfgNode, record, tmp_path: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(labels)
     record["sem_seg_file_name"] = str(labels)
     assert PictureMapper(cfg, is_train=True)(record)["sem_seg"].ndim == 2
-    damage(labels, "cut")
+    labels.write_bytes(labels.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"picture\.png with its labels /.*labels\.png"):
         PictureMapper(cfg, is_train=True)(record)
 

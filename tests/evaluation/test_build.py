@@ -42,16 +42,15 @@ def test_key_points_are_left_to_detectron2(
     assert type(build_evaluator(name, str(tmp_path))) is COCOEvaluator
 
 
-@pytest.mark.parametrize("kind", ["coco_ov", "lvis_ov"])
-def test_fast_and_reference_backends_give_the_same_scores(
-    register: Register, draw_world: Draw, run: Callable[..., Any], kind: str
+@pytest.mark.parametrize(("kind", "scorer"), [("coco_ov", "pycocotools"), ("lvis_ov", "lvis")])
+def test_the_reference_is_that_of_the_protocol(
+    register: Register, draw_world: Draw, run: Callable[..., Any], kind: str, scorer: str
 ) -> None:
     world = draw_world(1, lvis=kind == "lvis_ov")
     name = register(world.annotations, evaluator_type=kind)
-    fast = run(build_evaluator(name, None, tasks=("segm",)), world)
-    reference = run(build_evaluator(name, None, tasks=("segm",), backend="reference"), world)
-    assert list(fast) == ["segm"]
-    assert fast["segm"] == pytest.approx(reference["segm"], abs=1e-6, nan_ok=True)
+    judge = build_evaluator(name, None, tasks=("segm",), backend="reference")
+    assert judge.protocol()["scorer"] == scorer
+    assert list(run(judge, world)) == ["segm"]
 
 
 def test_a_backend_of_the_other_protocol_is_refused(register: Register, draw_world: Draw) -> None:

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets import register_emoji
 from clipself_d2.data.datasets.emoji_world import load_world
-from clipself_d2.evaluation.segments import panoptic_labels
+from clipself_d2.evaluation.build import panoptic_labels
 from clipself_d2.parts.label_maps import read_label_map
 from clipself_d2.parts.text_embeddings import dataset_vocabulary
 

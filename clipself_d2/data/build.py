@@ -122,6 +122,7 @@ def build_detection_train_loader(
 
 def _aspects(records: Sequence[Record]) -> list[int]:
     """1 for broad pictures; one without a size is taken for upright and may be padded the more."""
+    # Detectron2 groups by this too, but only in its own loaders.
     return [int(r.get("width", 0) > r.get("height", 0)) for r in records]
 
 

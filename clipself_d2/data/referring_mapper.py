@@ -105,9 +105,11 @@ def decode_segmentations(segmentations: Sequence[Any], height: int, width: int) 
     """
     mask = np.zeros((height, width), np.bool_)
     for segmentation in segmentations:
+        # Compressed run lengths are decoded as they are; the others are made such first.
         codes = segmentation
         if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
             codes = coco_mask.frPyObjects(segmentation, height, width)
+        # One for each polygon of the object.
         if isinstance(codes, list):
             codes = coco_mask.merge(codes)
         mask |= coco_mask.decode(codes).astype(np.bool_)

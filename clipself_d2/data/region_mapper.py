@@ -92,6 +92,7 @@ class RegionMapper:
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (h, w) of a student image of (width, height)."""
         if self.pad_to_square:
+            # Rounded up: the last patch may show padding.
             side = -(-self.image_size // self.patch_size)
             return side, side
         return -(-size[1] // self.patch_size), -(-size[0] // self.patch_size)

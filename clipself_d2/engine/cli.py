@@ -114,6 +114,7 @@ _FILE_ONLY = (
 
 def _keep_dumps_off_terminal(output_dir: str) -> None:
     """Leave long tables to the log file; Detectron2 then finds its loggers as they are."""
+    # Without a name it is Detectron2's own logger.
     for options in ({"name": "fvcore"}, {}):
         logger = setup_logger(output_dir, distributed_rank=comm.get_rank(), **options)
         for handler in logger.handlers:
@@ -144,6 +145,7 @@ def launch_tool(function: Callable[..., object], arguments: tuple, args: argpars
     try:
         return run_tool(partial(run_processes, _run_and_exit, work, args), debug=args.debug)
     except SystemExit as end:
+        # A text as the code means failure, None success.
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 

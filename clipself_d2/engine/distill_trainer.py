@@ -97,6 +97,7 @@ class DistillTrainer(Trainer):
             distiller=model,
             save_dir=self.cfg.OUTPUT_DIR,
             alpha=self.cfg.MODEL.DISTILL.STUDENT_SHARE,
+            # A proxy, or each would keep the other, and the model, from being freed.
             trainer=weakref.proxy(self),
             config=self.cfg,
         )

@@ -65,6 +65,7 @@ def amp_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
 
 def tower_precisions(model: nn.Module) -> set[str]:
     """Collect the precisions of the CLIP towers in a model, such as "fp32" and "auto"."""
+    # Student and teacher, or detector and proposer, may have one each.
     towers = (m for m in model.modules() if isinstance(m, VisionTower))
     return {tower.precision for tower in towers}
 

@@ -22,6 +22,7 @@ def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     (K,) average precision in 0 to 1; NaN for classes without ground truth, where the table has -1.
     """
     curves_TPK = precision_TPKAM[:, :, :, 0, -1]
+    # A class without ground truth has -1 at every threshold.
     present_K = (curves_TPK > -1).all(axis=(0, 1))
     return np.where(present_K, curves_TPK.mean(axis=(0, 1)), np.nan)
 

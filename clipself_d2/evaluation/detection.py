@@ -164,6 +164,7 @@ class DetectionEvaluator(COCOEvaluator):
         names = metadata_with_classes(self._metadata.name).thing_classes
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
+            # As Detectron2: COCO's ids are then the indices, LVIS's begin at 1.
             contiguous = {index + self.first_category_id: index for index in range(len(names))}
         category_ids = sorted(contiguous, key=contiguous.__getitem__)
         listed = sorted(self._coco_api.getCatIds())

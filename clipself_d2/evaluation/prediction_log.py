@@ -30,6 +30,7 @@ class PredictionLog:
         self.folder = Path(tempfile.mkdtemp(prefix=".predictions_", dir=folder))
         self._path = self.folder / "images.jsonl"
         self._path.touch()
+        # Runs at the end of the interpreter too, which __del__ does not promise.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -57,6 +58,7 @@ class PredictionLog:
         if comm.get_world_size() == 1:
             return self
         files = comm.all_gather((str(self._path), self._path.stat().st_size))
+        # What the first process sees decides for all, or their calls below would not meet.
         visible = comm.all_gather([_is_visible(*file) for file in files])[0]
         joined = PredictionLog(self._parent) if comm.is_main_process() else None
         for rank, ((path, size), seen) in enumerate(zip(files, visible, strict=True)):
@@ -65,6 +67,7 @@ class PredictionLog:
                     joined._append_file(path)
                 continue
             for start in range(0, size, CHUNK):
+                # All take part in every gather, with nothing where it is another's turn.
                 own = self._read(start) if rank == comm.get_rank() else b""
                 parts = comm.gather(own, dst=0)
                 if joined is not None:

@@ -38,6 +38,7 @@ def true_class_rank(region_RD: Tensor, text_KD: Tensor, label_R: Tensor) -> Tens
         finite, which is a miss at any depth.
     """
     region_RD = region_RD.to(torch.float64)
+    # Of zeros all classes score alike, so that at five classes or fewer it would be a hit.
     usable_R = torch.isfinite(region_RD).all(dim=1) & (region_RD != 0).any(dim=1)
     score_RK = region_RD @ text_KD.to(torch.float64).T
     own_R1 = score_RK.gather(1, label_R[:, None])

@@ -111,6 +111,7 @@ class SemanticEvaluator(DatasetEvaluator):
             if self._fold is not None:
                 # Before the count, for which predictions have more classes than the truth.
                 predicted = np.minimum(predicted, self._fold)
+            # Labels of the pixels on which truth and prediction agree.
             both = truth[truth == predicted]
             for row, labels in enumerate((both, truth, predicted)):
                 self._counts[row] += np.bincount(labels, minlength=count)
@@ -130,6 +131,7 @@ class SemanticEvaluator(DatasetEvaluator):
         scores = {
             "mIoU": _mean(iou[present]),
             "mIoU_union": _mean(iou[union > 0]),
+            # By frequency: each class weighs what it has of the truth's pixels.
             "fwIoU": 100.0 * float((_ratio(truth, truth.sum()) * iou)[present].sum()),
             "mACC": _mean(accuracy[present]),
             "pACC": 100.0 * float(_ratio(both.sum(), truth.sum())),

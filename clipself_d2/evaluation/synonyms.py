@@ -79,6 +79,7 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
             chosen = [free[int(generator.integers(len(free)))]]
         else:
             chosen = free
+        # No two classes may go by one word.
         taken |= {_plain(word) for word in chosen}
         words.append((name, *chosen) if kind == "mean_with_name" else tuple(chosen))
     replaced = sum(group != (name,) for group, name in zip(words, names, strict=True))

@@ -227,6 +227,7 @@ def _shard_captions(shard: Path) -> dict[str, str]:
                     if not isinstance(content, dict) or "caption" not in content:
                         continue
                     text = content["caption"]
+                # Of .txt and .json the first counts.
                 found.setdefault(_stem(entry.name), _sentence(text, shard, entry.name))
     except (tarfile.TarError, json.JSONDecodeError) as error:
         raise ValueError(f"shard {shard} cannot be read ({error})") from error

@@ -155,6 +155,7 @@ def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     A name may hold several words between commas, as ADE20K's: the first is the name, the others its
     synonyms.
     """
+    # Things first, as contiguous numbers have them.
     rows = sorted(categories, key=lambda row: (not row.get("isthing"), row["id"]))
     words = [[word.strip() for word in row["name"].split(",") if word.strip()] for row in rows]
     first = Counter(group[0] for group in words)

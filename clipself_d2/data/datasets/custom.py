@@ -73,6 +73,7 @@ def folder_name(name: str) -> str:
     kind, colon, rest = name.partition(":")
     if not colon:
         return name
+    # Two sets may have files of one name in different folders.
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{kind}_{Path(rest.partition(':')[0]).stem}_{digest}"
 

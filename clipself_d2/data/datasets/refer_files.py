@@ -87,6 +87,7 @@ def in_split(row: Mapping[str, Any], split: str) -> bool:
     if split == "test":
         return split in own
     if split.startswith("test"):
+        # testAB belongs to testA and to testB.
         return own.startswith("test") and split.removeprefix("test") in own.removeprefix("test")
     return own == split
 
@@ -137,6 +138,7 @@ def load_refer(
         for record in records:
             record["sentences"] = [str(row["sent"]) for row in record["sentences"]]
         return records
+    # Sentences of an image in a row share its features in a batch.
     records.sort(key=lambda record: (str(record["file_name"]), record["ref_id"]))
     return list(_one_a_sentence(records))
 

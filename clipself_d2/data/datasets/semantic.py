@@ -119,6 +119,7 @@ def read_classes(file: Path, remedy: str) -> dict[str, Any]:
             f"list of classes {file} is not a json list of names such as "
             '["wall", "road, street"]; ' + remedy
         )
+    # The first word is the name, the others are its synonyms.
     words = [[word.strip() for word in group if word.strip()] for group in groups]
     first = [group[0] for group in words]
     # Two classes of one first word keep all of their words in the name.

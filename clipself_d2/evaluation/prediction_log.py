@@ -71,7 +71,8 @@ class PredictionLog:
                 own = self._read(start) if rank == comm.get_rank() else b""
                 parts = comm.gather(own, dst=0)
                 if joined is not None:
-                    joined._append_bytes(parts[rank])
+                    with joined._path.open("ab") as stream:
+                        stream.write(parts[rank])
         # The others' files go with their evaluators, so they wait until the first has read them.
         comm.synchronize()
         return joined
@@ -80,10 +81,6 @@ class PredictionLog:
         with self._path.open("rb") as stream:
             stream.seek(start)
             return stream.read(CHUNK)
-
-    def _append_bytes(self, content: bytes) -> None:
-        with self._path.open("ab") as stream:
-            stream.write(content)
 
     def _append_file(self, path: str) -> None:
         with open(path, "rb") as source, self._path.open("ab") as stream:

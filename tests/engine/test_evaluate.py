@@ -7,10 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
-from clipself_d2.engine.evaluate import (
-    protocol_of,
-    vocabulary_of,
-)
+from clipself_d2.engine.evaluate import protocol_of, vocabulary_of
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings

@@ -13,12 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
 
 from clipself_d2.engine import lazy
-from clipself_d2.engine.lazy import (
-    build_lazy_model,
-    load_lazy_config,
-    score_lazy,
-    train_lazy,
-)
+from clipself_d2.engine.lazy import build_lazy_model, load_lazy_config, score_lazy, train_lazy
 from clipself_d2.layers import TextClassifier
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer as detectron2_optimizer
@@ -40,6 +40,12 @@ def model() -> nn.Module:
     return detector
 
 
+def config() -> CfgNode:
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    return cfg
+
+
 def rates(model: nn.Module, groups: list[dict]) -> dict[str, float]:
     of = {id(p): group["lr"] for group in groups for p in group["params"]}
     return {name: of[id(p)] for name, p in model.named_parameters() if id(p) in of}
@@ -69,9 +75,8 @@ def test_the_order_is_that_of_detectron2s_vitdet(model):
 
 
 def test_no_decay_is_one_rate(model):
-    assert set(rates(model, decayed_optimizer_params(model, base_lr=0.3, rate=1.0)).values()) == {
-        0.3
-    }
+    found = rates(model, decayed_optimizer_params(model, base_lr=0.3, rate=1.0))
+    assert set(found.values()) == {0.3}
 
 
 def test_every_trained_parameter_is_in_one_group_of_an_optimiser(model):
@@ -83,8 +88,7 @@ def test_every_trained_parameter_is_in_one_group_of_an_optimiser(model):
 
 
 def test_yaml_sets_the_factor(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
+    cfg = config()
     cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY = 0.1, 0.8
     found = rates(model, optimizer_params_from_cfg(cfg, model))
     name = PREFIX + "transformer.resblocks.5.ln_1.weight"
@@ -93,8 +97,7 @@ def test_yaml_sets_the_factor(model):
 
 
 def test_sgd_without_decay_is_detectron2s(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
+    cfg = config()
     cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.NESTEROV = 0.0, True
     theirs = detectron2_optimizer(cfg, model)
     ours = build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
@@ -164,9 +167,8 @@ def test_a_distilled_student_is_slow(emoji_cfg):
 
 
 def test_the_multiplier_is_one_unless_a_recipe_says_otherwise(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
-    assert set(rates(model, optimizer_params_from_cfg(cfg, model)).values()) == {0.001}
+    found = rates(model, optimizer_params_from_cfg(config(), model))
+    assert set(found.values()) == {0.001}
 
 
 def test_optimizer_is_adam_without_decay_unless_asked(cris_cfg):

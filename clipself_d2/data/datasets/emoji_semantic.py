@@ -14,7 +14,6 @@ for Detectron2's panoptic evaluator the segments into ``emoji/panoptic_fpn_<spli
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -50,20 +49,17 @@ def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str
                 stuff_classes=list(CLASSES),
                 ignore_label=IGNORE_LABEL,
                 **thing_metadata(),
-                **(_panoptic_metadata(folder, split) if has_segments else {}),
             )
+            if has_segments:
+                # What Detectron2's panoptic evaluator asks for; as of COCO's sets, the map's label
+                # of things stands for no category.
+                MetadataCatalog.get(name).set(
+                    panoptic_root=str(folder / f"panoptic_fpn_{split}"),
+                    panoptic_json=str(folder / f"panoptic_fpn_{split}.json"),
+                    stuff_dataset_id_to_contiguous_id={0: 0, _background_id(): 1},
+                )
             names.append(name)
     return names
-
-
-def _panoptic_metadata(emoji: Path, split: str) -> dict[str, Any]:
-    """What Detectron2's panoptic evaluator asks for."""
-    return {
-        "panoptic_root": str(emoji / f"panoptic_fpn_{split}"),
-        "panoptic_json": str(emoji / f"panoptic_fpn_{split}.json"),
-        # As of COCO's sets: the map's label of things stands for no category.
-        "stuff_dataset_id_to_contiguous_id": {0: 0, _background_id(): 1},
-    }
 
 
 def _background_id() -> int:

@@ -84,9 +84,8 @@ class AccumulatingModel(nn.Module):
             isinstance(module, _BatchNorm) and module.training for module in self.modules()
         ):
             logger.warning(
-                "batch norms of the model see one part of the batch at a time, so that "
-                "SOLVER.ACCUMULATION_STEPS %d does not give the gradients of the whole batch; GN "
-                "or frozen norms do",
+                "batch norms see one part of a batch at a time: SOLVER.ACCUMULATION_STEPS %d does "
+                "not give the gradients of the whole batch; GN or frozen norms do",
                 self.steps,
             )
         self._warned = True

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
@@ -130,13 +131,11 @@ def evaluator_of(
         yield SynonymEvaluator(own=own, renamed=renamed, predict=None if same else predict)
 
 
-@contextmanager
-def _remembered_features(model: nn.Module) -> Iterator[None]:
+def _remembered_features(model: nn.Module) -> AbstractContextManager[object]:
     """Let the backbone of a model answer at once where it is asked the same twice in a row."""
     backbone = getattr(model, "backbone", None)
     if backbone is None:
-        yield
-        return
+        return nullcontext()
     forward = backbone.forward
     last: list[Any] = []
 
@@ -145,12 +144,7 @@ def _remembered_features(model: nn.Module) -> Iterator[None]:
             last[:] = [pixels, forward(pixels)]
         return last[1]
 
-    backbone.forward = remembered
-    try:
-        yield
-    finally:
-        # The attribute of the instance, beneath which the class's method is.
-        del backbone.forward
+    return mock.patch.object(backbone, "forward", remembered)
 
 
 def reads_text(model: nn.Module) -> bool:

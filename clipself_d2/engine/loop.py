@@ -1,8 +1,9 @@
 """What Detectron2's training loops lack: processes on CPUs, bf16, and accumulation."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from unittest import mock
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, defaults
@@ -24,20 +25,14 @@ def parallel_model(model: nn.Module, **options: object) -> nn.Module:
     return create_ddp_model(model, **options)
 
 
-@contextmanager
-def cpu_processes() -> Iterator[None]:
+def cpu_processes() -> AbstractContextManager[object]:
     """Let ``DefaultTrainer.__init__`` wrap models on a CPU, for which it leaves no seam.
 
     A single process needs no wrapping and finds Detectron2 as it is.
     """
     if comm.get_world_size() == 1:
-        yield
-        return
-    defaults.create_ddp_model = parallel_model
-    try:
-        yield
-    finally:
-        defaults.create_ddp_model = create_ddp_model
+        return nullcontext()
+    return mock.patch.object(defaults, "create_ddp_model", parallel_model)
 
 
 def amp_runs(device: str, enabled: bool) -> bool:

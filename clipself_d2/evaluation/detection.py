@@ -172,8 +172,7 @@ class DetectionEvaluator(COCOEvaluator):
         if listed != sorted(category_ids) or indices != list(range(len(names))):
             raise ValueError(
                 f"{self._json_file} lists {len(listed)} categories, but the metadata has "
-                f"{len(names)} thing_classes and ids for {len(category_ids)}; scoring needs the "
-                "same classes in both"
+                f"{len(names)} thing_classes and ids for {len(category_ids)}, expected the same"
             )
         return category_ids
 

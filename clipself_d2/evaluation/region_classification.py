@@ -167,8 +167,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                 if region_RD.shape != (len(label_R), self._text_KD.shape[1]):
                     raise ValueError(
                         f"{where}: {kind} has shape {tuple(region_RD.shape)}, expected "
-                        f"({len(label_R)}, {self._text_KD.shape[1]}) for its region_classes and "
-                        "the text embeddings"
+                        f"({len(label_R)}, {self._text_KD.shape[1]}) by region_classes and text"
                     )
                 self._count(kind, region_RD, label_R)
 

@@ -70,9 +70,8 @@ def dataset_results(
                 )
             if not all(map(math.isfinite, (instance["score"], *instance["bbox"]))):
                 raise ValueError(
-                    f"a prediction for image_id {image_id!r} has score "
-                    f"{instance['score']} and box {instance['bbox']}, which are not finite; such "
-                    "results have no order"
+                    f"a prediction for image_id {image_id!r} has score {instance['score']} and box "
+                    f"{instance['bbox']}, which are not finite"
                 )
             yield {**instance, "category_id": category_ids[label]}
     if repeated:

@@ -11,6 +11,7 @@ maps are drawn from the polygons when a data set is first read, into ``emoji/sem
 for Detectron2's panoptic evaluator the segments into ``emoji/panoptic_fpn_<split>``.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -84,18 +85,14 @@ def write_maps(annotation_file: Path, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     document = read_annotation_file(annotation_file, ["images", "annotations"], remedy=_REMEDY)
-    missing = {
-        image["id"]: image
-        for image in document["images"]
-        if _map_name(image["file_name"]) not in present
-    }
-    polygons: dict[int, list[Sequence[float]]] = {number: [] for number in missing}
+    polygons: dict[int, list[Sequence[float]]] = defaultdict(list)
     for annotation in document["annotations"]:
-        if annotation["image_id"] in polygons:
-            polygons[annotation["image_id"]] += annotation["segmentation"]
-    for number, image in missing.items():
-        drawn = draw_map(polygons[number], (image["height"], image["width"]))
-        save_map(drawn, folder / _map_name(image["file_name"]))
+        polygons[annotation["image_id"]] += annotation["segmentation"]
+    names = {image["id"]: _map_name(image["file_name"]) for image in document["images"]}
+    missing = [image for image in document["images"] if names[image["id"]] not in present]
+    for image in missing:
+        drawn = draw_map(polygons[image["id"]], (image["height"], image["width"]))
+        save_map(drawn, folder / names[image["id"]])
     return len(missing)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
 from clipself_d2.data.panoptic_mapper import read_colours
 from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture
-from clipself_d2.data.regions import enlarge_boxes
+from clipself_d2.data.regions import corners_of, enlarge_boxes
 from clipself_d2.parts.label_maps import segment_ids
 
 MAX_SEGMENTS = 100
@@ -63,7 +63,7 @@ class RegionMapper:
         boxes, masks, classes, things = [], [], [], []
         for segment in record["segments_info"][:MAX_SEGMENTS]:
             mask = ids == segment["id"]
-            box = _thing_box(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
+            box = corners_of(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
             area = max(0.0, (box[2] - box[0]) * (box[3] - box[1]))
             if not BOX_SIZE_RANGE[0] ** 2 <= area <= BOX_SIZE_RANGE[1] ** 2:
                 continue
@@ -110,11 +110,6 @@ class RegionMapper:
         rows, columns = (min(a, b) for a, b in zip(cells.shape, grid.shape, strict=True))
         grid[:rows, :columns] = cells[:rows, :columns]
         return torch.from_numpy(grid)
-
-
-def _thing_box(bbox: list[float]) -> list[float]:
-    x, y, width, height = (float(side) for side in bbox)
-    return [x, y, x + width, y + height]
 
 
 def _tight_box(mask: np.ndarray) -> list[float]:

@@ -13,6 +13,7 @@ from clipself_d2.data.datasets.validate import read_annotation_rows
 from clipself_d2.data.items import Record
 from clipself_d2.data.regions import (
     clip_boxes,
+    corners_of,
     enlarge_boxes,
     fallback_box,
     random_boxes,
@@ -46,8 +47,7 @@ class ProposalFile:
         rows = read_annotation_rows(path, remedy=remedy)
         by_image: dict[object, list[list[float]]] = {}
         for row in rows:
-            x, y, width, height = row["bbox"]
-            by_image.setdefault(row["image_id"], []).append([x, y, x + width, y + height])
+            by_image.setdefault(row["image_id"], []).append(corners_of(row["bbox"]))
         if not by_image:
             raise ValueError(f"proposal file {path} has no box; {remedy}")
         self._boxes = {key: np.array(boxes, np.float64) for key, boxes in by_image.items()}
@@ -155,14 +155,10 @@ class RegionSampler:
                 "labels; name a detection data set in DATASETS.TRAIN"
             )
         rows = record["annotations"][: self.max_boxes]
-        corners = [_corners(row["bbox"], int(row["bbox_mode"])) for row in rows]
+        corners = [
+            corners_of(row["bbox"]) if int(row["bbox_mode"]) == _XYWH_ABS else row["bbox"]
+            for row in rows
+        ]
         boxes = clip_boxes(np.array(corners, np.float64).reshape(-1, 4), *size)
         classes = np.array([row["category_id"] for row in rows], np.int64)
         return DrawnRegions(boxes, boxes, classes)
-
-
-def _corners(bbox: list[float], mode: int) -> list[float]:
-    first, second, third, fourth = (float(side) for side in bbox)
-    if mode == _XYWH_ABS:
-        return [first, second, first + third, second + fourth]
-    return [first, second, third, fourth]

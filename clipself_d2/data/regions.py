@@ -4,6 +4,7 @@ Boxes are XYXY px of the original image. Legend: R regions, M most rows or colum
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -110,6 +111,12 @@ def enlarge_boxes(boxes: np.ndarray, factor: float, width: float, height: float)
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) * factor / 2
     return clip_boxes(np.concatenate([center - half, center + half], axis=1), width, height)
+
+
+def corners_of(bbox: Sequence[float]) -> list[float]:
+    """Turn COCO's box, XYWH px, into its corners, XYXY."""
+    x, y, width, height = map(float, bbox)
+    return [x, y, x + width, y + height]
 
 
 def clip_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:

@@ -52,8 +52,10 @@ class AccumulatingModel(nn.Module):
         self._warn_of_batch_norms()
         parts, weights = self._weigh(self._split(batched_inputs))
         total: dict[str, Tensor] = {}
+        # Of DistributedDataParallel; a model of one process has nothing to keep apart.
+        no_sync = getattr(self.module, "no_sync", nullcontext)
         for part, weight in zip(parts[:-1], weights[:-1], strict=True):
-            with self._without_sync():
+            with no_sync():
                 losses = {name: weight * loss for name, loss in self.module(part).items()}
                 self._backward(cast(Tensor, sum(losses.values())))
             for name, loss in losses.items():
@@ -89,10 +91,6 @@ class AccumulatingModel(nn.Module):
                 self.steps,
             )
         self._warned = True
-
-    def _without_sync(self) -> Any:
-        no_sync = getattr(self.module, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -88,8 +88,10 @@ def caption_file_records(
     if file.suffix in _DELIMITERS:
         rows = [(name, name, caption) for name, caption in _read_list(file)]
     else:
-        pairs = read_coco_captions(file, remedy=remedy)
-        rows = [(image["id"], _file_name(image), caption) for image, caption in pairs]
+        rows = []
+        for image, caption in read_coco_captions(file, remedy=remedy):
+            name = image.get("file_name") or str(image["coco_url"]).rpartition("/")[2]
+            rows.append((image["id"], name, caption))
     records: dict[object, Record] = {}
     for image_id, name, caption in rows:
         record = records.setdefault(
@@ -197,10 +199,6 @@ def _sentence(text: object, file: Path, of: str) -> str:
             "the row"
         )
     return " ".join(text.split())
-
-
-def _file_name(image: Record) -> str:
-    return str(image.get("file_name") or str(image["coco_url"]).rpartition("/")[2])
 
 
 def _stem(name: str) -> str:

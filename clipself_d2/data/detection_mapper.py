@@ -70,6 +70,7 @@ class PictureMapper(DatasetMapper):
         except FileNotFoundError:
             raise
         except (OSError, SyntaxError, ValueError) as error:
+            # Whoever reads it knows the file by the data set's name.
             reason = str(error).replace(_PREFIX, "")
             if name not in reason:
                 width, height = (dataset_dict.get(side, "?") for side in ("width", "height"))
@@ -108,6 +109,7 @@ class RandomSquareCrop(Augmentation):
         """Draw rows and columns of the place apart, with Detectron2's seed of numpy."""
         height, width = image.shape[:2]
         top, left = (np.random.randint(max(side - self.size, 0) + 1) for side in (height, width))
+        # A side that is shorter than the square is kept whole.
         size = (min(self.size, width), min(self.size, height))
         return ShiftPolygonsCrop(left, top, *size, width, height)
 

@@ -41,6 +41,7 @@ class ImageBatchSampler(Sampler[list[int]]):
             numbers = list(range(start, start + sum(1 for _ in group)))
             # By the image's first pair, so that each image has exactly one process.
             if start * world_size // len(images) == rank:
+                # Small images fill up a batch.
                 if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
                     self._batches[-1] += numbers
                 else:

@@ -161,4 +161,5 @@ class RegionSampler:
         ]
         boxes = clip_boxes(np.array(corners, np.float64).reshape(-1, 4), *size)
         classes = np.array([row["category_id"] for row in rows], np.int64)
+        # Where classes are learned, no teacher looks at crops.
         return DrawnRegions(boxes, boxes, classes)

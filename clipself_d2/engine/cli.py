@@ -53,6 +53,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         cfg.merge_from_list(overrides)
     except (KeyError, AssertionError) as error:
         text = str(error.args[0] if error.args else error)
+        # yacs ends with the key that is none: "Non-existent config key: ...".
         wrong = text.rpartition("key: ")[2] if "key: " in text else ""
         raise ValueError(
             f"{text} in {source}{near_key(wrong, cfg)}; see docs/config.md and "

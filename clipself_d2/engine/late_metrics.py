@@ -44,6 +44,7 @@ class LateMetrics(HookBase):
     def flush(self) -> None:
         """Log what has waited, in the order of the iterations."""
         waiting, self._waiting = self._waiting, []
+        # Of mixed precision the number types differ, which do not stack.
         flat = [loss.float() for losses, *_ in waiting for loss in losses.values()]
         # One copy for all: each would wait for the device.
         read = iter(torch.stack(flat).cpu() if flat else ())

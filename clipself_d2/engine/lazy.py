@@ -147,6 +147,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     """Train, with checkpoints, logs and evaluation, and score the last weights."""
     model = build_lazy_model(cfg).to(cfg.train.device)
     log_size(model)
+    # The call that makes parameter groups waits for it, as in Detectron2's recipes.
     cfg.optimizer.params.model = model
     optimizer = keep_idle_rows(instantiate(cfg.optimizer), model)
     loader = instantiate(cfg.dataloader.train)
@@ -179,6 +180,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
         made.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
     trainer.register_hooks(made)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    # A checkpoint has the number of the last iteration that was done.
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
     return results

@@ -212,6 +212,7 @@ def only_set(cfg: CfgNode, name: str) -> CfgNode:
     files = cfg.DATASETS.PROPOSAL_FILES_TEST
     only = changed(cfg, "DATASETS.TEST", (name,))
     if len(files) == len(cfg.DATASETS.TEST):
+        # Detectron2 pairs files and sets by their places.
         own = files[list(cfg.DATASETS.TEST).index(name)]
         only = changed(only, "DATASETS.PROPOSAL_FILES_TEST", (own,))
     return only

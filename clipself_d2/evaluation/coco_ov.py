@@ -107,6 +107,7 @@ class CocoOVEvaluator(DetectionEvaluator):
             coco_eval, iou_type, class_names=names if class_names else None
         )
         novel_K = np.array([name in self._novel for name in names], dtype=bool)
+        # Without novel classes there is nothing to tell apart.
         parts = {"base": ~novel_K, "novel": novel_K} if self._novel else {}
         splits = {**parts, "all": np.ones_like(novel_K)}
         precision_TPKAM = coco_eval.eval["precision"]

@@ -91,6 +91,7 @@ class DetectionEvaluator(COCOEvaluator):
         unknown = sorted(set(tasks or ()) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks has {', '.join(unknown)}, expected any of {', '.join(TASKS)}")
+        # Before the parent reads the file, whose errors name neither file nor fault.
         truth = self._read_truth(dataset_name)
         super().__init__(
             dataset_name,

@@ -210,6 +210,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
 
     def _splits(self) -> list[tuple[str, np.ndarray]]:
         every = np.ones_like(self._is_thing)
+        # A split of which no class occurs is NaN.
         splits = [("", every), ("_thing", self._is_thing), ("_stuff", ~self._is_thing)]
         if self._novel is not None and self._novel.any():
             splits += [("_base", ~self._novel), ("_novel", self._novel)]

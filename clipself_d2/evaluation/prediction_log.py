@@ -108,6 +108,7 @@ def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
     """Undo ``pack_proposals``."""
     return Instances(
         tuple(packed["size"]),
+        # The list of no box has no second axis.
         proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),
         objectness_logits=torch.tensor(packed["logits"]),
     )

@@ -121,6 +121,7 @@ def _load_labels(folder: Path, split: str, metadata: dict[str, Any], remedy: str
     number = {**things, **metadata["stuff_dataset_id_to_contiguous_id"]}
     if split == "train":
         novel = {metadata["thing_classes"].index(name) for name in metadata["novel_classes"]}
+        # As if they were not annotated, but no background either.
         number |= {category: IGNORE_LABEL for category, n in things.items() if n in novel}
     maps.mkdir(parents=True, exist_ok=True)
     records = []

@@ -118,8 +118,10 @@ def load_instances(
     are left out. Records are in the order of the image ids, with contiguous classes; errors are
     those of ``check_coco_file`` and of missing files.
     """
+    # Names are compared with spaces, as LVIS's underscores are read.
     spaced = [name.replace("_", " ") for name in class_names]
     content = check_coco_file(json_file, spaced, remedy=remedy)
+    # In the order of the ids, whatever the order of the file.
     numbers = {
         row["id"]: number
         for number, row in enumerate(sorted(content["categories"], key=lambda row: row["id"]))
@@ -162,6 +164,7 @@ def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
     url = row.get("coco_url")
     if url and (prefer_url or "file_name" not in row):
         return os.path.join(image_root, *str(url).split("/")[-2:])
+    # An absolute name stands by itself: join then drops the root.
     return os.path.join(image_root, row["file_name"])
 
 

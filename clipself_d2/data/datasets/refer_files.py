@@ -42,6 +42,7 @@ def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]
             rows = json.loads(found.read_text(encoding="utf-8"))
         else:
             with found.open("rb") as stream:
+                # No names: nothing of the file may ask for a class or a function.
                 rows = load_plain_pickle(stream, names={})
     except DAMAGE as error:
         reason = str(error) or type(error).__name__

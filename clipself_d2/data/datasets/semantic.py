@@ -139,6 +139,7 @@ def pair_files(image_root: Path, label_root: Path, remedy: str) -> list[Record]:
     for folder in (image_root, label_root):
         if not folder.is_dir():
             raise FileNotFoundError(f"folder {folder} does not exist; {remedy}")
+    # By the stem, since suffixes differ.
     pictures = {path.stem: path for path in _files(image_root, _PICTURES)}
     maps = _files(label_root, _MAPS)
     if not maps:

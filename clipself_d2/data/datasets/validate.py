@@ -125,6 +125,7 @@ def _files_in(folder: str) -> set[str]:
 def _check_names(
     path: str | Path, categories: list[Row], expected_names: Sequence[str], remedy: str
 ) -> None:
+    # As contiguous numbers count them.
     ordered = sorted(categories, key=lambda row: row["id"])
     names = [str(row["name"]).replace("_", " ") for row in ordered]
     unknown = [name for name in names if name not in set(expected_names)]

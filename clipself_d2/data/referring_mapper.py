@@ -41,11 +41,7 @@ class ReferringMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, object]:
         """Read INPUT.REFER_SIZE and MODEL.PIXEL_MEAN."""
-        return {
-            "is_train": is_train,
-            "size": cfg.INPUT.REFER_SIZE,
-            "border": cfg.MODEL.PIXEL_MEAN,
-        }
+        return {"is_train": is_train, "size": cfg.INPUT.REFER_SIZE, "border": cfg.MODEL.PIXEL_MEAN}
 
     def __call__(self, record: Record) -> Item:
         """Read the picture and decode the mask.

@@ -127,9 +127,7 @@ class DistillTrainer(Trainer):
         vocabulary, _ = test_vocabulary(cfg, dataset_name)
         embeddings = read_text_embeddings(cfg, vocabulary, same_names=False)
         return build_evaluator(
-            dataset_name,
-            cfg.OUTPUT_DIR,
-            text_embeddings=embeddings.embeddings_KD.to(torch.float32),
+            dataset_name, cfg.OUTPUT_DIR, text_embeddings=embeddings.embeddings_KD.to(torch.float32)
         )
 
     @classmethod

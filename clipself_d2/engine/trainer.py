@@ -44,11 +44,7 @@ from clipself_d2.engine.exact_steps import ExactSteps
 from clipself_d2.engine.late_metrics import late_metrics
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.pictures import ValidationPictures
-from clipself_d2.engine.solver import (
-    build_optimizer,
-    keep_idle_rows,
-    optimizer_params_from_cfg,
-)
+from clipself_d2.engine.solver import build_optimizer, keep_idle_rows, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.checkpoints import check_finite

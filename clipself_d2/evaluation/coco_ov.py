@@ -91,10 +91,7 @@ class CocoOVEvaluator(DetectionEvaluator):
         return scores, class_scores(coco_eval.eval["precision"], coco_eval.eval["recall"])
 
     def _derive_coco_results(
-        self,
-        coco_eval: COCOeval,
-        iou_type: str,
-        class_names: Sequence[str] | None = None,
+        self, coco_eval: COCOeval, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Add the scores of the splits, in percent, to Detectron2's.
 

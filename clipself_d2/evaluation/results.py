@@ -38,9 +38,7 @@ class Prediction(TypedDict, total=False):
 
 
 def dataset_results(
-    predictions: Iterable[Prediction],
-    category_ids: Sequence[int],
-    image_ids: Container[int],
+    predictions: Iterable[Prediction], category_ids: Sequence[int], image_ids: Container[int]
 ) -> Iterator[Result]:
     """Yield predictions in COCO's result format, with the data set's own category ids.
 

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import default_argument_parser
 
-from clipself_d2.engine.cli import (
-    _ShortUserErrors,
-    load_config,
-    run_tool,
-    set_up,
-    start_logging,
-)
+from clipself_d2.engine.cli import _ShortUserErrors, load_config, run_tool, set_up, start_logging
 from clipself_d2_cli.flags import tool_parser, train_parser
 
 

@@ -144,11 +144,7 @@ def load_instances(
 
 
 def load_images(
-    json_file: Path,
-    image_root: Path,
-    *,
-    remedy: str = DEFAULT_REMEDY,
-    prefer_url: bool = False,
+    json_file: Path, image_root: Path, *, remedy: str = DEFAULT_REMEDY, prefer_url: bool = False
 ) -> list[Record]:
     """Read the images of a COCO or LVIS file, in its order; annotations are ignored."""
     images = read_annotation_file(json_file, ("images",), remedy=remedy)["images"]

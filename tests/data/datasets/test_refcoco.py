@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.refcoco import (
-    FAMILIES,
-    register_emoji_refer,
-    register_refcoco,
-)
+from clipself_d2.data.datasets.refcoco import FAMILIES, register_emoji_refer, register_refcoco
 
 
 def test_every_published_split_is_registered_on_import():

@@ -59,9 +59,6 @@ def build_evaluator(
         tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
         fixed_ap: Whether ``lvis_ov`` adds Fixed AP; of no meaning for the others.
 
-    Returns:
-        The evaluator.
-
     Raises:
         FileNotFoundError: If the annotation file does not exist.
         ValueError: If the type is unknown, or options and metadata do not fit it.

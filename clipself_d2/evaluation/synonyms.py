@@ -51,9 +51,6 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
             there are fewer), "mean" (all of them), "mean_with_name" (all and the name), or
             "random:SEED" (one by chance).
 
-    Returns:
-        The words of every class.
-
     Raises:
         ValueError: If the mode is unknown or the lengths differ.
     """

@@ -96,7 +96,7 @@ def register_panoptic(
     evaluator_type: str = "ov_panoptic",
     novel_is_void: bool = False,
 ) -> str:
-    """Register a panoptic file for region classification or panoptic segmentation.
+    """Register a panoptic file for region classification or segmentation; returns the name.
 
     Args:
         name: Name of the data set.
@@ -109,9 +109,6 @@ def register_panoptic(
             novel is decided by the words of the training.
         evaluator_type: ``region_classification`` or ``ov_panoptic``.
         novel_is_void: Whether segments of novel classes are left out, as in training.
-
-    Returns:
-        The name.
     """
 
     def load() -> list[Record]:

@@ -54,7 +54,7 @@ def register_instances(
     prefer_url: bool = False,
     drop_novel: bool = False,
 ) -> str:
-    """Register a COCO or LVIS file, which is read when the data set is used.
+    """Register a COCO or LVIS file, which is read when it is used; returns the name.
 
     Args:
         name: Name of the data set.
@@ -65,9 +65,6 @@ def register_instances(
         remedy: What the user can do about a missing or wrong file, an imperative clause.
         prefer_url: As ``image_path``.
         drop_novel: Whether records carry annotations of base classes only.
-
-    Returns:
-        The name.
     """
     loader = partial(
         load_instances,

@@ -68,7 +68,7 @@ def register_semantic(
     fold_from: int | None = None,
     remedy: str,
 ) -> str:
-    """Register pictures and label maps.
+    """Register pictures and label maps; returns the name.
 
     Args:
         name: Name of the data set.
@@ -79,9 +79,6 @@ def register_semantic(
             65535 where there are more than 255 classes, else 255.
         fold_from: Predictions of this class and all behind it count as this class.
         remedy: What the user can do about a missing file, an imperative clause.
-
-    Returns:
-        The name.
     """
 
     def load() -> list[Record]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build as detectron2_build
@@ -12,13 +13,12 @@ from torch.utils.data import DataLoader, Sampler
 from clipself_d2.clip.catalog import describe
 from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.clip.registry import native_image_size
-from clipself_d2.data.caption_mapper import CaptionMapper
 from clipself_d2.data.counted import SeededMapper, build_counted_loader
 from clipself_d2.data.detection_mapper import PictureMapper, build_train_mapper
 from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.data.items import Item, Record, read_records
 from clipself_d2.data.proposal_files import check_proposal_files
-from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
+from clipself_d2.data.region_mapper import RegionMapper
 from clipself_d2.data.region_sampler import ProposalFile, RegionSampler
 from clipself_d2.data.training_records import read_training_records
 
@@ -37,22 +37,22 @@ def build_distill_train_loader_from_cfg(cfg: CfgNode) -> DataLoader:
     )
 
 
-def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper | CaptionMapper:
+def _build_distill_mapper(cfg: CfgNode, records: Sequence[Record]) -> DistillMapper:
     """Choose by the data: pictures with captions, or whose regions the model finds, or others."""
     model_proposes = cfg.INPUT.REGIONS.SOURCE == "rpn"
-    if not (model_proposes or any("captions" in record for record in records)):
-        return DistillMapper(
-            sampler=_build_region_sampler(cfg, records),
-            crop_size=_crop_size(cfg),
-            resize_image=not cfg.INPUT.REGIONS.RESIZE_ON_DEVICE,
-        )
-    return CaptionMapper(
+    options: dict[str, Any] = {}
+    if model_proposes or any("captions" in record for record in records):
+        options = {
+            "shortest_size": cfg.INPUT.MIN_SIZE_TRAIN[0],
+            "has_crops": cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop",
+            "flip_probability": 0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+        }
+    return DistillMapper(
         sampler=None if model_proposes else _build_region_sampler(cfg, records),
-        shortest_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
-        crop_size=_crop_size(cfg),
-        has_crops=cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop",
-        flip_probability=0.0 if cfg.INPUT.RANDOM_FLIP == "none" else 0.5,
+        # A GPU resizes the crops faster than the workers.
+        crop_size=_teacher_size(cfg) if cfg.MODEL.DEVICE == "cpu" else None,
         resize_image=not cfg.INPUT.REGIONS.RESIZE_ON_DEVICE,
+        **options,
     )
 
 
@@ -61,14 +61,8 @@ def _teacher_size(cfg: CfgNode) -> int:
     return native_image_size(cfg.MODEL.REGIONCLIP.TEACHER_NAME or cfg.MODEL.CLIP.NAME)
 
 
-def _crop_size(cfg: CfgNode) -> int | None:
-    """The teacher's native size; None where a GPU resizes the crops faster than the workers."""
-    return _teacher_size(cfg) if cfg.MODEL.DEVICE == "cpu" else None
-
-
 def _build_region_sampler(cfg: CfgNode, records: Sequence[Record]) -> RegionSampler:
-    options = cfg.INPUT.REGIONS
-    proposals = None
+    options, proposals = cfg.INPUT.REGIONS, None
     if options.SOURCE in ("proposals", "both"):
         proposals = ProposalFile(options.PROPOSAL_FILE)
         proposals.check_images([record["image_id"] for record in records])
@@ -128,6 +122,7 @@ def build_detection_train_loader(
 
 def _aspects(records: Sequence[Record]) -> list[int]:
     """1 for broad pictures; one without a size is taken for upright and may be padded the more."""
+    # Detectron2 groups by this too, but only in its own loaders.
     return [int(r.get("width", 0) > r.get("height", 0)) for r in records]
 
 
@@ -149,6 +144,7 @@ def build_detection_test_loader_from_cfg(
         _group_by_size(parts["dataset"], most),
         mapper=partial(_map_all, mapper),
         num_workers=parts["num_workers"],
+        # A record of this loader is a batch already; its batches of one are taken apart.
         collate_fn=itemgetter(0),
     )
 
@@ -178,4 +174,6 @@ def build_region_test_loader_from_cfg(cfg: CfgNode, dataset_name: str) -> DataLo
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
     )
     records = read_records([dataset_name], "DATASETS.TEST")
-    return build_region_loader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )

@@ -71,6 +71,7 @@ class CountedDataset(Dataset[Item]):
     def _size(self, iteration: int) -> int:
         if len(self._sizes) < 2:
             return self._sizes[0] if self._sizes else 0
+        # The 2 keeps sizes apart from the orders of epochs, which have a 1, and from samples.
         rng = np.random.default_rng([self._seed, iteration, 2])
         return self._sizes[int(rng.integers(len(self._sizes)))]
 
@@ -111,10 +112,12 @@ class CountedBatches(Sampler[list[Number]]):
 
     def __iter__(self) -> Iterator[list[Number]]:
         """Yield this process's share of every batch."""
+        # What is passed over costs its indices alone: no picture of it is read.
         for batch in itertools.islice(self._batches(), self.start_iter, None):
             yield batch[self._rank :: self._world_size]
 
     def _batches(self) -> Iterator[list[Number]]:
+        # Every process walks through all batches, so that none has to be told its share.
         waiting: dict[int, list[Number]] = {}
         for count, index in enumerate(self._order()):
             group = self._groups[index] if self._groups else 0

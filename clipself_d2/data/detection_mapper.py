@@ -46,6 +46,7 @@ class _PictureHandler(PathHandler):
         stream = io.BytesIO()
         # Data sets may name files by prefixes of their own.
         local = place if is_member(place) else PathManager.get_local_path(place)
+        # Raw pixels behind a header of a few bytes.
         read_picture(local).save(stream, "PPM")
         stream.seek(0)
         return stream
@@ -69,6 +70,7 @@ class PictureMapper(DatasetMapper):
         except FileNotFoundError:
             raise
         except (OSError, SyntaxError, ValueError) as error:
+            # Whoever reads it knows the file by the data set's name.
             reason = str(error).replace(_PREFIX, "")
             if name not in reason:
                 width, height = (dataset_dict.get(side, "?") for side in ("width", "height"))
@@ -92,8 +94,8 @@ class ShiftPolygonsCrop(CropTransform):
 
     def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
         """Move polygons, (P, 2) px each; they may lie outside of the crop."""
-        moved: list[np.ndarray] = Transform.apply_polygons(self, polygons)
-        return moved
+        # Not super(), whose crop cuts.
+        return Transform.apply_polygons(self, polygons)
 
 
 class RandomSquareCrop(Augmentation):
@@ -107,6 +109,7 @@ class RandomSquareCrop(Augmentation):
         """Draw rows and columns of the place apart, with Detectron2's seed of numpy."""
         height, width = image.shape[:2]
         top, left = (np.random.randint(max(side - self.size, 0) + 1) for side in (height, width))
+        # A side that is shorter than the square is kept whole.
         size = (min(self.size, width), min(self.size, height))
         return ShiftPolygonsCrop(left, top, *size, width, height)
 
@@ -134,24 +137,9 @@ def lsj_augmentations(
 
 
 def _flips(flip: str) -> list[Augmentation]:
-    vertical = RandomFlip(horizontal=False, vertical=True)
-    ways: dict[str, list[Augmentation]] = {
-        "none": [],
-        "horizontal": [RandomFlip()],
-        "vertical": [vertical],
-    }
-    return ways[flip]
-
-
-class _ColorJitter(Augmentation):
-    """The jitter of colours that Detectron2's PointRend has as a transform."""
-
-    def __init__(self, image_format: str) -> None:
-        super().__init__()
-        self.image_format = image_format
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        return ColorAugSSDTransform(img_format=self.image_format)
+    if flip == "none":
+        return []
+    return [RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
 def semantic_augmentations(
@@ -164,7 +152,7 @@ def semantic_augmentations(
     max_area: float = 1.0,
     flip: str = "horizontal",
     image_format: str = "RGB",
-) -> list[Augmentation]:
+) -> list[Augmentation | Transform]:
     """Make the augmentations of semantic segmentation: resize, crop, jitter colours, flip.
 
     Args:
@@ -182,12 +170,13 @@ def semantic_augmentations(
 
     Reference: the mapper of MaskFormer, arXiv 2107.06278, which CAT-Seg uses.
     """
-    augmentations: list[Augmentation] = [ResizeShortestEdge(tuple(sizes), max_size, sampling)]
+    made = [ResizeShortestEdge(tuple(sizes), max_size, sampling)]
     if crop_size:
-        augmentations.append(
+        made.append(
             RandomCrop_CategoryAreaConstraint(crop_type, list(crop_size), max_area, _IGNORE_LABEL)
         )
-    return [*augmentations, _ColorJitter(image_format), *_flips(flip)]
+    # A transform, but one that draws anew for each picture.
+    return [*made, ColorAugSSDTransform(img_format=image_format), *_flips(flip)]
 
 
 def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
@@ -196,31 +185,26 @@ def build_train_mapper(cfg: CfgNode) -> PictureMapper | PanopticMapper:
     INPUT.LSJ_SIZE is large-scale jitter, SEMANTIC_MAX_AREA the crop and colours of semantic
     segmentation; sets of the type ``ov_panoptic`` have the mapper of masks.
     """
-    size = cfg.INPUT.LSJ_SIZE
+    options, size = cfg.INPUT, cfg.INPUT.LSJ_SIZE
+    jitter = lsj_augmentations(size, flip=options.RANDOM_FLIP) if size else []
     kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TRAIN}
     if "ov_panoptic" in kinds:
-        augmentations = (
-            lsj_augmentations(size, flip=cfg.INPUT.RANDOM_FLIP)
-            if size
-            else build_augmentation(cfg, is_train=True)
-        )
-        return PanopticMapper(augmentations=augmentations)
-    if not size and cfg.INPUT.SEMANTIC_MAX_AREA:
-        options = cfg.INPUT
-        augmentations = semantic_augmentations(
-            options.MIN_SIZE_TRAIN,
-            max_size=options.MAX_SIZE_TRAIN,
-            sampling=options.MIN_SIZE_TRAIN_SAMPLING,
-            crop_type=options.CROP.TYPE,
-            crop_size=options.CROP.SIZE if options.CROP.ENABLED else (),
-            max_area=options.SEMANTIC_MAX_AREA,
-            flip=options.RANDOM_FLIP,
-            image_format=options.FORMAT,
-        )
-        return PictureMapper(cfg, is_train=True, augmentations=augmentations)
-    if not size:
+        return PanopticMapper(augmentations=jitter or build_augmentation(cfg, is_train=True))
+    if size:
+        if options.CROP.ENABLED:
+            logger.warning("INPUT.CROP is ignored: INPUT.LSJ_SIZE %d crops by itself", size)
+        # With INPUT.CROP Detectron2 takes boxes of the masks, which here reach beyond the crop.
+        return PictureMapper(cfg, is_train=True, augmentations=jitter, recompute_boxes=False)
+    if not options.SEMANTIC_MAX_AREA:
         return PictureMapper(cfg, is_train=True)
-    if cfg.INPUT.CROP.ENABLED:
-        logger.warning("INPUT.CROP is ignored: INPUT.LSJ_SIZE %d crops by itself", size)
-    augmentations = lsj_augmentations(size, flip=cfg.INPUT.RANDOM_FLIP)
-    return PictureMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=False)
+    augmentations = semantic_augmentations(
+        options.MIN_SIZE_TRAIN,
+        max_size=options.MAX_SIZE_TRAIN,
+        sampling=options.MIN_SIZE_TRAIN_SAMPLING,
+        crop_type=options.CROP.TYPE,
+        crop_size=options.CROP.SIZE if options.CROP.ENABLED else (),
+        max_area=options.SEMANTIC_MAX_AREA,
+        flip=options.RANDOM_FLIP,
+        image_format=options.FORMAT,
+    )
+    return PictureMapper(cfg, is_train=True, augmentations=augmentations)

@@ -26,10 +26,7 @@ def check_named(names: Sequence[str], key: str) -> None:
 def read_records(names: Sequence[str], key: str) -> list[Record]:
     """Read the records of data sets, those without annotations too; ``key`` is for the message."""
     check_named(names, key)
-    records: list[Record] = get_detection_dataset_dicts(
-        list(names), filter_empty=False, check_consistency=False
-    )
-    return records
+    return get_detection_dataset_dicts(list(names), filter_empty=False, check_consistency=False)
 
 
 def check_items(items: Sequence[Item], needed: Sequence[str], model: object, tool: str) -> None:
@@ -42,7 +39,7 @@ def check_items(items: Sequence[Item], needed: Sequence[str], model: object, too
         )
 
 
-def picture_item(record: Record, picture: Image.Image, student: Image.Image) -> Item:
+def picture_item(record: Record, picture: Image.Image, student: Image.Image | np.ndarray) -> Item:
     """Begin an item with what all mappers of regions give.
 
     ``image`` (3, h, w) uint8 as the student sees it, ``file_name``, ``image_id``, and ``height``

@@ -25,6 +25,7 @@ def scan_rows(text: str) -> Iterator[JsonPart]:
     """
     decoder = json.JSONDecoder()
     at = _pass(text, 0, "{")
+    # Slices, since behind the end of a broken text there is no letter.
     while text[at : at + 1] != "}":
         key, at = decoder.raw_decode(text, at)
         at = _pass(text, _skip(text, at), ":")

@@ -10,7 +10,7 @@ import torch
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import BitMasks, Instances
 
-from clipself_d2.data.items import Item, Record
+from clipself_d2.data.items import Item, Record, picture_item
 from clipself_d2.data.pictures import read_picture
 from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
 
@@ -42,23 +42,12 @@ class PanopticMapper:
             FileNotFoundError: If the picture or its PNG is missing.
             ValueError: If one cannot be decoded, or their sizes differ.
         """
-        picture = np.asarray(read_picture(record["file_name"]))
-        colours = read_segment_colours(record["pan_seg_file_name"])
-        if picture.shape != colours.shape:
-            raise ValueError(
-                f"{record['pan_seg_file_name']} is {colours.shape[1]} x {colours.shape[0]} px, but "
-                f"its picture {record['file_name']} is {picture.shape[1]} x {picture.shape[0]}"
-            )
+        picture = read_picture(record["file_name"])
         # What training leaves out, such as novel classes, is drawn but not listed.
-        check_segments(
-            segment_ids(colours),
-            record["segments_info"],
-            record["pan_seg_file_name"],
-            all_listed=False,
-        )
+        colours = read_colours(record, picture.size, all_listed=False)
         # The three bytes of an id are moved apart and joined afterwards: all resizing of labels
         # takes the nearest pixel, and 8 bits are what it is sure to take.
-        inputs = AugInput(picture, sem_seg=colours)
+        inputs = AugInput(np.asarray(picture), sem_seg=colours)
         self.augmentations(inputs)
         ids = segment_ids(inputs.sem_seg)
         classes, masks = [], []
@@ -67,12 +56,27 @@ class PanopticMapper:
             if not segment.get("iscrowd") and mask.any():
                 classes.append(segment["category_id"])
                 masks.append(mask)
-        size = ids.shape
-        instances = Instances(size)
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
-        instances.gt_masks = BitMasks(torch.from_numpy(stacked))
-        kept = {key: record[key] for key in ("file_name", "image_id")}
-        kept |= {"height": picture.shape[0], "width": picture.shape[1]}
-        pixels = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
-        return {**kept, "image": torch.from_numpy(pixels), "instances": instances}
+        stacked = np.stack(masks) if masks else np.zeros((0, *ids.shape), bool)
+        instances = Instances(
+            ids.shape,
+            gt_classes=torch.tensor(classes, dtype=torch.int64),
+            gt_masks=BitMasks(torch.from_numpy(stacked)),
+        )
+        return {**picture_item(record, picture, inputs.image), "instances": instances}
+
+
+def read_colours(record: Record, size: tuple[int, int], *, all_listed: bool = True) -> np.ndarray:
+    """Read the segments' PNG of a picture of (width, height) px, and check it: (H, W, 3) uint8.
+
+    As ``check_segments``; a ValueError also says that the sizes differ.
+    """
+    path = record["pan_seg_file_name"]
+    colours = read_segment_colours(path)
+    height, width = colours.shape[:2]
+    if (width, height) != size:
+        raise ValueError(
+            f"panoptic map {path} is {width} x {height} px, but its picture "
+            f"{record['file_name']} is {size[0]} x {size[1]}"
+        )
+    check_segments(segment_ids(colours), record["segments_info"], path, all_listed=all_listed)
+    return colours

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from clipself_d2.data.tar_shards import is_member, read_member
 
-# Modes of numbers without a largest one: what is white in them, a file does not say.
-_UNBOUNDED = ("I", "F")
-
 
 def read_picture(path: str | Path) -> Image.Image:
     """Read a picture as RGB, upright.
@@ -54,7 +51,7 @@ def naming_picture(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        # A damaged file leads decoders to errors of any type, and not all of them speak.
+        # A damaged file leads decoders to errors of any type, and not all of them have words.
         reason = str(error) or type(error).__name__
         raise ValueError(f"image {path} cannot be decoded ({reason}); replace the file") from error
 
@@ -67,7 +64,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise ValueError(f"the picture is empty: {image.width} x {image.height} px")
-    if image.mode in _UNBOUNDED:
+    # Of numbers without a largest one a file does not say what is white.
+    if image.mode in ("I", "F"):
         raise ValueError(
             f"pixels of mode {image.mode} have no range from black to white; save the picture with "
             "8 bits a channel"
@@ -78,7 +76,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """Copy the pixels of an RGB picture: (3, H, W) uint8."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
@@ -91,9 +89,16 @@ def fit_longest(image: Image.Image, size: int) -> Image.Image:
     return image.resize(fitted_size(image.size, size), Image.Resampling.BICUBIC)
 
 
-def fitted_size(sides: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Scale two sides (px) so that the longest has a given length; each is at least 1."""
+def fitted_size(
+    sides: tuple[int, int], longest: int, shortest: int | None = None
+) -> tuple[int, int]:
+    """Scale two sides (px) so that the longest has a given length; each is at least 1.
+
+    With ``shortest``, that of the two limits holds which is met first.
+    """
     scale = longest / max(sides)
+    if shortest is not None:
+        scale = min(scale, shortest / min(sides))
     first, second = (max(1, round(side * scale)) for side in sides)
     return first, second
 
@@ -105,6 +110,7 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
 
     Reference: the teacher's preprocessing of CLIPSelf, arXiv 2310.01403.
     """
+    # Cats to an empty tensor of the right shape where there is no box.
     crops = [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
     for box in boxes:
         crop = fit_longest(image.crop(_whole(box)), size)
@@ -114,18 +120,15 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
     return torch.cat(crops)
 
 
-def cut_pieces(image: Image.Image, boxes: np.ndarray) -> list[Tensor]:
-    """Cut boxes (R, 4) XYXY px and leave their sizes as they are: R tensors (3, hi, wi) uint8."""
-    return [to_tensor(image.crop(_whole(box))) for box in boxes]
-
-
 def cut_regions(image: Image.Image, boxes: np.ndarray, size: int | None) -> Tensor | list[Tensor]:
     """Cut boxes (R, 4) XYXY px for a teacher.
 
-    As ``cut_crops``; as ``cut_pieces`` for a size of None, which leaves it to
-    ``layers.resize_crops``.
+    As ``cut_crops``; for a size of None R tensors (3, hi, wi) uint8, which are left for
+    ``layers.resize_crops`` as they are cut.
     """
-    return cut_pieces(image, boxes) if size is None else cut_crops(image, boxes, size)
+    if size is None:
+        return [to_tensor(image.crop(_whole(box))) for box in boxes]
+    return cut_crops(image, boxes, size)
 
 
 def _whole(box: np.ndarray) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from clipself_d2.clip.weights.plain_pickle import ARRAYS, Names, read_plain_pick
 _NAMES: Names = {**ARRAYS, ("detectron2.structures.boxes", "BoxMode"): int}
 # Names of Detectron2, and of Detectron before it.
 _KEYS = (("ids", "indexes"), ("boxes",), ("objectness_logits", "scores"))
+_WANTED = ", ".join(names[0] for names in _KEYS)
 
 
 def check_proposal_files(cfg: CfgNode, split: str) -> None:
@@ -29,22 +30,18 @@ def check_proposal_files(cfg: CfgNode, split: str) -> None:
             raise FileNotFoundError(f"{file} of {key} does not exist") from error
         except ValueError as error:
             raise ValueError(
-                f"{error}; {key} takes pickles of {_wanted()} by name, arrays and numbers alone"
+                f"{error}; {key} takes pickles of {_WANTED} by name, arrays and numbers alone"
             ) from error
         _check_parts(content, file, key)
 
 
-def _wanted() -> str:
-    return ", ".join(names[0] for names in _KEYS)
-
-
 def _check_parts(content: Any, file: str, key: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{file} of {key} holds a {type(content).__name__}; expected {_wanted()}")
+        raise ValueError(f"{file} of {key} holds a {type(content).__name__}; expected {_WANTED}")
     parts = [next((content[name] for name in names if name in content), None) for names in _KEYS]
     lengths = [len(part) if isinstance(part, list) else None for part in parts]
     if None in lengths or len(set(lengths)) != 1:
         raise ValueError(
             f"{file} of {key} has {', '.join(map(str, content)) or 'nothing'}; expected lists "
-            f"{_wanted()}, one entry for each image"
+            f"{_WANTED}, one entry for each image"
         )

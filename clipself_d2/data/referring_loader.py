@@ -36,10 +36,12 @@ class ImageBatchSampler(Sampler[list[int]]):
     ) -> None:
         self._batches: list[list[int]] = []
         start = 0
+        # Only neighbours are grouped; the records are sorted by image.
         for _, group in groupby(images):
             numbers = list(range(start, start + sum(1 for _ in group)))
             # By the image's first pair, so that each image has exactly one process.
             if start * world_size // len(images) == rank:
+                # Small images fill up a batch.
                 if self._batches and len(self._batches[-1]) + len(numbers) <= batch_size:
                     self._batches[-1] += numbers
                 else:

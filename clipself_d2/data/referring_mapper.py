@@ -34,18 +34,14 @@ class ReferringMapper:
     def __init__(self, *, is_train: bool, size: int, border: Sequence[float]) -> None:
         self.is_train = is_train
         self.size = size
-        red, green, blue = border
-        self.border = (float(red), float(green), float(blue))
+        red, green, blue = map(float, border)
+        self.border = (red, green, blue)
         self._last: tuple[str, Tensor] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, object]:
         """Read INPUT.REFER_SIZE and MODEL.PIXEL_MEAN."""
-        return {
-            "is_train": is_train,
-            "size": cfg.INPUT.REFER_SIZE,
-            "border": cfg.MODEL.PIXEL_MEAN,
-        }
+        return {"is_train": is_train, "size": cfg.INPUT.REFER_SIZE, "border": cfg.MODEL.PIXEL_MEAN}
 
     def __call__(self, record: Record) -> Item:
         """Read the picture and decode the mask.
@@ -105,9 +101,11 @@ def decode_segmentations(segmentations: Sequence[Any], height: int, width: int) 
     """
     mask = np.zeros((height, width), np.bool_)
     for segmentation in segmentations:
+        # Compressed run lengths are decoded as they are; the others are made such first.
         codes = segmentation
         if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
             codes = coco_mask.frPyObjects(segmentation, height, width)
+        # One for each polygon of the object.
         if isinstance(codes, list):
             codes = coco_mask.merge(codes)
         mask |= coco_mask.decode(codes).astype(np.bool_)

@@ -4,20 +4,16 @@ Classes are counted things first, then stuff, in the order of the metadata's ``t
 ``stuff_classes``.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from detectron2.data.common import MapDataset
-from detectron2.data.samplers import InferenceSampler
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clipself_d2.data.items import Item, Record, picture_item, scale_boxes
+from clipself_d2.data.panoptic_mapper import read_colours
 from clipself_d2.data.pictures import cut_crops, fit_longest, read_picture
-from clipself_d2.data.regions import enlarge_boxes
-from clipself_d2.parts.label_maps import check_segments, read_segment_colours, segment_ids
+from clipself_d2.data.regions import corners_of, enlarge_boxes
+from clipself_d2.parts.label_maps import segment_ids
 
 MAX_SEGMENTS = 100
 BOX_SIZE_RANGE = (8.0, 1024.0)
@@ -63,12 +59,11 @@ class RegionMapper:
                 than the record.
         """
         picture = read_picture(record["file_name"])
-        ids = self._segment_ids(record, picture.size)
-        check_segments(ids, record["segments_info"], record["pan_seg_file_name"])
+        ids = segment_ids(read_colours(record, picture.size))
         boxes, masks, classes, things = [], [], [], []
         for segment in record["segments_info"][:MAX_SEGMENTS]:
             mask = ids == segment["id"]
-            box = _thing_box(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
+            box = corners_of(segment["bbox"]) if segment["isthing"] else _tight_box(mask)
             area = max(0.0, (box[2] - box[0]) * (box[3] - box[1]))
             if not BOX_SIZE_RANGE[0] ** 2 <= area <= BOX_SIZE_RANGE[1] ** 2:
                 continue
@@ -76,16 +71,17 @@ class RegionMapper:
             masks.append(self._shrink(mask))
             classes.append(segment["category_id"])
             things.append(bool(segment["isthing"]))
+        # (R, 4), also where R is 0.
         box_array = np.array(boxes, np.float64).reshape(-1, 4)
         is_thing = np.array(things, bool)
         larger = enlarge_boxes(box_array, CROP_ENLARGE, *picture.size)
+        # Things show their surroundings to the teacher, stuff is all surroundings.
         crop_boxes = np.where(is_thing[:, None], larger, box_array)
         student = fit_longest(picture, self.image_size)
+        no_masks = torch.zeros(0, *self._grid(student.size), dtype=torch.bool)
         item = picture_item(record, picture, student) | {
             "boxes": scale_boxes(box_array, picture.size, student.size),
-            "masks": torch.stack(masks)
-            if masks
-            else torch.zeros(0, *self._grid(student.size), dtype=torch.bool),
+            "masks": torch.stack(masks) if masks else no_masks,
             "region_classes": torch.tensor(classes, dtype=torch.int64),
             "region_is_thing": torch.from_numpy(is_thing),
         }
@@ -93,20 +89,10 @@ class RegionMapper:
             item["crops"] = cut_crops(picture, crop_boxes, self.crop_size)
         return item
 
-    @staticmethod
-    def _segment_ids(record: Record, size: tuple[int, int]) -> np.ndarray:
-        path = record["pan_seg_file_name"]
-        ids = segment_ids(read_segment_colours(path))
-        if ids.shape != (size[1], size[0]):
-            raise ValueError(
-                f"panoptic map {path} is {ids.shape[1]}x{ids.shape[0]} but its image is "
-                f"{size[0]}x{size[1]}"
-            )
-        return ids
-
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (h, w) of a student image of (width, height)."""
         if self.pad_to_square:
+            # Rounded up: the last patch may show padding.
             side = -(-self.image_size // self.patch_size)
             return side, side
         return -(-size[1] // self.patch_size), -(-size[0] // self.patch_size)
@@ -124,29 +110,6 @@ class RegionMapper:
         rows, columns = (min(a, b) for a, b in zip(cells.shape, grid.shape, strict=True))
         grid[:rows, :columns] = cells[:rows, :columns]
         return torch.from_numpy(grid)
-
-
-def build_region_loader(
-    records: Sequence[Record],
-    mapper: RegionMapper,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-) -> DataLoader:
-    """Build a loader of regions: lists of items, each image once over all processes, in order."""
-    dataset = MapDataset(list(records), mapper)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=InferenceSampler(len(dataset)),
-        num_workers=num_workers,
-        collate_fn=list,
-    )
-
-
-def _thing_box(bbox: list[float]) -> list[float]:
-    x, y, width, height = (float(side) for side in bbox)
-    return [x, y, x + width, y + height]
 
 
 def _tight_box(mask: np.ndarray) -> list[float]:

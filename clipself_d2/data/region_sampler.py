@@ -13,6 +13,7 @@ from clipself_d2.data.datasets.validate import read_annotation_rows
 from clipself_d2.data.items import Record
 from clipself_d2.data.regions import (
     clip_boxes,
+    corners_of,
     enlarge_boxes,
     fallback_box,
     random_boxes,
@@ -23,8 +24,6 @@ from clipself_d2.data.regions import (
 logger = logging.getLogger(__name__)
 
 REGION_SOURCES = ("grid", "proposals", "both", "random", "labels")
-_USES_GRID = ("grid", "both")
-_USES_PROPOSALS = ("proposals", "both")
 _XYWH_ABS = 1  # Detectron2's BoxMode of COCO annotations
 
 
@@ -48,8 +47,7 @@ class ProposalFile:
         rows = read_annotation_rows(path, remedy=remedy)
         by_image: dict[object, list[list[float]]] = {}
         for row in rows:
-            x, y, width, height = row["bbox"]
-            by_image.setdefault(row["image_id"], []).append([x, y, x + width, y + height])
+            by_image.setdefault(row["image_id"], []).append(corners_of(row["bbox"]))
         if not by_image:
             raise ValueError(f"proposal file {path} has no box; {remedy}")
         self._boxes = {key: np.array(boxes, np.float64) for key, boxes in by_image.items()}
@@ -120,31 +118,35 @@ class RegionSampler:
         """
         if self.source == "labels":
             return self._labelled(record, size)
-        width, height = size
         boxes, crops = [], []
-        if self.source == "random":
-            drawn = random_boxes(
-                rng, width, height, size_range=self.box_size_range, num_boxes=self.max_boxes
-            )
-            boxes.append(drawn)
-            crops.append(enlarge_boxes(drawn, self.crop_enlarge, width, height))
-        if self.source in _USES_GRID:
+        # What a seed draws hangs on this order: the grid before proposals.
+        if self.source in ("grid", "both"):
             tiles = sample_grid_boxes(
-                rng, width, height, max_split=self.max_split, max_boxes=self.max_boxes
+                rng, *size, max_split=self.max_split, max_boxes=self.max_boxes
             )
             boxes.append(tiles)
             crops.append(tiles)
-        if self.source in _USES_PROPOSALS:
-            assert self.proposals is not None, f"source {self.source} draws from proposals"
-            found = clip_boxes(self.proposals.boxes(record["image_id"]), width, height)
-            drawn = sample_proposals(
-                rng, found, size_range=self.box_size_range, max_boxes=self.max_boxes
-            )
-            if not len(drawn) and self.source == "proposals":
-                drawn = fallback_box(width, height)
+        if self.source != "grid":
+            drawn = self._draw_boxes(record, size, rng)
             boxes.append(drawn)
-            crops.append(enlarge_boxes(drawn, self.crop_enlarge, width, height))
+            crops.append(enlarge_boxes(drawn, self.crop_enlarge, *size))
         return DrawnRegions(np.concatenate(boxes), np.concatenate(crops))
+
+    def _draw_boxes(
+        self, record: Record, size: tuple[int, int], rng: np.random.Generator
+    ) -> np.ndarray:
+        if self.source == "random":
+            return random_boxes(
+                rng, *size, size_range=self.box_size_range, num_boxes=self.max_boxes
+            )
+        assert self.proposals is not None, f"source {self.source} draws from proposals"
+        found = clip_boxes(self.proposals.boxes(record["image_id"]), *size)
+        drawn = sample_proposals(
+            rng, found, size_range=self.box_size_range, max_boxes=self.max_boxes
+        )
+        # With a grid there is a region anyway.
+        is_needed = not len(drawn) and self.source == "proposals"
+        return fallback_box(*size) if is_needed else drawn
 
     def _labelled(self, record: Record, size: tuple[int, int]) -> DrawnRegions:
         if "annotations" not in record:
@@ -153,14 +155,11 @@ class RegionSampler:
                 "labels; name a detection data set in DATASETS.TRAIN"
             )
         rows = record["annotations"][: self.max_boxes]
-        corners = [_corners(row["bbox"], int(row["bbox_mode"])) for row in rows]
+        corners = [
+            corners_of(row["bbox"]) if int(row["bbox_mode"]) == _XYWH_ABS else row["bbox"]
+            for row in rows
+        ]
         boxes = clip_boxes(np.array(corners, np.float64).reshape(-1, 4), *size)
         classes = np.array([row["category_id"] for row in rows], np.int64)
+        # Where classes are learned, no teacher looks at crops.
         return DrawnRegions(boxes, boxes, classes)
-
-
-def _corners(bbox: list[float], mode: int) -> list[float]:
-    first, second, third, fourth = (float(side) for side in bbox)
-    if mode == _XYWH_ABS:
-        return [first, second, first + third, second + fourth]
-    return [first, second, third, fourth]

@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,12 @@ def member_address(shard: Path, member: Member) -> str:
     return f"{shard}::{name}@{offset}+{size}"
 
 
+def member_record(shard: Path, member: Member) -> dict[str, Any]:
+    """Make the record of a member; its ``image_id`` tells equal names of two shards apart."""
+    address = member_address(shard, member)
+    return {"file_name": address, "image_id": f"{shard.stem}/{member[0]}"}
+
+
 def read_member(address: str) -> bytes:
     """Read a picture's bytes by its address, with or without the place.
 
@@ -58,6 +65,7 @@ def read_member(address: str) -> bytes:
     else:
         offset, size = int(place[1]), int(place[2])
     with shard.open("rb") as stream:
+        # A picture that is cut would be decoded in part, or take the memory that its size asks for.
         if offset + size > os.fstat(stream.fileno()).st_size:
             raise ValueError(
                 f"shard {shard} ends before the picture {address!r} does; replace the shard, and "
@@ -106,6 +114,7 @@ def index_shard(shard: Path) -> list[Member]:
     or compressed.
     """
     state = shard.stat()
+    # In nanoseconds, since a shard may be written twice in a second.
     stamp = [state.st_size, state.st_mtime_ns]
     cache = shard.with_name(shard.name + INDEX_SUFFIX)
     members = _read_index(cache, stamp)
@@ -142,6 +151,8 @@ def _read_index(cache: Path, stamp: list[int]) -> list[Member] | None:
         if content["stamp"] != stamp:
             return None
         rows = [(str(name), int(offset), int(size)) for name, offset, size in content["members"]]
+    # Whatever is wrong with a file that anybody may have written: overflow is of 1e999, recursion
+    # of deep nesting.
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     inside = all(offset >= 0 <= size <= stamp[0] - offset for _, offset, size in rows)

@@ -40,6 +40,7 @@ def read_training_records(cfg: CfgNode) -> list[Record]:
         else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    # Of pictures with label maps alone nothing can be left out.
     if not any("annotations" in record for record in records):
         return records
     keep_learnable(records, needs_masks=cfg.MODEL.MASK_ON)
@@ -93,6 +94,7 @@ def _learnable(row: Record, needs_masks: bool, counts: Counter[str]) -> Record |
 
 
 def _has_area(row: Record) -> bool:
+    # Rotated boxes are Detectron2's business.
     if len(row["bbox"]) != 4:
         return True
     if row["bbox_mode"] == BoxMode.XYWH_ABS:

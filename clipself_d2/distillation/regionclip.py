@@ -172,7 +172,7 @@ class RegionCLIPPretrainer(RegionDistiller):
         """Pre-train, or embed regions.
 
         Args:
-            batched_inputs: Items of ``CaptionMapper``: ``image`` (3, H, W) uint8 RGB; ``boxes``
+            batched_inputs: Items of ``DistillMapper``: ``image`` (3, H, W) uint8 RGB; ``boxes``
                 (Ri, 4) XYXY px of it unless the proposer gives them; ``crops`` of them for a
                 teacher on crops; and ``caption``; or a part of a batch from ``prepare_parts``.
                 Items of ``RegionMapper`` outside training.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -51,12 +52,15 @@ class AccumulatingModel(nn.Module):
         self._warn_of_batch_norms()
         parts, weights = self._weigh(self._split(batched_inputs))
         total: dict[str, Tensor] = {}
+        # Of DistributedDataParallel; a model of one process has nothing to keep apart.
+        no_sync = getattr(self.module, "no_sync", nullcontext)
         for part, weight in zip(parts[:-1], weights[:-1], strict=True):
-            with self._without_sync():
+            with no_sync():
                 losses = {name: weight * loss for name, loss in self.module(part).items()}
                 self._backward(cast(Tensor, sum(losses.values())))
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach()
+        # The loop itself runs the last backward, in which DistributedDataParallel joins gradients.
         last = self.module(parts[-1])
         return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
 
@@ -66,8 +70,9 @@ class AccumulatingModel(nn.Module):
                 f"a process has {len(items)} images of SOLVER.IMS_PER_BATCH, too few for "
                 f"SOLVER.ACCUMULATION_STEPS {self.steps}"
             )
+        # Sizes differ by one at most.
         ends = [len(items) * number // self.steps for number in range(self.steps + 1)]
-        return [items[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [items[begin:end] for begin, end in pairwise(ends)]
 
     def _weigh(self, parts: list[Items]) -> tuple[list[Items], list[float]]:
         inner: Any = unwrap(self.module)
@@ -81,16 +86,11 @@ class AccumulatingModel(nn.Module):
             isinstance(module, _BatchNorm) and module.training for module in self.modules()
         ):
             logger.warning(
-                "batch norms of the model see one part of the batch at a time, so that "
-                "SOLVER.ACCUMULATION_STEPS %d does not give the gradients of the whole batch; GN "
-                "or frozen norms do",
+                "batch norms see one part of a batch at a time: SOLVER.ACCUMULATION_STEPS %d does "
+                "not give the gradients of the whole batch; GN or frozen norms do",
                 self.steps,
             )
         self._warned = True
-
-    def _without_sync(self) -> Any:
-        no_sync = getattr(self.module, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()
 
 
 def unwrap(model: nn.Module) -> Any:

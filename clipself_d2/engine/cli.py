@@ -25,18 +25,6 @@ from clipself_d2.parts.config_files import merge_config_file
 from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.runs.folder import claim_folder
 from clipself_d2.runs.interrupts import raising_sigterm
-from clipself_d2_cli.flags import tool_parser, train_parser
-
-__all__ = [
-    "launch_tool",
-    "load_config",
-    "run_tool",
-    "run_training_tool",
-    "set_up",
-    "start_logging",
-    "tool_parser",
-    "train_parser",
-]
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -65,6 +53,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         cfg.merge_from_list(overrides)
     except (KeyError, AssertionError) as error:
         text = str(error.args[0] if error.args else error)
+        # yacs ends with the key that is none: "Non-existent config key: ...".
         wrong = text.rpartition("key: ")[2] if "key: " in text else ""
         raise ValueError(
             f"{text} in {source}{near_key(wrong, cfg)}; see docs/config.md and "
@@ -126,6 +115,7 @@ _FILE_ONLY = (
 
 def _keep_dumps_off_terminal(output_dir: str) -> None:
     """Leave long tables to the log file; Detectron2 then finds its loggers as they are."""
+    # Without a name it is Detectron2's own logger.
     for options in ({"name": "fvcore"}, {}):
         logger = setup_logger(output_dir, distributed_rank=comm.get_rank(), **options)
         for handler in logger.handlers:
@@ -156,6 +146,7 @@ def launch_tool(function: Callable[..., object], arguments: tuple, args: argpars
     try:
         return run_tool(partial(run_processes, _run_and_exit, work, args), debug=args.debug)
     except SystemExit as end:
+        # A text as the code means failure, None success.
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 

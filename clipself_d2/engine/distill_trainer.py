@@ -22,8 +22,7 @@ from clipself_d2.data.build import (
 from clipself_d2.distillation import RegionDistiller
 from clipself_d2.engine.accumulation import unwrap
 from clipself_d2.engine.evaluate import REGION_CLASSIFICATION, test_vocabulary
-from clipself_d2.engine.idle_rows import keep_idle_rows
-from clipself_d2.engine.solver import build_optimizer
+from clipself_d2.engine.solver import build_optimizer, keep_idle_rows
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.text_embeddings import read_text_embeddings
@@ -77,6 +76,7 @@ def saved_weights(distiller: RegionDistiller, alpha: float) -> Iterator[None]:
         yield
         return
     student = distiller.student
+    # Clones, since loading writes into the tensors of the state.
     raw = {key: value.clone() for key, value in student.state_dict().items()}
     student.load_state_dict(distiller.student_state_dict(alpha))
     try:
@@ -97,6 +97,7 @@ class DistillTrainer(Trainer):
             distiller=model,
             save_dir=self.cfg.OUTPUT_DIR,
             alpha=self.cfg.MODEL.DISTILL.STUDENT_SHARE,
+            # A proxy, or each would keep the other, and the model, from being freed.
             trainer=weakref.proxy(self),
             config=self.cfg,
         )
@@ -126,9 +127,7 @@ class DistillTrainer(Trainer):
         vocabulary, _ = test_vocabulary(cfg, dataset_name)
         embeddings = read_text_embeddings(cfg, vocabulary, same_names=False)
         return build_evaluator(
-            dataset_name,
-            cfg.OUTPUT_DIR,
-            text_embeddings=embeddings.embeddings_KD.to(torch.float32),
+            dataset_name, cfg.OUTPUT_DIR, text_embeddings=embeddings.embeddings_KD.to(torch.float32)
         )
 
     @classmethod
@@ -153,10 +152,11 @@ class DistillTrainer(Trainer):
                 (plain if name in plain_names else decayed).append(parameter)
         rate = cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
         groups = [
-            {"params": decayed, "lr": rate, "weight_decay": cfg.SOLVER.WEIGHT_DECAY},
-            {"params": plain, "lr": rate, "weight_decay": 0.0},
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for parameters, decay in ((decayed, cfg.SOLVER.WEIGHT_DECAY), (plain, 0.0))
+            if parameters
         ]
-        optimizer = build_optimizer(cfg, [group for group in groups if group["params"]])
+        optimizer = build_optimizer(cfg, groups)
         return keep_idle_rows(optimizer, model.student)
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
@@ -108,21 +109,20 @@ def evaluator_of(
     if not cfg.TEST.SYNONYMS or cfg.TEST.SYNONYM_MODE != ALL:
         yield build(cfg, dataset_name)
         return
+    # With the mode "mean" the vocabulary holds all synonyms of a class, its name aside.
     every = changed(cfg, "TEST.SYNONYM_MODE", "mean")
     most = max(1 + len(words) for words in test_vocabulary(every, dataset_name)[0].synonyms or [()])
-    configs = [changed(cfg, "TEST.SYNONYM_MODE", f"index:{index}") for index in range(most)]
-    for index, one in enumerate(configs):
-        folder = str(Path(cfg.OUTPUT_DIR) / "synonyms" / str(index))
-        configs[index] = changed(one, "OUTPUT_DIR", folder)
-    tables = [
-        read_text_embeddings(one, test_vocabulary(one, dataset_name)[0], same_names=False)
-        for one in configs
-    ]
+    configs, tables = [], []
+    for index in range(most):
+        one = changed(cfg, "TEST.SYNONYM_MODE", f"index:{index}")
+        one = changed(one, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR) / "synonyms" / str(index)))
+        words = test_vocabulary(one, dataset_name)[0]
+        configs.append(one)
+        tables.append(read_text_embeddings(one, words, same_names=False))
 
     def predict(inputs: Sequence[Any], index: int) -> Sequence[Any]:
         with use_vocabulary(model, tables[index]):
-            outputs: Sequence[Any] = model(inputs)
-        return outputs
+            return model(inputs)
 
     own = build(changed(cfg, "TEST.SYNONYMS", False), dataset_name)
     renamed = [build(one, dataset_name) for one in configs]
@@ -131,13 +131,11 @@ def evaluator_of(
         yield SynonymEvaluator(own=own, renamed=renamed, predict=None if same else predict)
 
 
-@contextmanager
-def _remembered_features(model: nn.Module) -> Iterator[None]:
+def _remembered_features(model: nn.Module) -> AbstractContextManager[object]:
     """Let the backbone of a model answer at once where it is asked the same twice in a row."""
     backbone = getattr(model, "backbone", None)
     if backbone is None:
-        yield
-        return
+        return nullcontext()
     forward = backbone.forward
     last: list[Any] = []
 
@@ -146,11 +144,7 @@ def _remembered_features(model: nn.Module) -> Iterator[None]:
             last[:] = [pixels, forward(pixels)]
         return last[1]
 
-    backbone.forward = remembered
-    try:
-        yield
-    finally:
-        del backbone.forward
+    return mock.patch.object(backbone, "forward", remembered)
 
 
 def reads_text(model: nn.Module) -> bool:
@@ -172,14 +166,12 @@ def protocol_of(
         report = test_vocabulary(cfg, dataset_name)[1]
         protocol |= report
         if "synonyms" in report:
-            logger.info(
-                "%d classes of %s are prompted by a synonym", report["names_replaced"], dataset_name
-            )
+            replaced = report["names_replaced"]
+            logger.info("%d classes of %s are prompted by a synonym", replaced, dataset_name)
         collisions = report.get("collisions")
         if isinstance(collisions, list) and collisions:
-            logger.warning(
-                "synonyms that are names of other classes are not used: %s", shortened(collisions)
-            )
+            names = shortened(collisions)
+            logger.warning("synonyms that are names of other classes are not used: %s", names)
     return protocol
 
 

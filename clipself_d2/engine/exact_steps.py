@@ -46,9 +46,8 @@ class ExactSteps(HookBase):
         """Go back to the randomness of the run."""
         self._step.close()
 
-    def after_train(self) -> None:
-        """Go back to the randomness of the run, also after an error in a step."""
-        self._step.close()
+    # Called also after an error in a step, which has not gone back.
+    after_train = after_step
 
     def state_dict(self) -> dict[str, float]:
         """Collect the loss normalisers by module; a checkpoint leaves out what is empty."""

@@ -21,6 +21,7 @@ class LateMetrics(HookBase):
     def __init__(self, loop: SimpleTrainer, *, period: int) -> None:
         self._loop, self._period = loop, period
         self._waiting: list[tuple[dict[str, Tensor], float, int, str]] = []
+        # The method that the loop calls in each step.
         loop._write_metrics = self._keep  # type: ignore[method-assign]
 
     def _keep(
@@ -43,7 +44,9 @@ class LateMetrics(HookBase):
     def flush(self) -> None:
         """Log what has waited, in the order of the iterations."""
         waiting, self._waiting = self._waiting, []
+        # Of mixed precision the number types differ, which do not stack.
         flat = [loss.float() for losses, *_ in waiting for loss in losses.values()]
+        # One copy for all: each would wait for the device.
         read = iter(torch.stack(flat).cpu() if flat else ())
         for losses, *rest in waiting:
             SimpleTrainer.write_metrics({name: next(read) for name in losses}, *rest)

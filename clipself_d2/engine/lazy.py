@@ -23,9 +23,9 @@ from clipself_d2.command_line.errors import is_users, sentence
 from clipself_d2.command_line.ranges import check_fields, name_fields, near_key
 from clipself_d2.engine.evaluate import Protocol, own_protocol, reads_text, write_results
 from clipself_d2.engine.exact_steps import ExactSteps
-from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.late_metrics import late_metrics
 from clipself_d2.engine.loop import adapt_loop, amp_runs, parallel_model
+from clipself_d2.engine.solver import keep_idle_rows
 from clipself_d2.engine.trainer import log_size
 from clipself_d2.parts.recipe_files import find_config
 from clipself_d2.parts.text_embeddings import (
@@ -41,9 +41,10 @@ from clipself_d2.vocabulary import use_vocabulary
 
 logger = logging.getLogger(__name__)
 
-
 # Parts of a config that a training needs.
 TRAINING_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+# Tells a key that is not there from one whose value is None.
+_ABSENT = object()
 
 
 def load_lazy_config(
@@ -90,9 +91,6 @@ def load_lazy_config(
         is_asked = any(text.startswith("train.device=") for text in overrides)
         cfg.train.device = find_device(device, "train.device", is_asked=is_asked)
     return cfg
-
-
-_ABSENT = object()
 
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
@@ -149,6 +147,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     """Train, with checkpoints, logs and evaluation, and score the last weights."""
     model = build_lazy_model(cfg).to(cfg.train.device)
     log_size(model)
+    # The call that makes parameter groups waits for it, as in Detectron2's recipes.
     cfg.optimizer.params.model = model
     optimizer = keep_idle_rows(instantiate(cfg.optimizer), model)
     loader = instantiate(cfg.dataloader.train)
@@ -169,8 +168,9 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     scheduler = instantiate(cfg.lr_multiplier)
     seed = max(int(cfg.train.get("seed", 0)), 0)
     late = late_metrics(trainer, str(cfg.train.device), cfg.train.log_period)
-    made = [ExactSteps(seed), *late, hooks.IterationTimer()]
-    made.append(hooks.LRScheduler(scheduler=scheduler))
+    timer, rates = hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)
+    # The order matters: draws outside of all others, weights saved before hours of evaluation.
+    made = [ExactSteps(seed), *late, timer, rates]
     if comm.is_main_process():
         made.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
     made.append(StopOnSignal(checkpointer, parallel))
@@ -180,6 +180,7 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
         made.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
     trainer.register_hooks(made)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    # A checkpoint has the number of the last iteration that was done.
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
     return results
@@ -201,6 +202,7 @@ def score_lazy(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     switch: AbstractContextManager[object] = nullcontext()
     words = next(embedding_calls(cfg.model), None)
     if words is not None:
+        # The call as the model makes it, but with the words of the data set that is scored.
         options = {str(key): words[key] for key in words if key != "_target_"}
         embeddings = dataset_embeddings(**{**options, "name": name})
         tested = scored_vocabulary(name, dataset_vocabulary(words.name))

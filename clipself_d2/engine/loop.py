@@ -1,8 +1,9 @@
 """What Detectron2's training loops lack: processes on CPUs, bf16, and accumulation."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from unittest import mock
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, defaults
@@ -21,24 +22,17 @@ def parallel_model(model: nn.Module, **options: object) -> nn.Module:
     if all(parameter.device.type == "cpu" for parameter in model.parameters()):
         # Detectron2 names the process's GPU, which torch refuses for a model on the CPU.
         options["device_ids"] = None
-    parallel: nn.Module = create_ddp_model(model, **options)
-    return parallel
+    return create_ddp_model(model, **options)
 
 
-@contextmanager
-def cpu_processes() -> Iterator[None]:
+def cpu_processes() -> AbstractContextManager[object]:
     """Let ``DefaultTrainer.__init__`` wrap models on a CPU, for which it leaves no seam.
 
     A single process needs no wrapping and finds Detectron2 as it is.
     """
     if comm.get_world_size() == 1:
-        yield
-        return
-    defaults.create_ddp_model = parallel_model
-    try:
-        yield
-    finally:
-        defaults.create_ddp_model = create_ddp_model
+        return nullcontext()
+    return mock.patch.object(defaults, "create_ddp_model", parallel_model)
 
 
 def amp_runs(device: str, enabled: bool) -> bool:
@@ -59,12 +53,14 @@ def amp_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
     Else float16, Detectron2's choice.
     """
     wanted = tower_precisions(model)
+    # "auto" computes in bf16 wherever the hardware has it.
     is_bf16 = "bf16" in wanted or ("auto" in wanted and has_bf16(device))
     return torch.bfloat16 if is_bf16 else torch.float16
 
 
 def tower_precisions(model: nn.Module) -> set[str]:
     """Collect the precisions of the CLIP towers in a model, such as "fp32" and "auto"."""
+    # Student and teacher, or detector and proposer, may have one each.
     towers = (m for m in model.modules() if isinstance(m, VisionTower))
     return {tower.precision for tower in towers}
 
@@ -95,4 +91,5 @@ def adapt_loop(loop: SimpleTrainer, *, steps: int = 1) -> None:
         )
     if steps != 1:
         loop.model = AccumulatingModel(loop.model, steps=steps, backward=backward)
+        # Else the loop would clear, before its own backward, what the parts have left.
         loop.zero_grad_before_forward = True

@@ -77,5 +77,6 @@ def heat_map(model: nn.Module, image: Tensor, found: Instances) -> Tensor | None
     dense = backbone(pixels.tensor)["clip"][0]  # type: ignore[misc]
     text = classifiers[0].embeddings_KD[found.pred_classes[0]]
     cosines = torch.einsum("dhw,d->hw", dense.float(), text)
+    # A map of one value has no spread to divide by.
     spread = (cosines.max() - cosines.min()).clamp(min=1e-6)
     return ((cosines - cosines.min()) / spread)[None].cpu()

@@ -6,13 +6,12 @@ slower than what is new by SOLVER.BACKBONE_MULTIPLIER. A LazyConfig calls
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
-from torch import nn
+from torch import Tensor, nn
 
 from clipself_d2.clip import TextEncoder
 from clipself_d2.clip.towers.contract import VisionTower
@@ -23,6 +22,7 @@ from clipself_d2.clip.towers.resnet import DenseAttentionPool
 _PRETRAINED = (VisionTower, DenseAttentionPool, TextEncoder)
 # Position tables learn at the full rate, as in that code.
 _FULL_RATE = "positional_embedding"
+_OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
 
 
 def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
@@ -34,6 +34,7 @@ def layer_decay(model: nn.Module, rate: float) -> Callable[[str], float]:
     Reference: BEiT, arXiv 2106.08254, as ViTDet uses it, arXiv 2203.16527, appendix A.2.
     """
     factors = {
+        # Depth 0 is before the first block, num_blocks + 1 behind the last.
         f"{prefix}.{name}" if prefix else name: rate ** (module.num_blocks + 1 - depth)
         for prefix, module in model.named_modules()
         if isinstance(module, VisionTower)
@@ -56,13 +57,12 @@ def decayed_optimizer_params(
     Returns:
         Groups with ``params`` and ``lr``.
     """
-    groups: list[dict] = get_default_optimizer_params(
+    return get_default_optimizer_params(
         model,
         base_lr=base_lr,
         weight_decay_norm=weight_decay_norm,
         lr_factor_func=layer_decay(model, rate),
     )
-    return groups
 
 
 def slower_optimizer_params(
@@ -80,13 +80,12 @@ def slower_optimizer_params(
         Groups with ``params`` and ``lr``.
     """
     slow = pretrained_parameters(model)
-    groups: list[dict] = get_default_optimizer_params(
+    return get_default_optimizer_params(
         model,
         base_lr=base_lr,
         weight_decay_norm=weight_decay_norm,
         lr_factor_func=lambda name: multiplier if name in slow else 1.0,
     )
-    return groups
 
 
 def pretrained_parameters(model: nn.Module) -> set[str]:
@@ -110,9 +109,10 @@ def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
     decay, slow = layer_decay(model, solver.LAYER_DECAY), pretrained_parameters(model)
 
     def factor(name: str) -> float:
+        # Both hold: a block of a slow tower is slower still.
         return decay(name) * (solver.BACKBONE_MULTIPLIER if name in slow else 1.0)
 
-    groups: list[dict] = get_default_optimizer_params(
+    return get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
@@ -120,7 +120,6 @@ def optimizer_params_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=factor,
     )
-    return groups
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -156,21 +155,18 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
         options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
     else:
         options |= {"betas": tuple(solver.ADAM_BETAS), "eps": solver.ADAM_EPS}
+        # A fused step takes gradients that are still scaled, which clipping must not see.
+        if not clipping.ENABLED:
+            options |= fused_options([p for group in groups for p in group["params"]])
     kind = _OPTIMIZERS[solver.OPTIMIZER]
-    # A fused step takes gradients that are still scaled, which clipping must not see.
-    if solver.OPTIMIZER != "SGD" and not clipping.ENABLED:
-        options |= fused_options([p for group in groups for p in group["params"]])
-    made: Callable[..., torch.optim.Optimizer]
-    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
-        if kind is not torch.optim.AdamW:
-            raise ValueError(
-                "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
-                f"use value or norm with {solver.OPTIMIZER}"
-            )
-        made = partial(ClippedAdamW, max_norm=clipping.CLIP_VALUE)
-    else:
-        made = maybe_add_gradient_clipping(cfg, kind)
-    return made(groups, **options)
+    if not (clipping.ENABLED and clipping.CLIP_TYPE == "full_model"):
+        return maybe_add_gradient_clipping(cfg, kind)(groups, **options)
+    if kind is not torch.optim.AdamW:
+        raise ValueError(
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model goes with SOLVER.OPTIMIZER AdamW; "
+            f"use value or norm with {solver.OPTIMIZER}"
+        )
+    return ClippedAdamW(groups, max_norm=clipping.CLIP_VALUE, **options)
 
 
 def fused_options(parameters: list[nn.Parameter]) -> dict[str, bool]:
@@ -178,4 +174,33 @@ def fused_options(parameters: list[nn.Parameter]) -> dict[str, bool]:
     return {"fused": True} if all(parameter.is_cuda for parameter in parameters) else {}
 
 
-_OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
+def keep_idle_rows(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """Keep weight decay off rows of a matrix that are not trained, while others are.
+
+    Query and key that the dense form of the last block does not use may share a matrix with the
+    value, so that they cannot be frozen, and their gradient is zero. A model may name more in
+    ``held_rows``. After each step of the returned, same optimiser the rows are what they were,
+    unless a gradient reached them by another way, as by the embedding of a whole picture.
+    """
+    rows: list[tuple[nn.Parameter, slice]] = []
+    for module in model.modules():
+        if isinstance(module, VisionTower):
+            rows += [row for row in module.idle_rows() if row[0].requires_grad]
+        rows += getattr(module, "held_rows", ())
+    kept: list[Tensor] = []
+
+    def before_step(*_: object) -> None:
+        kept[:] = [parameter[held].detach().clone() for parameter, held in rows]
+
+    @torch.no_grad()
+    def after_step(*_: object) -> None:
+        for (parameter, held), old in zip(rows, kept, strict=True):
+            if parameter.grad is not None:
+                # A choice on the device: asking for the gradient's value would wait for it.
+                reached = parameter.grad[held].any()
+                parameter[held] = torch.where(reached, parameter[held], old)
+
+    if rows:
+        optimizer.register_step_pre_hook(before_step)
+        optimizer.register_step_post_hook(after_step)
+    return optimizer

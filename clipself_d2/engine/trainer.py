@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
@@ -40,12 +41,10 @@ from clipself_d2.engine.evaluate import (
     write_results,
 )
 from clipself_d2.engine.exact_steps import ExactSteps
-from clipself_d2.engine.idle_rows import keep_idle_rows
 from clipself_d2.engine.late_metrics import late_metrics
 from clipself_d2.engine.loop import adapt_loop, amp_runs, cpu_processes
 from clipself_d2.engine.pictures import ValidationPictures
-from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
-from clipself_d2.engine.wandb_mirror import mirror_tensorboard
+from clipself_d2.engine.solver import build_optimizer, keep_idle_rows, optimizer_params_from_cfg
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.runs.checkpointer import StrictCheckpointer, changed, self_contained
 from clipself_d2.runs.checkpoints import check_finite
@@ -87,13 +86,9 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def build_writers(self) -> list:
-        """Build Detectron2's writers, which Weights & Biases may follow.
-
-        Returns:
-            The writers.
-        """
+        """Build Detectron2's writers, which Weights & Biases may follow."""
         if self.cfg.WANDB_PROJECT:
-            mirror_tensorboard(self.cfg)
+            _mirror_tensorboard(self.cfg)
         return super().build_writers()
 
     def build_checkpointer(self, model: Any) -> DetectionCheckpointer:
@@ -176,6 +171,7 @@ class Trainer(DefaultTrainer):
         model = with_test_time_augmentation(cfg, unwrap(model))
         warn_of_limit(cfg)
         results, protocols = OrderedDict(), {}
+        # One set at a time, since each has classes of its own.
         for name, evaluator in zip(names, given, strict=True):
             made: AbstractContextManager[DatasetEvaluator | None] = nullcontext(evaluator)
             if evaluators is None:
@@ -188,11 +184,31 @@ class Trainer(DefaultTrainer):
         return results if len(results) != 1 else results[names[0]]
 
 
+def _mirror_tensorboard(cfg: CfgNode) -> None:
+    """Begin a run of WANDB_PROJECT that follows all TensorBoard files written from now on."""
+    try:
+        import wandb  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            f"WANDB_PROJECT is {cfg.WANDB_PROJECT!r}, but wandb is not installed; "
+            "pip install 'clipself_d2[wandb]', or leave the key empty"
+        ) from error
+    wandb.init(
+        project=cfg.WANDB_PROJECT,
+        name=cfg.OUTPUT_DIR,
+        config=yaml.safe_load(cfg.dump()),
+        sync_tensorboard=True,
+        # A process may train one model after the other.
+        reinit="finish_previous",
+    )
+
+
 def only_set(cfg: CfgNode, name: str) -> CfgNode:
     """Narrow a copy of a config to one of its test sets, with the proposals of that set."""
     files = cfg.DATASETS.PROPOSAL_FILES_TEST
     only = changed(cfg, "DATASETS.TEST", (name,))
     if len(files) == len(cfg.DATASETS.TEST):
+        # Detectron2 pairs files and sets by their places.
         own = files[list(cfg.DATASETS.TEST).index(name)]
         only = changed(only, "DATASETS.PROPOSAL_FILES_TEST", (own,))
     return only

@@ -1,9 +1,15 @@
-"""The evaluator that fits a data set."""
+"""The evaluator that fits a data set, made of its metadata.
+
+Legend: H W pixels.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from detectron2.data import MetadataCatalog
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -12,27 +18,20 @@ from detectron2.evaluation import (
 )
 from torch import Tensor
 
+from clipself_d2.evaluation.class_table import segment_classes
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
+from clipself_d2.evaluation.panoptic import PanopticQualityEvaluator, true_segments
 from clipself_d2.evaluation.referring import ReferringEvaluator
 from clipself_d2.evaluation.region_classification import RegionClassificationEvaluator
-from clipself_d2.evaluation.segments import build_segment_evaluator
+from clipself_d2.evaluation.semantic import SemanticEvaluator
 from clipself_d2.parts.label_maps import read_label_map
 from clipself_d2.parts.metadata import SEGMENT_TYPES
 
 logger = logging.getLogger(__name__)
 
-EVALUATOR_TYPES = (
-    "coco_ov",
-    "lvis_ov",
-    "lvis",
-    "region_classification",
-    "refer",
-    "coco",
-    "sem_seg",
-    "coco_panoptic_seg",
-    *SEGMENT_TYPES,
-)
+_DETECTRON2_TYPES = ("coco", "lvis", "sem_seg", "coco_panoptic_seg")
+_OWN_TYPES = ("coco_ov", "lvis_ov", "region_classification", "refer", *SEGMENT_TYPES)
 
 
 def build_evaluator(
@@ -60,9 +59,6 @@ def build_evaluator(
         tasks: Any of ``bbox`` and ``segm``; None scores what the model predicts.
         fixed_ap: Whether ``lvis_ov`` adds Fixed AP; of no meaning for the others.
 
-    Returns:
-        The evaluator.
-
     Raises:
         FileNotFoundError: If the annotation file does not exist.
         ValueError: If the type is unknown, or options and metadata do not fit it.
@@ -82,7 +78,7 @@ def build_evaluator(
     if kind == "region_classification":
         if tasks is not None:
             logger.warning("tasks has no meaning for %s, a region_classification set", dataset_name)
-        return _build_region_classification(dataset_name, text_embeddings)
+        return _region_evaluator(dataset_name, text_embeddings)
     if kind == "refer":
         return ReferringEvaluator()
     if kind == "sem_seg":
@@ -94,7 +90,7 @@ def build_evaluator(
         return DatasetEvaluators([_semantic_evaluator(dataset_name, output_dir), boxes])
     raise ValueError(
         f"evaluator_type of {dataset_name} is {kind!r}, expected one of "
-        f"{', '.join(EVALUATOR_TYPES)}; set it in the data set's metadata"
+        f"{', '.join((*_OWN_TYPES, *_DETECTRON2_TYPES))}; set it in the data set's metadata"
     )
 
 
@@ -103,26 +99,67 @@ def _semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label_map)
 
 
-def _build_region_classification(
-    dataset_name: str, text_embeddings: Tensor | None
-) -> RegionClassificationEvaluator:
-    if text_embeddings is None:
-        raise ValueError(
-            f"{dataset_name} is scored by region classification, which needs text_embeddings (K, D)"
-        )
-    metadata = MetadataCatalog.get(dataset_name)
-    things = list(metadata.get("thing_classes") or ())
-    stuff = list(metadata.get("stuff_classes") or ())
-    names = [*things, *stuff]
-    novel = frozenset(metadata.get("novel_classes") or ())
-    strangers = sorted(novel.difference(names))
-    if strangers:
-        raise ValueError(
-            f"novel_classes of {dataset_name} has {', '.join(strangers)}, not among its classes"
-        )
-    return RegionClassificationEvaluator(
-        text_embeddings_KD=text_embeddings,
-        class_names=names,
-        is_thing=[True] * len(things) + [False] * len(stuff),
-        novel_mask=[name in novel for name in names] if novel else None,
+def _region_evaluator(dataset_name: str, text: Tensor | None) -> RegionClassificationEvaluator:
+    if text is None:
+        raise ValueError(f"region classification of {dataset_name} needs text_embeddings (K, D)")
+    classes = segment_classes(MetadataCatalog.get(dataset_name))
+    return RegionClassificationEvaluator(text_embeddings_KD=text, **classes)
+
+
+def panoptic_evaluators(dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
+    """Make the evaluators of panoptic quality and of the semantic map of an ``ov_panoptic`` set."""
+    # The records first: reading them may bring the metadata's classes.
+    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    tables = {"records": records, **segment_classes(metadata)}
+    semantic = SemanticEvaluator(
+        read_truth=panoptic_labels,
+        ignore_label=metadata.ignore_label,
+        output_dir=output_dir,
+        **tables,
     )
+    return [PanopticQualityEvaluator(**tables), semantic]
+
+
+def build_segment_evaluator(
+    dataset_name: str, output_dir: str | None, *, backend: str = "hotcoco"
+) -> DatasetEvaluator:
+    """Build the evaluator of a data set of one of ``SEGMENT_TYPES``.
+
+    Of semantic sets mean intersection over union; of panoptic sets panoptic quality too, and
+    average precision of the things' masks where the file of instances is known.
+    """
+    if MetadataCatalog.get(dataset_name).evaluator_type == "ov_sem_seg":
+        return _open_semantic_evaluator(dataset_name, output_dir)
+    evaluators = panoptic_evaluators(dataset_name, output_dir)
+    if Path(MetadataCatalog.get(dataset_name).get("json_file") or "").is_file():
+        scorer = "pycocotools" if backend == "reference" else backend
+        evaluators.append(
+            CocoOVEvaluator(dataset_name, ("segm",), output_dir=output_dir, backend=scorer)
+        )
+    return DatasetEvaluators(evaluators)
+
+
+def _open_semantic_evaluator(dataset_name: str, output_dir: str | None) -> SemanticEvaluator:
+    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    names: list[str] = []
+    if (fold := metadata.get("fold_from")) is not None:
+        names = [*metadata.thing_classes, *metadata.stuff_classes][:fold]
+        names.append("background")
+    return SemanticEvaluator(
+        records=records,
+        read_truth=lambda record: read_label_map(record["sem_seg_file_name"]),
+        ignore_label=metadata.ignore_label,
+        fold_from=fold,
+        output_dir=output_dir,
+        **segment_classes(metadata, names),
+    )
+
+
+def panoptic_labels(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
+    """Class labels of a picture's panoptic truth: (H, W) int64; void and crowds are ignored."""
+    ids = true_segments(record)
+    labels = np.full(ids.shape, ignore_label, np.int64)
+    for segment in record["segments_info"]:
+        if not segment.get("iscrowd"):
+            labels[ids == segment["id"]] = segment["category_id"]
+    return labels

@@ -6,6 +6,7 @@ Legend: T IoU thresholds, P recall points, K classes, A area ranges, M detection
 import csv
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ def class_ap(precision_TPKAM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     (K,) average precision in 0 to 1; NaN for classes without ground truth, where the table has -1.
     """
     curves_TPK = precision_TPKAM[:, :, :, 0, -1]
+    # A class without ground truth has -1 at every threshold.
     present_K = (curves_TPK > -1).all(axis=(0, 1))
     return np.where(present_K, curves_TPK.mean(axis=(0, 1)), np.nan)
 
@@ -46,6 +48,33 @@ def split_mean(score_K: npt.NDArray[np.float64], member_K: npt.NDArray[np.bool_]
     """Average (K,) scores over a split's classes with ground truth; NaN if it has none."""
     scores = score_K[member_K & ~np.isnan(score_K)]
     return float(scores.mean()) if scores.size else float("nan")
+
+
+def novel_names(metadata: Any, names: Collection[str]) -> frozenset[str]:
+    """Read ``novel_classes``, empty where none are told apart; a ValueError names strangers."""
+    novel = frozenset(metadata.get("novel_classes") or ())
+    strangers = sorted(novel.difference(names))
+    if strangers:
+        raise ValueError(
+            f"novel_classes of {metadata.name} has {', '.join(strangers)}, not among its classes"
+        )
+    return novel
+
+
+def segment_classes(metadata: Any, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe things and then stuff for evaluators; ``names`` take the place of the metadata's.
+
+    ``class_names``, and flags for each: ``is_thing``, and ``novel_mask``, which is None where no
+    novel classes are known.
+    """
+    things = list(metadata.get("thing_classes") or ())
+    every = [*things, *(metadata.get("stuff_classes") or ())]
+    novel, names = novel_names(metadata, every), names or every
+    return {
+        "class_names": names,
+        "is_thing": [number < len(things) for number in range(len(names))],
+        "novel_mask": [name in novel for name in names] if novel else None,
+    }
 
 
 def class_facts(

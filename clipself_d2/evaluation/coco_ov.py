@@ -85,26 +85,26 @@ class CocoOVEvaluator(DetectionEvaluator):
                 coco_eval.params.imgIds = list(img_ids)
             coco_eval.evaluate()
             coco_eval.accumulate()
+            # Fills ``stats``, which Detectron2 reads; what it prints is swallowed.
             coco_eval.summarize()
         scores = self._derive_coco_results(coco_eval, results.task, self._metadata.thing_classes)
         return scores, class_scores(coco_eval.eval["precision"], coco_eval.eval["recall"])
 
     def _derive_coco_results(
-        self,
-        coco_eval: COCOeval,
-        iou_type: str,
-        class_names: Sequence[str] | None = None,
+        self, coco_eval: COCOeval, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Add the scores of the splits, in percent, to Detectron2's.
 
         ``class_names`` of None leaves out the scores of single classes; the names themselves are
         taken in the scorer's order, which need not be that of ``thing_classes``.
         """
+        # In the order of the category ids, as the K axis of the tables.
         names = [self._class_names[category_id] for category_id in coco_eval.params.catIds]
         results: dict[str, float] = super()._derive_coco_results(
             coco_eval, iou_type, class_names=names if class_names else None
         )
         novel_K = np.array([name in self._novel for name in names], dtype=bool)
+        # Without novel classes there is nothing to tell apart.
         parts = {"base": ~novel_K, "novel": novel_K} if self._novel else {}
         splits = {**parts, "all": np.ones_like(novel_K)}
         precision_TPKAM = coco_eval.eval["precision"]
@@ -132,5 +132,4 @@ def _split_table(
         shown = scores if num_scored else ["no ground truth"] * 2
         rows.append([split, num_scored, *shown])
     headers = ["split", "classes with ground truth", "AP", "AP50"]
-    table: str = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
-    return table
+    return str(tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"))

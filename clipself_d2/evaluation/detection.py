@@ -20,7 +20,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from clipself_d2.evaluation.class_table import class_facts, write_class_table
+from clipself_d2.evaluation.class_table import class_facts, novel_names, write_class_table
 from clipself_d2.evaluation.prediction_log import PredictionLog
 from clipself_d2.evaluation.results import (
     Result,
@@ -91,6 +91,7 @@ class DetectionEvaluator(COCOEvaluator):
         unknown = sorted(set(tasks or ()) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks has {', '.join(unknown)}, expected any of {', '.join(TASKS)}")
+        # Before the parent reads the file, whose errors name neither file nor fault.
         truth = self._read_truth(dataset_name)
         super().__init__(
             dataset_name,
@@ -107,7 +108,7 @@ class DetectionEvaluator(COCOEvaluator):
         self._class_names: dict[int, str] = dict(
             zip(self._category_ids, self._metadata.thing_classes, strict=True)
         )
-        self._novel = self._read_novel()
+        self._novel = novel_names(self._metadata, self._metadata.thing_classes)
 
     def _for_reference(self, results: TaskResults, path: str) -> str | list[Result]:
         """What a reference loads: it cannot load an empty list, but a box of no class."""
@@ -164,6 +165,7 @@ class DetectionEvaluator(COCOEvaluator):
         names = metadata_with_classes(self._metadata.name).thing_classes
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
+            # As Detectron2: COCO's ids are then the indices, LVIS's begin at 1.
             contiguous = {index + self.first_category_id: index for index in range(len(names))}
         category_ids = sorted(contiguous, key=contiguous.__getitem__)
         listed = sorted(self._coco_api.getCatIds())
@@ -171,21 +173,9 @@ class DetectionEvaluator(COCOEvaluator):
         if listed != sorted(category_ids) or indices != list(range(len(names))):
             raise ValueError(
                 f"{self._json_file} lists {len(listed)} categories, but the metadata has "
-                f"{len(names)} thing_classes and ids for {len(category_ids)}; scoring needs the "
-                "same classes in both"
+                f"{len(names)} thing_classes and ids for {len(category_ids)}, expected the same"
             )
         return category_ids
-
-    def _read_novel(self) -> frozenset[str]:
-        """Return the names of the novel classes; empty where none are told apart."""
-        novel = frozenset(self._metadata.get("novel_classes") or ())
-        strangers = sorted(novel.difference(self._metadata.thing_classes))
-        if strangers:
-            raise ValueError(
-                f"novel_classes of {self._metadata.name} has {', '.join(strangers)}, not among "
-                "its thing_classes"
-            )
-        return novel
 
     def protocol(self) -> dict[str, object]:
         """Say by which rules the scores are made, in what JSON can hold."""

@@ -3,9 +3,10 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +25,12 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 FIXED_DETS_PER_CLASS = 10_000
 
 
-@contextlib.contextmanager
-def numpy_float_alias() -> Iterator[None]:
+def numpy_float_alias() -> contextlib.AbstractContextManager[object]:
     """Give numpy back ``np.float`` inside a with block.
 
     lvis 0.5.3 reads this alias, which numpy removed in 1.24. It means Python's float.
     """
-    if "float" in vars(np):
-        yield
-        return
-    np.float = float  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del np.float  # type: ignore[attr-defined]
+    return mock.patch.object(np, "float", float, create=True)
 
 
 class LVISOVEvaluator(DetectionEvaluator):
@@ -95,14 +88,17 @@ class LVISOVEvaluator(DetectionEvaluator):
     ) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         task, survey, limit = results.task, results.survey, self._max_dets_per_image[-1]
         scores, by_class = self._run_scorer(results, img_ids, limit)
-        _log_scores(f"LVIS {task} scores, {limit} detections an image", scores)
+        title = f"LVIS {task} scores, {limit} detections an image"
+        logger.info("%s:\n%s", title, create_small_table(scores))
         warn_undefined(task, scores)
         if self._fixed_ap:
             chosen_N = best_of_each_class(
                 np.asarray(survey.category_ids), np.asarray(survey.scores), FIXED_DETS_PER_CLASS
             )
+            # lvis takes a negative limit for none.
             fixed, fixed_by_class = self._run_scorer(results, img_ids, -1, chosen_N)
-            _log_scores(f"Fixed AP of {task}, {FIXED_DETS_PER_CLASS} detections a class", fixed)
+            title = f"Fixed AP of {task}, {FIXED_DETS_PER_CLASS} detections a class"
+            logger.info("%s:\n%s", title, create_small_table(fixed))
             scores |= {f"{metric}Fixed": score for metric, score in fixed.items()}
             by_class |= {"APFixed": fixed_by_class["AP"]}
         return scores, by_class
@@ -134,6 +130,7 @@ class LVISOVEvaluator(DetectionEvaluator):
             lvis_eval.run()
         raw = lvis_eval.get_results()
         scores = {
+            # lvis says -1 where there is no ground truth.
             metric: 100 * float(raw[metric]) if raw[metric] >= 0 else float("nan")
             for metric in METRICS
         }
@@ -160,10 +157,6 @@ def _check_annotations(
         )
 
 
-def _log_scores(title: str, scores: Mapping[str, float]) -> None:
-    logger.info("%s:\n%s", title, create_small_table(scores))
-
-
 def _truth_for_hotcoco(json_file: str, content: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Load annotations as lvis sees them: it leaves out objects without area, of either side."""
     import hotcoco
@@ -180,14 +173,12 @@ def _set_apart(result: Result, no_category: int) -> Result:
     lvis leaves such results out only after it has cut every image to its limit, so that they must
     keep their place.
     """
-    return result if _has_area(result) else {**result, "category_id": no_category}
-
-
-def _has_area(result: Mapping[str, Any]) -> bool:
     if "segmentation" in result:
-        return bool(mask_util.area(result["segmentation"]) > 0)
-    _, _, width, height = result["bbox"]
-    return bool(width * height > 0)
+        has_area = mask_util.area(result["segmentation"]) > 0
+    else:
+        _, _, width, height = result["bbox"]
+        has_area = width * height > 0
+    return result if has_area else {**result, "category_id": no_category}
 
 
 def _lvis_scorer(json_file: str, found: Any, task: str, max_dets: int) -> Any:

@@ -22,6 +22,13 @@ _MATCH = 0.5
 Segment = Mapping[str, Any]
 
 
+def true_segments(record: Mapping[str, Any]) -> np.ndarray:
+    """Read the ids of a record's panoptic truth, (H, W) int32, and hold them against its rows."""
+    ids = segment_ids(read_segment_colours(record["pan_seg_file_name"]))
+    check_segments(ids, record["segments_info"], record["pan_seg_file_name"])
+    return ids
+
+
 def count_matches(
     predicted_ids: np.ndarray,
     predicted: Sequence[Segment],
@@ -50,6 +57,7 @@ def count_matches(
     predicted_by_id = {int(row["id"]): row for row in predicted}
     crowds = {number for number, row in true_by_id.items() if row.get("iscrowd")}
     overlap = _overlaps(true_ids, predicted_ids)
+    # Areas are summed over the overlaps, so that a predicted segment without a pixel has none.
     area_true, area_predicted = Counter[int](), Counter[int]()
     # Pixels of a prediction that are void, or of a crowd of its own class.
     void, ignored = Counter[int](), Counter[int]()
@@ -62,12 +70,14 @@ def count_matches(
         elif t in crowds and _same_class(true_by_id[t], predicted_by_id.get(p)):
             ignored[p] += size
     counts = np.zeros((num_classes, 4))
+    # A crowd that nobody finds is no miss.
     matched_true, matched_predicted = set(crowds), set[int]()
     for (t, p), size in overlap.items():
         row = true_by_id.get(t)
         if row is None or t in crowds or not _same_class(row, predicted_by_id.get(p)):
             continue
         iou = size / (area_true[t] + area_predicted[p] - size - void[p])
+        # Above one half, of each segment at most one pair can be a match.
         if iou > _MATCH:
             counts[row["category_id"], :2] += iou, 1
             matched_true.add(t)
@@ -104,6 +114,7 @@ def panoptic_quality(counts: np.ndarray) -> dict[str, float]:
     if not seen.any():
         return dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
     half = (hits + 0.5 * false_hits + 0.5 * misses)[seen]
+    # PQ = SQ * RQ class by class, but not of the means; a class without a match has an SQ of 0.
     segment = quality[seen] / np.maximum(hits[seen], 1)
     parts = {"PQ": quality[seen] / half, "SQ": segment, "RQ": hits[seen] / half}
     return {name: 100.0 * float(values.mean()) for name, values in parts.items()}
@@ -165,16 +176,15 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         """
         for item, output in zip(inputs, outputs, strict=True):
             record = self._records[item["file_name"]]
-            path, segments = record["pan_seg_file_name"], record["segments_info"]
-            true_ids = segment_ids(read_segment_colours(path))
-            check_segments(true_ids, segments, path)
+            true_ids = true_segments(record)
             predicted, found = output["panoptic_seg"]
             predicted_ids = predicted.cpu().numpy()
             if predicted_ids.shape != true_ids.shape:
                 raise ValueError(
                     f"the prediction for {item['file_name']} is {predicted_ids.shape}, but "
-                    f"{path} is {true_ids.shape} (height, width)"
+                    f"{record['pan_seg_file_name']} is {true_ids.shape} (height, width)"
                 )
+            segments = record["segments_info"]
             self._counts += count_matches(
                 predicted_ids, found, true_ids, segments, len(self._names)
             )
@@ -194,13 +204,13 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             scores |= {f"{name}{suffix}": value for name, value in quality.items()}
             rows.append([suffix.strip("_") or "all", int(member.sum()), *quality.values()])
         headers = ["classes", "number", "PQ", "SQ", "RQ"]
-        logger.info(
-            "Panoptic quality:\n%s", tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
-        )
+        table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+        logger.info("Panoptic quality:\n%s", table)
         return OrderedDict(panoptic_seg=scores)
 
     def _splits(self) -> list[tuple[str, np.ndarray]]:
         every = np.ones_like(self._is_thing)
+        # A split of which no class occurs is NaN.
         splits = [("", every), ("_thing", self._is_thing), ("_stuff", ~self._is_thing)]
         if self._novel is not None and self._novel.any():
             splits += [("_base", ~self._novel), ("_novel", self._novel)]

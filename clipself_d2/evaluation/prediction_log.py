@@ -30,6 +30,7 @@ class PredictionLog:
         self.folder = Path(tempfile.mkdtemp(prefix=".predictions_", dir=folder))
         self._path = self.folder / "images.jsonl"
         self._path.touch()
+        # Runs at the end of the interpreter too, which __del__ does not promise.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -57,6 +58,7 @@ class PredictionLog:
         if comm.get_world_size() == 1:
             return self
         files = comm.all_gather((str(self._path), self._path.stat().st_size))
+        # What the first process sees decides for all, or their calls below would not meet.
         visible = comm.all_gather([_is_visible(*file) for file in files])[0]
         joined = PredictionLog(self._parent) if comm.is_main_process() else None
         for rank, ((path, size), seen) in enumerate(zip(files, visible, strict=True)):
@@ -65,10 +67,12 @@ class PredictionLog:
                     joined._append_file(path)
                 continue
             for start in range(0, size, CHUNK):
+                # All take part in every gather, with nothing where it is another's turn.
                 own = self._read(start) if rank == comm.get_rank() else b""
                 parts = comm.gather(own, dst=0)
                 if joined is not None:
-                    joined._append_bytes(parts[rank])
+                    with joined._path.open("ab") as stream:
+                        stream.write(parts[rank])
         # The others' files go with their evaluators, so they wait until the first has read them.
         comm.synchronize()
         return joined
@@ -77,10 +81,6 @@ class PredictionLog:
         with self._path.open("rb") as stream:
             stream.seek(start)
             return stream.read(CHUNK)
-
-    def _append_bytes(self, content: bytes) -> None:
-        with self._path.open("ab") as stream:
-            stream.write(content)
 
     def _append_file(self, path: str) -> None:
         with open(path, "rb") as source, self._path.open("ab") as stream:
@@ -108,6 +108,7 @@ def unpack_proposals(packed: Mapping[str, Any]) -> Instances:
     """Undo ``pack_proposals``."""
     return Instances(
         tuple(packed["size"]),
+        # The list of no box has no second axis.
         proposal_boxes=Boxes(torch.tensor(packed["boxes"]).reshape(-1, 4)),
         objectness_logits=torch.tensor(packed["logits"]),
     )

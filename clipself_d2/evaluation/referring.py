@@ -111,6 +111,7 @@ def score_pair(predicted: Tensor, truth: Tensor) -> PairScore:
 def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
     """Average pairs, one at least, into the metrics of ``ReferringEvaluator``."""
     ious = [pair.iou for pair in pairs]
+    # Without a pixel in any mask nothing is wrong: 100.
     union = sum(pair.union for pair in pairs)
     scores = {
         "mIoU": 100.0 * sum(ious) / len(ious),
@@ -119,11 +120,13 @@ def summarise(pairs: Sequence[PairScore]) -> dict[str, float]:
     targeted = [pair for pair in pairs if pair.has_target]
     if targeted:
         for level in PRECISION_LEVELS:
+            # Above the threshold, not at it, as in the released code of CRIS.
             scores[f"Pr@{level}"] = _percent([pair.iou > level / 100 for pair in targeted])
     if len(targeted) < len(pairs):
         scores["N-acc"] = _percent([not p.is_found for p in pairs if not p.has_target])
         if targeted:
             scores["T-acc"] = _percent([pair.is_found for pair in targeted])
+    # Detectron2 prints every result as a float.
     scores["n"] = float(len(pairs))
     return scores
 

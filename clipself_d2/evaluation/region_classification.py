@@ -38,9 +38,11 @@ def true_class_rank(region_RD: Tensor, text_KD: Tensor, label_R: Tensor) -> Tens
         finite, which is a miss at any depth.
     """
     region_RD = region_RD.to(torch.float64)
+    # Of zeros all classes score alike, so that at five classes or fewer it would be a hit.
     usable_R = torch.isfinite(region_RD).all(dim=1) & (region_RD != 0).any(dim=1)
     score_RK = region_RD @ text_KD.to(torch.float64).T
     own_R1 = score_RK.gather(1, label_R[:, None])
+    # Less the right class, which is as high as itself.
     rank_R = (score_RK >= own_R1).sum(dim=1) - 1
     return torch.where(usable_R, rank_R, NEVER)
 
@@ -55,6 +57,7 @@ def macro_accuracy(hit_K: Tensor, region_K: Tensor, legacy: bool = False) -> flo
     present_K = region_K > 0
     if not bool(present_K.any()):
         return math.nan
+    # Of numbers in float64: int64 would be divided in float32.
     rates = hit_K[present_K].to(torch.float64) / region_K[present_K].to(torch.float64)
     if legacy:
         rates = rates.to(torch.float16).to(torch.float64)
@@ -164,8 +167,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                 if region_RD.shape != (len(label_R), self._text_KD.shape[1]):
                     raise ValueError(
                         f"{where}: {kind} has shape {tuple(region_RD.shape)}, expected "
-                        f"({len(label_R)}, {self._text_KD.shape[1]}) for its region_classes and "
-                        "the text embeddings"
+                        f"({len(label_R)}, {self._text_KD.shape[1]}) by region_classes and text"
                     )
                 self._count(kind, region_RD, label_R)
 
@@ -225,10 +227,8 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                 )
             self._score_kind(kind, counts, scores, rows)
         headers = ["embedding", "split", "classes", "regions", *(f"mAcc{top}" for top in TOPS)]
-        logger.info(
-            "Zero-shot region classification:\n%s",
-            tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"),
-        )
+        table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+        logger.info("Zero-shot region classification:\n%s", table)
         return OrderedDict(region=scores)
 
     def _score_kind(
@@ -241,9 +241,9 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         """Add the scores of one kind of embedding to ``scores``, and to the table's ``rows``."""
         for split, member_K in self._splits():
             region_K = counts[0] * member_K
+            # Hits of other classes do no harm: only those with regions in the split count.
             accuracies = [
-                macro_accuracy(counts[1 + depth], region_K, self._legacy)
-                for depth in range(len(TOPS))
+                macro_accuracy(hit_K, region_K, self._legacy) for hit_K in counts[1 : 1 + len(TOPS)]
             ]
             for top, accuracy in zip(TOPS, accuracies, strict=True):
                 scores[f"{kind}.{split}.macc{top}"] = accuracy
@@ -252,12 +252,8 @@ class RegionClassificationEvaluator(DatasetEvaluator):
             rows.append([kind, split, int((region_K > 0).sum()), num_regions, *shown])
         unusable = int(counts[-1].sum())
         if unusable:
-            logger.warning(
-                "%d of %d %s embeddings are zero or not finite and count as misses",
-                unusable,
-                int(counts[0].sum()),
-                kind,
-            )
+            part = f"{unusable} of {int(counts[0].sum())} {kind} embeddings"
+            logger.warning("%s are zero or not finite and count as misses", part)
 
     def _splits(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the splits' names and (K,) members."""

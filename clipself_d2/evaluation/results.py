@@ -38,9 +38,7 @@ class Prediction(TypedDict, total=False):
 
 
 def dataset_results(
-    predictions: Iterable[Prediction],
-    category_ids: Sequence[int],
-    image_ids: Container[int],
+    predictions: Iterable[Prediction], category_ids: Sequence[int], image_ids: Container[int]
 ) -> Iterator[Result]:
     """Yield predictions in COCO's result format, with the data set's own category ids.
 
@@ -70,9 +68,8 @@ def dataset_results(
                 )
             if not all(map(math.isfinite, (instance["score"], *instance["bbox"]))):
                 raise ValueError(
-                    f"a prediction for image_id {image_id!r} has score "
-                    f"{instance['score']} and box {instance['bbox']}, which are not finite; such "
-                    "results have no order"
+                    f"a prediction for image_id {image_id!r} has score {instance['score']} and box "
+                    f"{instance['bbox']}, which are not finite"
                 )
             yield {**instance, "category_id": category_ids[label]}
     if repeated:
@@ -90,6 +87,7 @@ class Survey:
     """
 
     num_masks: int = 0
+    # Eight bytes a number; a list of Python's takes several times as much.
     category_ids: "array[int]" = field(default_factory=lambda: array("q"))
     scores: "array[float]" = field(default_factory=lambda: array("d"))
 
@@ -153,6 +151,7 @@ class TaskResults:
         try:
             yield str(path)
         finally:
+            # The results of LVIS take gigabytes.
             path.unlink()
 
     def _of_task(self, result: Result) -> Result:
@@ -171,6 +170,7 @@ def best_of_each_class(
 
     Of equal scores the earlier is the better.
     """
+    # By class, then by falling score; the sort is stable.
     order_N = np.lexsort((-score_N, category_N))
     _, size_K = np.unique(category_N, return_counts=True)
     chosen_N = np.zeros(len(order_N), dtype=bool)

@@ -109,7 +109,9 @@ class SemanticEvaluator(DatasetEvaluator):
                     f"classes, 0 to {count - 1}, and {self._ignore} is ignored"
                 )
             if self._fold is not None:
+                # Before the count, for which predictions have more classes than the truth.
                 predicted = np.minimum(predicted, self._fold)
+            # Labels of the pixels on which truth and prediction agree.
             both = truth[truth == predicted]
             for row, labels in enumerate((both, truth, predicted)):
                 self._counts[row] += np.bincount(labels, minlength=count)
@@ -129,6 +131,7 @@ class SemanticEvaluator(DatasetEvaluator):
         scores = {
             "mIoU": _mean(iou[present]),
             "mIoU_union": _mean(iou[union > 0]),
+            # By frequency: each class weighs what it has of the truth's pixels.
             "fwIoU": 100.0 * float((_ratio(truth, truth.sum()) * iou)[present].sum()),
             "mACC": _mean(accuracy[present]),
             "pACC": 100.0 * float(_ratio(both.sum(), truth.sum())),
@@ -161,14 +164,12 @@ def sum_of_processes(counts: np.ndarray, *, distributed: bool) -> np.ndarray | N
         return counts
     comm.synchronize()
     parts = comm.gather(counts, dst=0)
-    total: np.ndarray = np.sum(parts, axis=0)
-    return total if comm.is_main_process() else None
+    return np.sum(parts, axis=0) if comm.is_main_process() else None
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """NaN-free division: 0 where there is nothing."""
-    ratio: np.ndarray = part / np.maximum(whole, 1)
-    return ratio
+    return np.asarray(part / np.maximum(whole, 1))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -51,9 +51,6 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
             there are fewer), "mean" (all of them), "mean_with_name" (all and the name), or
             "random:SEED" (one by chance).
 
-    Returns:
-        The words of every class.
-
     Raises:
         ValueError: If the mode is unknown or the lengths differ.
     """
@@ -79,6 +76,7 @@ def rename(names: Sequence[str], synonyms: Sequence[Sequence[str]], mode: str) -
             chosen = [free[int(generator.integers(len(free)))]]
         else:
             chosen = free
+        # No two classes may go by one word.
         taken |= {_plain(word) for word in chosen}
         words.append((name, *chosen) if kind == "mean_with_name" else tuple(chosen))
     replaced = sum(group != (name,) for group, name in zip(words, names, strict=True))
@@ -174,11 +172,8 @@ class SynonymEvaluator(DatasetEvaluator):
                 rows.append([task, metric, value, *kept.values()])
         if not rows:
             return OrderedDict()
-        logger.info(
-            "Scores by the classes' names, and by %d indices of synonyms:\n%s",
-            len(renamed),
-            tabulate(rows, ("", "", "names", *STATISTICS), tablefmt="pipe", floatfmt=".2f"),
-        )
+        table = tabulate(rows, ("", "", "names", *STATISTICS), tablefmt="pipe", floatfmt=".2f")
+        logger.info("Scores by names, and by %d indices of synonyms:\n%s", len(renamed), table)
         return OrderedDict({**own, "synonyms": found})
 
 

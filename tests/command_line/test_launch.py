@@ -56,7 +56,8 @@ def test_two_processes_of_torchrun_distil_together(
 
 FAILING = """
 import sys
-from clipself_d2.engine.cli import launch_tool, train_parser
+from clipself_d2.engine.cli import launch_tool
+from clipself_d2_cli.flags import train_parser
 from detectron2.utils import comm
 
 def work():

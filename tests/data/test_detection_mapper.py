@@ -163,14 +163,10 @@ def test_target_of_a_cut_polygon_is_that_of_the_cut_shape(cfg: CfgNode, record) 
         target = truth.gt_masks.crop_and_resize(truth.gt_boxes.tensor, 14)[0].float()
         (polygon,) = truth.gt_masks.polygons[0]
         (left, bottom), _, (right, top) = polygon.reshape(3, 2).tolist()
-        share = []
-        for row in range(14):
-            for column in range(14):
-                x = x0 + (column + 0.5) / 14 * (x1 - x0)
-                y = y0 + (row + 0.5) / 14 * (y1 - y0)
-                share.append(y > bottom - (x - left) / (right - left) * (bottom - top))
-        expected = torch.tensor(share).reshape(14, 14).float()
-        assert (target - expected).abs().mean() < 0.1
+        middle = (torch.arange(14) + 0.5) / 14
+        x, y = x0 + middle * (x1 - x0), y0 + middle[:, None] * (y1 - y0)
+        expected = y > bottom - (x - left) / (right - left) * (bottom - top)
+        assert (target - expected.float()).abs().mean() < 0.1
 
 
 def test_pictures_without_a_box_stay(cfg: CfgNode, record) -> None:
@@ -220,19 +216,12 @@ def test_pixels_are_those_of_detectron2(cfg: CfgNode, record, tmp_path: Path) ->
             assert item["file_name"] == record["file_name"]
 
 
-def damage(file: Path, kind: str) -> None:
-    content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[kind])
-
-
-@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
-@pytest.mark.parametrize("is_train", [True, False])
-def test_a_damaged_picture_is_named(
-    cfg: CfgNode, record, tmp_path: Path, kind: str, is_train: bool
-) -> None:
-    damage(tmp_path / "picture.png", kind)
-    with pytest.raises(ValueError, match=r"^image /.*picture\.png cannot be decoded .*replace"):
-        PictureMapper(cfg, is_train=is_train)(record)
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_damaged_picture_is_named(cfg: CfgNode, record, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "picture.png").write_bytes(content)
+    for is_train in (True, False):
+        with pytest.raises(ValueError, match=r"^image /.*picture\.png cannot be decoded .*replace"):
+            PictureMapper(cfg, is_train=is_train)(record)
 
 
 def test_damaged_labels_are_named(cfg: CfgNode, record, tmp_path: Path) -> None:
@@ -240,7 +229,7 @@ def test_damaged_labels_are_named(cfg: CfgNode, record, tmp_path: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(labels)
     record["sem_seg_file_name"] = str(labels)
     assert PictureMapper(cfg, is_train=True)(record)["sem_seg"].ndim == 2
-    damage(labels, "cut")
+    labels.write_bytes(labels.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"picture\.png with its labels /.*labels\.png"):
         PictureMapper(cfg, is_train=True)(record)
 

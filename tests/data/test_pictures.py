@@ -11,6 +11,7 @@ from clipself_d2.data.pictures import (
     check_picture,
     cut_crops,
     fit_longest,
+    fitted_size,
     read_picture,
     to_tensor,
     upright_rgb,
@@ -48,6 +49,14 @@ def test_the_teachers_crop_of_a_proposal_is_the_published_one() -> None:
     np.testing.assert_allclose(normalise(ours[0]), GOLDEN["proposal_crop"], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((400, 300), (1067, 800)), ((900, 300), (1333, 444)), ((100, 100), (800, 800))],
+)
+def test_a_picture_is_scaled_to_the_first_limit_that_it_meets(size, expected) -> None:
+    assert fitted_size(size, 1333, 800) == expected
+
+
 def test_a_box_thinner_than_a_pixel_gives_a_crop() -> None:
     crops = cut_crops(Image.new("RGB", (20, 20), "red"), np.array([[3.2, 3.2, 3.3, 9.0]]), 8)
     assert crops.shape == (1, 3, 8, 8)
@@ -58,24 +67,15 @@ def test_no_box_gives_no_crop() -> None:
     assert cut_crops(Image.new("RGB", (4, 4)), np.zeros((0, 4)), 8).shape == (0, 3, 8, 8)
 
 
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         read_picture(tmp_path / "gone.jpg")
-
-
-def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
     file = tmp_path / "cut.jpg"
     Image.fromarray(GOLDEN["image"]).save(file)
-    file.write_bytes(file.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"cut\.jpg.*cannot be decoded"):
-        read_picture(file)
-
-
-def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
-    file = tmp_path / "note.jpg"
-    file.write_text("hello")
-    with pytest.raises(ValueError, match=r"note\.jpg"):
-        read_picture(file)
+    for content in (file.read_bytes()[:600], b"hello"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cut\.jpg.*cannot be decoded"):
+            read_picture(file)
 
 
 def test_a_turned_picture_is_read_upright(tmp_path: Path) -> None:

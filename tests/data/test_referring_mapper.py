@@ -10,7 +10,10 @@ from clipself_d2.data.referring_mapper import ReferringMapper, decode_segmentati
 
 SQUARE = [2, 2, 12, 2, 12, 12, 2, 12]
 OTHER = [7, 7, 17, 7, 17, 17, 7, 17]
-GREY = (100.0, 100.0, 100.0)
+
+
+def mapper(*, is_train):
+    return ReferringMapper(is_train=is_train, size=40, border=(100.0, 100.0, 100.0))
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_no_object_gives_an_empty_mask():
 
 
 def test_training_item_lies_on_the_canvas(record):
-    item = ReferringMapper(is_train=True, size=40, border=GREY)(record)
+    item = mapper(is_train=True)(record)
     assert item["image"].shape == (3, 40, 40)
     assert item["image"].dtype == torch.uint8
     assert (item["image"][:, :9] == 100).all()
@@ -64,11 +67,10 @@ def test_training_item_lies_on_the_canvas(record):
 
 
 def test_training_draws_every_sentence_and_testing_its_own(record):
-    mapper = ReferringMapper(is_train=True, size=40, border=GREY)
+    train, test = mapper(is_train=True), mapper(is_train=False)
     np.random.seed(0)
-    assert {mapper(record)["sentence"] for _ in range(30)} == {"a", "b", "c"}
+    assert {train(record)["sentence"] for _ in range(30)} == {"a", "b", "c"}
     single = {key: value for key, value in record.items() if key != "sentences"}
-    test = ReferringMapper(is_train=False, size=40, border=GREY)
     item = test({**single, "sentence": "the dog"})
     assert item["sentence"] == "the dog"
     assert item["gt_mask"].shape == (20, 40)
@@ -76,12 +78,9 @@ def test_training_draws_every_sentence_and_testing_its_own(record):
 
 
 def test_testing_reads_an_image_of_several_sentences_once(record):
-    mapper = ReferringMapper(is_train=False, size=40, border=GREY)
-    assert mapper(record)["image"] is mapper(record)["image"]
-    assert (
-        ReferringMapper(is_train=True, size=40, border=GREY)(record)["image"]
-        is not mapper(record)["image"]
-    )
+    test, train = mapper(is_train=False), mapper(is_train=True)
+    assert test(record)["image"] is test(record)["image"]
+    assert train(record)["image"] is not train(record)["image"]
 
 
 def test_config_sets_size_and_border(emoji_cfg, emoji_root, catalogs):
@@ -94,6 +93,5 @@ def test_config_sets_size_and_border(emoji_cfg, emoji_root, catalogs):
 
 
 def test_a_picture_of_another_size_is_named(record):
-    mapper = ReferringMapper(is_train=True, size=40, border=GREY)
     with pytest.raises(ValueError, match=r"a\.png has 20 x 40 px, the annotations say 21 x 40"):
-        mapper({**record, "height": 21})
+        mapper(is_train=True)({**record, "height": 21})

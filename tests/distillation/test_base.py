@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipself_d2.data.pictures import cut_crops, cut_pieces, fit_longest, to_tensor
+from clipself_d2.data.pictures import cut_crops, cut_regions, fit_longest, to_tensor
 from clipself_d2.distillation.base import CROP_STEP
 
 
@@ -115,7 +115,7 @@ def test_crops_resized_here_are_those_resized_by_pil(make_clipself) -> None:
     pixels = np.stack([yy * 2, xx, (xx + yy) % 256], axis=-1).astype(np.uint8)
     picture = Image.fromarray(pixels)
     boxes = np.array([[0.0, 0.0, 130.0, 90.0], [10.0, 5.0, 40.0, 85.0]])
-    pieces, crops = cut_pieces(picture, boxes), cut_crops(picture, boxes, 64)
+    pieces, crops = cut_regions(picture, boxes, None), cut_crops(picture, boxes, 64)
     raw = model.preprocess_crops([{"crops": pieces}, {"crops": []}], "crops")
     ready = model.preprocess_crops([{"crops": crops}], "crops")
     assert raw.shape == (2, 3, 64, 64)

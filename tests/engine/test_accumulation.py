@@ -27,12 +27,15 @@ class Weighted(nn.Module):
 ITEMS = [{"rows": torch.arange(1.0, n + 1)} for n in (1, 4, 2, 3)]
 
 
+def wrap(model: nn.Module, steps: int) -> AccumulatingModel:
+    return AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
+
+
 def run(steps: int) -> tuple[float, float, int]:
     model = Weighted()
-    wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
-    loss = sum(wrapped(ITEMS).values())
+    loss = sum(wrap(model, steps)(ITEMS).values())
     loss.backward()
-    return float(loss), float(model.weight.grad), model.calls
+    return float(loss.detach()), float(model.weight.grad), model.calls
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
@@ -49,8 +52,7 @@ def test_items_count_alike_where_the_model_does_not_weigh_them() -> None:
         loss_weight = property()  # raises AttributeError, as if it were not there
 
     model = Plain()
-    wrapped = AccumulatingModel(model, steps=2, backward=torch.Tensor.backward).train()
-    loss = float(wrapped(ITEMS)["loss_a"])
+    loss = float(wrap(model, 2)(ITEMS)["loss_a"].detach())
     means = [torch.cat([i["rows"] for i in part]).mean() for part in (ITEMS[:2], ITEMS[2:])]
     assert loss == pytest.approx(2.0 * float(sum(means)) / 2)
 
@@ -70,8 +72,7 @@ def test_a_model_that_prepares_the_parts_weighs_them_itself() -> None:
     found = []
     for steps in (1, 3):
         model = Comparing()
-        wrapped = AccumulatingModel(model, steps=steps, backward=torch.Tensor.backward).train()
-        loss = wrapped(ITEMS)["loss"]
+        loss = wrap(model, steps)(ITEMS)["loss"]
         loss.backward()
         found.append((float(loss.detach()), float(model.weight.grad)))
     assert found[1] == pytest.approx(found[0], rel=1e-6)
@@ -89,7 +90,7 @@ def test_batch_norms_in_training_are_warned_of_once(frozen, caplog) -> None:
             return {"loss": self.norm(rows).square().mean()}
 
     model = Normed()
-    wrapped = AccumulatingModel(model, steps=2, backward=torch.Tensor.backward).train()
+    wrapped = wrap(model, 2)
     model.norm.train(not frozen)
     for _ in range(2):
         wrapped(ITEMS)
@@ -99,8 +100,7 @@ def test_batch_norms_in_training_are_warned_of_once(frozen, caplog) -> None:
 
 def test_evaluation_passes_through_in_one_call() -> None:
     model = Weighted()
-    wrapped = AccumulatingModel(model, steps=4, backward=torch.Tensor.backward).eval()
-    assert wrapped(ITEMS) == "evaluated"
+    assert wrap(model, 4).eval()(ITEMS) == "evaluated"
     assert model.calls == 1
 
 
@@ -119,18 +119,16 @@ def test_gradients_are_synchronised_by_the_last_part_alone() -> None:
             entered.append(self.module.calls)
             return torch.enable_grad()
 
-    wrapped = AccumulatingModel(Parallel(), steps=3, backward=torch.Tensor.backward).train()
-    wrapped(ITEMS)
+    wrap(Parallel(), 3)(ITEMS)
     assert entered == [0, 1]
 
 
 def test_too_few_items_name_the_keys() -> None:
-    wrapped = AccumulatingModel(Weighted(), steps=5, backward=torch.Tensor.backward).train()
     with pytest.raises(ValueError, match=r"4 images.*IMS_PER_BATCH.*ACCUMULATION_STEPS 5"):
-        wrapped(ITEMS)
+        wrap(Weighted(), 5)(ITEMS)
 
 
 def test_unwrap_takes_off_what_the_loop_put_around_a_model() -> None:
     model = Weighted()
-    assert unwrap(AccumulatingModel(model, steps=2, backward=torch.Tensor.backward)) is model
+    assert unwrap(wrap(model, 2)) is model
     assert unwrap(model) is model

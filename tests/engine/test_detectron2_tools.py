@@ -21,16 +21,8 @@ from torch import Tensor
 import clipself_d2  # noqa: F401
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-OVERRIDES = [
-    "MODEL.DEVICE",
-    "cpu",
-    "SOLVER.MAX_ITER",
-    2,
-    "SOLVER.IMS_PER_BATCH",
-    2,
-    "DATALOADER.NUM_WORKERS",
-    0,
-]
+OVERRIDES = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2]
+OVERRIDES += ["DATALOADER.NUM_WORKERS", 0]
 
 
 class PlainTrainer(DefaultTrainer):

@@ -30,23 +30,6 @@ def model_file(cfg, name: str = "model_final.pth") -> dict:
     return torch.load(Path(cfg.OUTPUT_DIR) / name, weights_only=True)
 
 
-def test_a_resumed_run_of_a_mix_equals_an_uninterrupted_one(emoji_cfg, tmp_path) -> None:
-    common = ("MODEL.DISTILL.STUDENT_SHARE", 0.7, "SOLVER.CHECKPOINT_PERIOD", 2)
-    straight = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "a"))
-    whole = run(straight)
-    broken = emoji_cfg("clipself_patches", *common, "OUTPUT_DIR", str(tmp_path / "b"))
-    folder = tmp_path / "b"
-    folder.mkdir()
-    half = model_file(straight, "model_0000001.pth")
-    torch.save(half, folder / "model_0000001.pth")
-    (folder / "last_checkpoint").write_text("model_0000001.pth")
-    resumed = run(broken, resume=True)
-    assert resumed.start_iter == 2
-    theirs, ours = whole.model.student.state_dict(), resumed.model.student.state_dict()
-    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
-    assert set(model_file(straight)["model"]) == set(model_file(broken)["model"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocks", "step"])
 def test_a_compiled_run_resumes_accumulates_and_checkpoints(emoji_cfg, tmp_path, mode) -> None:
@@ -171,13 +154,21 @@ def test_a_mixture_with_a_teacher_of_another_clip_is_refused_before_training(
         StudentCheckpointer(distiller=model, save_dir=cfg.OUTPUT_DIR, alpha=0.5, trainer=None)
 
 
-def test_the_loss_falls(emoji_cfg) -> None:
-    small = ("INPUT.REGIONS.IMAGE_SIZES", (64,))
-    cfg = emoji_cfg("clipself_patches", "SOLVER.MAX_ITER", 40, "SOLVER.WARMUP_ITERS", 4, *small)
+def metrics(cfg) -> list[dict]:
+    return [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "iterations", "size", "share"),
+    [("clipself_patches", 40, 64, 0.8), ("region_text", 30, 96, 1.0)],
+)
+def test_the_loss_falls(emoji_cfg, recipe, iterations, size, share) -> None:
+    cfg = emoji_cfg(recipe, "SOLVER.MAX_ITER", iterations, "INPUT.REGIONS.IMAGE_SIZES", (size,))
+    cfg.SOLVER.WARMUP_ITERS = 4
     run(cfg)
-    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
-    losses = [row["total_loss"] for row in rows if "total_loss" in row]
-    assert losses[-1] < 0.8 * losses[0], losses
+    losses = [row["total_loss"] for row in metrics(cfg) if "total_loss" in row]
+    assert losses[-1] < share * losses[0], losses
+    assert load_tower("ViT-Ti-8-emoji", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
 
 
 def test_a_tower_of_another_size_is_refused_by_name(emoji_cfg, tmp_path) -> None:
@@ -190,15 +181,13 @@ def test_a_tower_of_another_size_is_refused_by_name(emoji_cfg, tmp_path) -> None
         DistillTrainer.build_model(bad)
 
 
-def test_nothing_to_train_is_an_error(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "MODEL.CLIP.TRAINABLE_BLOCKS", 0)
-    with pytest.raises(ValueError, match="TRAINABLE_BLOCKS"):
-        DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
-
-
-def test_only_adamw_distils(emoji_cfg) -> None:
-    cfg = emoji_cfg("clipself_patches", "SOLVER.OPTIMIZER", "SGD")
-    with pytest.raises(ValueError, match="AdamW"):
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [("MODEL.CLIP.TRAINABLE_BLOCKS", 0, "TRAINABLE_BLOCKS"), ("SOLVER.OPTIMIZER", "SGD", "AdamW")],
+)
+def test_nothing_to_train_and_another_optimiser_are_errors(emoji_cfg, key, value, word) -> None:
+    cfg = emoji_cfg("clipself_patches", key, value)
+    with pytest.raises(ValueError, match=word):
         DistillTrainer.build_optimizer(cfg, DistillTrainer.build_model(cfg))
 
 
@@ -237,18 +226,8 @@ def test_every_addition_together_takes_a_step(emoji_cfg, monkeypatch) -> None:
     trainer = DistillTrainer(cfg)
     trainer.checkpointer._distiller.image_loss_weight = 0.5
     trainer.train()
-    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
-    assert rows[-1]["loss_image"] >= 0
-    assert 0 < rows[-1]["loss_cosine"] < 2
-
-
-def test_the_region_text_baseline_trains_and_its_loss_falls(emoji_cfg) -> None:
-    cfg = emoji_cfg("region_text", "SOLVER.MAX_ITER", 30, "INPUT.REGIONS.IMAGE_SIZES", (96,))
-    run(cfg)
-    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").open()]
-    losses = [row["total_loss"] for row in rows if "total_loss" in row]
-    assert losses[-1] < losses[0]
-    assert load_tower("ViT-Ti-8-emoji", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
+    assert metrics(cfg)[-1]["loss_image"] >= 0
+    assert 0 < metrics(cfg)[-1]["loss_cosine"] < 2
 
 
 @pytest.mark.multi_process

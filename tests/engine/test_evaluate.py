@@ -7,32 +7,29 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.custom import folder_name, resolve_dataset_names
 from clipself_d2.engine.distill_trainer import DistillTrainer
-from clipself_d2.engine.evaluate import (
-    protocol_of,
-    vocabulary_of,
-)
+from clipself_d2.engine.evaluate import protocol_of, vocabulary_of
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.layers import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.vocabulary import Vocabulary
 
 TINY = ("MODEL.CLIP.PRETRAINED", "emoji")
+# Every detection counts, in the protocols of both benchmarks.
+ALL = (*TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+BOTH = (*ALL, "DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val"))
 
 
 def classifier(model: torch.nn.Module) -> TextClassifier:
     return next(module for module in model.modules() if isinstance(module, TextClassifier))
 
 
-def test_a_data_sets_vocabulary_is_used_and_given_back(emoji_cfg) -> None:
+def test_a_data_sets_vocabulary_is_used_and_given_back(emoji_cfg, catalogs) -> None:
     cfg = emoji_cfg("fvit_untouched", *TINY)
     model = Trainer.build_model(cfg)
     before = classifier(model).embeddings_KD.clone()
     MetadataCatalog.get("three_words").set(thing_classes=["dog", "car", "key"])
-    try:
-        with vocabulary_of(cfg, model, "three_words"):
-            assert classifier(model).num_classes == 3
-    finally:
-        MetadataCatalog.remove("three_words")
+    with vocabulary_of(cfg, model, "three_words"):
+        assert classifier(model).num_classes == 3
     assert torch.equal(classifier(model).embeddings_KD, before)
 
 
@@ -42,8 +39,7 @@ def test_a_model_without_text_is_left_alone(emoji_cfg) -> None:
 
 
 def test_both_protocols_score_a_detector_and_the_results_are_written(emoji_cfg) -> None:
-    cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-    cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
+    cfg = emoji_cfg("fvit_untouched", *BOTH)
     results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
     assert set(results) == {"emoji_ov_val", "emoji_lvis_val"}
     written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
@@ -63,9 +59,7 @@ def test_both_protocols_score_a_detector_and_the_results_are_written(emoji_cfg) 
 def test_both_scorers_agree_on_both_protocols(emoji_cfg) -> None:
     scores = []
     for backend in ("hotcoco", "reference"):
-        cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-        cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", "emoji_lvis_val")])
-        cfg.merge_from_list(["TEST.BACKEND", backend, "TEST.FIXED_AP", True])
+        cfg = emoji_cfg("fvit_untouched", *BOTH, "TEST.BACKEND", backend, "TEST.FIXED_AP", True)
         torch.manual_seed(0)
         results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
         scores.append({**results["emoji_ov_val"]["bbox"], **results["emoji_lvis_val"]["bbox"]})
@@ -125,8 +119,8 @@ def test_synonyms_change_what_is_prompted_and_nothing_else(emoji_cfg, synonyms) 
 
 
 def test_the_report_says_that_names_were_synonyms(emoji_cfg, synonyms) -> None:
-    cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
-    cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",)])
+    keys = ("TEST.SYNONYMS", True, "DATASETS.TEST", ("emoji_ov_val",))
+    cfg = emoji_cfg("fvit_untouched", *TINY, *keys)
     results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
     assert "AP50-novel" in results["bbox"]
     written = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
@@ -137,9 +131,8 @@ def test_the_report_says_that_names_were_synonyms(emoji_cfg, synonyms) -> None:
 
 
 def test_one_pass_scores_the_names_and_every_index_of_a_detector(emoji_cfg, caplog) -> None:
-    cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-    cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val",), "TEST.SYNONYMS", True])
-    cfg.merge_from_list(["TEST.SYNONYM_MODE", "all"])
+    cfg = emoji_cfg("fvit_untouched", *ALL, "DATASETS.TEST", ("emoji_ov_val",))
+    cfg.merge_from_list(["TEST.SYNONYMS", True, "TEST.SYNONYM_MODE", "all"])
     model = Trainer.build_model(cfg).eval()
     seen = []
     model.backbone.bottom_up.register_forward_hook(lambda *_: seen.append(1))
@@ -183,15 +176,12 @@ def test_one_pass_scores_the_names_and_every_index_of_regions(emoji_cfg) -> None
     }
 
 
-def test_synonyms_need_some(emoji_cfg) -> None:
+def test_synonyms_need_some(emoji_cfg, catalogs) -> None:
     cfg = emoji_cfg("fvit_untouched", *TINY, "TEST.SYNONYMS", True)
     model = Trainer.build_model(cfg)
     MetadataCatalog.get("no_synonyms").set(thing_classes=["dog", "car"])
-    try:
-        with pytest.raises(ValueError, match=r"class_synonyms in the metadata of no_synonyms"):
-            vocabulary_of(cfg, model, "no_synonyms")
-    finally:
-        MetadataCatalog.remove("no_synonyms")
+    with pytest.raises(ValueError, match=r"class_synonyms in the metadata of no_synonyms"):
+        vocabulary_of(cfg, model, "no_synonyms")
 
 
 def detections(cfg, name: str) -> dict[tuple[int, str], list[float]]:
@@ -208,7 +198,7 @@ def detections(cfg, name: str) -> dict[tuple[int, str], list[float]]:
 
 
 def test_transfer_to_other_names_and_ids_finds_the_same_things(
-    emoji_cfg, emoji_data: Path, tmp_path: Path
+    emoji_cfg, emoji_data: Path, tmp_path: Path, catalogs
 ) -> None:
     """The same classes spelt otherwise, under other ids in another order, are prompted alike."""
     own = json.loads((emoji_data / "emoji" / "annotations" / "instances_val.json").read_text())
@@ -223,17 +213,12 @@ def test_transfer_to_other_names_and_ids_finds_the_same_things(
     renamed = ",".join(name.title().replace(" ", "_") for name in base)
     other = f"coco_json:{file}:{emoji_data / 'emoji' / 'val'}:base={renamed}"
     resolve_dataset_names([other])
-    try:
-        cfg = emoji_cfg("fvit_untouched", *TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-        cfg.merge_from_list(["DATASETS.TEST", ("emoji_ov_val", other)])
-        model = Trainer.build_model(cfg).eval()
-        before = classifier(model).embeddings_KD.clone()
-        results = Trainer.test(cfg, model)
-        mine, theirs = (detections(cfg, name) for name in cfg.DATASETS.TEST)
-        assert MetadataCatalog.get(other).thing_classes[0] != "Airplane"
-    finally:
-        DatasetCatalog.remove(other)
-        MetadataCatalog.remove(other)
+    cfg = emoji_cfg("fvit_untouched", *ALL, "DATASETS.TEST", ("emoji_ov_val", other))
+    model = Trainer.build_model(cfg).eval()
+    before = classifier(model).embeddings_KD.clone()
+    results = Trainer.test(cfg, model)
+    mine, theirs = (detections(cfg, name) for name in cfg.DATASETS.TEST)
+    assert MetadataCatalog.get(other).thing_classes[0] != "Airplane"
     assert len(mine) > 40
     assert mine.keys() == theirs.keys()
     for key, scores in mine.items():

@@ -34,7 +34,11 @@ def run(kind, cfg, resume: bool = False):
         (Trainer, "fcos", DRAWN),
         (Trainer, "retinanet", DRAWN),
         (Trainer, "cris", ("MODEL.CRIS.DROPOUT", 0.5, "DATASETS.TRAIN", ("tiny_refer_train",))),
-        (DistillTrainer, "clipself_patches", ("MODEL.CLIP.DROP_PATH", 0.5)),
+        (
+            DistillTrainer,
+            "clipself_patches",
+            ("MODEL.CLIP.DROP_PATH", 0.5, "MODEL.DISTILL.STUDENT_SHARE", 0.7),
+        ),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(

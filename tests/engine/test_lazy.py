@@ -13,12 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
 
 from clipself_d2.engine import lazy
-from clipself_d2.engine.lazy import (
-    build_lazy_model,
-    load_lazy_config,
-    score_lazy,
-    train_lazy,
-)
+from clipself_d2.engine.lazy import build_lazy_model, load_lazy_config, score_lazy, train_lazy
 from clipself_d2.layers import TextClassifier
 
 FOLDER = Path(__file__).parents[2] / "configs" / "plug_in"
@@ -121,7 +116,7 @@ def words_cfg(emoji_data, tmp_path):
     return cfg
 
 
-def test_a_data_set_is_scored_with_its_own_words(words_cfg, tmp_path, monkeypatch):
+def test_a_data_set_is_scored_with_its_own_words(words_cfg, tmp_path, monkeypatch, catalogs):
     model = build_lazy_model(words_cfg)
     classes = []
 
@@ -134,11 +129,8 @@ def test_a_data_set_is_scored_with_its_own_words(words_cfg, tmp_path, monkeypatc
     MetadataCatalog.get("three_words").set(
         thing_classes=["dog", "car", "key"], evaluator_type="coco"
     )
-    try:
-        words_cfg.dataloader.evaluator = LazyCall(_evaluator)(dataset_name="three_words")
-        score_lazy(words_cfg, model)
-    finally:
-        MetadataCatalog.remove("three_words")
+    words_cfg.dataloader.evaluator = LazyCall(_evaluator)(dataset_name="three_words")
+    score_lazy(words_cfg, model)
     classifier, during = classes
     assert len(during) == 3
     assert classifier.num_classes == 80

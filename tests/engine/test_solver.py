@@ -1,24 +1,29 @@
 """Optimisers, and learning rates by part of a model."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from torch import nn
 
+from clipself_d2.clip import VisionTower
 from clipself_d2.clip.model import load_tower
 from clipself_d2.clip.towers.resnet import DenseAttentionPool
 from clipself_d2.config import add_clipself_config
+from clipself_d2.data import build as data_build
+from clipself_d2.data.distill_mapper import DistillMapper
 from clipself_d2.engine.distill_trainer import DistillTrainer
 from clipself_d2.engine.solver import (
     ClippedAdamW,
     build_optimizer,
     decayed_optimizer_params,
     fused_options,
+    keep_idle_rows,
     layer_decay,
     optimizer_params_from_cfg,
     pretrained_parameters,
@@ -33,6 +38,12 @@ def model() -> nn.Module:
     detector.backbone.tower = load_tower("ViT-Ti-8-emoji", None)
     detector.head = nn.Linear(4, 2)
     return detector
+
+
+def config() -> CfgNode:
+    cfg = get_cfg()
+    add_clipself_config(cfg)
+    return cfg
 
 
 def rates(model: nn.Module, groups: list[dict]) -> dict[str, float]:
@@ -64,21 +75,20 @@ def test_the_order_is_that_of_detectron2s_vitdet(model):
 
 
 def test_no_decay_is_one_rate(model):
-    assert set(rates(model, decayed_optimizer_params(model, base_lr=0.3, rate=1.0)).values()) == {
-        0.3
-    }
+    found = rates(model, decayed_optimizer_params(model, base_lr=0.3, rate=1.0))
+    assert set(found.values()) == {0.3}
 
 
-def test_every_trained_parameter_is_in_one_group(model):
+def test_every_trained_parameter_is_in_one_group_of_an_optimiser(model):
     model.backbone.tower.freeze(2)
     groups = decayed_optimizer_params(model, base_lr=1.0, rate=0.5, weight_decay_norm=0.0)
     trained = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(trained)
+    assert len(torch.optim.AdamW(groups, lr=1e-3).param_groups) == len(groups)
 
 
 def test_yaml_sets_the_factor(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
+    cfg = config()
     cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY = 0.1, 0.8
     found = rates(model, optimizer_params_from_cfg(cfg, model))
     name = PREFIX + "transformer.resblocks.5.ln_1.weight"
@@ -86,15 +96,8 @@ def test_yaml_sets_the_factor(model):
     assert found["head.bias"] == pytest.approx(0.1)
 
 
-def test_an_optimiser_takes_the_groups(model):
-    groups = decayed_optimizer_params(model, base_lr=1e-3, rate=0.5)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    assert len(optimizer.param_groups) > 6
-
-
 def test_sgd_without_decay_is_detectron2s(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
+    cfg = config()
     cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.NESTEROV = 0.0, True
     theirs = detectron2_optimizer(cfg, model)
     ours = build_optimizer(cfg, optimizer_params_from_cfg(cfg, model))
@@ -164,9 +167,8 @@ def test_a_distilled_student_is_slow(emoji_cfg):
 
 
 def test_the_multiplier_is_one_unless_a_recipe_says_otherwise(model):
-    cfg = get_cfg()
-    add_clipself_config(cfg)
-    assert set(rates(model, optimizer_params_from_cfg(cfg, model)).values()) == {0.001}
+    found = rates(model, optimizer_params_from_cfg(config(), model))
+    assert set(found.values()) == {0.001}
 
 
 def test_optimizer_is_adam_without_decay_unless_asked(cris_cfg):
@@ -198,22 +200,15 @@ def test_faults_are_named(cris_cfg):
         Trainer.build_optimizer(cris_cfg, nn.Linear(2, 2))
 
 
-def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
+@pytest.mark.parametrize("value", [5.0, 0.3])
+def test_clipping_bounds_the_norm_of_all_gradients_together_and_leaves_small_ones(value) -> None:
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
     optimizer = ClippedAdamW([{"params": parameters}], max_norm=1.0, lr=0.0)
     for parameter in parameters:
-        parameter.grad = torch.full_like(parameter, 5.0)
+        parameter.grad = torch.full_like(parameter, value)
     optimizer.step()
     norm = torch.cat([parameter.grad for parameter in parameters]).norm()
-    assert float(norm) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_small_gradients_are_left_alone() -> None:
-    parameter = nn.Parameter(torch.zeros(2))
-    optimizer = ClippedAdamW([{"params": [parameter]}], max_norm=1.0, lr=0.0)
-    parameter.grad = torch.tensor([0.3, 0.4])
-    optimizer.step()
-    assert parameter.grad.tolist() == pytest.approx([0.3, 0.4])
+    assert float(norm) == pytest.approx(min(1.0, value * 5**0.5), abs=1e-5)
 
 
 def test_a_fused_step_is_for_parameters_on_a_gpu() -> None:
@@ -221,3 +216,63 @@ def test_a_fused_step_is_for_parameters_on_a_gpu() -> None:
     assert fused_options([SimpleNamespace(is_cuda=True)]) == {"fused": True}
     mixed = [SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)]
     assert fused_options(mixed) == {}
+
+
+def steps(trainer) -> tuple[VisionTower, dict[str, torch.Tensor]]:
+    """The tower after training, and its weights before them."""
+    (tower,) = (
+        module
+        for module in trainer.model.modules()
+        if isinstance(module, VisionTower) and any(p.requires_grad for p in module.parameters())
+    )
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    trainer.train()
+    return tower, before
+
+
+def query_and_key(tower: VisionTower) -> dict[str, int]:
+    last = f"visual.transformer.resblocks.{tower.num_blocks - 1}.attn"
+    return {f"{last}.in_proj_weight": 2 * tower.width, f"{last}.in_proj_bias": 2 * tower.width}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "recipe", "keys"),
+    [
+        (DistillTrainer, "clipself_patches", ()),
+        (Trainer, "fvit_untouched", ("MODEL.CLIP.TRAINABLE_BLOCKS", 2)),
+    ],
+)
+def test_rows_without_gradient_stay_as_they_are(emoji_cfg, trainer, recipe, keys) -> None:
+    """The idle rows are bit-equal, all other trained weights have moved."""
+    keys += ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WARMUP_ITERS", 0)
+    tower, before = steps(trainer(emoji_cfg(recipe, *keys)))
+    after, idle = tower.state_dict(), query_and_key(tower)
+    for name, parameter in tower.named_parameters():
+        rows = idle.get(name, 0)
+        assert torch.equal(after[name][:rows], before[name][:rows]), name
+        moved = not torch.equal(after[name][rows:], before[name][rows:])
+        assert moved == parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("form", ["attention", "clipself"])
+def test_rows_with_gradient_move(emoji_cfg, monkeypatch, form: str) -> None:
+    """The whole picture of the image loss passes the last block as it was trained."""
+    cfg = emoji_cfg(
+        "clipself_patches",
+        *("MODEL.CLIP.DENSE_FORM", form),
+        *("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WARMUP_ITERS", 0),
+    )
+    if form == "clipself":
+        monkeypatch.setattr(data_build, "DistillMapper", partial(DistillMapper, whole_image=True))
+    trainer = DistillTrainer(cfg)
+    trainer.model.image_loss_weight = float(form == "clipself")
+    tower, before = steps(trainer)
+    after = tower.state_dict()
+    for name, rows in query_and_key(tower).items():
+        assert not torch.equal(after[name][:rows], before[name][:rows]), name
+
+
+def test_a_model_without_such_rows_has_no_hook() -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = keep_idle_rows(torch.optim.AdamW(model.parameters()), model)
+    assert not optimizer._optimizer_step_pre_hooks

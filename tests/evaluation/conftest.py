@@ -1,6 +1,7 @@
 """Made-up scenes in COCO's and LVIS's formats, and the detections of a model that errs."""
 
 import copy
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
+
+from clipself_d2.evaluation import CocoOVEvaluator
 
 HEIGHT, WIDTH = 120, 160
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
@@ -188,12 +191,12 @@ def make_world(
 
 
 @pytest.fixture
-def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def register(tmp_path: Path, catalogs: None) -> Callable[..., str]:
     """Write an annotation file and register its metadata for one test."""
-    names: list[str] = []
+    numbers = itertools.count()
 
     def add(annotations: object, **metadata: Any) -> str:
-        name = f"evaluation_test_{len(names)}"
+        name = f"evaluation_test_{next(numbers)}"
         path = tmp_path / f"{name}.json"
         path.write_text(
             annotations if isinstance(annotations, str) else json.dumps(annotations),
@@ -206,15 +209,10 @@ def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
             "thing_dataset_id_to_contiguous_id": contiguous,
             "novel_classes": list(NOVEL),
         }
-        names.append(name)
         MetadataCatalog.get(name).set(**(known | metadata))
         return name
 
-    yield add
-    for name in names:
-        MetadataCatalog.remove(name)
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
+    return add
 
 
 @pytest.fixture
@@ -227,6 +225,19 @@ def draw_world() -> Callable[..., World]:
 def run() -> Callable[..., dict[str, Any]]:
     """The evaluation loop."""
     return run_evaluator
+
+
+@pytest.fixture
+def score(register: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Function that scores a world by an evaluator of some kind, in one process."""
+
+    def judge(
+        world: World, kind: Any = CocoOVEvaluator, metadata: dict | None = None, **options: Any
+    ) -> dict[str, Any]:
+        name = register(world.annotations, **(metadata or {}))
+        return run_evaluator(kind(name, distributed=False, **options), world)
+
+    return judge
 
 
 @pytest.fixture

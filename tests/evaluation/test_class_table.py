@@ -6,12 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipself_d2.evaluation.class_table import (
-    class_ap,
-    class_scores,
-    split_mean,
-    write_class_table,
-)
+from clipself_d2.evaluation.class_table import class_ap, class_scores, split_mean, write_class_table
 
 
 def test_class_ap_reads_all_areas_and_most_detections() -> None:

@@ -1,18 +1,17 @@
 """AP50 of base, novel and all classes against the published evaluator of RegionCLIP."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from clipself_d2.data.datasets.coco_ov import NOVEL_CLASSES
 from clipself_d2.evaluation import build_evaluator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "evaluation" / "coco_generalized.json"
-NAME = "coco_generalized"
 
 
 def detections(rows: list[dict], contiguous: dict[int, int], size: tuple[int, int]) -> Instances:
@@ -26,29 +25,23 @@ def detections(rows: list[dict], contiguous: dict[int, int], size: tuple[int, in
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "reference"])
-def test_splits_meet_the_published_evaluator(tmp_path: Path, backend: str) -> None:
+def test_splits_meet_the_published_evaluator(register: Callable[..., str], backend: str) -> None:
     golden = json.loads(GOLDEN.read_text())
-    (tmp_path / "gt.json").write_text(json.dumps(golden["gt"]))
-    ids = [row["id"] for row in golden["gt"]["categories"]]
-    contiguous = {category_id: number for number, category_id in enumerate(ids)}
-    MetadataCatalog.get(NAME).set(
-        json_file=str(tmp_path / "gt.json"),
+    contiguous = {row["id"]: number for number, row in enumerate(golden["gt"]["categories"])}
+    name = register(
+        golden["gt"],
         evaluator_type="coco_ov",
         thing_classes=golden["class_names"],
         novel_classes=list(NOVEL_CLASSES),
         thing_dataset_id_to_contiguous_id=contiguous,
     )
-    try:
-        evaluator = build_evaluator(NAME, str(tmp_path), backend=backend)
-        evaluator.reset()
-        for image in golden["gt"]["images"]:
-            rows = [row for row in golden["dets"] if row["image_id"] == image["id"]]
-            found = detections(rows, contiguous, (image["height"], image["width"]))
-            evaluator.process([{"image_id": image["id"]}], [{"instances": found}])
-        scores = evaluator.evaluate()["bbox"]
-    finally:
-        MetadataCatalog.remove(NAME)
-    assert NAME not in DatasetCatalog.list()
+    evaluator = build_evaluator(name, None, backend=backend)
+    evaluator.reset()
+    for image in golden["gt"]["images"]:
+        rows = [row for row in golden["dets"] if row["image_id"] == image["id"]]
+        found = detections(rows, contiguous, (image["height"], image["width"]))
+        evaluator.process([{"image_id": image["id"]}], [{"instances": found}])
+    scores = evaluator.evaluate()["bbox"]
     for ours, theirs in (("novel", "target"), ("base", "base"), ("all", "all")):
         expected = 100 * golden["split"][f"AP50_split_{theirs}"]
         assert scores[f"AP50-{ours}"] == pytest.approx(expected, abs=1e-4), sorted(scores)

@@ -10,6 +10,8 @@ import pytest
 from clipself_d2.evaluation.coco_ov import CocoOVEvaluator
 from clipself_d2.evaluation.lvis_ov import LVISOVEvaluator
 
+Draw = Callable[..., Any]
+Score = Callable[..., dict[str, Any]]
 Content = dict[str, list[dict[str, Any]]]
 KINDS = pytest.mark.parametrize("kind", [CocoOVEvaluator, LVISOVEvaluator])
 
@@ -51,15 +53,10 @@ def all_at_once(content: Content) -> None:
         change(content)
 
 
-def scores(
-    kind: Any,
-    run: Callable[..., dict[str, Any]],
-    name: str,
-    world: Any,
-) -> dict[str, Any]:
+def agreed(score: Score, kind: Any, world: Any) -> dict[str, Any]:
     """The scores of hotcoco, which those of the other scorers equal."""
     fast, *others = (
-        run(kind(name, distributed=False, backend=backend), world)
+        score(world, kind, backend=backend)
         for backend in kind.backends
         if backend != "faster_coco_eval" or importlib.util.find_spec(backend)
     )
@@ -75,48 +72,36 @@ def scores(
     "change", [texts_as_ids, ids_from_0, negative_ids, no_area, no_iscrowd, all_at_once]
 )
 def test_scores_are_those_of_the_sound_file_in_all_scorers(
-    register: Callable[..., str],
-    draw_world: Callable[..., Any],
-    run: Callable[..., Any],
-    kind: Any,
-    change: Callable[[Content], None],
+    draw_world: Draw, score: Score, kind: Any, change: Callable[[Content], None]
 ) -> None:
     world = draw_world(2, num_images=3, crowds=False, lvis=True)
-    expected = scores(kind, run, register(world.annotations), world)
+    expected = agreed(score, kind, world)
     assert 2 < expected["segm"]["AP"] < 95
     changed = copy.deepcopy(world)
     change(changed.annotations)
     for item, image in zip(changed.inputs, changed.annotations["images"], strict=True):
         item["image_id"] = image["id"]
-    found = scores(kind, run, register(changed.annotations), changed)
+    found = agreed(score, kind, changed)
     for task in expected:
         assert found[task] == pytest.approx(expected[task], abs=1e-9, nan_ok=True)
 
 
 @KINDS
-def test_scorers_agree_on_objects_that_are_none(
-    register: Callable[..., str],
-    draw_world: Callable[..., Any],
-    run: Callable[..., Any],
-    kind: Any,
-) -> None:
+def test_scorers_agree_on_objects_that_are_none(draw_world: Draw, score: Score, kind: Any) -> None:
     world = draw_world(3, num_images=3, crowds=False, lvis=True)
-    expected = scores(kind, run, register(world.annotations), world)
+    expected = agreed(score, kind, world)
     rows = world.annotations["annotations"]
-    first, new = len(rows) + 1, []
-    for number, changes in enumerate(
-        [
-            {"bbox": [5, 5, -20, 20]},
-            {"bbox": [5, 5, 0, 20], "area": 0.0},
-            {"segmentation": [[1, 1, 9, 9, 5, 5]]},
-            {"segmentation": [[1, 1, 9, 9]], "area": None},
-        ]
-    ):
-        new.append({**rows[number], "id": first + number, **changes})
+    faults: list[dict[str, Any]] = [
+        {"bbox": [5, 5, -20, 20]},
+        {"bbox": [5, 5, 0, 20], "area": 0.0},
+        {"segmentation": [[1, 1, 9, 9, 5, 5]]},
+        {"segmentation": [[1, 1, 9, 9]], "area": None},
+    ]
+    new = [{**rows[n], "id": len(rows) + 1 + n, **fault} for n, fault in enumerate(faults)]
     left_out = copy.deepcopy(world)
     left_out.annotations["annotations"] = [*rows, new[0]]
-    found = scores(kind, run, register(left_out.annotations), left_out)
+    found = agreed(score, kind, left_out)
     for task in expected:
         assert found[task] == pytest.approx(expected[task], abs=1e-9, nan_ok=True)
     world.annotations["annotations"] = [*rows, *new]
-    assert scores(kind, run, register(world.annotations), world)["segm"] != expected["segm"]
+    assert agreed(score, kind, world)["segm"] != expected["segm"]

@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipself_d2.engine.idle_rows import keep_idle_rows
-from clipself_d2.engine.solver import build_optimizer, optimizer_params_from_cfg
+from clipself_d2.engine.solver import (
+    build_optimizer,
+    keep_idle_rows,
+    optimizer_params_from_cfg,
+)
 from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.segmentation import WindowPlan

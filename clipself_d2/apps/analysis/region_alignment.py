@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from clipself_d2.apps.analysis.tower_spec import SPEC_FORM, TowerSpec, choose_device
 from clipself_d2.clip import VisionTower
-from clipself_d2.data.region_mapper import RegionMapper, build_region_loader
+from clipself_d2.data.region_mapper import RegionMapper
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.layers.region_pool import mask_embeddings, roi_embeddings
 
@@ -198,8 +203,8 @@ def _score(
         patch_size=tower.patch_size,
         pad_to_square=options.pad_to_square,
     )
-    loader = build_region_loader(
-        records, mapper, batch_size=options.batch_size, num_workers=options.num_workers
+    loader = build_detection_test_loader(
+        records, mapper=mapper, batch_size=options.batch_size, num_workers=options.num_workers
     )
     square = size if options.pad_to_square else 0
     for scorer in scorers.values():

@@ -16,7 +16,7 @@ from clipself_d2.apps.emoji.quickstart import REPOSITORY, Stage, read_results, r
 from clipself_d2.data.pictures import fit_longest, read_picture, to_tensor
 from clipself_d2.engine.cli import load_config
 from clipself_d2.engine.evaluate import RESULTS_FILE
-from clipself_d2.evaluation.segments import build_segment_evaluator
+from clipself_d2.evaluation.build import build_segment_evaluator
 from clipself_d2.parts.image_tower import build_image_tower
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.parts.text_embeddings import read_text_embeddings, semantic_vocabulary

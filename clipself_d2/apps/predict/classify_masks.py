@@ -24,8 +24,7 @@ from clipself_d2.apps.predict.mask_files import MaskedPicture, check_sizes, read
 from clipself_d2.apps.predict.segments import PanopticFile, draw_segments
 from clipself_d2.clip import VisionTower
 from clipself_d2.data.pictures import fit_longest, to_tensor
-from clipself_d2.evaluation.build import build_evaluator
-from clipself_d2.evaluation.segments import panoptic_evaluators
+from clipself_d2.evaluation.build import build_evaluator, panoptic_evaluators
 from clipself_d2.layers.region_pool import mask_embeddings
 from clipself_d2.parts.json_file import write_json
 from clipself_d2.vocabulary import Vocabulary

@@ -21,9 +21,8 @@ from clipself_d2.apps.reliability.bad_inputs import (
 )
 from clipself_d2.apps.reliability.kills import METHODS, run_kills
 from clipself_d2.command_line.flags import count, positive
-from clipself_d2.engine.cli import tool_parser
 from clipself_d2.parts.json_file import write_json
-from clipself_d2_cli.flags import user_path
+from clipself_d2_cli.flags import tool_parser, user_path
 
 logger = logging.getLogger(__name__)
 

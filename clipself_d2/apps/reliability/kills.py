@@ -23,7 +23,7 @@ from torch import Tensor
 from clipself_d2.apps.emoji.prepare import EmojiOptions, prepare_emoji
 from clipself_d2.apps.reliability.processes import DATASETS, REPOSITORY, start_tool
 from clipself_d2.command_line.flags import count, positive
-from clipself_d2.engine.cli import tool_parser
+from clipself_d2_cli.flags import tool_parser
 
 _DISTILL = "distill_train_net"
 # Tool, recipe of configs/emoji, and the method's own keys.

@@ -20,13 +20,14 @@ import tarfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.emoji_world import emoji_remedy
 from clipself_d2.data.datasets.validate import check_images_exist
 from clipself_d2.data.items import Record
-from clipself_d2.data.tar_shards import expand_shards, index_shard, is_hidden, member_address
+from clipself_d2.data.tar_shards import expand_shards, index_shard, is_hidden, member_record
 from clipself_d2.parts.annotation_files import DEFAULT_REMEDY, read_annotation_file
 
 logger = logging.getLogger(__name__)
@@ -39,25 +40,20 @@ _TEXT_SUFFIXES = (".txt", ".json")
 
 def register_captions(root: str | Path, prefix: str = "") -> list[str]:
     """Register the captions of the embedded data set and of COCO 2017; files are read on use."""
-    root = Path(root)
-    places = {}
+    names = []
     for split in ("train", "val"):
-        emoji = root / "emoji"
-        places[f"{prefix}emoji_captions_{split}"] = (
-            emoji / "annotations" / f"captions_{split}.json",
-            emoji / split,
-            emoji_remedy(root),
-        )
-        coco = root / "coco"
-        places[f"{prefix}coco_captions_{split}"] = (
-            coco / "annotations" / f"captions_{split}2017.json",
-            coco / f"{split}2017",
-            DEFAULT_REMEDY,
-        )
-    for name, (file, folder, remedy) in places.items():
-        DatasetCatalog.register(name, partial(caption_file_records, file, folder, remedy=remedy))
-        MetadataCatalog.get(name).set(json_file=str(file), image_root=str(folder))
-    return list(places)
+        # Names of files and folders carry COCO's year.
+        for kind, year, remedy in (
+            ("emoji", "", emoji_remedy(root)),
+            ("coco", "2017", DEFAULT_REMEDY),
+        ):
+            file = Path(root) / kind / "annotations" / f"captions_{split}{year}.json"
+            folder = Path(root) / kind / f"{split}{year}"
+            names.append(f"{prefix}{kind}_captions_{split}")
+            load = partial(caption_file_records, file, folder, remedy=remedy)
+            DatasetCatalog.register(names[-1], load)
+            MetadataCatalog.get(names[-1]).set(json_file=str(file), image_root=str(folder))
+    return names
 
 
 def read_coco_captions(file: Path, *, remedy: str = DEFAULT_REMEDY) -> list[tuple[Record, str]]:
@@ -92,8 +88,10 @@ def caption_file_records(
     if file.suffix in _DELIMITERS:
         rows = [(name, name, caption) for name, caption in _read_list(file)]
     else:
-        pairs = read_coco_captions(file, remedy=remedy)
-        rows = [(image["id"], _file_name(image), caption) for image, caption in pairs]
+        rows = []
+        for image, caption in read_coco_captions(file, remedy=remedy):
+            name = image.get("file_name") or str(image["coco_url"]).rpartition("/")[2]
+            rows.append((image["id"], name, caption))
     records: dict[object, Record] = {}
     for image_id, name, caption in rows:
         record = records.setdefault(
@@ -120,13 +118,7 @@ def shard_caption_records(pattern: str) -> list[Record]:
             if caption is None:
                 num_without += 1
                 continue
-            records.append(
-                {
-                    "file_name": member_address(shard, member),
-                    "image_id": f"{shard.stem}/{member[0]}",
-                    "captions": [caption],
-                }
-            )
+            records.append({**member_record(shard, member), "captions": [caption]})
     if not records:
         raise ValueError(
             f"no picture of webdataset:{pattern} has a caption, {num_without} have none; beside "
@@ -162,8 +154,6 @@ def read_captions(source: str, root: str | Path) -> list[str]:
 
 
 def _read_text(file: Path) -> str:
-    if not file.is_file():
-        raise FileNotFoundError(f"caption file {file} does not exist")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -174,11 +164,12 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
     """Paths and captions of a list; columns by a header, or else the first two."""
     lines = _read_text(file).splitlines()
     # A tab-separated caption may hold quotation marks of its own.
-    tabs = file.suffix == ".tsv"
-    rows = list(
-        csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
+    cells = csv.reader(
+        lines,
+        delimiter=_DELIMITERS[file.suffix],
+        quoting=csv.QUOTE_NONE if file.suffix == ".tsv" else csv.QUOTE_MINIMAL,
     )
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    rows = [row for row in cells if any(cell.strip() for cell in row)]
     columns = _find_columns(rows[0]) if rows else None
     picture, caption = columns or (0, 1)
     found = []
@@ -210,10 +201,6 @@ def _sentence(text: object, file: Path, of: str) -> str:
     return " ".join(text.split())
 
 
-def _file_name(image: Record) -> str:
-    return str(image.get("file_name") or str(image["coco_url"]).rpartition("/")[2])
-
-
 def _stem(name: str) -> str:
     """What members of one sample share: the name up to the first full stop of its last part."""
     folder, slash, last = name.rpartition("/")
@@ -226,17 +213,19 @@ def _shard_captions(shard: Path) -> dict[str, str]:
         with tarfile.open(shard, "r:") as archive:
             for entry in archive:
                 suffix = Path(entry.name).suffix.lower()
-                if is_hidden(entry.name):
+                if is_hidden(entry.name) or suffix not in _TEXT_SUFFIXES:
                     continue
-                stream = archive.extractfile(entry) if suffix in _TEXT_SUFFIXES else None
+                stream = archive.extractfile(entry)
+                # Of folders and the like there is none.
                 if stream is None:
                     continue
-                text: object = stream.read().decode("utf-8", errors="replace")
+                text: Any = stream.read().decode("utf-8", errors="replace")
                 if suffix == ".json":
-                    content = json.loads(str(text))
+                    content = json.loads(text)
                     if not isinstance(content, dict) or "caption" not in content:
                         continue
                     text = content["caption"]
+                # Of .txt and .json the first counts.
                 found.setdefault(_stem(entry.name), _sentence(text, shard, entry.name))
     except (tarfile.TarError, json.JSONDecodeError) as error:
         raise ValueError(f"shard {shard} cannot be read ({error})") from error

@@ -74,8 +74,7 @@ VAL_FILE = "instances_val2017_all_2.json"
 
 @cache
 def _synonym_table() -> dict[str, list[str]]:
-    table: dict[str, list[str]] = json.loads(SYNONYMS_FILE.read_text(encoding="utf-8"))
-    return table
+    return json.loads(SYNONYMS_FILE.read_text(encoding="utf-8"))
 
 
 def coco_synonyms(names: Sequence[str]) -> list[list[str]]:

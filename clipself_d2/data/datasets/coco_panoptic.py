@@ -17,7 +17,6 @@ Reference: the zero-shot evaluation of CLIPSelf, arXiv 2310.01403, section 4.1.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ def panoptic_metadata() -> dict[str, Any]:
         "class_synonyms": coco_synonyms(things["thing_classes"]),
         "stuff_classes": [COCO_STUFF[number] for number in sorted(COCO_STUFF)],
         "stuff_dataset_id_to_contiguous_id": {
-            stuff_id: len(COCO_THINGS) + number
-            for number, stuff_id in enumerate(sorted(COCO_STUFF))
+            stuff_id: number for number, stuff_id in enumerate(sorted(COCO_STUFF), len(COCO_THINGS))
         },
     }
 
@@ -61,15 +59,14 @@ def register_coco_panoptic(root: str | Path, prefix: str = "") -> list[str]:
     segments = {key: value for key, value in regions.items() if key != "novel_classes"}
     segments |= {"novel_classes": [], "base_classes": regions["thing_classes"]}
     ade = Path(root) / "ADEChallengeData2016"
-    return [
-        register_panoptic_file(
-            f"{prefix}ade20k_ov_panoptic_val",
-            json_file=ade / "ade20k_panoptic_val.json",
-            image_root=ade / "images" / "validation",
-            png_root=ade / "ade20k_panoptic_val",
-            remedy=f"lay ADE20K's panoptic files out in {ade}, or set DETECTRON2_DATASETS",
-        )
-    ] + [
+    ade_name = register_panoptic(
+        f"{prefix}ade20k_ov_panoptic_val",
+        json_file=ade / "ade20k_panoptic_val.json",
+        image_root=ade / "images" / "validation",
+        png_roots=(ade / "ade20k_panoptic_val",),
+        remedy=f"lay ADE20K's panoptic files out in {ade}, or set DETECTRON2_DATASETS",
+    )
+    return [ade_name] + [
         register_panoptic(
             f"{prefix}coco_2017_{name}",
             json_file=notes / f"panoptic_{split}.json",
@@ -94,31 +91,49 @@ def register_panoptic(
     json_file: Path,
     image_root: Path,
     png_roots: tuple[Path, ...],
-    metadata: dict[str, Any],
     remedy: str,
-    evaluator_type: str = "region_classification",
+    metadata: dict[str, Any] | None = None,
+    evaluator_type: str = "ov_panoptic",
     novel_is_void: bool = False,
 ) -> str:
-    """Register a panoptic file for region classification or panoptic segmentation.
+    """Register a panoptic file for region classification or segmentation; returns the name.
 
     Args:
         name: Name of the data set.
         json_file: COCO panoptic file.
         image_root: Folder of the JPEGs.
         png_roots: Folders that may hold the PNGs; the first that exists counts.
-        metadata: Names and contiguous ids of things and stuff, as ``panoptic_metadata``.
         remedy: What the user can do about a missing file, an imperative clause.
+        metadata: Names and contiguous ids of things and stuff, as ``panoptic_metadata``; None takes
+            the classes that the file lists, when the data set is used. Whether one of these is
+            novel is decided by the words of the training.
         evaluator_type: ``region_classification`` or ``ov_panoptic``.
         novel_is_void: Whether segments of novel classes are left out, as in training.
-
-    Returns:
-        The name.
     """
-    novel = set(metadata.get("novel_classes") or ()) if novel_is_void else set()
-    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
-    DatasetCatalog.register(
-        name, partial(_load, json_file, image_root, png_roots, metadata, remedy, novel, names)
-    )
+
+    def load() -> list[Record]:
+        if metadata is None:
+            content = check_coco_file(json_file, remedy=remedy)
+            known = listed_metadata(content["categories"])
+            MetadataCatalog.get(name).set(**known)
+        else:
+            content = check_coco_file(json_file, _names(metadata), remedy=remedy)
+            known = metadata
+        png_root = _png_root(png_roots)
+        # Detectron2 asserts that the first pair of files exists; here all are checked, with a
+        # remedy.
+        stems = [Path(row["file_name"]).stem for row in content["annotations"]]
+        check_images_exist((image_root / f"{stem}.jpg" for stem in stems), remedy=remedy)
+        check_images_exist((png_root / f"{stem}.png" for stem in stems), remedy=remedy)
+        records = load_coco_panoptic_json(str(json_file), str(image_root), str(png_root), known)
+        void = set(known.get("novel_classes") or ()) if novel_is_void else set()
+        names = _names(known)
+        for record in records:
+            kept = [row for row in record["segments_info"] if names[row["category_id"]] not in void]
+            record["segments_info"] = kept
+        return records
+
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         panoptic_json=str(json_file),
         panoptic_root=str(_png_root(png_roots)),
@@ -126,33 +141,7 @@ def register_panoptic(
         evaluator_type=evaluator_type,
         ignore_label=255,
         label_divisor=1000,
-        **metadata,
-    )
-    return name
-
-
-def register_panoptic_file(
-    name: str, *, json_file: Path, image_root: Path, png_root: Path, remedy: str
-) -> str:
-    """Register a panoptic file whose classes are those that it lists itself.
-
-    It is read when the data set is used; whether a class is novel is decided by the words of the
-    training.
-    """
-
-    def load() -> list[Record]:
-        metadata = listed_metadata(check_coco_file(json_file, remedy=remedy)["categories"])
-        MetadataCatalog.get(name).set(**metadata)
-        return _load(json_file, image_root, (png_root,), metadata, remedy, set())
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        panoptic_json=str(json_file),
-        panoptic_root=str(png_root),
-        image_root=str(image_root),
-        evaluator_type="ov_panoptic",
-        ignore_label=255,
-        label_divisor=1000,
+        **(metadata or {}),
     )
     return name
 
@@ -163,6 +152,7 @@ def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     A name may hold several words between commas, as ADE20K's: the first is the name, the others its
     synonyms.
     """
+    # Things first, as contiguous numbers have them.
     rows = sorted(categories, key=lambda row: (not row.get("isthing"), row["id"]))
     words = [[word.strip() for word in row["name"].split(",") if word.strip()] for row in rows]
     first = Counter(group[0] for group in words)
@@ -172,13 +162,12 @@ def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for row, group in zip(rows, words, strict=True)
     ]
     things = sum(bool(row.get("isthing")) for row in rows)
-    number = {row["id"]: position for position, row in enumerate(rows)}
-    is_thing = {row["id"]: bool(row.get("isthing")) for row in rows}
+    numbers = [(row["id"], position) for position, row in enumerate(rows)]
     return {
         "thing_classes": names[:things],
         "stuff_classes": names[things:],
-        "thing_dataset_id_to_contiguous_id": {i: n for i, n in number.items() if is_thing[i]},
-        "stuff_dataset_id_to_contiguous_id": {i: n for i, n in number.items() if not is_thing[i]},
+        "thing_dataset_id_to_contiguous_id": dict(numbers[:things]),
+        "stuff_dataset_id_to_contiguous_id": dict(numbers[things:]),
         "class_synonyms": [
             group[1:] if name == group[0] else group
             for name, group in zip(names, words, strict=True)
@@ -186,29 +175,8 @@ def listed_metadata(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _load(
-    json_file: Path,
-    image_root: Path,
-    png_roots: tuple[Path, ...],
-    metadata: dict[str, Any],
-    remedy: str,
-    void: set[str],
-    listed: Sequence[str] | None = None,
-) -> list[Record]:
-    names = [*metadata["thing_classes"], *metadata["stuff_classes"]]
-    rows = check_coco_file(json_file, listed, remedy=remedy)["annotations"]
-    png_root = _png_root(png_roots)
-    # Detectron2 asserts that the first pair of files exists; here all are checked, with a remedy.
-    stems = [Path(row["file_name"]).stem for row in rows]
-    check_images_exist((image_root / f"{stem}.jpg" for stem in stems), remedy=remedy)
-    check_images_exist((png_root / f"{stem}.png" for stem in stems), remedy=remedy)
-    records: list[Record] = load_coco_panoptic_json(
-        str(json_file), str(image_root), str(png_root), metadata
-    )
-    for record in records:
-        kept = [row for row in record["segments_info"] if names[row["category_id"]] not in void]
-        record["segments_info"] = kept
-    return records
+def _names(metadata: Mapping[str, Any]) -> list[str]:
+    return [*metadata["thing_classes"], *metadata["stuff_classes"]]
 
 
 def _png_root(folders: tuple[Path, ...]) -> Path:

@@ -26,7 +26,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clipself_d2.data.datasets.captions import caption_file_records, shard_caption_records
-from clipself_d2.data.datasets.coco_panoptic import register_panoptic_file
+from clipself_d2.data.datasets.coco_panoptic import register_panoptic
 from clipself_d2.data.datasets.images_only import folder_records, list_records, shard_records
 from clipself_d2.data.datasets.instances import class_metadata, register_images, register_instances
 from clipself_d2.data.datasets.semantic import register_semantic
@@ -49,15 +49,18 @@ def resolve_dataset_names(names: Sequence[str]) -> tuple[str, ...]:
     FileNotFoundError or ValueError says what of a specification, or of its files, is wrong.
     """
     for name in names:
-        kind, colon, rest = name.partition(":")
-        if not colon or name in DatasetCatalog.list():
+        kind, *parts = name.split(":")
+        if not parts or name in DatasetCatalog.list():
             continue
         if kind not in KINDS:
+            forms = ", ".join(form for _, form, _ in KINDS.values())
+            raise ValueError(f"data set {name!r} is of the kind {kind!r}, expected one of {forms}")
+        register, form, counts = KINDS[kind]
+        if len(parts) not in counts or not all(parts):
             raise ValueError(
-                f"data set {name!r} is of the kind {kind!r}, expected one of "
-                f"{', '.join(FORMS.values())}"
+                f"data set {name!r} has {len(parts)} paths after its kind; expected {form}"
             )
-        KINDS[kind](name, rest)
+        register(name, *(Path(part).expanduser() for part in parts))
     return tuple(names)
 
 
@@ -70,6 +73,7 @@ def folder_name(name: str) -> str:
     kind, colon, rest = name.partition(":")
     if not colon:
         return name
+    # Two sets may have files of one name in different folders.
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{kind}_{Path(rest.partition(':')[0]).stem}_{digest}"
 
@@ -79,8 +83,7 @@ def _register(name: str, load: Callable[[], list[Record]], image_root: Path) -> 
     MetadataCatalog.get(name).set(image_root=str(image_root))
 
 
-def _register_pictures(name: str, rest: str) -> None:
-    path = _parts(name, rest, 1, 1)[0]
+def _register_pictures(name: str, path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"data set {name!r}: {path} does not exist")
     if path.is_dir():
@@ -89,29 +92,28 @@ def _register_pictures(name: str, rest: str) -> None:
         _register(name, partial(list_records, path), path.parent)
 
 
-def _register_shards(read: Callable[[str], list[Record]], name: str, pattern: str) -> None:
-    if not pattern:
-        form = FORMS[name.partition(":")[0]]
-        raise ValueError(f"data set {name!r} names no shard; expected {form}")
-    _register(name, partial(read, pattern), expand_shards(pattern)[0].parent)
+def _register_shards(read: Callable[[str], list[Record]], name: str, pattern: Path) -> None:
+    _register(name, partial(read, str(pattern)), expand_shards(str(pattern))[0].parent)
 
 
-def _register_coco_images(name: str, rest: str) -> None:
-    json_file, image_root = _parts(name, rest, 2, 2)
+def _register_coco_images(name: str, json_file: Path, image_root: Path) -> None:
     _check_paths(name, json_file, image_root)
     register_images(name, json_file=json_file, image_root=image_root, remedy=REMEDY)
 
 
-def _register_coco_json(name: str, rest: str) -> None:
-    json_file, image_root, *given = _parts(name, rest, 2, 3)
+def _register_coco_json(
+    name: str, json_file: Path, image_root: Path, given: Path | None = None
+) -> None:
     _check_paths(name, json_file, image_root)
-    categories = _read_categories(json_file)
+    # The whole file is checked; what is mended is said when its records are read.
+    rows = check_coco_file(json_file, remedy=REMEDY, quiet=True)["categories"]
+    categories = {row["id"]: row["name"] for row in rows}
     metadata = class_metadata(categories)
-    if given:
+    if given is not None:
         names = metadata["thing_classes"]
-        vocabulary = _read_classes(str(given[0]))
+        vocabulary = _read_classes(str(given))
         base = set(vocabulary.names) - set(vocabulary.novel_names)
-        _check_base(base, str(given[0]), json_file, names)
+        _check_base(base, str(given), json_file, names)
         metadata = class_metadata(categories, set(names) - base)
         if vocabulary.synonyms:
             words = dict(zip(vocabulary.names, vocabulary.synonyms, strict=True))
@@ -130,50 +132,30 @@ def _register_coco_json(name: str, rest: str) -> None:
     )
 
 
-def _register_panoptic(name: str, rest: str) -> None:
-    json_file, png_root, image_root = _parts(name, rest, 3, 3)
-    _check_paths(name, json_file, image_root)
-    _check_paths(name, json_file, png_root)
-    register_panoptic_file(
-        name, json_file=json_file, image_root=image_root, png_root=png_root, remedy=REMEDY
+def _register_panoptic(name: str, json_file: Path, png_root: Path, image_root: Path) -> None:
+    _check_paths(name, json_file, image_root, png_root)
+    register_panoptic(
+        name, json_file=json_file, image_root=image_root, png_roots=(png_root,), remedy=REMEDY
     )
 
 
-def _register_sem_seg(name: str, rest: str) -> None:
-    image_root, label_root, classes = _parts(name, rest, 3, 3)
+def _register_sem_seg(name: str, image_root: Path, label_root: Path, classes: Path) -> None:
     register_semantic(
         name, image_root=image_root, label_root=label_root, classes_file=classes, remedy=REMEDY
     )
 
 
-def _register_captions(name: str, rest: str) -> None:
-    file, image_root = _parts(name, rest, 2, 2)
+def _register_captions(name: str, file: Path, image_root: Path) -> None:
     _check_paths(name, file, image_root)
     _register(name, partial(caption_file_records, file, image_root), image_root)
 
 
-def _parts(name: str, rest: str, fewest: int, most: int) -> list[Path]:
-    parts = rest.split(":")
-    if not fewest <= len(parts) <= most or not all(parts):
-        raise ValueError(
-            f"data set {name!r} has {len(parts)} paths after its kind; expected "
-            f"{FORMS[name.partition(':')[0]]}"
-        )
-    return [Path(part).expanduser() for part in parts]
-
-
-def _check_paths(name: str, file: Path, image_root: Path) -> None:
+def _check_paths(name: str, file: Path, *folders: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"data set {name!r}: annotation file {file} does not exist")
-    if not image_root.is_dir():
-        raise FileNotFoundError(f"data set {name!r}: image folder {image_root} does not exist")
-
-
-def _read_categories(json_file: Path) -> dict[int, str]:
-    """Names by category id; the whole file is checked on the way."""
-    # Reading the records says what was mended.
-    rows = check_coco_file(json_file, remedy=REMEDY, quiet=True)["categories"]
-    return {row["id"]: row["name"] for row in rows}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"data set {name!r}: image folder {folder} does not exist")
 
 
 def _read_classes(given: str) -> Vocabulary:
@@ -197,23 +179,17 @@ def _check_base(base: set[str], source: str, json_file: Path, names: list[str]) 
         )
 
 
-KINDS: dict[str, Callable[[str, str], None]] = {
-    "images": _register_pictures,
-    "coco_images": _register_coco_images,
-    "webdataset": partial(_register_shards, shard_records),
-    "coco_json": _register_coco_json,
-    "panoptic": _register_panoptic,
-    "sem_seg": _register_sem_seg,
-    "captions": _register_captions,
-    "captions_webdataset": partial(_register_shards, shard_caption_records),
-}
-FORMS = {
-    "images": "images:FOLDER or images:LIST.txt",
-    "coco_images": "coco_images:FILE.json:FOLDER",
-    "webdataset": "webdataset:SHARD-{000..331}.tar",
-    "coco_json": "coco_json:FILE.json:FOLDER[:BASE.txt|:base=NAME,NAME]",
-    "panoptic": "panoptic:FILE.json:MAPS:FOLDER",
-    "sem_seg": "sem_seg:IMAGES:LABELS:CLASSES.json",
-    "captions": "captions:FILE.json|tsv|csv:FOLDER",
-    "captions_webdataset": "captions_webdataset:SHARD-{000..331}.tar",
+_pictures_of_shards = partial(_register_shards, shard_records)
+_captions_of_shards = partial(_register_shards, shard_caption_records)
+_WITH_BASE = "coco_json:FILE.json:FOLDER[:BASE.txt|:base=NAME,NAME]"
+# By kind: what registers it, called with the name and the paths; its form; numbers of paths.
+KINDS: dict[str, tuple[Callable[..., None], str, tuple[int, ...]]] = {
+    "images": (_register_pictures, "images:FOLDER or images:LIST.txt", (1,)),
+    "coco_images": (_register_coco_images, "coco_images:FILE.json:FOLDER", (2,)),
+    "webdataset": (_pictures_of_shards, "webdataset:SHARD-{000..331}.tar", (1,)),
+    "coco_json": (_register_coco_json, _WITH_BASE, (2, 3)),
+    "panoptic": (_register_panoptic, "panoptic:FILE.json:MAPS:FOLDER", (3,)),
+    "sem_seg": (_register_sem_seg, "sem_seg:IMAGES:LABELS:CLASSES.json", (3,)),
+    "captions": (_register_captions, "captions:FILE.json|tsv|csv:FOLDER", (2,)),
+    "captions_webdataset": (_captions_of_shards, "captions_webdataset:SHARD-{000..331}.tar", (1,)),
 }

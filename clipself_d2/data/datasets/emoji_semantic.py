@@ -11,25 +11,23 @@ maps are drawn from the polygons when a data set is first read, into ``emoji/sem
 for Detectron2's panoptic evaluator the segments into ``emoji/panoptic_fpn_<split>``.
 """
 
-import json
-import os
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageDraw
 
-from clipself_d2.data.datasets.emoji import thing_metadata
+from clipself_d2.data.datasets.emoji import IGNORE_LABEL, save_map, thing_metadata
 from clipself_d2.data.datasets.emoji_world import load_world
 from clipself_d2.data.datasets.instances import load_instances
 from clipself_d2.data.items import Record
 from clipself_d2.parts.annotation_files import read_annotation_file
+from clipself_d2.parts.json_file import write_json
 
 CLASSES = ("things", "background")
-IGNORE_LABEL = 255
 # File of all things of a split, novel ones included, from which the maps are drawn.
 _FILES = {"train": "instances_train_all.json", "val": "instances_val.json"}
 _REMEDY = "make the scenes with datasets/prepare_emoji.py"
@@ -42,8 +40,8 @@ def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str
         for split, file in (("train", "instances_train_base.json"), ("val", "instances_val.json")):
             name = f"{prefix}_{task}_{split}"
             folder = Path(root) / "emoji"
-            annotations = folder / "annotations" / file
-            load = partial(_load, annotations, split, has_segments=task == "panoptic_fpn")
+            annotations, has_segments = folder / "annotations" / file, task == "panoptic_fpn"
+            load = partial(_load, annotations, split, has_segments=has_segments)
             DatasetCatalog.register(name, load)
             MetadataCatalog.get(name).set(
                 json_file=str(annotations),
@@ -52,20 +50,17 @@ def register_emoji_semantic(root: str | Path, prefix: str = "emoji") -> list[str
                 stuff_classes=list(CLASSES),
                 ignore_label=IGNORE_LABEL,
                 **thing_metadata(),
-                **(_panoptic_metadata(folder, split) if task == "panoptic_fpn" else {}),
             )
+            if has_segments:
+                # What Detectron2's panoptic evaluator asks for; as of COCO's sets, the map's label
+                # of things stands for no category.
+                MetadataCatalog.get(name).set(
+                    panoptic_root=str(folder / f"panoptic_fpn_{split}"),
+                    panoptic_json=str(folder / f"panoptic_fpn_{split}.json"),
+                    stuff_dataset_id_to_contiguous_id={0: 0, _background_id(): 1},
+                )
             names.append(name)
     return names
-
-
-def _panoptic_metadata(emoji: Path, split: str) -> dict[str, Any]:
-    """What Detectron2's panoptic evaluator asks for."""
-    return {
-        "panoptic_root": str(emoji / f"panoptic_fpn_{split}"),
-        "panoptic_json": str(emoji / f"panoptic_fpn_{split}.json"),
-        # As of COCO's sets: the map's label of things stands for no category.
-        "stuff_dataset_id_to_contiguous_id": {0: 0, _background_id(): 1},
-    }
 
 
 def _background_id() -> int:
@@ -90,19 +85,14 @@ def write_maps(annotation_file: Path, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     document = read_annotation_file(annotation_file, ["images", "annotations"], remedy=_REMEDY)
-    missing = {
-        image["id"]: image
-        for image in document["images"]
-        if _map_name(image["file_name"]) not in present
-    }
-    polygons: dict[int, list[Sequence[float]]] = {number: [] for number in missing}
+    polygons: dict[int, list[Sequence[float]]] = defaultdict(list)
     for annotation in document["annotations"]:
-        if annotation["image_id"] in polygons:
-            polygons[annotation["image_id"]] += annotation["segmentation"]
-    for number, image in missing.items():
-        target = folder / _map_name(image["file_name"])
-        drawn = draw_map(polygons[number], (image["height"], image["width"]))
-        _save(Image.fromarray(drawn), target)
+        polygons[annotation["image_id"]] += annotation["segmentation"]
+    names = {image["id"]: _map_name(image["file_name"]) for image in document["images"]}
+    missing = [image for image in document["images"] if names[image["id"]] not in present]
+    for image in missing:
+        drawn = draw_map(polygons[image["id"]], (image["height"], image["width"]))
+        save_map(drawn, folder / names[image["id"]])
     return len(missing)
 
 
@@ -125,28 +115,20 @@ def write_segments(annotation_file: Path, folder: Path) -> None:
         name = _map_name(image["file_name"])
         # A segment's number is written in the bytes of a colour, the lowest first.
         colours = np.stack([segments % 256, segments // 256, segments // 65536], axis=2)
-        _save(Image.fromarray(colours.astype(np.uint8)), folder / name)
+        save_map(colours.astype(np.uint8), folder / name)
         categories = [_background_id(), *(thing["category_id"] for thing in things[image["id"]])]
-        areas = np.bincount(segments.ravel(), minlength=len(categories) + 1)[1:]
-        rows.append(
-            {
-                "image_id": image["id"],
-                "file_name": name,
-                "segments_info": [
-                    {"id": number, "category_id": category, "area": int(area), "iscrowd": 0}
-                    for number, (category, area) in enumerate(
-                        zip(categories, areas, strict=True), 1
-                    )
-                    if area
-                ],
-            }
-        )
+        # By number, of which there is no 0; what lies under later things may have no pixel.
+        areas = np.bincount(segments.ravel(), minlength=len(categories) + 1)
+        infos = [
+            {"id": number, "category_id": category, "area": int(areas[number]), "iscrowd": 0}
+            for number, category in enumerate(categories, start=1)
+            if areas[number]
+        ]
+        rows.append({"image_id": image["id"], "file_name": name, "segments_info": infos})
     listed = [{"id": thing.id, "name": thing.name, "isthing": 1} for thing in load_world().things]
     listed.append({"id": _background_id(), "name": "background", "isthing": 0})
     made = {"images": document["images"], "annotations": rows, "categories": listed}
-    partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    partial_file.write_text(json.dumps(made), encoding="utf-8")
-    os.replace(partial_file, target)
+    write_json(target, made)
 
 
 def draw_segments(things: Sequence[Record], size: tuple[int, int]) -> np.ndarray:
@@ -164,18 +146,8 @@ def draw_segments(things: Sequence[Record], size: tuple[int, int]) -> np.ndarray
 
 def draw_map(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
     """Draw polygons, flat lists of x and y px, into (H, W) uint8: 0 inside of one, else 1."""
-    canvas = Image.new("L", (size[1], size[0]), CLASSES.index("background"))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in polygons:
-        draw.polygon(list(polygon), fill=CLASSES.index("things"))
-    return np.asarray(canvas)
-
-
-def _save(picture: Image.Image, target: Path) -> None:
-    # Several processes may draw the same.
-    partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    picture.save(partial_file, format="PNG")
-    os.replace(partial_file, target)
+    segments = draw_segments([{"segmentation": polygons}], size)
+    return (segments == 1).astype(np.uint8)
 
 
 def _map_name(file_name: str) -> str:

@@ -135,6 +135,7 @@ def sheet_path(family: str, sprite_dir: Path = SPRITE_DIR) -> Path:
 
 def _pyramid(sprite: np.ndarray) -> tuple[np.ndarray, ...]:
     alpha = sprite[..., 3:].astype(np.uint16)
+    # Rounded, not cut off.
     color = (sprite[..., :3].astype(np.uint16) * alpha + 127) // 255
     full = np.concatenate([color, alpha], axis=2).astype(np.uint8)
     half = cv2.resize(full, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)

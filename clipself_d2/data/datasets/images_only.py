@@ -10,7 +10,7 @@ from clipself_d2.data.tar_shards import (
     expand_shards,
     index_shard,
     is_hidden,
-    member_address,
+    member_record,
 )
 
 
@@ -59,10 +59,7 @@ def shard_records(pattern: str) -> list[Record]:
     the member's. A ValueError says that there is no picture.
     """
     records = [
-        {
-            "file_name": member_address(shard, member),
-            "image_id": f"{shard.stem}/{member[0]}",
-        }
+        member_record(shard, member)
         for shard in expand_shards(pattern)
         for member in index_shard(shard)
     ]

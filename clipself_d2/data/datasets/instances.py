@@ -54,7 +54,7 @@ def register_instances(
     prefer_url: bool = False,
     drop_novel: bool = False,
 ) -> str:
-    """Register a COCO or LVIS file, which is read when the data set is used.
+    """Register a COCO or LVIS file, which is read when it is used; returns the name.
 
     Args:
         name: Name of the data set.
@@ -65,9 +65,6 @@ def register_instances(
         remedy: What the user can do about a missing or wrong file, an imperative clause.
         prefer_url: As ``image_path``.
         drop_novel: Whether records carry annotations of base classes only.
-
-    Returns:
-        The name.
     """
     loader = partial(
         load_instances,
@@ -118,40 +115,37 @@ def load_instances(
     are left out. Records are in the order of the image ids, with contiguous classes; errors are
     those of ``check_coco_file`` and of missing files.
     """
+    # Names are compared with spaces, as LVIS's underscores are read.
     spaced = [name.replace("_", " ") for name in class_names]
     content = check_coco_file(json_file, spaced, remedy=remedy)
+    # In the order of the ids, whatever the order of the file.
     numbers = {
         row["id"]: number
         for number, row in enumerate(sorted(content["categories"], key=lambda row: row["id"]))
     }
     dropped = {number for number, name in enumerate(class_names) if name in drop_classes}
     records = {
-        row["id"]: {**_image_record(row, image_root, prefer_url), "annotations": []}
+        row["id"]: {
+            **_image_record(row, image_root, prefer_url),
+            **{key: row[key] for key in LVIS_KEYS if key in row},
+            "annotations": [],
+        }
         for row in sorted(content["images"], key=lambda row: row["id"])
     }
     for row in content["annotations"]:
         number = numbers[row["category_id"]]
-        if number in dropped:
-            continue
-        records[row["image_id"]]["annotations"].append(_annotation_record(row, number))
+        if number not in dropped:
+            records[row["image_id"]]["annotations"].append(_annotation_record(row, number))
     logger.info("%d images in %s", len(records), json_file)
     return _with_files(list(records.values()), remedy)
 
 
 def load_images(
-    json_file: Path,
-    image_root: Path,
-    *,
-    remedy: str = DEFAULT_REMEDY,
-    prefer_url: bool = False,
+    json_file: Path, image_root: Path, *, remedy: str = DEFAULT_REMEDY, prefer_url: bool = False
 ) -> list[Record]:
     """Read the images of a COCO or LVIS file, in its order; annotations are ignored."""
     images = read_annotation_file(json_file, ("images",), remedy=remedy)["images"]
-    records = [
-        {key: value for key, value in record.items() if key not in LVIS_KEYS}
-        for record in (_image_record(row, image_root, prefer_url) for row in images)
-    ]
-    return _with_files(records, remedy)
+    return _with_files([_image_record(row, image_root, prefer_url) for row in images], remedy)
 
 
 def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
@@ -163,17 +157,17 @@ def image_path(row: Row, image_root: Path, *, prefer_url: bool = False) -> str:
     url = row.get("coco_url")
     if url and (prefer_url or "file_name" not in row):
         return os.path.join(image_root, *str(url).split("/")[-2:])
+    # An absolute name stands by itself: join then drops the root.
     return os.path.join(image_root, row["file_name"])
 
 
 def _image_record(row: Row, image_root: Path, prefer_url: bool) -> Record:
-    record = {
+    return {
         "file_name": image_path(row, image_root, prefer_url=prefer_url),
         "image_id": row["id"],
         "height": row["height"],
         "width": row["width"],
     }
-    return record | {key: row[key] for key in LVIS_KEYS if key in row}
 
 
 def _annotation_record(row: Row, number: int) -> Record:
@@ -187,6 +181,7 @@ def _annotation_record(row: Row, number: int) -> Record:
     mask = row.get("segmentation")
     if not mask:
         return record
+    # COCO's crowds have run lengths that are not compressed, as Detectron2's masks must be.
     if isinstance(mask, dict) and isinstance(mask["counts"], list):
         mask = mask_util.frPyObjects(mask, *mask["size"])
     return {**record, "segmentation": mask}

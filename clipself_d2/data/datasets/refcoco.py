@@ -66,34 +66,39 @@ FAMILIES = {
 def register_refcoco(root: str | Path) -> list[str]:
     """Register the data sets on COCO images below ``root``; files are read when one is used."""
     root = Path(root)
-    names = []
-    for prefix, family in FAMILIES.items():
-        for split in family.counts:
-            refs_file = root / family.folder / family.refs_name
-            instances_file = root / family.folder / "instances.json"
-            name = f"{prefix}_{split}"
-            _register(name, refs_file, instances_file, root / IMAGE_FOLDER, split, REMEDY)
-            names.append(name)
-    return names
+    return [
+        _register(
+            f"{prefix}_{split}",
+            refs_file=root / family.folder / family.refs_name,
+            instances_file=root / family.folder / "instances.json",
+            image_root=root / IMAGE_FOLDER,
+            split=split,
+            remedy=REMEDY,
+        )
+        for prefix, family in FAMILIES.items()
+        for split in family.counts
+    ]
 
 
 def register_emoji_refer(root: str | Path, prefix: str = "emoji") -> list[str]:
     """Register the references of the embedded data set below ``root``."""
-    folder = Path(root) / "emoji"
-    remedy = emoji_remedy(root)
-    names = []
-    for split, instances in EMOJI_SPLITS.items():
-        files = folder / "annotations"
-        name = f"{prefix}_refer_{split}"
-        refs_file = files / f"refs_{split}.json"
-        _register(name, refs_file, files / instances, folder / split, split, remedy)
-        names.append(name)
-    return names
+    folder, files = Path(root) / "emoji", Path(root) / "emoji" / "annotations"
+    return [
+        _register(
+            f"{prefix}_refer_{split}",
+            refs_file=files / f"refs_{split}.json",
+            instances_file=files / instances,
+            image_root=folder / split,
+            split=split,
+            remedy=emoji_remedy(root),
+        )
+        for split, instances in EMOJI_SPLITS.items()
+    ]
 
 
 def _register(
-    name: str, refs_file: Path, instances_file: Path, image_root: Path, split: str, remedy: str
-) -> None:
+    name: str, *, refs_file: Path, instances_file: Path, image_root: Path, split: str, remedy: str
+) -> str:
     load = partial(load_refer, refs_file, instances_file, image_root, split, remedy=remedy)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
@@ -102,3 +107,4 @@ def _register(
         image_root=str(image_root),
         evaluator_type=EVALUATOR_TYPE,
     )
+    return name

@@ -42,6 +42,7 @@ def read_refs(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> list[Record]
             rows = json.loads(found.read_text(encoding="utf-8"))
         else:
             with found.open("rb") as stream:
+                # No names: nothing of the file may ask for a class or a function.
                 rows = load_plain_pickle(stream, names={})
     except DAMAGE as error:
         reason = str(error) or type(error).__name__
@@ -87,6 +88,7 @@ def in_split(row: Mapping[str, Any], split: str) -> bool:
     if split == "test":
         return split in own
     if split.startswith("test"):
+        # testAB belongs to testA and to testB.
         return own.startswith("test") and split.removeprefix("test") in own.removeprefix("test")
     return own == split
 
@@ -124,20 +126,11 @@ def load_refer(
     images = {row["id"]: row for row in document["images"]}
     objects = {row["id"]: row for row in document["annotations"]}
     rows = [row for row in read_refs(refs_file, remedy=remedy) if in_split(row, split)]
-    records: list[Record] = []
-    for row in rows:
-        record = _join(row, images, objects, Path(image_root))
-        if record is not None:
-            records.append(record)
+    joined = (_join(row, images, objects, Path(image_root)) for row in rows)
+    records = [record for record in joined if record is not None]
     if len(records) < len(rows):
-        missing = len(rows) - len(records)
-        logger.warning(
-            "%d of %d references of %s have no image or object in %s and are skipped",
-            missing,
-            len(rows),
-            split,
-            instances_file,
-        )
+        lost = f"{len(rows) - len(records)} of {len(rows)} references of {split}"
+        logger.warning("%s have no image or object in %s and are skipped", lost, instances_file)
     if not records:
         raise ValueError(f"{refs_file} has no usable reference of the split {split!r}; {remedy}")
     check_images_exist(dict.fromkeys(row["file_name"] for row in records), remedy=remedy)
@@ -146,6 +139,7 @@ def load_refer(
         for record in records:
             record["sentences"] = [str(row["sent"]) for row in record["sentences"]]
         return records
+    # Sentences of an image in a row share its features in a batch.
     records.sort(key=lambda record: (str(record["file_name"]), record["ref_id"]))
     return list(_one_a_sentence(records))
 

@@ -43,7 +43,7 @@ SETS: dict[str, tuple[tuple[str, ...], int]] = {
 def register_semantic_sets(root: str | Path, prefix: str = "") -> list[str]:
     """Register the published benchmarks below ``root``; files are read when a set is used."""
     names = []
-    for name, (splits, count) in SETS.items():
+    for name, (splits, _) in SETS.items():
         folder = Path(root) / "semantic" / name
         for split in splits:
             registered = f"{prefix}{name}_sem_seg_{split}"
@@ -52,7 +52,6 @@ def register_semantic_sets(root: str | Path, prefix: str = "") -> list[str]:
                 image_root=folder / split / "images",
                 label_root=folder / split / "labels",
                 classes_file=folder / CLASSES_FILE,
-                ignore_label=IGNORE_16 if count > IGNORE_8 else IGNORE_8,
                 fold_from=20 if name == "voc_20b" else None,
                 remedy=f"prepare it with datasets/prepare_semseg.py {name}",
             )
@@ -66,34 +65,26 @@ def register_semantic(
     image_root: Path,
     label_root: Path,
     classes_file: Path,
-    ignore_label: int | None = None,
     fold_from: int | None = None,
     remedy: str,
 ) -> str:
-    """Register pictures and label maps.
+    """Register pictures and label maps; returns the name.
 
     Args:
         name: Name of the data set.
         image_root: Folder of the pictures.
         label_root: Folder of the maps, png or tif of 8 or 16 bit, named as the pictures are.
         classes_file: json list of class names in the order of the labels; an entry may hold
-            synonyms behind commas, or be a list of them.
-        ignore_label: Label of pixels that do not count; None is 65535 for more than 255 classes,
-            else 255.
+            synonyms behind commas, or be a list of them. Pixels that do not count have the label
+            65535 where there are more than 255 classes, else 255.
         fold_from: Predictions of this class and all behind it count as this class.
         remedy: What the user can do about a missing file, an imperative clause.
-
-    Returns:
-        The name.
     """
 
     def load() -> list[Record]:
         metadata = read_classes(classes_file, remedy)
-        count = len(metadata["stuff_classes"])
-        chosen = ignore_label
-        if chosen is None:
-            chosen = IGNORE_16 if count > IGNORE_8 else IGNORE_8
-        MetadataCatalog.get(name).set(ignore_label=chosen, **metadata)
+        ignore = IGNORE_16 if len(metadata["stuff_classes"]) > IGNORE_8 else IGNORE_8
+        MetadataCatalog.get(name).set(ignore_label=ignore, **metadata)
         return pair_files(image_root, label_root, remedy)
 
     DatasetCatalog.register(name, load)
@@ -125,6 +116,7 @@ def read_classes(file: Path, remedy: str) -> dict[str, Any]:
             f"list of classes {file} is not a json list of names such as "
             '["wall", "road, street"]; ' + remedy
         )
+    # The first word is the name, the others are its synonyms.
     words = [[word.strip() for word in group if word.strip()] for group in groups]
     first = [group[0] for group in words]
     # Two classes of one first word keep all of their words in the name.
@@ -144,6 +136,7 @@ def pair_files(image_root: Path, label_root: Path, remedy: str) -> list[Record]:
     for folder in (image_root, label_root):
         if not folder.is_dir():
             raise FileNotFoundError(f"folder {folder} does not exist; {remedy}")
+    # By the stem, since suffixes differ.
     pictures = {path.stem: path for path in _files(image_root, _PICTURES)}
     maps = _files(label_root, _MAPS)
     if not maps:

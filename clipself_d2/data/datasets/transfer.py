@@ -81,39 +81,27 @@ def voc_file(folder: Path, split: str) -> Path:
 def register_transfer(root: str | Path, prefix: str = "") -> list[str]:
     """Register the transfer sets below ``root``; their files are read when a data set is used."""
     root = Path(root)
-    prepare = f"run python datasets/prepare_transfer.py --root {root}, or set DETECTRON2_DATASETS"
+    prepare = f"run python datasets/prepare_transfer.py --root {root}"
     coco = class_metadata(COCO_THINGS)
-    names = [
+    coco["class_synonyms"] = coco_synonyms(coco["thing_classes"])
+    file = root / "coco" / "annotations" / "instances_val2017.json"
+    download = f"download COCO 2017 to {root / 'coco'}"
+    sets = [("coco_80_val", file, root / "coco" / "val2017", coco, download)]
+    voc = class_metadata(dict(enumerate(VOC_CLASSES.values(), start=1)))
+    for name, (year, split) in VOC_SETS.items():
+        folder = root / year
+        sets.append((name, voc_file(folder, split), folder / "JPEGImages", voc, prepare))
+    for name, (version, prepared, images) in OBJECTS365_SETS.items():
+        classes = class_metadata(dict(enumerate(objects365_names(version).values(), start=1)))
+        sets.append((name, root / prepared, root / images, classes, prepare))
+    return [
         register_instances(
-            f"{prefix}coco_80_val",
-            json_file=root / "coco" / "annotations" / "instances_val2017.json",
-            image_root=root / "coco" / "val2017",
+            f"{prefix}{name}",
+            json_file=file,
+            image_root=images,
             evaluator_type="coco_ov",
-            metadata={**coco, "class_synonyms": coco_synonyms(coco["thing_classes"])},
-            remedy=f"download COCO 2017 to {root / 'coco'}, or set DETECTRON2_DATASETS",
+            metadata=metadata,
+            remedy=f"{remedy}, or set DETECTRON2_DATASETS",
         )
+        for name, file, images, metadata, remedy in sets
     ]
-    for name, (folder, split) in VOC_SETS.items():
-        names += [
-            register_instances(
-                f"{prefix}{name}",
-                json_file=voc_file(root / folder, split),
-                image_root=root / folder / "JPEGImages",
-                evaluator_type="coco_ov",
-                metadata=class_metadata(dict(enumerate(VOC_CLASSES.values(), start=1))),
-                remedy=prepare,
-            )
-        ]
-    for name, (version, file, images) in OBJECTS365_SETS.items():
-        classes = objects365_names(version).values()
-        names += [
-            register_instances(
-                f"{prefix}{name}",
-                json_file=root / file,
-                image_root=root / images,
-                evaluator_type="coco_ov",
-                metadata=class_metadata(dict(enumerate(classes, start=1))),
-                remedy=prepare,
-            )
-        ]
-    return names

@@ -41,6 +41,7 @@ def _is_list(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
+        # The first bracket tells; the file may have gigabytes.
         return stream.read(64).lstrip().startswith(b"[")
 
 
@@ -91,6 +92,7 @@ def _check_segments(path: str | Path, content: Content, remedy: str) -> None:
     segments = [segment for row in rows for segment in row["segments_info"]]
     check_listed(path, segments, "category_id", content["categories"], remedy)
     check_categories(path, content["categories"], remedy)
+    # Stuff needs no box; of one that is there only the form counts.
     boxed = [segment for segment in segments if "bbox" in segment]
     apply_rules(path, boxed, BOX_RULES[:1], {}, purpose=TRAINING, remedy=remedy)
 
@@ -101,6 +103,7 @@ def check_images_exist(paths: Iterable[str | Path], *, remedy: str = DEFAULT_REM
     missing: list[str] = []
     for path in paths:
         folder, name = os.path.split(path)
+        # One listing of a folder is faster than a look at each of 100,000 files.
         if folder not in listed:
             listed[folder] = _files_in(folder)
         if name not in listed[folder]:
@@ -122,6 +125,7 @@ def _files_in(folder: str) -> set[str]:
 def _check_names(
     path: str | Path, categories: list[Row], expected_names: Sequence[str], remedy: str
 ) -> None:
+    # As contiguous numbers count them.
     ordered = sorted(categories, key=lambda row: row["id"])
     names = [str(row["name"]).replace("_", " ") for row in ordered]
     unknown = [name for name in names if name not in set(expected_names)]

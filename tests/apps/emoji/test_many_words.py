@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from clipself_d2.apps.emoji import many_words
 from clipself_d2.apps.emoji.many_words import DATASET, list_words, measure_words
 from clipself_d2.apps.predict.predictor import OpenVocabPredictor
-from clipself_d2.evaluation.segments import build_segment_evaluator
+from clipself_d2.evaluation.build import build_segment_evaluator
 from clipself_d2.parts.text_embeddings import semantic_vocabulary
 
 

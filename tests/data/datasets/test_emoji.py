@@ -1,10 +1,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clipself_d2.data.datasets import register_emoji
 from clipself_d2.data.datasets.emoji_world import load_world
+from clipself_d2.evaluation.build import panoptic_labels
+from clipself_d2.parts.label_maps import read_label_map
+from clipself_d2.parts.text_embeddings import dataset_vocabulary
 
 OV = ("emoji_ov_train", "emoji_ov_val")
 LVIS = ("emoji_lvis_train", "emoji_lvis_val")
@@ -65,14 +70,35 @@ def test_evaluator_types(emoji_data: Path) -> None:
     assert types == ["coco_ov", "coco_ov", "lvis_ov", "lvis_ov", "region_classification"]
 
 
-def test_a_missing_root_names_the_command(emoji_data: Path, tmp_path: Path) -> None:
-    from clipself_d2.data.datasets import register_emoji
-
+def test_a_missing_root_names_the_command(tmp_path: Path, catalogs: None) -> None:
     register_emoji(tmp_path / "nowhere", prefix="lost")
-    try:
-        with pytest.raises(FileNotFoundError, match=r"prepare_emoji\.py"):
-            DatasetCatalog.get("lost_ov_train")
-    finally:
-        for name in [name for name in DatasetCatalog.list() if name.startswith("lost_")]:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    with pytest.raises(FileNotFoundError, match=r"prepare_emoji\.py"):
+        DatasetCatalog.get("lost_ov_train")
+
+
+def test_label_maps_are_the_panoptic_truth(emoji_data: Path) -> None:
+    records = DatasetCatalog.get("emoji_ov_sem_seg_val")
+    truth = {r["file_name"]: r for r in DatasetCatalog.get("emoji_ov_panoptic_val")}
+    assert len(records) == len(truth) == 4
+    for record in records:
+        labels = read_label_map(record["sem_seg_file_name"])
+        assert np.array_equal(labels, panoptic_labels(truth[record["file_name"]]))
+
+
+def test_novel_things_do_not_count_in_the_label_maps_of_training(emoji_data: Path) -> None:
+    metadata = MetadataCatalog.get("emoji_ov_sem_seg_train")
+    novel = [metadata.thing_classes.index(name) for name in metadata.novel_classes]
+    ignored = 0
+    for record in DatasetCatalog.get("emoji_ov_sem_seg_train"):
+        labels = read_label_map(record["sem_seg_file_name"])
+        assert not np.isin(labels, novel).any()
+        ignored += int((labels == metadata.ignore_label).sum())
+    assert ignored > 0, "no scene has a novel thing"
+
+
+def test_things_come_first_and_stuff_is_told_apart(emoji_data: Path) -> None:
+    vocabulary = dataset_vocabulary("emoji_ov_sem_seg_val")
+    metadata = MetadataCatalog.get("emoji_ov_sem_seg_val")
+    assert vocabulary.names == (*metadata.thing_classes, *metadata.stuff_classes)
+    assert sum(vocabulary.thing_mask) == len(metadata.thing_classes)
+    assert set(vocabulary.novel_names) == set(metadata.novel_classes)

@@ -20,12 +20,8 @@ NAMES = [f"again_{task}_{s}" for task in ("semantic", "panoptic_fpn") for s in (
 
 
 @pytest.fixture
-def names(emoji_root: Path):
-    registered = register_emoji_semantic(emoji_root, prefix="again")
-    yield registered
-    for name in registered:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+def names(emoji_root: Path, catalogs: None) -> list[str]:
+    return register_emoji_semantic(emoji_root, prefix="again")
 
 
 def test_things_are_drawn_on_the_background():

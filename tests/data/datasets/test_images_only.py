@@ -42,11 +42,7 @@ def test_a_list_keeps_its_order_and_is_relative_to_itself(
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [
-        (b"", "names no image"),
-        (b"1.jpg\n1.jpg\n", "twice"),
-        (b"\xff\xfe1", "no text"),
-    ],
+    [(b"", "names no image"), (b"1.jpg\n1.jpg\n", "twice"), (b"\xff\xfe1", "no text")],
 )
 def test_a_faulty_list_is_an_error(
     text: bytes, complaint: str, tmp_path: Path, write_picture: Write

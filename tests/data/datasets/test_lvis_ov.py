@@ -45,16 +45,13 @@ def test_records_find_images_in_both_folders_without_file_names(
     assert [row["category_id"] for row in records[0]["annotations"]] == [0, 2, 12]
 
 
-def test_training_records_have_no_rare_box(lvis_root: Path, catalogs: None) -> None:
+def test_training_has_no_rare_box_and_minival_is_the_part_in_val2017_and_can_be_scored(
+    lvis_root: Path, catalogs: None
+) -> None:
     prepare_ov_lvis(lvis_root)
     register_lvis_ov(lvis_root, prefix="tiny_")
     for record in DatasetCatalog.get("tiny_lvis_ov_train"):
         assert [row["category_id"] for row in record["annotations"]] == [0, 2]
-
-
-def test_minival_is_the_part_in_val2017_and_can_be_scored(lvis_root: Path, catalogs: None) -> None:
-    prepare_ov_lvis(lvis_root)
-    register_lvis_ov(lvis_root, prefix="tiny_")
     assert [r["image_id"] for r in DatasetCatalog.get("tiny_lvis_ov_minival")] == [22]
     assert MetadataCatalog.get("tiny_lvis_ov_minival").evaluator_type == "lvis_ov"
     LVISOVEvaluator("tiny_lvis_ov_minival")

@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clipself_d2.data.datasets.refcoco import (
-    FAMILIES,
-    register_emoji_refer,
-    register_refcoco,
-)
+from clipself_d2.data.datasets.refcoco import FAMILIES, register_emoji_refer, register_refcoco
 
 
 def test_every_published_split_is_registered_on_import():
@@ -32,23 +28,23 @@ def test_plus_has_its_own_folder_and_umd_its_own_file():
     assert MetadataCatalog.get("grefcoco_unc_testA").refs_file.endswith("grefcoco/grefs(unc).p")
 
 
-@pytest.mark.parametrize("prefix", FAMILIES)
-def test_each_split_gets_its_own_references(prefix, tmp_path, monkeypatch, write_picture):
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """Names of the data sets, which are below the temporary folder for once."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         kept = {name: value for name, value in catalog.items() if "refcoco" not in name}
         monkeypatch.setattr(catalog, "data", kept)
-    register_refcoco(tmp_path)
+    return register_refcoco(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", FAMILIES)
+def test_each_split_gets_its_own_references(prefix, registered, tmp_path, write_picture):
     family = FAMILIES[prefix]
     folder = tmp_path / family.folder
     folder.mkdir()
     rows = [
-        {
-            "ref_id": number,
-            "ann_id": 7,
-            "image_id": 5,
-            "split": split,
-            "sentences": [{"sent": split}, {"sent": "dog"}],
-        }
+        {"ref_id": number, "ann_id": 7, "image_id": 5, "split": split}
+        | {"sentences": [{"sent": split}, {"sent": "dog"}]}
         for number, split in enumerate(family.counts)
     ]
     (folder / family.refs_name).write_bytes(pickle.dumps(rows, protocol=2))
@@ -66,11 +62,8 @@ def test_each_split_gets_its_own_references(prefix, tmp_path, monkeypatch, write
             assert [record["sentence"] for record in records] == [split, "dog"]
 
 
-def test_missing_files_name_the_remedy(tmp_path, monkeypatch):
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        kept = {name: value for name, value in catalog.items() if "refcoco" not in name}
-        monkeypatch.setattr(catalog, "data", kept)
-    assert len(register_refcoco(tmp_path)) == 17
+def test_missing_files_name_the_remedy(registered):
+    assert len(registered) == 17
     with pytest.raises(FileNotFoundError, match=r"instances\.json is missing; put the files"):
         DatasetCatalog.get("refcoco_unc_val")
 

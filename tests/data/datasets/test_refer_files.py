@@ -227,15 +227,12 @@ def test_faults_of_files_are_named(folder):
         read_refs(folder / "refs(google).p")
     with pytest.raises(ValueError, match="no usable reference of the split 'val'"):
         load(folder, "val")
+    (folder / "images" / "COCO_train2014_5.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"COCO_train2014_5\.jpg"):
+        load(folder, "train")
     (folder / "refs(unc).p").write_bytes(b"\x80\x02]q")
     with pytest.raises(ValueError, match="cannot be read as plain data"):
         read_refs(folder / "refs(unc).p")
     (folder / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": 1}]))
     with pytest.raises(ValueError, match="lacks the key 'ann_id' in entry 0"):
         read_refs(folder / "refs(unc).p")
-
-
-def test_a_missing_picture_is_named(folder):
-    (folder / "images" / "COCO_train2014_5.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"COCO_train2014_5\.jpg"):
-        load(folder, "train")

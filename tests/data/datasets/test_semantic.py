@@ -57,10 +57,7 @@ def test_maps_without_pictures_and_missing_folders_are_named(folder: Path) -> No
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[]", "is not a json list of names"),
-        ("{}", "is not a json list of names"),
-        ('["wall", ""]', "is not a json list of names"),
-        ('["wall", 3]', "is not a json list of names"),
+        *((text, "is not a json list of names") for text in ("[]", "{}", '["a", ""]', '["a", 3]')),
         ('["wall", "sky", "wall"]', "names 'wall' twice"),
         ("wall", "is no json"),
     ],

@@ -82,7 +82,7 @@ def read_annotation_file(
         check_keys(path, "images", images, FILE_KEYS[:1], remedy)
     if not images:
         raise ValueError(f"annotation file {path} lists no image; {remedy}")
-    apply_rules(path, images, IMAGE_RULES, {}, purpose=purpose, remedy=remedy)
+    apply_rules(path, images, IMAGE_RULES, {}, section="images", purpose=purpose, remedy=remedy)
     check_unique(path, "images", images, "id", remedy)
     if len({type(row["id"]) for row in images}) > 1:
         raise ValueError(
@@ -137,7 +137,9 @@ def check_categories(path: str | Path, categories: list[Row], remedy: str) -> No
     check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
     if not categories:
         raise ValueError(f"annotation file {path} lists no category; {remedy}")
-    apply_rules(path, categories, CATEGORY_RULES, {}, purpose=TRAINING, remedy=remedy)
+    apply_rules(
+        path, categories, CATEGORY_RULES, {}, section="categories", purpose=TRAINING, remedy=remedy
+    )
     for key in ("id", "name"):
         check_unique(path, "categories", categories, key, remedy)
 
@@ -148,6 +150,7 @@ def apply_rules(
     rules: Sequence[Rule],
     sizes: Sizes,
     *,
+    section: str = "annotations",
     purpose: str,
     remedy: str,
     quiet: bool = False,
@@ -167,7 +170,7 @@ def apply_rules(
             if rule.mend is None:
                 raise ValueError(
                     f"annotation file {path} has {rule.fault} in entry {number} of "
-                    f"{rule.section!r}: {_shown(row)}, {rule.advice}; {remedy}"
+                    f"{section!r}: {_shown(row)}, {rule.advice}; {remedy}"
                 )
             counts[rule.fault, rule.advice] += 1
             mended = rule.mend(mended, sizes)

@@ -41,11 +41,7 @@ register_project_models()
 
 # Towers by the type of open_clip's image tower, and by that of the trunk of its timm towers.
 _TOWERS = ((VisionTransformer, OpenClipViTTower), (ModifiedResNet, ResNetTower))
-_TIMM_TOWERS = (
-    (Eva, EvaTower),
-    (TimmVisionTransformer, TimmViTTower),
-    (ConvNeXt, ConvNeXtTower),
-)
+_TIMM_TOWERS = ((Eva, EvaTower), (TimmVisionTransformer, TimmViTTower), (ConvNeXt, ConvNeXtTower))
 
 
 class ClipModel(nn.Module):

@@ -22,11 +22,9 @@ CONFIG_FOLDER = _FOLDER / "model_configs"
 _ZOO = _FOLDER.parent / "model_zoo" / "checkpoints"
 # Weights of the project's own models by (name, tag): whole CLIPs, and image towers alone.
 PROJECT_WEIGHTS = {
-    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
+    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors"
 }
-PROJECT_TOWERS = {
-    ("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth",
-}
+PROJECT_TOWERS = {("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth"}
 HUB_PREFIX = "hf-hub:"
 # A folder that is laid out as a model on the hub.
 FOLDER_PREFIX = "local-dir:"

@@ -29,10 +29,7 @@ class RegionTokenTower(Protocol):
 
 
 def roi_embeddings(
-    dense_NDhw: Tensor,
-    boxes: Sequence[Tensor | np.ndarray],
-    stride: float,
-    normalize: bool = True,
+    dense_NDhw: Tensor, boxes: Sequence[Tensor | np.ndarray], stride: float, normalize: bool = True
 ) -> Tensor:
     """Average a dense map over boxes by RoIAlign to one cell.
 

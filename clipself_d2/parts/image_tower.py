@@ -136,10 +136,7 @@ def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:
     """Hold INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD against what a tower was trained on."""
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     refuse_bgr(
-        cfg.INPUT.FORMAT,
-        mean,
-        tower,
-        keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+        cfg.INPUT.FORMAT, mean, tower, keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
     )
     pairs = zip([*mean, *std], [*tower.pixel_mean, *tower.pixel_std], strict=True)
     if not all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs):

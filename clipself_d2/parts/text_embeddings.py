@@ -75,11 +75,7 @@ def dataset_embeddings(
     vocabulary = dataset_vocabulary(name)
     warn_of_doubtful_names(vocabulary)
     return TextEmbeddings.load_or_build(
-        vocabulary,
-        clip=clip,
-        weights=weights,
-        templates=templates,
-        cache_dir=cache_dir,
+        vocabulary, clip=clip, weights=weights, templates=templates, cache_dir=cache_dir
     )
 
 

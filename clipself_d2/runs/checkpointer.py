@@ -12,12 +12,7 @@ from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.dense_form import check_forms, forms_of
 from clipself_d2.parts.words import shortened
-from clipself_d2.runs.checkpoints import (
-    check_finite,
-    flat_keys,
-    newest_of_run,
-    warn_of_changes,
-)
+from clipself_d2.runs.checkpoints import check_finite, flat_keys, newest_of_run, warn_of_changes
 from clipself_d2.runs.folder import (
     WholeFiles,
     begin_run,

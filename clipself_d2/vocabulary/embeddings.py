@@ -25,15 +25,7 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 # What reading damaged and foreign files raises.
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-)
+_UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError)
 # What a file name should not have; ids of the Hugging Face hub hold some of it.
 _UNFIT = re.compile(r"[^\w.-]+")
 # Read at a time to hash a file.

@@ -103,8 +103,7 @@ def hub(tmp_path, monkeypatch):
         json.dumps({"model_cfg": config, "preprocess_cfg": settings})
     )
     shutil.copy(
-        registry.PROJECT_WEIGHTS["ViT-Ti-8-emoji", "emoji"],
-        folder / "open_clip_model.safetensors",
+        registry.PROJECT_WEIGHTS["ViT-Ti-8-emoji", "emoji"], folder / "open_clip_model.safetensors"
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -12,10 +12,7 @@ from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.dense_form import forms_of
 from clipself_d2.runs.checkpointer import StrictCheckpointer
 
-CHANGES = [
-    ("MODEL.CLIP.WINDOW_SIZE", 4),
-    ("MODEL.PIXEL_MEAN", [60.0, 60.0, 50.0]),
-]
+CHANGES = [("MODEL.CLIP.WINDOW_SIZE", 4), ("MODEL.PIXEL_MEAN", [60.0, 60.0, 50.0])]
 
 
 @pytest.fixture

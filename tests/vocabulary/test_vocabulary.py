@@ -69,10 +69,7 @@ def test_fingerprint_depends_on_names_their_order_and_synonyms_only() -> None:
 
 def test_metadata_gives_novel_classes_and_frequencies() -> None:
     metadata = Metadata(
-        name="pets",
-        thing_classes=["cat", "dog"],
-        novel_classes=["dog"],
-        class_frequency=["f", "r"],
+        name="pets", thing_classes=["cat", "dog"], novel_classes=["dog"], class_frequency=["f", "r"]
     )
     vocabulary = Vocabulary.from_metadata(metadata)
     assert vocabulary == Vocabulary(("cat", "dog"), (True, False), ("f", "r"))

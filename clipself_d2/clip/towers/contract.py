@@ -166,10 +166,7 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell.
 

@@ -63,10 +63,7 @@ class ConvNeXtTower(VisionTower):
         return embedding.float()
 
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell of the last map, of 32 px, as ``VisionTower``; both forms are one."""
         self.check_dense(blocks, form)

@@ -101,10 +101,7 @@ class ResNetTower(VisionTower):
         return self.pool(self.forward_stages(images)["res5"])
 
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell of the last stage, of 32 px, as ``VisionTower``; block 0 is res2."""
         self.check_dense(blocks, form)
@@ -220,10 +217,7 @@ class DenseAttentionPool(nn.Module):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        embed_dim: int,
-        make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        self, in_dim: int, embed_dim: int, make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d(in_dim, embed_dim, kernel_size=1, bias=False)

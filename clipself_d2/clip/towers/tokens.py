@@ -103,12 +103,7 @@ class TokenTower(BlockTower):
             return window_attention(heads, grid=grid, window_size=size, num_prefix=self.num_prefix)
 
         mixed = mix_values(
-            form,
-            heads,
-            grid=grid,
-            num_prefix=self.num_prefix,
-            attend=attend,
-            affinity=affinity,
+            form, heads, grid=grid, num_prefix=self.num_prefix, attend=attend, affinity=affinity
         )
         return self.attended(block, merge_heads(mixed)), heads
 

@@ -3,12 +3,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
-from clipself_d2.clip.towers.positions import (
-    all_turns,
-    resize_positions,
-    rotary_table,
-    turn_pairs,
-)
+from clipself_d2.clip.towers.positions import all_turns, resize_positions, rotary_table, turn_pairs
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 CPU = torch.device("cpu")

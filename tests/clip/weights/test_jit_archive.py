@@ -104,10 +104,7 @@ def test_planted_code_is_refused_and_does_not_run(function, tmp_path: Path) -> N
 
 
 def test_storage_of_another_size_is_refused(archive: Path, tmp_path: Path) -> None:
-    with (
-        zipfile.ZipFile(archive) as source,
-        zipfile.ZipFile(tmp_path / "short.pt", "w") as target,
-    ):
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(tmp_path / "short.pt", "w") as target:
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content[:4] if name.endswith("/data/0") else content)

@@ -7,11 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipself_d2.clip.weights.loading import (
-    load_clip_weights,
-    load_tower_weights,
-    read_checkpoint,
-)
+from clipself_d2.clip.weights.loading import load_clip_weights, load_tower_weights, read_checkpoint
 
 # One layout of whole-CLIP files for each row: how the file differs from open_clip's state dict.
 WRAPPERS = {

@@ -157,7 +157,18 @@ def _build(
         weights = name
     tag, path = (None, None) if weights is None else find_weights(name, weights)
     clip, settings = _create(name, tag)
-    return clip, _take_tower(clip, name, precision, settings), path
+    # The image tower is moved out of the model, so that each weight has one owner.
+    visual = clip.visual
+    del clip.visual
+    (red, green, blue), (std_red, std_green, std_blue) = _pixel_statistics(name, settings)
+    tower = build_tower(
+        visual,
+        name=name,
+        pixel_mean=(255.0 * red, 255.0 * green, 255.0 * blue),
+        pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
+        precision=precision,
+    )
+    return clip, tower, path
 
 
 @own_randomness()
@@ -182,22 +193,6 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
     except RuntimeError as error:
         raise ValueError(f"the weights {tag!r} do not fit {name}: {error}") from error
     return clip, settings
-
-
-def _take_tower(
-    clip: CLIP | CustomTextCLIP, name: str, precision: str, settings: dict[str, Any]
-) -> VisionTower:
-    """Move the image tower out of a model, so that each weight has one owner."""
-    visual = clip.visual
-    del clip.visual
-    (red, green, blue), (std_red, std_green, std_blue) = _pixel_statistics(name, settings)
-    return build_tower(
-        visual,
-        name=name,
-        pixel_mean=(255.0 * red, 255.0 * green, 255.0 * blue),
-        pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
-        precision=precision,
-    )
 
 
 def _pixel_statistics(

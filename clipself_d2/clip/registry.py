@@ -89,6 +89,7 @@ def embed_dim(name: str) -> int:
 def native_image_size(name: str) -> int:
     """Look up the side of a model's native input, px; the model is not built."""
     check_name(name)
+    # 224 is open_clip's own default.
     size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
     return int(size if isinstance(size, int) else size[0])
 
@@ -136,16 +137,15 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
     FileNotFoundError.
     """
     try:
-        if tag.startswith(FOLDER_PREFIX):
-            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
-            return settings, str(_folder_file(tag, HUB_WEIGHTS))
-        if tag.startswith(HUB_PREFIX):
-            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+        if not is_published(tag):
+            settings = open_clip.get_pretrained_cfg(name, tag)
             with _no_retries():
-                return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
-        settings = open_clip.get_pretrained_cfg(name, tag)
+                return settings, open_clip.download_pretrained(settings)
+        settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+        if tag.startswith(FOLDER_PREFIX):
+            return settings, str(_folder_file(tag, HUB_WEIGHTS))
         with _no_retries():
-            return settings, open_clip.download_pretrained(settings)
+            return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "

@@ -6,6 +6,7 @@ Legend: N texts, T tokens, D joint embedding.
 import logging
 import re
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -213,18 +214,12 @@ class TextEncoder(nn.Module):
         # What fills the context may just fit: one more token then finds nothing to hold.
         longer = self.tokenize([texts[number] for number in full], length + 1)
         changed = (longer[:, :-1] != tokens[full]).any(1) | (longer[:, -1] != padding)
-        cut = [
-            texts[number] for number, is_cut in zip(full, changed.tolist(), strict=True) if is_cut
-        ]
+        cut = [texts[number] for number in compress(full, changed.tolist())]
         if cut:
             logger.warning(
                 "%d of %d texts are longer than the %d tokens that the text tower reads, and cut: "
-                "%r and others",
-                len(cut),
-                len(texts),
-                length,
-                f"{cut[0][:_SHOWN]}...",
-            )
+                "%r and others", len(cut), len(texts), length, f"{cut[0][:_SHOWN]}...",
+            )  # fmt: skip
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List lower-case words that the model cannot know, in order of appearance.

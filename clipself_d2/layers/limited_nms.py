@@ -27,9 +27,8 @@ def limited_nms(
         # All boxes that share the last score.
         least = scores_P.topk(min(count, total)).values[-1]
         best = (scores_P >= least).nonzero()[:, 0]
-        kept = best[
-            _class_by_class(boxes_P4[best].float(), scores_P[best], classes_P[best], threshold)
-        ]
+        boxes, scores, classes = boxes_P4[best].float(), scores_P[best], classes_P[best]
+        kept = best[_class_by_class(boxes, scores, classes, threshold)]
         if len(kept) >= limit or count >= total:
             return kept[:limit]
         count *= 4

@@ -48,9 +48,8 @@ def batched_soft_nms(
     decayed: list[Tensor] = []
     for label in torch.unique(classes_R):
         member = (classes_R == label).nonzero()[:, 0]
-        kept, scores = _soft_nms(
-            boxes_R4[member].float(), scores_R[member].float(), method, sigma, threshold, prune
-        )
+        boxes, scores = boxes_R4[member].float(), scores_R[member].float()
+        kept, scores = _soft_nms(boxes, scores, method, sigma, threshold, prune)
         numbers.append(member[kept])
         decayed.append(scores)
     if not numbers:

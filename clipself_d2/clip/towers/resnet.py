@@ -56,8 +56,7 @@ class ResNetTower(VisionTower):
         if not isinstance(visual.attnpool, AttentionPool2d):
             raise ValueError(f"{name} has no attention pool; choose RN50-quickgelu or its kin")
         pool = visual.attnpool
-        self.embed_dim = int(pool.c_proj.out_features)
-        width = int(pool.c_proj.in_features)
+        self.embed_dim, width = int(pool.c_proj.out_features), int(pool.c_proj.in_features)
         self.width = width
         self.channels = {"res2": width // 8, "res3": width // 4, "res4": width // 2, "res5": width}
         native = native_grid(len(pool.positional_embedding) - 1, name)
@@ -94,7 +93,9 @@ class ResNetTower(VisionTower):
         self._reads_pool = behind
         super().freeze(trained_blocks, behind=behind, parts=parts)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
-        self._freeze_norms()
+        if self.norm == "FrozenBN":
+            for module in self._norms():
+                module.requires_grad_(False)
 
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures, as ``VisionTower``."""
@@ -192,11 +193,6 @@ class ResNetTower(VisionTower):
                 module.eval()
         return self
 
-    def _freeze_norms(self) -> None:
-        if self.norm == "FrozenBN":
-            for module in self._norms():
-                module.requires_grad_(False)
-
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -244,9 +240,7 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
     cells_SNC = features.flatten(2).permute(2, 0, 1)
     cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
     attended_SND = _attend(cells_SNC, cells_SNC, pool)
-    return attended_SND.permute(1, 2, 0).reshape(
-        features.shape[0], attended_SND.shape[2], height, width
-    )
+    return attended_SND.permute(1, 2, 0).unflatten(2, (height, width))
 
 
 def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:

@@ -263,6 +263,7 @@ class TokenTower(BlockTower):
         """The affinity by the tower's proxy, which sees pixels, or None without one."""
         if self.proxy is None:
             return None
+        # The tower's pixels are normalised by CLIP's statistics; the proxy has its own.
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
         return proxy_affinity(self.proxy(images * std + mean, grid), grid)
 

@@ -124,9 +124,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
         return NamedWeights(dict(state), f"{kind}open_clip", tuple(ignored))
     # Rotary tables are a function of the grid, stored once for every block.
     ignored += [key for key in state if _is_rotary(key)]
-    renamed = {
-        _rename(key, _EVA_NAMES): value for key, value in state.items() if not _is_rotary(key)
-    }
+    renamed = {_rename(key, _EVA_NAMES): state[key] for key in state if not _is_rotary(key)}
     return NamedWeights(renamed, f"{kind}eva_clip", tuple(ignored))
 
 
@@ -169,6 +167,7 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
         )
     names = [(ours, theirs) for theirs, ours in _EVA_NAMES]
     renamed = {_rename(key, names): value for key, value in state.items()}
+    # CLIPSelf's loader is strict, and its towers hold their rotary tables as buffers.
     return {**renamed, **_rotary_tables(renamed, head_dim)}
 
 
@@ -233,8 +232,5 @@ def _rotary_tables(state: Mapping[str, Tensor], head_dim: int | None) -> dict[st
     sin, cos = (half.clone() for half in torch.split(table, head_dim, dim=1))
     blocks = {key.split(".")[2] for key in state if key.startswith("visual.blocks.")}
     owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in sorted(blocks, key=int))]
-    return {
-        f"{owner}.freqs_{name}": half
-        for owner in owners
-        for name, half in (("cos", cos), ("sin", sin))
-    }
+    halves = (("freqs_cos", cos), ("freqs_sin", sin))
+    return {f"{owner}.{name}": half for owner in owners for name, half in halves}

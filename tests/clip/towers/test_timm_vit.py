@@ -11,7 +11,7 @@ from torch import nn
 
 from clipself_d2.clip.towers.contract import ALL_BLOCKS
 from clipself_d2.clip.towers.positions import resize_positions
-from clipself_d2.clip.towers.timm_vit import TimmViTTower, pool_each
+from clipself_d2.clip.towers.timm_vit import TimmViTTower
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -123,13 +123,6 @@ def test_cell_is_the_pool_over_its_token_alone(family):
     tokens = torch.randn(2, 5, tower.width)
     alone = [tower.pool(tokens[:, i : i + 1]) for i in range(5)]
     assert_close(tower.project(tokens), torch.stack(alone, dim=1))
-
-
-@torch.no_grad()
-def test_value_path_of_a_pool_equals_timms_pool_over_one_token():
-    pool = cached_visual("siglip").trunk.attn_pool
-    tokens = torch.randn(6, 1, 32)
-    assert_close(pool_each(pool, tokens)[:, 0], pool(tokens))
 
 
 @torch.no_grad()

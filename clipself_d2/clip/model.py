@@ -179,6 +179,7 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
     config = open_clip.get_model_config(name)
     if "multimodal_cfg" in config:
         raise ValueError(f"{name} is a CoCa with a captioning decoder; choose a CLIP")
+    # get_model_config gives a copy, which may be changed.
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     if "hf_model_name" in config["text_cfg"]:
         check_transformers(name)

@@ -75,8 +75,7 @@ def check_transformers(name: str) -> None:
     """Raise a ValueError where a known model needs transformers, which is not installed."""
     if needs_transformers(name) and importlib.util.find_spec("transformers") is None:
         raise ValueError(
-            f"the text tower of {name} needs Hugging Face's transformers; run "
-            'pip install -e ".[transformers]"'
+            f'the text tower of {name} needs transformers; run pip install -e ".[transformers]"'
         )
 
 
@@ -149,8 +148,7 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
-            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here and "
-            "give its path as the weights"
+            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here"
         ) from error
 
 
@@ -170,9 +168,8 @@ def hub_config(hub_id: str) -> dict[str, Any]:
             path = download_pretrained_from_hf(repository, filename=HUB_CONFIG)
     except OSError as error:
         raise FileNotFoundError(
-            f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
-            f"{HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
-            "repository where there is one and give the path of its weights file"
+            f"{hub_id} is not in the cache and the hub does not give its {HUB_CONFIG} "
+            f"({_first_line(error)}); check the id and the network, or give a file of weights"
         ) from error
     return _model_config(hub_id, Path(path))
 

@@ -209,10 +209,10 @@ def check_registered(names: Iterable[str], key: str) -> None:
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
+            near = did_you_mean(str(name), known)
             raise ValueError(
-                f"{key} names {name!r}, which is no registered data set"
-                f"{did_you_mean(str(name), known)}; register it, or write KIND:PATH as "
-                "docs/words.md says"
+                f"{key} names {name!r}, which is no registered data set{near}; register it, or "
+                "write KIND:PATH as docs/words.md says"
             )
 
 

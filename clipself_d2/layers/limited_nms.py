@@ -41,5 +41,6 @@ def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: f
         rows if len(rows) == 1 else rows[nms(boxes[rows], scores[rows], threshold)]
         for rows in order.split(sizes)  # type: ignore[no-untyped-call]
     ]
+    # In the order of the boxes, so that equal scores keep it in the stable sort.
     kept = torch.cat(groups).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]

@@ -68,6 +68,7 @@ def _soft_nms(
     open_boxes = torch.ones_like(scores, dtype=torch.bool)
     order, final = [], []
     for _ in range(len(boxes)):
+        # Scores are never negative: -1 is no candidate.
         best = int(scores.masked_fill(~open_boxes, -1.0).argmax())
         if not open_boxes[best] or scores[best] <= prune:
             break

@@ -44,9 +44,7 @@ def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
         return json.loads(path.read_bytes())
     except RecursionError:
         # The traceback has a thousand levels.
-        raise ValueError(
-            f"file {path} is not JSON of rows: it is nested too deeply; {remedy}"
-        ) from None
+        raise ValueError(f"file {path} is not JSON: it is nested too deeply; {remedy}") from None
     except ValueError as error:
         raise ValueError(f"file {path} is not JSON ({error}); {remedy}") from error
 
@@ -90,11 +88,8 @@ def read_annotation_file(
         )
     absolute = sum(os.path.isabs(str(row.get("file_name", ""))) for row in images)
     if absolute and purpose == TRAINING:
-        logger.warning(
-            "%s: %d images have an absolute file_name; the folder of the images is not used",
-            path,
-            absolute,
-        )
+        words = "images have an absolute file_name; the folder of the images is not used"
+        logger.warning("%s: %d %s", path, absolute, words)
     return content
 
 
@@ -213,8 +208,7 @@ def check_unique(path: str | Path, section: str, rows: list[Row], key: str, reme
         return
     value, count = Counter(row[key] for row in rows).most_common(1)[0]
     raise ValueError(
-        f"annotation file {path} has {count} {section} with {key} {value!r}, expected each once; "
-        f"{remedy}"
+        f"annotation file {path} has {count} {section} with {key} {value!r}, expected one; {remedy}"
     )
 
 
@@ -222,6 +216,7 @@ def check_listed(
     path: str | Path, rows: list[Row], key: str, listed: list[Row], remedy: str
 ) -> None:
     """Refuse rows whose ``image_id`` or ``category_id`` the file does not list."""
+    # With the type: in Python 1, 1.0 and True are one key.
     known = {(type(row["id"]), row["id"]) for row in listed}
     for row in rows:
         value = row[key]

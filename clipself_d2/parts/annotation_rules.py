@@ -133,6 +133,7 @@ def _strange_runs(row: Row, sizes: Sizes) -> bool:
         counts = _unpacked(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         return True
+    # pycocotools takes it as given that the runs fill the picture.
     return bool(sum(counts) != width * height)
 
 
@@ -141,6 +142,7 @@ def _unpacked(text: str) -> list[int] | None:
     counts: list[int] = []
     value = shift = 0
     for letter in text:
+        # Five bits a letter, of COCO's code: bit 5 says that more follow, bit 4 is the sign.
         bits = ord(letter) - 48
         if not 0 <= bits < 64:
             return None

@@ -46,6 +46,7 @@ def read_segment_colours(path: str) -> np.ndarray:
 
 def segment_ids(colours: np.ndarray) -> np.ndarray:
     """Join the bytes (H, W, 3) of COCO's panoptic pictures: (H, W) int32, R + 256 G + 65536 B."""
+    # Wider first: 256 times a byte overflows one.
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     ids: np.ndarray = red + 256 * green + 65536 * blue
     return ids
@@ -63,6 +64,7 @@ def check_segments(
     pixels = dict(zip(found, counts, strict=True))
     listed = {int(row["id"]) for row in segments}
     missing = sorted(listed - pixels.keys())
+    # 0 is COCO's unlabelled.
     strange = sorted(pixels.keys() - listed - {0}) if all_listed else []
     gap = sum(abs(pixels.get(row["id"], 0) - row["area"]) for row in segments if "area" in row)
     fault = ""
@@ -74,8 +76,7 @@ def check_segments(
         fault = f"has segments of other areas than the annotation file, by {gap:.0f} px"
     if fault:
         raise ValueError(
-            f"panoptic map {path} {fault}; it may be that of another picture: restore it, or check "
-            "the folder of the maps"
+            f"panoptic map {path} {fault}; it may be another picture's: check the folder of maps"
         )
 
 

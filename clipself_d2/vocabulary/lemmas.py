@@ -57,6 +57,7 @@ def lemmatize_noun(word: str) -> str:
         return word[:-3] + "y"
     if word.endswith("es") and word[:-2].endswith(_HISSING):
         return word[:-2]
+    # Latin singulars such as walrus; but menus and gnus, of the table, are plurals.
     if word.endswith("us") and word[-3] not in _VOWELS:
         return word
     return word[:-1]

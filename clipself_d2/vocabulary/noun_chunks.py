@@ -110,6 +110,7 @@ def _classify(word: str, before: str, after: str, run: Sequence[str]) -> str:
         return _NOUN
     if word in COMPOUND_FIRST.get(before, ()):
         return _NOUN
+    # "an orange cat", but "an orange".
     if word in NOUN_OR_ADJECTIVE:
         return _PASSED if _is_noun_like(after) else _NOUN
     if word in NO_NOUNS or _is_adjective(word):

@@ -92,7 +92,7 @@ REFUSED = [
     ("images", {"id": 4.0}, "an id that .* in entry 1 of 'images': id 4.0"),
     ("images", {"id": True}, "an id that .* in entry 1 of 'images': id True"),
     ("images", {"id": [4]}, "an id that .* in entry 1 of 'images': id .4."),
-    ("images", {"id": 3}, "has 2 images with id 3, expected each once"),
+    ("images", {"id": 3}, "has 2 images with id 3, expected one"),
     ("images", {"width": DROP}, "lacks the key 'width' in entry 1 of 'images'"),
     ("images", {"width": None}, "no size in entry 1 of 'images': .*width None"),
     ("images", {"height": 0}, "no size in entry 1 of 'images': .*height 0"),
@@ -104,7 +104,7 @@ REFUSED = [
     ("annotations", {"id": DROP}, "lacks the key 'id' in entry 1 of 'annotations'"),
     ("annotations", {"id": None}, "an id that .* in entry 1 of 'annotations': id None"),
     ("annotations", {"id": [2]}, "an id that .* in entry 1 of 'annotations': id .2."),
-    ("annotations", {"id": 4}, "has 2 annotations with id 4, expected each once"),
+    ("annotations", {"id": 4}, "has 2 annotations with id 4, expected one"),
     ("annotations", {"image_id": DROP}, "lacks the key 'image_id' in entry 1 of 'annotations'"),
     ("annotations", {"image_id": 77}, "image_id 77, which 'images' does not list"),
     ("annotations", {"image_id": "3"}, "image_id '3', which 'images' does not list"),
@@ -143,7 +143,7 @@ REFUSED = [
     ("categories", {"name": DROP}, "lacks the key 'name' in entry 1 of 'categories'"),
     ("categories", {"name": " "}, "a name that is no words in entry 1 of 'categories': .*name ' '"),
     ("categories", {"name": None}, "a name that .* in entry 1 of 'categories': .*name None"),
-    ("categories", {"name": "cat"}, "has 2 categories with name 'cat', expected each once"),
+    ("categories", {"name": "cat"}, "has 2 categories with name 'cat', expected one"),
 ]
 
 

@@ -108,6 +108,7 @@ def window_attention(
         key, value = torch.cat([shared[0], key], dim=2), torch.cat([shared[1], value], dim=2)
     mask = None
     if grid[0] % height or grid[1] % width:
+        # Ones take the way of the patches; what padding has put beside them is 0.
         real = _to_windows(query.new_ones((1, 1, grid[0] * grid[1], 1)), grid, height, width)
         real = F.pad(real[..., 0], (num_prefix, 0), value=1.0).bool()
         mask = real[:, :, None].repeat(heads.query.shape[0], 1, 1, 1)
@@ -120,11 +121,13 @@ def _to_windows(patches: Tensor, grid: tuple[int, int], height: int, width: int)
     """(N, A, h * w, E) to (N * windows, A, height * width, E), padded with zeros."""
     count, num_heads, _, channels = patches.shape
     cells = patches.reshape(count, num_heads, *grid, channels)
+    # What is missing to a whole window, by Python's modulo of a negative number.
     bottom, right = -grid[0] % height, -grid[1] % width
     if bottom or right:
         cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
     rows, columns = (grid[0] + bottom) // height, (grid[1] + right) // width
     cells = cells.reshape(count, num_heads, rows, height, columns, width, channels)
+    # Windows beside the batch: (N, rows, columns, A, height, width, E).
     return cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
 

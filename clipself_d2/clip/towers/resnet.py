@@ -126,6 +126,7 @@ class ResNetTower(VisionTower):
 
         Reference: RegionCLIP, arXiv 2112.09106, section 3.1.
         """
+        # Thousands of proposals at once would fill the memory; no regions make one empty part.
         parts = [self.pool(self.forward_res5(part)) for part in torch.split(pooled, REGION_BATCH)]
         return torch.cat(parts)
 
@@ -244,6 +245,7 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
 
 
 def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
+    # Row 0 is the mean's; open_clip's own pool takes the native grid only.
     table = pool.positional_embedding
     return resize_positions(table, native_grid(len(table) - 1, "the attention pool"), grid)
 
@@ -251,7 +253,7 @@ def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
 def _attend(query_SNC: Tensor, cells_SNC: Tensor, pool: AttentionPool2d) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
         shape = (*tokens.shape[:2], pool.num_heads, tokens.shape[2] // pool.num_heads)
-        return tokens.reshape(shape).permute(1, 2, 0, 3)
+        return tokens.reshape(shape).permute(1, 2, 0, 3)  # (N, A, S, E)
 
     attended = F.scaled_dot_product_attention(
         split(pool.q_proj(query_SNC)), split(pool.k_proj(cells_SNC)), split(pool.v_proj(cells_SNC))

@@ -93,8 +93,7 @@ def convert_checkpoint(
 def _check_output(source: Path, output: Path, to: str, force: bool) -> None:
     if (output.suffix == _SAFETENSORS) != (to == "safetensors"):
         raise ValueError(
-            f"--to {to} and the name {output.name} disagree: safetensors files end with "
-            f"{_SAFETENSORS}, the others with .pt or .pth"
+            f"--to {to} and {output.name} disagree: {_SAFETENSORS} is for safetensors alone"
         )
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name a file in it")

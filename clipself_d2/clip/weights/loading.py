@@ -74,8 +74,7 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> NamedWeights:
     state = named.tensors
     if all(key.startswith("visual.") for key in state):
         raise ValueError(
-            f"{path} holds an image tower without text tower, expected the whole {model.name}; "
-            "load it as the weights of a tower"
+            f"{path} holds an image tower without text tower, expected the whole {model.name}"
         )
     text = model.text.clip
     state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
@@ -128,6 +127,7 @@ def check_fit(
         for key, target in own.items()
         if key in given
         and given[key].shape != target.shape
+        # One number is one number, as a scalar or as a vector.
         and (target.numel() > 1 or given[key].numel() > 1)
     ]
     found = {

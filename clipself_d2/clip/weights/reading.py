@@ -53,9 +53,8 @@ def read_weights_file(path: str | Path) -> Any:
                 "could run code; have a file of names and tensors alone written where it was made"
             ) from error
         raise ValueError(
-            f"{path} cannot be read as safetensors, as a TorchScript archive, as weights saved by "
-            "torch.save or as a pickle of arrays; it may be cut short: "
-            f"{_reason(error)}"
+            f"{path} cannot be read as safetensors, as a TorchScript archive, as a file of "
+            f"torch.save or as a pickle of arrays; it may be cut short: {_reason(error)}"
         ) from error
 
 

@@ -99,10 +99,6 @@ def _no_box(row: Row, _: Sizes) -> bool:
     return not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)))
 
 
-def _negative_box(row: Row, _: Sizes) -> bool:
-    return min(row["bbox"][2:]) < 0
-
-
 def _empty_box(row: Row, _: Sizes) -> bool:
     return min(row["bbox"][2:]) == 0
 
@@ -226,7 +222,12 @@ BOX_RULES = (
     Rule(
         "a bbox that is not four finite numbers", _no_box, "expected [x, y, width, height], in px"
     ),
-    Rule("a box of negative width or height", _negative_box, "left out", _dropped),
+    Rule(
+        "a box of negative width or height",
+        lambda row, _: min(row["bbox"][2:]) < 0,
+        "left out",
+        _dropped,
+    ),
 )
 INSTANCE_RULES = (
     Rule("an id that is neither a whole number nor a text", _no_id, "expected numbers from 1"),

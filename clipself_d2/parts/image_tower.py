@@ -124,8 +124,7 @@ def _proxy(cfg: CfgNode) -> Callable[[Tensor, tuple[int, int]], Tensor]:
     model = build_vfm(cfg)
 
     def features(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        located: Tensor = model.to(pixels.device)(pixels, grid)
-        return located
+        return model.to(pixels.device)(pixels, grid)
 
     return features
 

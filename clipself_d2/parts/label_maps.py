@@ -48,8 +48,7 @@ def segment_ids(colours: np.ndarray) -> np.ndarray:
     """Join the bytes (H, W, 3) of COCO's panoptic pictures: (H, W) int32, R + 256 G + 65536 B."""
     # Wider first: 256 times a byte overflows one.
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
-    ids: np.ndarray = red + 256 * green + 65536 * blue
-    return ids
+    return red + 256 * green + 65536 * blue
 
 
 def check_segments(

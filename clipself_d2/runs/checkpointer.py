@@ -46,7 +46,7 @@ class StrictCheckpointer(SafeCheckpointer):
         super().__init__(model, save_dir, **options)
         plain: Any = vars(self)["path_manager"]
         self.path_manager = WholeFiles(plain)
-        self._config = dict(flat_keys({} if config is None else config))
+        self._config = flat_keys({} if config is None else config)
         self._run, self._source, self._may_be_partial = "", "", False
 
     def save(self, name: str, **kwargs: Any) -> None:

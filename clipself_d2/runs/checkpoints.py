@@ -133,11 +133,16 @@ def warn_of_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None
         )
 
 
-def flat_keys(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """List a nested config, of yacs or omegaconf, as dotted keys and values, each a string."""
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List a nested config, of yacs or omegaconf, as dotted keys and values."""
     for key in config:
         value = config[key]
         if isinstance(value, Mapping):
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _ADDRESS.sub("", str(value))
+            yield f"{prefix}{key}", value
+
+
+def flat_keys(config: Any) -> dict[str, str]:
+    """Write the ``leaves`` of a config as texts."""
+    return {key: _ADDRESS.sub("", str(value)) for key, value in leaves(config)}

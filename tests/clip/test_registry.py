@@ -1,9 +1,7 @@
 import json
-import shutil
 import socket
 import urllib.request
 
-import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -90,24 +88,13 @@ def test_weights_of_the_other_activation_are_refused(name, tag, better):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(hub_folder, monkeypatch):
     """The cache of the Hugging Face hub with one tiny CLIP, and no network."""
-    config = json.loads((registry.CONFIG_FOLDER / "ViT-Ti-8-emoji.json").read_text())
-    config["text_cfg"].pop("tokenizer_kwargs")
-    folder = tmp_path / "models--org--tiny.clip" / "snapshots" / "abc"
-    folder.mkdir(parents=True)
-    (folder.parents[1] / "refs").mkdir()
-    (folder.parents[1] / "refs" / "main").write_text("abc")
-    settings = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.5]}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": settings})
-    )
-    shutil.copy(
-        registry.PROJECT_WEIGHTS["ViT-Ti-8-emoji", "emoji"], folder / "open_clip_model.safetensors"
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return folder
+    (hub_folder.parents[1] / "refs").mkdir()
+    (hub_folder.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_folder.parents[2]))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return hub_folder
 
 
 @pytest.mark.parametrize("name", ["ViT-Ti-8-emoji", "hf-hub:org/tiny.clip"])

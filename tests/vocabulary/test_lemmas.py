@@ -2,33 +2,15 @@ import pytest
 
 from clipself_d2.vocabulary.lemmas import IRREGULAR, UNCHANGED, is_plural, lemmatize_noun
 
+PAIRS = """
+    dogs dog, buses bus, glasses glasses, dresses dress, dishes dish, benches bench, boxes box,
+    horses horse, planes plane, giraffes giraffe, cherries cherry, cookies cookie, ties tie,
+    knives knife, people person, children child, policewomen policewoman, firemen fireman,
+    salesmen salesman, skis ski, potatoes potato
+"""
 
-@pytest.mark.parametrize(
-    ("plural", "singular"),
-    [
-        ("dogs", "dog"),
-        ("buses", "bus"),
-        ("glasses", "glasses"),
-        ("dresses", "dress"),
-        ("dishes", "dish"),
-        ("benches", "bench"),
-        ("boxes", "box"),
-        ("horses", "horse"),
-        ("planes", "plane"),
-        ("giraffes", "giraffe"),
-        ("cherries", "cherry"),
-        ("cookies", "cookie"),
-        ("ties", "tie"),
-        ("knives", "knife"),
-        ("people", "person"),
-        ("children", "child"),
-        ("policewomen", "policewoman"),
-        ("firemen", "fireman"),
-        ("salesmen", "salesman"),
-        ("skis", "ski"),
-        ("potatoes", "potato"),
-    ],
-)
+
+@pytest.mark.parametrize(("plural", "singular"), [pair.split() for pair in PAIRS.split(",")])
 def test_a_plural_becomes_its_singular(plural: str, singular: str) -> None:
     assert lemmatize_noun(plural) == singular
 

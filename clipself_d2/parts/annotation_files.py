@@ -1,5 +1,6 @@
 """The one reading of annotation files: before training and before scoring, whoever named them."""
 
+import itertools
 import json
 import logging
 import os
@@ -49,6 +50,10 @@ def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
         raise ValueError(f"file {path} is not JSON ({error}); {remedy}") from error
 
 
+def _fault(path: str | Path, what: str, remedy: str) -> ValueError:
+    return ValueError(f"annotation file {path} {what}; {remedy}")
+
+
 def read_annotation_file(
     path: str | Path,
     sections: Sequence[str],
@@ -62,16 +67,12 @@ def read_annotation_file(
     """
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
-        raise ValueError(
-            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
-            f"the keys {', '.join(sections)}; {remedy}"
-        )
+        expected = f"expected an object with the keys {', '.join(sections)}"
+        raise _fault(path, f"holds a {type(content).__name__}, {expected}", remedy)
     for section in sections:
         rows = content.get(section)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"annotation file {path} lacks a list of objects under {section!r}; {remedy}"
-            )
+            raise _fault(path, f"lacks a list of objects under {section!r}", remedy)
     if "images" not in sections:
         return content
     images = content["images"]
@@ -79,13 +80,11 @@ def read_annotation_file(
     if purpose == TRAINING and not all(any(key in row for key in FILE_KEYS) for row in images):
         check_keys(path, "images", images, FILE_KEYS[:1], remedy)
     if not images:
-        raise ValueError(f"annotation file {path} lists no image; {remedy}")
+        raise _fault(path, "lists no image", remedy)
     apply_rules(path, images, IMAGE_RULES, {}, section="images", purpose=purpose, remedy=remedy)
     check_unique(path, "images", images, "id", remedy)
     if len({type(row["id"]) for row in images}) > 1:
-        raise ValueError(
-            f"annotation file {path} has image ids of which some are texts; number the images"
-        )
+        raise _fault(path, "has image ids of which some are texts", "number the images")
     absolute = sum(os.path.isabs(str(row.get("file_name", ""))) for row in images)
     if absolute and purpose == TRAINING:
         words = "images have an absolute file_name; the folder of the images is not used"
@@ -131,7 +130,7 @@ def check_categories(path: str | Path, categories: list[Row], remedy: str) -> No
     """Refuse categories without a number and a name of their own."""
     check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
     if not categories:
-        raise ValueError(f"annotation file {path} lists no category; {remedy}")
+        raise _fault(path, "lists no category", remedy)
     apply_rules(
         path, categories, CATEGORY_RULES, {}, section="categories", purpose=TRAINING, remedy=remedy
     )
@@ -163,10 +162,8 @@ def apply_rules(
             if mended is None or not rule.finds(mended, sizes):
                 continue
             if rule.mend is None:
-                raise ValueError(
-                    f"annotation file {path} has {rule.fault} in entry {number} of "
-                    f"{section!r}: {_shown(row)}, {rule.advice}; {remedy}"
-                )
+                place = f"in entry {number} of {section!r}: {_shown(row)}"
+                raise _fault(path, f"has {rule.fault} {place}, {rule.advice}", remedy)
             counts[rule.fault, rule.advice] += 1
             mended = rule.mend(mended, sizes)
         if mended is not None:
@@ -180,13 +177,9 @@ def apply_rules(
 def _shown(row: Row) -> str:
     """The fields that faults are in, cut to a line."""
     keys = ("id", "file_name", "width", "height", "bbox", "segmentation", "iscrowd", "name")
-    parts = []
-    for key in keys:
-        if key in row:
-            value = repr(row[key])
-            value = value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "..."
-            parts.append(f"{key} {value}")
-    return ", ".join(parts)
+    shown = {key: repr(row[key]) for key in keys if key in row}
+    cut = {k: v if len(v) <= MAX_SHOWN else f"{v[:MAX_SHOWN]}..." for k, v in shown.items()}
+    return ", ".join(f"{key} {value}" for key, value in cut.items())
 
 
 def check_keys(
@@ -196,10 +189,8 @@ def check_keys(
     for number, row in enumerate(rows):
         for key in keys:
             if key not in row:
-                raise ValueError(
-                    f"annotation file {path} lacks the key {key!r} in entry {number} of "
-                    f"{section!r}; {remedy}"
-                )
+                place = f"in entry {number} of {section!r}"
+                raise _fault(path, f"lacks the key {key!r} {place}", remedy)
 
 
 def check_unique(path: str | Path, section: str, rows: list[Row], key: str, remedy: str) -> None:
@@ -207,9 +198,7 @@ def check_unique(path: str | Path, section: str, rows: list[Row], key: str, reme
     if len({row[key] for row in rows}) == len(rows):
         return
     value, count = Counter(row[key] for row in rows).most_common(1)[0]
-    raise ValueError(
-        f"annotation file {path} has {count} {section} with {key} {value!r}, expected one; {remedy}"
-    )
+    raise _fault(path, f"has {count} {section} with {key} {value!r}, expected one", remedy)
 
 
 def check_listed(
@@ -222,22 +211,18 @@ def check_listed(
         value = row[key]
         if type(value) not in (int, str) or (type(value), value) not in known:
             section = {"image_id": "images", "category_id": "categories"}[key]
-            raise ValueError(
-                f"annotation file {path} has an annotation with {key} {value!r}, which "
-                f"{section!r} does not list; {remedy}"
-            )
+            listed_not = f"which {section!r} does not list"
+            raise _fault(path, f"has an annotation with {key} {value!r}, {listed_not}", remedy)
 
 
 def check_pixels(path: str | Path, rows: Sequence[Row], remedy: str) -> None:
     """Refuse sound boxes that are all in 0 to 1 and not all whole: fractions of the sides."""
     has_fraction = False
-    for row in rows:
-        for side in row["bbox"]:
-            if not 0 <= side <= 1:
-                return
-            has_fraction = has_fraction or side not in (0, 1)
+    # A loop, as it ends with the first box of a file in px.
+    for side in itertools.chain.from_iterable(row["bbox"] for row in rows):
+        if not 0 <= side <= 1:
+            return
+        has_fraction = has_fraction or side not in (0, 1)
     if has_fraction:
-        raise ValueError(
-            f"annotation file {path} has no bbox beyond 0 to 1: they seem to be normalised; "
-            f"multiply them by width and height of their image; {remedy}"
-        )
+        advice = "multiply them by width and height of their image"
+        raise _fault(path, f"has no bbox beyond 0 to 1, as if normalised; {advice}", remedy)

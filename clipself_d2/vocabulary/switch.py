@@ -27,14 +27,15 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
         embeddings = embed_vocabulary(embeddings)
     for classifier in classifiers:
         embeddings.check(classifier.embed_dim)
-    # Words of a segment classifier beside its classes.
-    former = [
-        (classifier.get_embeddings(), getattr(classifier, "get_words", tuple)())
-        for classifier in classifiers
-    ]
+    former = [classifier.get_embeddings() for classifier in classifiers]
     vocabulary = embeddings.vocabulary
     base_mask = torch.tensor(vocabulary.base_mask)
     things = torch.tensor(vocabulary.thing_mask or (True,) * vocabulary.num_classes)
+    words = {
+        classifier: classifier.get_words()
+        for classifier in classifiers
+        if isinstance(classifier, SegmentTextClassifier)
+    }
     try:
         for classifier in classifiers:
             classifier.set_embeddings(embeddings.embeddings_KD, base_mask, embeddings.background_D)
@@ -42,7 +43,7 @@ def use_vocabulary(model: nn.Module, embeddings: TextEmbeddings) -> Iterator[Non
                 classifier.set_words(*embeddings.by_word(), things)
         yield
     finally:
-        for classifier, (state, words) in zip(classifiers, former, strict=True):
+        for classifier, state in zip(classifiers, former, strict=True):
             classifier.set_embeddings(*state)
             if isinstance(classifier, SegmentTextClassifier):
-                classifier.set_words(*words)
+                classifier.set_words(*words[classifier])

@@ -124,11 +124,6 @@ def test_precision_is_checked_when_building(new_open_clip):
         )
 
 
-def test_captioners_are_refused():
-    with pytest.raises(ValueError, match="coca_ViT-B-32 is a CoCa"):
-        load_clip("coca_ViT-B-32")
-
-
 @pytest.mark.parametrize("build", [load_clip, load_tower])
 @pytest.mark.parametrize("with_file", [True, False])
 def test_building_leaves_the_randomness_of_the_run_alone(build, with_file, weights) -> None:

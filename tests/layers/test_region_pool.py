@@ -83,12 +83,6 @@ def test_half_precision_maps_are_pooled_in_float32(dense):
     torch.testing.assert_close(masked, expected, **TOLERANCE)
 
 
-def test_full_mask_equals_the_whole_image_box(dense):
-    masks = [torch.ones(1, 6, 10, dtype=torch.bool)] * 2
-    whole = roi_embeddings(dense, [boxes((0, 0, 160, 96))] * 2, 16)
-    torch.testing.assert_close(mask_embeddings(dense, masks), whole, **TOLERANCE)
-
-
 def test_box_masks_round_both_corners_down():
     rows = boxes((0, 0, 160, 96), (16, 32, 72, 95), (17, 33, 32, 48), (80, 80, 85, 83))
     masks = box_masks(rows, 16, (6, 10))

@@ -241,7 +241,8 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
     cells_SNC = features.flatten(2).permute(2, 0, 1)
     cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
     attended_SND = _attend(cells_SNC, cells_SNC, pool)
-    return attended_SND.permute(1, 2, 0).unflatten(2, (height, width))
+    count, channels = features.shape[0], attended_SND.shape[2]
+    return attended_SND.permute(1, 2, 0).reshape(count, channels, height, width)
 
 
 def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:

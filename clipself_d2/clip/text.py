@@ -78,7 +78,7 @@ class TextEncoder(nn.Module):
         blocks = getattr(getattr(part, "transformer", None), "resblocks", ())
         if trained_blocks > len(blocks):
             raise ValueError(
-                f"the text tower has {len(blocks)} blocks, not {trained_blocks}; -1 trains all"
+                f"the text tower has {len(blocks)} blocks, not {trained_blocks}; -1: all"
             )
         if trained_blocks < 0:
             self.requires_grad_(True)

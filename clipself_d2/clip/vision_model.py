@@ -56,7 +56,7 @@ class VisionModel(nn.Module):
         timm_name, options = VISION_MODELS.get(name, (name, {}))
         if not timm.is_model(timm_name.split(".")[0]):
             raise ValueError(
-                f"there is no vision model {name!r} in timm nor among {tuple(VISION_MODELS)}"
+                f"no vision model {name!r} is in timm nor among {tuple(VISION_MODELS)}"
             )
         options = {**options, **overrides}
         if not timm_name.startswith("samvit"):

@@ -93,9 +93,7 @@ class TextClassifier(nn.Module):
         if tuple(base_mask.shape) != shape[:1]:
             raise ValueError(f"base mask has shape {tuple(base_mask.shape)} for {shape[0]} classes")
         if background is None and self.background_mode == "text":
-            raise ValueError(
-                "these text embeddings have no background; rebuild them, or make it zero"
-            )
+            raise ValueError("text embeddings have no background; rebuild them, or make it zero")
         if background is None:
             background = torch.zeros_like(self.background)
         if not (embeddings_KD.isfinite().all() and background.isfinite().all()):

@@ -93,15 +93,15 @@ def read_annotation_file(
 
 
 def read_instances(
-    path: str | Path, *, purpose: str = TRAINING, remedy: str = DEFAULT_REMEDY, quiet: bool = False
+    path: str | Path, *, remedy: str = DEFAULT_REMEDY, quiet: bool = False
 ) -> Content:
-    """Read a COCO or LVIS file of boxes and masks, and mend or refuse what is faulty.
+    """Read a COCO or LVIS file of boxes and masks for training; mend or refuse what is faulty.
 
-    ``purpose`` is ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``. One warning tells the number
-    of each kind of mended rows, unless ``quiet``, as it will be said later.
+    One warning tells the number of each kind of mended rows, unless ``quiet``, as it will be said
+    later.
     """
-    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
-    return check_instances(path, content, purpose=purpose, remedy=remedy, quiet=quiet)
+    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy)
+    return check_instances(path, content, purpose=TRAINING, remedy=remedy, quiet=quiet)
 
 
 def check_instances(

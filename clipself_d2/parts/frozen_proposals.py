@@ -85,9 +85,7 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     backbone = build_backbone(own)
     generator = build_proposal_generator(own, backbone.output_shape())
     if generator is None:
-        raise ValueError(
-            f"MODEL.FROZEN_RPN.CONFIG {cfg.MODEL.FROZEN_RPN.CONFIG} has no proposal network"
-        )
+        raise ValueError("the config of MODEL.FROZEN_RPN.CONFIG has no proposal network")
     network = FrozenProposals(
         backbone=backbone,
         proposal_generator=generator,

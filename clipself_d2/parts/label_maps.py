@@ -15,7 +15,7 @@ _AREA_GAP = 0.01
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
+def read_label_map(path: str) -> np.ndarray:
     """Read a picture of class labels, of 8 or more bits: (H, W), a copy that may be changed.
 
     It is png, tif or what else Pillow reads; a FileNotFoundError or ValueError says that it is
@@ -27,7 +27,7 @@ def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
                 f"label map {path} has the mode {picture.mode}, expected one number a pixel; "
                 "convert it from colours to class labels"
             )
-        return np.array(picture, dtype=dtype)
+        return np.array(picture, dtype=np.int64)
 
 
 def read_segment_colours(path: str) -> np.ndarray:
@@ -75,7 +75,7 @@ def check_segments(
         fault = f"has segments of other areas than the annotation file, by {gap:.0f} px"
     if fault:
         raise ValueError(
-            f"panoptic map {path} {fault}; it may be another picture's: check the folder of maps"
+            f"panoptic map {path} {fault}; it may be another picture's: check the folder"
         )
 
 

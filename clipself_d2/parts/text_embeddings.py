@@ -111,9 +111,7 @@ def training_vocabulary(cfg: CfgNode, *, semantic: bool = False) -> Vocabulary:
     given = cfg.MODEL.VOCABULARY.DATASET
     name = given or next(iter(cfg.DATASETS.TRAIN), "")
     if not name:
-        raise ValueError(
-            "no data set gives the classes; set MODEL.VOCABULARY.DATASET or DATASETS.TRAIN"
-        )
+        raise ValueError("there are no classes; set MODEL.VOCABULARY.DATASET or DATASETS.TRAIN")
     read = semantic_vocabulary if semantic else dataset_vocabulary
     return read(name, "MODEL.VOCABULARY.DATASET" if given else "DATASETS.TRAIN")
 

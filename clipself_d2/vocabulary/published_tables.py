@@ -74,9 +74,7 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
     except (EOFError, OSError, TypeError, ValueError) as error:
         # What numpy says goes on with advice to run the file's code.
         reason = "it is cut short or holds objects" if path.suffix == ".npy" else str(error)
-        raise ValueError(
-            f"embedding file {path} cannot be read as tensors alone: {reason}"
-        ) from error
+        raise ValueError(f"embedding file {path} cannot be read as tensors: {reason}") from error
     if isinstance(content, np.ndarray):
         content = torch.as_tensor(content)
     if isinstance(content, Tensor) and content.ndim == 2 and content.numel():

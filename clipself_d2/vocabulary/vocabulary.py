@@ -245,9 +245,7 @@ def _read_lines(text: str) -> dict[str, object]:
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     for number, line in numbered:
         if _FOREIGN_LINE.match(line):
-            raise ValueError(
-                f"line {number} is {line[:_SHOWN]!r}, no class; write one a line, or a .json list"
-            )
+            raise ValueError(f"line {number} is {line[:_SHOWN]!r}; write one class a line, or json")
     counted = [_COUNT.search(line) is not None for _, line in numbered]
     if len(counted) > 1 and all(counted[1:]) and not counted[0] and "," in numbered[0][1]:
         raise ValueError(f"the first line {numbered[0][1]!r} looks like a header; remove it")

@@ -112,12 +112,10 @@ class BlockTower(VisionTower):
     def check_form(self, form: DenseForm) -> None:
         """Raise a ValueError unless the tower can have a form."""
         if form.residual == "class" and not self.num_prefix:
-            raise ValueError(
-                f"{self.name} has no class token for the dense form {form}; use clipself"
-            )
+            raise ValueError(f"{self.name} has no class token for the form {form}; use clipself")
         if form.layers > self.num_blocks:
             raise ValueError(
-                f"the form {form} sums {form.layers} blocks, and {self.name} has {self.num_blocks}"
+                f"{form} sums {form.layers} blocks, and {self.name} has {self.num_blocks}"
             )
 
     def idle_parameters(self) -> list[nn.Parameter]:

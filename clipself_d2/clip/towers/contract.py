@@ -201,7 +201,7 @@ class VisionTower(nn.Module, ABC):
         """
         if window_size or global_blocks:
             raise ValueError(
-                f"{self.name} has no attention; leave window_size at 0 and global_blocks empty"
+                f"{self.name} has no attention; leave window_size at 0, no global_blocks"
             )
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:

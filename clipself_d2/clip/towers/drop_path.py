@@ -49,7 +49,5 @@ def _replace(tower: VisionTower, block: nn.Module, name: str, rate: float) -> No
     if not isinstance(getattr(block, name), nn.Identity | DropPath):
         if rate == 0:
             return
-        raise ValueError(
-            f"{tower.name} has layer scales in the place of the drop path; leave it at 0"
-        )
+        raise ValueError(f"{tower.name} has layer scales in place of a drop path; leave it at 0")
     setattr(block, name, DropPath(rate) if rate else nn.Identity())

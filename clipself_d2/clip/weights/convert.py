@@ -92,9 +92,7 @@ def convert_checkpoint(
 
 def _check_output(source: Path, output: Path, to: str, force: bool) -> None:
     if (output.suffix == _SAFETENSORS) != (to == "safetensors"):
-        raise ValueError(
-            f"--to {to} and {output.name} disagree: {_SAFETENSORS} is for safetensors alone"
-        )
+        raise ValueError(f"--to {to} and {output.name} disagree: {_SAFETENSORS} is for safetensors")
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name a file in it")
     if output.exists() and source.exists() and output.samefile(source):

@@ -211,8 +211,8 @@ def check_listed(
         value = row[key]
         if type(value) not in (int, str) or (type(value), value) not in known:
             section = {"image_id": "images", "category_id": "categories"}[key]
-            listed_not = f"which {section!r} does not list"
-            raise _fault(path, f"has an annotation with {key} {value!r}, {listed_not}", remedy)
+            lack = f"which {section!r} does not list"
+            raise _fault(path, f"has an annotation with {key} {value!r}, {lack}", remedy)
 
 
 def check_pixels(path: str | Path, rows: Sequence[Row], remedy: str) -> None:

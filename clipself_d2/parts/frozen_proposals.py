@@ -85,7 +85,10 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     backbone = build_backbone(own)
     generator = build_proposal_generator(own, backbone.output_shape())
     if generator is None:
-        raise ValueError("the config of MODEL.FROZEN_RPN.CONFIG has no proposal network")
+        raise ValueError(
+            f"MODEL.FROZEN_RPN.CONFIG {cfg.MODEL.FROZEN_RPN.CONFIG} has no proposal network; its "
+            "MODEL.PROPOSAL_GENERATOR.NAME must be RPN"
+        )
     network = FrozenProposals(
         backbone=backbone,
         proposal_generator=generator,

@@ -1,4 +1,4 @@
-"""MODEL.CLIP as an image tower and a text tower, MODEL.VFM; nothing else reads these keys.
+"""MODEL.CLIP as image and text tower, and MODEL.VFM; nothing else reads these keys.
 
 The keys that a model reads for itself, which blocks it takes (TAP_BLOCKS), are read beside it.
 """

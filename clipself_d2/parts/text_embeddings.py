@@ -145,7 +145,7 @@ def read_text_embeddings(
         if same_names:
             raise ValueError(_difference(given.vocabulary, vocabulary, options.EMBEDDINGS))
         logger.info(
-            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored, which are "
+            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs are "
             "built", options.EMBEDDINGS, vocabulary.num_classes,
         )  # fmt: skip
     if not clip.PRETRAINED:

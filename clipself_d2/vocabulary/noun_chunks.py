@@ -30,6 +30,7 @@ _WORD = re.compile(r"[a-z][a-z\-]*$")
 _END = "."
 _ADJECTIVE_ENDINGS = ("ful", "ous", "less", "ible", "able", "ish", "ive", "est", "ly")
 _NOUN, _PASSED, _BREAK = "noun", "passed", "break"
+
 # Plurals that no rule undoes.
 IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "persons": "person",

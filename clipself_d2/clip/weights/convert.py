@@ -92,7 +92,10 @@ def convert_checkpoint(
 
 def _check_output(source: Path, output: Path, to: str, force: bool) -> None:
     if (output.suffix == _SAFETENSORS) != (to == "safetensors"):
-        raise ValueError(f"--to {to} and {output.name} disagree: {_SAFETENSORS} is for safetensors")
+        raise ValueError(
+            f"--to {to} and the name {output.name} disagree: safetensors files end with "
+            f"{_SAFETENSORS}, the others with .pt or .pth"
+        )
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name a file in it")
     if output.exists() and source.exists() and output.samefile(source):

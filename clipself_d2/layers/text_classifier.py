@@ -63,7 +63,7 @@ class TextClassifier(nn.Module):
         if background_mode == "learned":
             if background is None:
                 raise ValueError(
-                    "a learned background starts from the text embedding of one; rebuild the file"
+                    "a learned background starts from its text embedding, of which there is none"
                 )
             self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)

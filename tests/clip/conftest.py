@@ -187,6 +187,21 @@ def tower(made_tower: VisionTower) -> VisionTower:
     return copy.deepcopy(made_tower)
 
 
+@pytest.fixture(scope="session")
+def check_gradients() -> Callable[..., None]:
+    """Function that holds the gradients of a loss on a dense map against what is trained."""
+
+    def check(tower: VisionTower, *size: int, form: str | None = None) -> None:
+        dense = tower.forward_dense(torch.randn(2, 3, *size), form=form).embedding
+        (dense * torch.randn_like(dense)).sum().backward()
+        for name, parameter in tower.named_parameters():
+            gradient = parameter.grad
+            assert (gradient is not None) == parameter.requires_grad, name
+            assert gradient is None or gradient.abs().max() > 0, name
+
+    return check
+
+
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> Path:
     """The embedded CLIP as a folder of the hub, with pixel statistics of its own."""

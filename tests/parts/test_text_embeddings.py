@@ -61,11 +61,8 @@ def give(cfg: CfgNode, stored: TextEmbeddings, folder: Path) -> None:
     cfg.MODEL.VOCABULARY.EMBEDDINGS = str(folder / "text.pt")
 
 
-def test_classes_are_those_of_the_first_training_set(cfg: CfgNode) -> None:
+def test_data_set_of_the_vocabulary_goes_before_the_first_training_set(cfg: CfgNode) -> None:
     assert training_vocabulary(cfg) == PETS
-
-
-def test_data_set_of_the_vocabulary_goes_before_the_training_set(cfg: CfgNode) -> None:
     MetadataCatalog.get("text_tools").thing_classes = ["saw"]
     cfg.MODEL.VOCABULARY.DATASET = "text_tools"
     assert training_vocabulary(cfg).names == ("saw",)

@@ -22,7 +22,7 @@ from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
 from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
-from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS
+from clipself_d2.layers.nms import SOFT_NMS_METHODS
 from clipself_d2.parts.words import did_you_mean, shortened
 from clipself_d2.referring.norms import NORMS
 from clipself_d2.runs.checkpoints import leaves

@@ -37,9 +37,7 @@ def report(module: str) -> str:
     return doctor.check_component(*COMPONENTS[module])
 
 
-def test_a_working_environment_is_ok_from_top_to_bottom(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_working_environment_is_ok_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert "FAIL" not in printed

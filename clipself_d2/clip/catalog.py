@@ -57,11 +57,8 @@ def describe(name: str) -> TowerEntry:
     try:
         tower = build_tower(visual, name=name, pixel_mean=blank, pixel_std=blank)
     except ValueError as error:
-        return TowerEntry(name, False, _reason(name, error), 0, embed_dim, size, words)
+        # The reason alone, without the name and the advice.
+        note = str(error).removeprefix(f"{name} ").split(";", 1)[0].replace("|", "/")
+        return TowerEntry(name, False, note, 0, embed_dim, size, words)
     sizes = tower.patch_size, tower.embed_dim, tower.image_size
     return TowerEntry(name, True, tower.path, *sizes, words)
-
-
-def _reason(name: str, error: ValueError) -> str:
-    """What an error says of a model, without its name and the advice."""
-    return str(error).removeprefix(f"{name} ").split(";", 1)[0].replace("|", "/")

@@ -41,9 +41,7 @@ def restrict_training(tower: nn.Module, rule: str) -> HeldRows:
             third = len(parameter) // 3
             held.append((parameter, slice(third, 2 * third)))
     if trained and not any(parameter.requires_grad for _, parameter in trained):
-        raise ValueError(
-            f"the rule {rule} leaves nothing of {type(tower).__name__} to train; use all"
-        )
+        raise ValueError(f"the rule {rule} leaves no weight of the tower to train; use all")
     for parameter, rows in held:
         # A list that is emptied holds nothing any more.
         parameter.register_hook(  # type: ignore[no-untyped-call]

@@ -59,6 +59,7 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tower = model.tower
+    # open_clip counts pixels from 0 to 1.
     pixels = {
         "mean": [value / 255 for value in tower.pixel_mean],
         "std": [value / 255 for value in tower.pixel_std],

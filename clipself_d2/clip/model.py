@@ -41,11 +41,7 @@ register_project_models()
 
 # Towers by the type of open_clip's image tower, and by that of the trunk of its timm towers.
 _TOWERS = ((VisionTransformer, OpenClipViTTower), (ModifiedResNet, ResNetTower))
-_TIMM_TOWERS = (
-    (Eva, EvaTower),
-    (TimmVisionTransformer, TimmViTTower),
-    (ConvNeXt, ConvNeXtTower),
-)
+_TIMM_TOWERS = ((Eva, EvaTower), (TimmVisionTransformer, TimmViTTower), (ConvNeXt, ConvNeXtTower))
 
 
 class ClipModel(nn.Module):
@@ -161,7 +157,18 @@ def _build(
         weights = name
     tag, path = (None, None) if weights is None else find_weights(name, weights)
     clip, settings = _create(name, tag)
-    return clip, _take_tower(clip, name, precision, settings), path
+    # The image tower is moved out of the model, so that each weight has one owner.
+    visual = clip.visual
+    del clip.visual
+    (red, green, blue), (std_red, std_green, std_blue) = _pixel_statistics(name, settings)
+    tower = build_tower(
+        visual,
+        name=name,
+        pixel_mean=(255.0 * red, 255.0 * green, 255.0 * blue),
+        pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
+        precision=precision,
+    )
+    return clip, tower, path
 
 
 @own_randomness()
@@ -172,6 +179,7 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
     config = open_clip.get_model_config(name)
     if "multimodal_cfg" in config:
         raise ValueError(f"{name} is a CoCa with a captioning decoder; choose a CLIP")
+    # get_model_config gives a copy, which may be changed.
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     if "hf_model_name" in config["text_cfg"]:
         check_transformers(name)
@@ -186,22 +194,6 @@ def _create(name: str, tag: str | None) -> tuple[CLIP | CustomTextCLIP, dict[str
     except RuntimeError as error:
         raise ValueError(f"the weights {tag!r} do not fit {name}: {error}") from error
     return clip, settings
-
-
-def _take_tower(
-    clip: CLIP | CustomTextCLIP, name: str, precision: str, settings: dict[str, Any]
-) -> VisionTower:
-    """Move the image tower out of a model, so that each weight has one owner."""
-    visual = clip.visual
-    del clip.visual
-    (red, green, blue), (std_red, std_green, std_blue) = _pixel_statistics(name, settings)
-    return build_tower(
-        visual,
-        name=name,
-        pixel_mean=(255.0 * red, 255.0 * green, 255.0 * blue),
-        pixel_std=(255.0 * std_red, 255.0 * std_green, 255.0 * std_blue),
-        precision=precision,
-    )
 
 
 def _pixel_statistics(

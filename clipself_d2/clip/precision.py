@@ -52,6 +52,7 @@ def has_bf16(device: torch.device) -> bool:
     """Tell whether a device multiplies bf16 matrices in hardware, so that "auto" is bf16 there."""
     if device.type == "cpu":
         return cpu_has_bf16()
+    # Emulated bf16 of older GPUs is slower than float32.
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

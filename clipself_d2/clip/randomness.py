@@ -27,6 +27,7 @@ def own_randomness(*seed: int) -> Iterator[None]:
         torch.default_generator.manual_seed(for_torch)
         if gpus:
             torch.cuda.manual_seed(for_torch)
+        # numpy's old generator takes 32 bits.
         np.random.seed(for_numpy % 2**32)
         random.seed(for_python)
         try:

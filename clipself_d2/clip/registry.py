@@ -22,11 +22,9 @@ CONFIG_FOLDER = _FOLDER / "model_configs"
 _ZOO = _FOLDER.parent / "model_zoo" / "checkpoints"
 # Weights of the project's own models by (name, tag): whole CLIPs, and image towers alone.
 PROJECT_WEIGHTS = {
-    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors",
+    ("ViT-Ti-8-emoji", "emoji"): _FOLDER / "pretrained" / "ViT-Ti-8-emoji.safetensors"
 }
-PROJECT_TOWERS = {
-    ("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth",
-}
+PROJECT_TOWERS = {("ViT-Ti-8-emoji", "emoji_clipself"): _ZOO / "emoji" / "clipself_proposals.pth"}
 HUB_PREFIX = "hf-hub:"
 # A folder that is laid out as a model on the hub.
 FOLDER_PREFIX = "local-dir:"
@@ -77,8 +75,7 @@ def check_transformers(name: str) -> None:
     """Raise a ValueError where a known model needs transformers, which is not installed."""
     if needs_transformers(name) and importlib.util.find_spec("transformers") is None:
         raise ValueError(
-            f"the text tower of {name} needs Hugging Face's transformers; run "
-            'pip install -e ".[transformers]"'
+            f'the text tower of {name} needs transformers; run pip install -e ".[transformers]"'
         )
 
 
@@ -91,6 +88,7 @@ def embed_dim(name: str) -> int:
 def native_image_size(name: str) -> int:
     """Look up the side of a model's native input, px; the model is not built."""
     check_name(name)
+    # 224 is open_clip's own default.
     size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
     return int(size if isinstance(size, int) else size[0])
 
@@ -138,21 +136,19 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
     FileNotFoundError.
     """
     try:
-        if tag.startswith(FOLDER_PREFIX):
-            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
-            return settings, str(_folder_file(tag, HUB_WEIGHTS))
-        if tag.startswith(HUB_PREFIX):
-            settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+        if not is_published(tag):
+            settings = open_clip.get_pretrained_cfg(name, tag)
             with _no_retries():
-                return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
-        settings = open_clip.get_pretrained_cfg(name, tag)
+                return settings, open_clip.download_pretrained(settings)
+        settings = dict(hub_config(tag).get("preprocess_cfg", {}))
+        if tag.startswith(FOLDER_PREFIX):
+            return settings, str(_folder_file(tag, HUB_WEIGHTS))
         with _no_retries():
-            return settings, open_clip.download_pretrained(settings)
+            return settings, download_pretrained_from_hf(tag.removeprefix(HUB_PREFIX))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
-            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here and "
-            "give its path as the weights"
+            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here"
         ) from error
 
 
@@ -172,9 +168,8 @@ def hub_config(hub_id: str) -> dict[str, Any]:
             path = download_pretrained_from_hf(repository, filename=HUB_CONFIG)
     except OSError as error:
         raise FileNotFoundError(
-            f"{hub_id} is not in the cache and the Hugging Face hub does not give its "
-            f"{HUB_CONFIG} ({_first_line(error)}); check the id and the network, or download the "
-            "repository where there is one and give the path of its weights file"
+            f"{hub_id} is not in the cache and the hub does not give its {HUB_CONFIG} "
+            f"({_first_line(error)}); check the id and the network, or give a file of weights"
         ) from error
     return _model_config(hub_id, Path(path))
 

@@ -6,6 +6,7 @@ Legend: N texts, T tokens, D joint embedding.
 import logging
 import re
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +78,7 @@ class TextEncoder(nn.Module):
         blocks = getattr(getattr(part, "transformer", None), "resblocks", ())
         if trained_blocks > len(blocks):
             raise ValueError(
-                f"{trained_blocks} trainable blocks of the text tower asked for, but it has "
-                f"{len(blocks)}; 0 trains none and -1 the whole tower"
+                f"the text tower has {len(blocks)} blocks, not {trained_blocks}; -1: all"
             )
         if trained_blocks < 0:
             self.requires_grad_(True)
@@ -194,6 +194,7 @@ class TextEncoder(nn.Module):
         lengths = torch.full((len(tokens),), tokens.shape[1])
         if self.reads_end_token:
             lengths = tokens.argmax(dim=1) + 1
+        # Ascending, so that the last row of a batch is its longest.
         order = lengths.argsort(stable=True)
         for rows in torch.split(order, batch_size or _BATCH_SIZES.get(device.type, 256)):
             length = int(lengths[rows[-1]])
@@ -208,23 +209,18 @@ class TextEncoder(nn.Module):
     def warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
         """Warn of texts whose end the tower does not read; (N, T) tokens are ``tokenize``'s."""
         length = tokens.shape[1]
+        # Tokenizers of other libraries may fill up with another number than 0.
         padding = 0 if self.reads_end_token else int(self.tokenize([""])[0, -1])
         full = (tokens[:, -1] != padding).nonzero()[:, 0].tolist()
         # What fills the context may just fit: one more token then finds nothing to hold.
         longer = self.tokenize([texts[number] for number in full], length + 1)
         changed = (longer[:, :-1] != tokens[full]).any(1) | (longer[:, -1] != padding)
-        cut = [
-            texts[number] for number, is_cut in zip(full, changed.tolist(), strict=True) if is_cut
-        ]
+        cut = [texts[number] for number in compress(full, changed.tolist())]
         if cut:
             logger.warning(
                 "%d of %d texts are longer than the %d tokens that the text tower reads, and cut: "
-                "%r and others",
-                len(cut),
-                len(texts),
-                length,
-                f"{cut[0][:_SHOWN]}...",
-            )
+                "%r and others", len(cut), len(texts), length, f"{cut[0][:_SHOWN]}...",
+            )  # fmt: skip
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List lower-case words that the model cannot know, in order of appearance.

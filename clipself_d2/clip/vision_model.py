@@ -56,8 +56,7 @@ class VisionModel(nn.Module):
         timm_name, options = VISION_MODELS.get(name, (name, {}))
         if not timm.is_model(timm_name.split(".")[0]):
             raise ValueError(
-                f"there is no vision model {name!r}; take one of {tuple(VISION_MODELS)} or a name "
-                "of timm"
+                f"no vision model {name!r} is in timm nor among {tuple(VISION_MODELS)}"
             )
         options = {**options, **overrides}
         if not timm_name.startswith("samvit"):
@@ -95,6 +94,7 @@ class VisionModel(nn.Module):
             to the student's.
         """
         normalised = (pixels.float() - self.mean) / self.std
+        # Models that take any size have been built with the option of that name.
         sam = not hasattr(self.model, "dynamic_img_size")
         size = self.model.patch_embed.img_size if sam else tuple(self.patch_size * s for s in grid)
         picture = F.interpolate(normalised, size=size, mode="bilinear", antialias=True)

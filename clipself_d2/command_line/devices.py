@@ -23,8 +23,8 @@ def find_device(device: str, key: str, *, is_asked: bool) -> str:
             return device
         if count or is_asked:
             raise ValueError(
-                f"{key} is {device}, but torch finds {count} NVIDIA GPUs with a driver here; set "
-                f"{key} to {'cuda' if count else 'cpu'}"
+                f"{key} is {device}, but torch finds {count} NVIDIA GPUs; set {key} to "
+                f"{'cuda' if count else 'cpu'}"
             )
         logger.warning("%s is %s, but there is no NVIDIA GPU here; cpu is used", key, device)
         return "cpu"
@@ -32,7 +32,5 @@ def find_device(device: str, key: str, *, is_asked: bool) -> str:
         try:
             torch.zeros(1, device=kind).tolist()
         except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
-            raise ValueError(
-                f"{key} is {device}, which cannot be used here; set {key} to cpu"
-            ) from error
+            raise ValueError(f"{key} is {device}, which fails here; set {key} to cpu") from error
     return device

@@ -41,13 +41,11 @@ def _check_places(flags: argparse.Namespace) -> None:
     """Refuse machines and GPUs that are not there."""
     if flags.machine_rank >= flags.num_machines:
         raise ValueError(
-            f"--machine-rank is {flags.machine_rank}; with --num-machines {flags.num_machines} it "
-            f"is 0 to {flags.num_machines - 1}"
+            f"--machine-rank is {flags.machine_rank}, not below --num-machines {flags.num_machines}"
         )
     if torch.cuda.is_available() and flags.num_gpus > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()} GPUs here"
-        )
+        found = torch.cuda.device_count()
+        raise ValueError(f"--num-gpus is {flags.num_gpus}, but there are {found} GPUs here")
 
 
 def run_processes(action: Callable[..., object], args: tuple, flags: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """What the values of keys may be: one table, read once where a config comes in."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,9 +22,10 @@ from clipself_d2.clip.towers.dense_form import DENSE_FORMS
 from clipself_d2.data.detection_mapper import FLIPS
 from clipself_d2.data.region_sampler import REGION_SOURCES
 from clipself_d2.detection.offline_proposals import ANNOTATED_BOXES, FROZEN_RPN
-from clipself_d2.layers.soft_nms import SOFT_NMS_METHODS
+from clipself_d2.layers.nms import SOFT_NMS_METHODS
 from clipself_d2.parts.words import did_you_mean, shortened
 from clipself_d2.referring.norms import NORMS
+from clipself_d2.runs.checkpoints import leaves
 from clipself_d2.segmentation.panoptic import POOLINGS
 from clipself_d2.vocabulary.templates import TEMPLATE_NAMES
 
@@ -57,40 +58,36 @@ _COUNT, _NATURAL, _SHARE = _between(1), _between(0), _between(0, 1)
 _SIDE, _BELOW_ONE = _between(1, _LARGEST_SIDE), _between(0, 0.999999)
 _RULES: dict[Rule, str] = {
     _COUNT: """
-        MODEL.RETINANET.NUM_CLASSES TEST.IMS_PER_BATCH
-        SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.ACCUMULATION_STEPS
-        INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.REGIONS.MAX_BOXES
-        MODEL.DISTILL.SAMPLED_CLASSES MODEL.OV_PANOPTIC.NUM_QUERIES MODEL.OV_PANOPTIC.NUM_LAYERS
-        MODEL.OV_PANOPTIC.NUM_POINTS MODEL.SEM_SEG_HEAD.CONVS_DIM
-        MODEL.FPN.OUT_CHANNELS MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-        MODEL.RPN.BATCH_SIZE_PER_IMAGE MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.PRE_NMS_TOPK_TEST
-        MODEL.RPN.POST_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TEST""",
+        MODEL.RETINANET.NUM_CLASSES TEST.IMS_PER_BATCH SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER
+        SOLVER.CHECKPOINT_PERIOD SOLVER.ACCUMULATION_STEPS INPUT.MAX_SIZE_TRAIN
+        INPUT.MAX_SIZE_TEST INPUT.REGIONS.MAX_BOXES MODEL.DISTILL.SAMPLED_CLASSES
+        MODEL.OV_PANOPTIC.NUM_QUERIES MODEL.OV_PANOPTIC.NUM_LAYERS MODEL.OV_PANOPTIC.NUM_POINTS
+        MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.FPN.OUT_CHANNELS MODEL.ROI_HEADS.NUM_CLASSES
+        MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE MODEL.RPN.BATCH_SIZE_PER_IMAGE
+        MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.PRE_NMS_TOPK_TEST MODEL.RPN.POST_NMS_TOPK_TRAIN
+        MODEL.RPN.POST_NMS_TOPK_TEST""",
     _NATURAL: """
-        DATALOADER.NUM_WORKERS TEST.EVAL_PERIOD TEST.PICTURES VIS_PERIOD
-        SOLVER.WARMUP_ITERS INPUT.MIN_SIZE_TEST
-        SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_BIAS
-        SOLVER.BACKBONE_MULTIPLIER SOLVER.BIAS_LR_FACTOR MODEL.CLIP_FPN.SQUARE_SIZE
-        MODEL.CLIP.WINDOW_SIZE MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT MODEL.OPEN_VOCAB.FOCAL_GAMMA
-          MODEL.CRIS.NUM_LAYERS
-        MODEL.OV_PANOPTIC.PIXEL_ATTENTION_LAYERS
-        MODEL.CRIS.KERNEL_SIZE MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.RPN.NMS_THRESH
-        MODEL.RETINANET.NMS_THRESH_TEST""",
+        DATALOADER.NUM_WORKERS TEST.EVAL_PERIOD TEST.PICTURES VIS_PERIOD SOLVER.WARMUP_ITERS
+        INPUT.MIN_SIZE_TEST SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
+        SOLVER.WEIGHT_DECAY_BIAS SOLVER.BACKBONE_MULTIPLIER SOLVER.BIAS_LR_FACTOR
+        MODEL.CLIP_FPN.SQUARE_SIZE MODEL.CLIP.WINDOW_SIZE MODEL.OPEN_VOCAB.BACKGROUND_WEIGHT
+        MODEL.OPEN_VOCAB.FOCAL_GAMMA MODEL.CRIS.NUM_LAYERS
+        MODEL.OV_PANOPTIC.PIXEL_ATTENTION_LAYERS MODEL.CRIS.KERNEL_SIZE
+        MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.RPN.NMS_THRESH MODEL.RETINANET.NMS_THRESH_TEST""",
     _above(0): """
         MODEL.OPEN_VOCAB.SCALE MODEL.OPEN_VOCAB.CLIP_SCALE INPUT.REGIONS.CROP_ENLARGE
         SOLVER.ADAM_EPS SOLVER.GAMMA SOLVER.CLIP_GRADIENTS.CLIP_VALUE
         SOLVER.CLIP_GRADIENTS.NORM_TYPE""",
     _SHARE: """
-        MODEL.OV_PANOPTIC.RECOGNITION
-        MODEL.OPEN_VOCAB.CLIP_OBJECTNESS
-        MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA MODEL.OPEN_VOCAB.ENSEMBLE_BETA MODEL.DISTILL.STUDENT_SHARE
-         MODEL.ROI_HEADS.SCORE_THRESH_TEST SOLVER.WARMUP_FACTOR
+        MODEL.OV_PANOPTIC.RECOGNITION MODEL.OPEN_VOCAB.CLIP_OBJECTNESS
+        MODEL.OPEN_VOCAB.ENSEMBLE_ALPHA MODEL.OPEN_VOCAB.ENSEMBLE_BETA
+        MODEL.DISTILL.STUDENT_SHARE MODEL.ROI_HEADS.SCORE_THRESH_TEST SOLVER.WARMUP_FACTOR
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.POSITIVE_FRACTION
         MODEL.RETINANET.SCORE_THRESH_TEST DATALOADER.REPEAT_THRESHOLD""",
     _BELOW_ONE: "MODEL.CLIP.DROP_PATH MODEL.CRIS.DROPOUT SOLVER.MOMENTUM",
     _above(0, 1): "SOLVER.LAYER_DECAY",
     _between(-1): """
-        MODEL.CLIP.TRAINABLE_BLOCKS MODEL.CLIP.TEXT_TRAINABLE_BLOCKS
-        MODEL.BACKBONE.FREEZE_AT""",
+        MODEL.CLIP.TRAINABLE_BLOCKS MODEL.CLIP.TEXT_TRAINABLE_BLOCKS MODEL.BACKBONE.FREEZE_AT""",
     _between(-1, 2**31): "SEED",
     _between(0, _LARGEST_SIDE): "INPUT.LSJ_SIZE",
     _between(3, 77): "MODEL.CRIS.WORD_LEN",
@@ -181,7 +178,7 @@ _UNEQUAL = {"SOLVER.WARMUP_ITERS", "SOLVER.ACCUMULATION_STEPS"}
 
 def check_values(cfg: CfgNode) -> None:
     """Raise a ValueError for values out of range, and for words that nothing is called."""
-    values = dict(_leaves(cfg))
+    values = dict(leaves(cfg))
     for key, value in values.items():
         _check(key, key, value)
     sizes = values["INPUT.MIN_SIZE_TRAIN"]
@@ -209,10 +206,10 @@ def check_registered(names: Iterable[str], key: str) -> None:
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
+            near = did_you_mean(str(name), known)
             raise ValueError(
-                f"{key} names {name!r}, which is no registered data set"
-                f"{did_you_mean(str(name), known)}; register it, or write KIND:PATH as "
-                "docs/words.md says"
+                f"{key} names {name!r}, which is no registered data set{near}; register it, or "
+                "write KIND:PATH as docs/words.md says"
             )
 
 
@@ -221,7 +218,7 @@ def near_key(key: str, cfg: CfgNode | DictConfig) -> str:
     if key.startswith("-"):
         return "; flags go before the keys"
     content: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
-    return did_you_mean(key, (name for name, _ in _leaves(content)))
+    return did_you_mean(key, (name for name, _ in leaves(content)))
 
 
 def name_fields(text: str) -> str:
@@ -251,11 +248,3 @@ def _holds(rule: Rule, value: Any) -> bool:
         return bool(rule[0](value))
     except TypeError:
         return False
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from clipself_d2.detection.base_losses import base_only_loss, log_accuracy, mask_novel
-from clipself_d2.layers.limited_nms import limited_nms
-from clipself_d2.layers.soft_nms import batched_soft_nms
+from clipself_d2.layers.nms import batched_soft_nms, limited_nms
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import build_text_classifier, training_embeddings
 

@@ -25,9 +25,8 @@ from clipself_d2.distillation.terms import (
     VocabularyTerm,
     read_terms,
 )
-from clipself_d2.parts.image_tower import load_whole_clip
+from clipself_d2.parts.image_tower import build_vfm, load_whole_clip
 from clipself_d2.parts.text_embeddings import training_vocabulary
-from clipself_d2.parts.vfm import build_vfm
 from clipself_d2.vocabulary import Vocabulary
 
 # Iterations between two lines of metrics.json, Detectron2's default.

@@ -46,6 +46,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
         angle_M = torch.arange(self.num_heads) * (2.0 * math.pi / self.num_heads)
         way_M2 = torch.stack([angle_M.cos(), angle_M.sin()], dim=1)
+        # Onto the square around the query, so that the first points are whole cells away.
         way_M2 = way_M2 / way_M2.abs().amax(dim=1, keepdim=True)
         steps_P = torch.arange(1, self.num_points + 1)
         start = way_M2[:, None, None] * steps_P[:, None]
@@ -73,19 +74,22 @@ class DeformableAttention(nn.Module):
         shape = (count, num_queries, heads, levels, points)
         offsets = self.offsets(query_NQC).view(*shape, 2)
         weights = self.weights(query_NQC).view(count, num_queries, heads, -1).softmax(-1)
+        # One softmax over the points of all levels; then (L, N * M, Q, P).
         weights = weights.view(shape).permute(3, 0, 2, 1, 4).flatten(1, 2)
         values = self.values(tokens_NTC).view(count, -1, heads, channels // heads)
-        values = values.permute(0, 2, 3, 1).flatten(0, 1)
+        values = values.permute(0, 2, 3, 1).flatten(0, 1)  # (N * M, C / M, T)
         sums = torch.zeros_like(values[..., :1]).expand(-1, -1, num_queries)
         sizes = [height * width for height, width in grids]
         for level, value in enumerate(values.split(sizes, dim=2)):
             height, width = grids[level]
+            # Offsets are in cells, places in shares of the map.
             scale = offsets.new_tensor([width, height])
             places = places_Q2[None, :, None, None] + offsets[:, :, :, level] / scale
             places = places.permute(0, 2, 1, 3, 4).flatten(0, 1)
             sampled = F.grid_sample(
                 value.reshape(*value.shape[:2], height, width), 2 * places - 1, align_corners=False
             )
+            # (N * M, C / M, Q, P), weighted and summed over the points.
             sums = sums + (sampled * weights[level][:, None]).sum(-1)
         merged = sums.reshape(count, channels, num_queries).transpose(1, 2)
         output: Tensor = self.output(merged)

@@ -43,7 +43,7 @@ def focal_scaled_loss(
     log_label_R = log_probability_RK1.gather(1, labels_R[:, None])[:, 0]
     loss_R = -log_label_R
     if gamma:
-        doubt_R = -torch.expm1(log_label_R)
+        doubt_R = -torch.expm1(log_label_R)  # 1 - p, exact where p is near 1
         loss_R = loss_R * doubt_R.clamp(min=_LEAST_DOUBT) ** gamma
     is_background = labels_R == logits_RK1.shape[1] - 1
     weight_R = torch.where(is_background, background_weight, 1.0)

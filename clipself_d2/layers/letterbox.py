@@ -26,14 +26,8 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
 def letterbox_image(image: np.ndarray, size: int, border: tuple[float, float, float]) -> np.ndarray:
     """Place a picture (H, W, 3) uint8 on the canvas, cubic, in a border colour of 0 to 255."""
     matrix = letterbox_matrix(image.shape[0], image.shape[1], size)
-    placed = cv2.warpAffine(
-        image,
-        matrix,
-        (size, size),
-        flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=border,
-    )
+    # The border of warpAffine is constant unless it is told otherwise.
+    placed = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=border)
     return np.asarray(placed)
 
 
@@ -44,14 +38,12 @@ def letterbox_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """
     matrix = letterbox_matrix(mask.shape[0], mask.shape[1], size)
     scaled = np.asarray(mask, np.uint8) * 255
-    placed = cv2.warpAffine(scaled, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0.0)
+    placed = cv2.warpAffine(scaled, matrix, (size, size), flags=cv2.INTER_LINEAR)
     return np.asarray(placed, np.float32) / 255.0
 
 
 def restore_map(canvas: np.ndarray, height: int, width: int) -> np.ndarray:
     """Cut a map (S, S) float32 back to the picture's (H, W), cubic; its range may grow a little."""
     inverse = invert_matrix(letterbox_matrix(height, width, canvas.shape[0]))
-    restored = cv2.warpAffine(
-        canvas, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0.0
-    )
-    return np.asarray(restored)
+    # Beyond the canvas is 0, which is warpAffine's default border.
+    return np.asarray(cv2.warpAffine(canvas, inverse, (width, height), flags=cv2.INTER_CUBIC))

@@ -25,6 +25,7 @@ def line_positions(
     frequencies = torch.exp(steps * (-math.log(_BASE) / channels))
     places = torch.arange(length, dtype=torch.float32, device=device)
     if span is not None:
+        # From 1, as in DETR: the last place has the whole angle.
         places = (places + 1) * (span / length)
     angles = places[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)

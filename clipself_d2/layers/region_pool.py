@@ -29,10 +29,7 @@ class RegionTokenTower(Protocol):
 
 
 def roi_embeddings(
-    dense_NDhw: Tensor,
-    boxes: Sequence[Tensor | np.ndarray],
-    stride: float,
-    normalize: bool = True,
+    dense_NDhw: Tensor, boxes: Sequence[Tensor | np.ndarray], stride: float, normalize: bool = True
 ) -> Tensor:
     """Average a dense map over boxes by RoIAlign to one cell.
 
@@ -55,6 +52,7 @@ def roi_embeddings(
         raise ValueError(f"dense maps are (N, D, h, w), got {tuple(dense_NDhw.shape)}")
     dense = dense_NDhw.float()
     rois = _box_tensors(boxes, len(dense), f"maps of {len(dense)}", dense.device)
+    # A sampling_ratio of -1 takes as many samples as the box covers cells.
     pooled = roi_align(dense, rois, 1, spatial_scale=1.0 / stride, sampling_ratio=-1, aligned=True)
     pooled = pooled[..., 0, 0]
     return F.normalize(pooled, dim=1) if normalize else pooled
@@ -66,8 +64,7 @@ def _box_tensors(
     """One (Ki, 4) float32 tensor for each image, on a device."""
     if len(boxes) != num_images:
         raise ValueError(
-            f"got boxes for {len(boxes)} images but {owners}; give a list with one (K, 4) part for "
-            "each image"
+            f"got boxes for {len(boxes)} images but {owners}; give one (K, 4) part for each image"
         )
     return [_box_tensor(part, device) for part in boxes]
 
@@ -99,7 +96,7 @@ def box_masks(boxes_R4: Tensor | np.ndarray, stride: float, grid: tuple[int, int
     Reference: the pooling "v1" of the code published with CLIPSelf, arXiv 2310.01403.
     """
     cells = torch.floor(_box_tensor(boxes_R4) / stride)
-    left, top, right, bottom = cells[:, :, None].unbind(1)
+    left, top, right, bottom = cells[:, :, None].unbind(1)  # (R, 1) each
     rows = torch.arange(grid[0], device=cells.device)
     columns = torch.arange(grid[1], device=cells.device)
     inside_rows = (rows >= top) & (rows < bottom)
@@ -159,13 +156,13 @@ def mask_embeddings(
     """
     if len(masks) != len(dense_NDhw):
         raise ValueError(f"got masks for {len(masks)} images but maps of {len(dense_NDhw)}")
+    # An empty part, so that no images make a table too.
     pooled = [dense_NDhw.new_zeros((0, dense_NDhw.shape[1]), dtype=torch.float32)]
     for dense, given in zip(dense_NDhw.float(), masks, strict=True):
         mask = torch.as_tensor(given)
         if mask.shape[1:] != dense.shape[1:]:
-            raise ValueError(
-                f"mask grid {tuple(mask.shape[1:])} is not the map's {tuple(dense.shape[1:])}"
-            )
+            got, grid = tuple(mask.shape[1:]), tuple(dense.shape[1:])
+            raise ValueError(f"mask grid {got} is not the map's {grid}")
         weight = mask.to(dense)
         total = torch.einsum("khw,dhw->kd", weight, dense)
         pooled.append(total / (weight.sum((1, 2))[:, None] + _EPSILON))

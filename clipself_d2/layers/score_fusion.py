@@ -29,11 +29,10 @@ def fuse_scores(
 
     Reference: F-VLM, arXiv 2209.15639, Eq. 5, as used by F-ViT in CLIPSelf, arXiv 2310.01403.
     """
-    missing = detector_RK.shape[1] - len(base_mask)
+    columns = detector_RK.shape[1]
+    missing = columns - len(base_mask)
     if missing not in (0, 1):
-        raise ValueError(
-            f"base mask has {len(base_mask)} entries for {detector_RK.shape[1]} scores"
-        )
+        raise ValueError(f"base mask has {len(base_mask)} entries for {columns} scores")
     is_base = torch.cat([base_mask.bool(), base_mask.new_ones(missing, dtype=torch.bool)])
     return _fuse(detector_RK, clip_RK, torch.where(is_base, alpha, beta).to(detector_RK))
 
@@ -65,6 +64,7 @@ def fuse_passing(
         but for the last bit.
     """
     exponent_K = torch.where(base_mask.bool(), alpha, beta).to(detector_RK1)
+    # F-VLM, Eq. 5: detector^(1 - exponent) * CLIP^exponent, and neither factor is above 1.
     least_detector = _least_factor(threshold, 1 - exponent_K)
     passing = (detector_RK1[:, :-1] > least_detector).logical_and_(
         clip_RK1[:, :-1] > _least_factor(threshold, exponent_K)
@@ -123,11 +123,13 @@ def ensemble_log_probs(
     if recognition:
         best_Q1 = clip_QK.float().softmax(-1).amax(-1, keepdim=True)
         share = recognition if seen_Q is None else recognition * seen_Q[..., None]
+        # Geometric mean of objectness and of CLIP's largest probability.
         void_Q1 = 1 - (1 - void_Q1) ** (1 - share) * best_Q1**share
     exponent = torch.where(base_mask.bool(), alpha, beta).to(detector_QK1.device, torch.float32)
     if seen_Q is not None:
         exponent = exponent * seen_Q[..., None]
     inside = detector_QK1[..., :-1].float().log_softmax(-1)
     outside = clip_QK.float().log_softmax(-1)
+    # Exponents are the weights of logarithms; the softmax makes classes sum to 1 again.
     classes = ((1 - exponent) * inside + exponent * outside).softmax(-1)
     return (torch.cat([classes * (1 - void_Q1), void_Q1], dim=-1) + _LEAST_PROBABILITY).log()

@@ -67,11 +67,9 @@ class SegmentTextClassifier(TextClassifier):
         (W, D) unit embeddings, the (W,) number of every word's class, and (K,) True for things.
         """
         count = self.num_classes
-        if tuple(words_WD.shape) != (len(word_class_W), self.embed_dim):
-            raise ValueError(
-                f"words have shape {tuple(words_WD.shape)}, expected ({len(word_class_W)}, "
-                f"{self.embed_dim})"
-            )
+        got, expected = tuple(words_WD.shape), (len(word_class_W), self.embed_dim)
+        if got != expected:
+            raise ValueError(f"words have shape {got}, expected {expected}")
         if set(word_class_W.tolist()) != set(range(count)) or len(thing_mask_K) != count:
             raise ValueError(
                 f"words and kinds are needed for every one of {count} classes; got words of "
@@ -91,6 +89,7 @@ class SegmentTextClassifier(TextClassifier):
         with torch.autocast(region_RD.device.type, enabled=False):
             unit = F.normalize(region_RD.float(), dim=-1)
             words = unit @ self.words_WD.T
+            # The maximum over each class's words; every class has one, so that no -inf is left.
             best = words.new_full((*words.shape[:-1], self.num_classes), -torch.inf)
             index = self.word_class_W.expand_as(words)
             best = best.scatter_reduce(-1, index, words, "amax")

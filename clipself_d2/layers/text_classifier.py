@@ -52,9 +52,7 @@ class TextClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if background_mode not in BACKGROUND_MODES:
-            raise ValueError(
-                f"background_mode is {background_mode!r}; it is one of {BACKGROUND_MODES}"
-            )
+            raise ValueError(f"background_mode is {background_mode!r}, not in {BACKGROUND_MODES}")
         self.background_mode = background_mode
         self.embed_dim = int(embeddings_KD.shape[-1])
         multiplier = torch.tensor(float(scale))
@@ -65,8 +63,7 @@ class TextClassifier(nn.Module):
         if background_mode == "learned":
             if background is None:
                 raise ValueError(
-                    "a learned background starts from the text embedding of the word background, "
-                    "but these embeddings have none; rebuild them"
+                    "a learned background starts from its text embedding, of which there is none"
                 )
             self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)
@@ -96,10 +93,7 @@ class TextClassifier(nn.Module):
         if tuple(base_mask.shape) != shape[:1]:
             raise ValueError(f"base mask has shape {tuple(base_mask.shape)} for {shape[0]} classes")
         if background is None and self.background_mode == "text":
-            raise ValueError(
-                "these text embeddings have no background; rebuild them, or make the background "
-                "zero or learned"
-            )
+            raise ValueError("text embeddings have no background; rebuild them, or make it zero")
         if background is None:
             background = torch.zeros_like(self.background)
         if not (embeddings_KD.isfinite().all() and background.isfinite().all()):
@@ -128,6 +122,7 @@ class TextClassifier(nn.Module):
         with torch.autocast(region_RD.device.type, enabled=False):
             region = F.normalize(region_RD.float(), dim=-1)
             classes, background = self.embeddings_KD.float(), self.background_embedding()[None]
+            # In parts on a CPU without gradients alone: a GPU gains nothing by it.
             trains = torch.is_grad_enabled() or region.is_cuda
             if trains or self.num_classes <= _COLUMNS:
                 return region @ torch.cat([classes, background.float()]).T

@@ -59,8 +59,7 @@ def get(config_path: str, overrides: Sequence[str] = (), *, trained: bool = Fals
         overrides = [*overrides, "MODEL.WEIGHTS", get_checkpoint_url(config_path)]
     cfg = get_config(config_path, overrides)
     if isinstance(cfg, DictConfig):
-        lazy: nn.Module = instantiate(cfg.model)
-        return lazy.eval()
+        return instantiate(cfg.model).eval()
     model = Trainer.build_model(self_contained(cfg))
     if cfg.MODEL.WEIGHTS:
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)

@@ -1,5 +1,6 @@
 """The one reading of annotation files: before training and before scoring, whoever named them."""
 
+import itertools
 import json
 import logging
 import os
@@ -44,11 +45,13 @@ def read_json(path: str | Path, *, remedy: str = DEFAULT_REMEDY) -> Any:
         return json.loads(path.read_bytes())
     except RecursionError:
         # The traceback has a thousand levels.
-        raise ValueError(
-            f"file {path} is not JSON of rows: it is nested too deeply; {remedy}"
-        ) from None
+        raise ValueError(f"file {path} is not JSON: it is nested too deeply; {remedy}") from None
     except ValueError as error:
         raise ValueError(f"file {path} is not JSON ({error}); {remedy}") from error
+
+
+def _fault(path: str | Path, what: str, remedy: str) -> ValueError:
+    return ValueError(f"annotation file {path} {what}; {remedy}")
 
 
 def read_annotation_file(
@@ -64,16 +67,12 @@ def read_annotation_file(
     """
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
-        raise ValueError(
-            f"annotation file {path} holds a {type(content).__name__}, expected an object with "
-            f"the keys {', '.join(sections)}; {remedy}"
-        )
+        expected = f"expected an object with the keys {', '.join(sections)}"
+        raise _fault(path, f"holds a {type(content).__name__}, {expected}", remedy)
     for section in sections:
         rows = content.get(section)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"annotation file {path} lacks a list of objects under {section!r}; {remedy}"
-            )
+            raise _fault(path, f"lacks a list of objects under {section!r}", remedy)
     if "images" not in sections:
         return content
     images = content["images"]
@@ -81,33 +80,28 @@ def read_annotation_file(
     if purpose == TRAINING and not all(any(key in row for key in FILE_KEYS) for row in images):
         check_keys(path, "images", images, FILE_KEYS[:1], remedy)
     if not images:
-        raise ValueError(f"annotation file {path} lists no image; {remedy}")
-    apply_rules(path, images, IMAGE_RULES, {}, purpose=purpose, remedy=remedy)
+        raise _fault(path, "lists no image", remedy)
+    apply_rules(path, images, IMAGE_RULES, {}, section="images", purpose=purpose, remedy=remedy)
     check_unique(path, "images", images, "id", remedy)
     if len({type(row["id"]) for row in images}) > 1:
-        raise ValueError(
-            f"annotation file {path} has image ids of which some are texts; number the images"
-        )
+        raise _fault(path, "has image ids of which some are texts", "number the images")
     absolute = sum(os.path.isabs(str(row.get("file_name", ""))) for row in images)
     if absolute and purpose == TRAINING:
-        logger.warning(
-            "%s: %d images have an absolute file_name; the folder of the images is not used",
-            path,
-            absolute,
-        )
+        words = "images have an absolute file_name; the folder of the images is not used"
+        logger.warning("%s: %d %s", path, absolute, words)
     return content
 
 
 def read_instances(
-    path: str | Path, *, purpose: str = TRAINING, remedy: str = DEFAULT_REMEDY, quiet: bool = False
+    path: str | Path, *, remedy: str = DEFAULT_REMEDY, quiet: bool = False
 ) -> Content:
-    """Read a COCO or LVIS file of boxes and masks, and mend or refuse what is faulty.
+    """Read a COCO or LVIS file of boxes and masks for training; mend or refuse what is faulty.
 
-    ``purpose`` is ``TRAINING``, ``COCO_SCORING`` or ``LVIS_SCORING``. One warning tells the number
-    of each kind of mended rows, unless ``quiet``, as it will be said later.
+    One warning tells the number of each kind of mended rows, unless ``quiet``, as it will be said
+    later.
     """
-    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy, purpose=purpose)
-    return check_instances(path, content, purpose=purpose, remedy=remedy, quiet=quiet)
+    content = read_annotation_file(path, tuple(INSTANCE_SECTIONS), remedy=remedy)
+    return check_instances(path, content, purpose=TRAINING, remedy=remedy, quiet=quiet)
 
 
 def check_instances(
@@ -136,8 +130,10 @@ def check_categories(path: str | Path, categories: list[Row], remedy: str) -> No
     """Refuse categories without a number and a name of their own."""
     check_keys(path, "categories", categories, INSTANCE_SECTIONS["categories"], remedy)
     if not categories:
-        raise ValueError(f"annotation file {path} lists no category; {remedy}")
-    apply_rules(path, categories, CATEGORY_RULES, {}, purpose=TRAINING, remedy=remedy)
+        raise _fault(path, "lists no category", remedy)
+    apply_rules(
+        path, categories, CATEGORY_RULES, {}, section="categories", purpose=TRAINING, remedy=remedy
+    )
     for key in ("id", "name"):
         check_unique(path, "categories", categories, key, remedy)
 
@@ -148,6 +144,7 @@ def apply_rules(
     rules: Sequence[Rule],
     sizes: Sizes,
     *,
+    section: str = "annotations",
     purpose: str,
     remedy: str,
     quiet: bool = False,
@@ -165,10 +162,8 @@ def apply_rules(
             if mended is None or not rule.finds(mended, sizes):
                 continue
             if rule.mend is None:
-                raise ValueError(
-                    f"annotation file {path} has {rule.fault} in entry {number} of "
-                    f"{rule.section!r}: {_shown(row)}, {rule.advice}; {remedy}"
-                )
+                place = f"in entry {number} of {section!r}: {_shown(row)}"
+                raise _fault(path, f"has {rule.fault} {place}, {rule.advice}", remedy)
             counts[rule.fault, rule.advice] += 1
             mended = rule.mend(mended, sizes)
         if mended is not None:
@@ -182,13 +177,9 @@ def apply_rules(
 def _shown(row: Row) -> str:
     """The fields that faults are in, cut to a line."""
     keys = ("id", "file_name", "width", "height", "bbox", "segmentation", "iscrowd", "name")
-    parts = []
-    for key in keys:
-        if key in row:
-            value = repr(row[key])
-            value = value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "..."
-            parts.append(f"{key} {value}")
-    return ", ".join(parts)
+    shown = {key: repr(row[key]) for key in keys if key in row}
+    cut = {k: v if len(v) <= MAX_SHOWN else f"{v[:MAX_SHOWN]}..." for k, v in shown.items()}
+    return ", ".join(f"{key} {value}" for key, value in cut.items())
 
 
 def check_keys(
@@ -198,10 +189,8 @@ def check_keys(
     for number, row in enumerate(rows):
         for key in keys:
             if key not in row:
-                raise ValueError(
-                    f"annotation file {path} lacks the key {key!r} in entry {number} of "
-                    f"{section!r}; {remedy}"
-                )
+                place = f"in entry {number} of {section!r}"
+                raise _fault(path, f"lacks the key {key!r} {place}", remedy)
 
 
 def check_unique(path: str | Path, section: str, rows: list[Row], key: str, remedy: str) -> None:
@@ -209,37 +198,31 @@ def check_unique(path: str | Path, section: str, rows: list[Row], key: str, reme
     if len({row[key] for row in rows}) == len(rows):
         return
     value, count = Counter(row[key] for row in rows).most_common(1)[0]
-    raise ValueError(
-        f"annotation file {path} has {count} {section} with {key} {value!r}, expected each once; "
-        f"{remedy}"
-    )
+    raise _fault(path, f"has {count} {section} with {key} {value!r}, expected one", remedy)
 
 
 def check_listed(
     path: str | Path, rows: list[Row], key: str, listed: list[Row], remedy: str
 ) -> None:
     """Refuse rows whose ``image_id`` or ``category_id`` the file does not list."""
+    # With the type: in Python 1, 1.0 and True are one key.
     known = {(type(row["id"]), row["id"]) for row in listed}
     for row in rows:
         value = row[key]
         if type(value) not in (int, str) or (type(value), value) not in known:
             section = {"image_id": "images", "category_id": "categories"}[key]
-            raise ValueError(
-                f"annotation file {path} has an annotation with {key} {value!r}, which "
-                f"{section!r} does not list; {remedy}"
-            )
+            lack = f"which {section!r} does not list"
+            raise _fault(path, f"has an annotation with {key} {value!r}, {lack}", remedy)
 
 
 def check_pixels(path: str | Path, rows: Sequence[Row], remedy: str) -> None:
     """Refuse sound boxes that are all in 0 to 1 and not all whole: fractions of the sides."""
     has_fraction = False
-    for row in rows:
-        for side in row["bbox"]:
-            if not 0 <= side <= 1:
-                return
-            has_fraction = has_fraction or side not in (0, 1)
+    # A loop, as it ends with the first box of a file in px.
+    for side in itertools.chain.from_iterable(row["bbox"] for row in rows):
+        if not 0 <= side <= 1:
+            return
+        has_fraction = has_fraction or side not in (0, 1)
     if has_fraction:
-        raise ValueError(
-            f"annotation file {path} has no bbox beyond 0 to 1: they seem to be normalised; "
-            f"multiply them by width and height of their image; {remedy}"
-        )
+        advice = "multiply them by width and height of their image"
+        raise _fault(path, f"has no bbox beyond 0 to 1, as if normalised; {advice}", remedy)

@@ -27,7 +27,6 @@ class Rule:
     """A kind of fault.
 
     Attributes:
-        section: List of the file that such rows are in.
         fault: The fault of one row, after "has".
         finds: Tells whether a row has the fault, given the sizes of the images.
         advice: What is expected where it is refused; what is done where it is mended.
@@ -36,7 +35,6 @@ class Rule:
         purposes: What the rule holds for.
     """
 
-    section: str
     fault: str
     finds: Callable[[Row, Sizes], bool]
     advice: str
@@ -101,10 +99,6 @@ def _no_box(row: Row, _: Sizes) -> bool:
     return not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)))
 
 
-def _negative_box(row: Row, _: Sizes) -> bool:
-    return min(row["bbox"][2:]) < 0
-
-
 def _empty_box(row: Row, _: Sizes) -> bool:
     return min(row["bbox"][2:]) == 0
 
@@ -135,6 +129,7 @@ def _strange_runs(row: Row, sizes: Sizes) -> bool:
         counts = _unpacked(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         return True
+    # pycocotools takes it as given that the runs fill the picture.
     return bool(sum(counts) != width * height)
 
 
@@ -143,6 +138,7 @@ def _unpacked(text: str) -> list[int] | None:
     counts: list[int] = []
     value = shift = 0
     for letter in text:
+        # Five bits a letter, of COCO's code: bit 5 says that more follow, bit 4 is the sign.
         bits = ord(letter) - 48
         if not 0 <= bits < 64:
             return None
@@ -196,21 +192,15 @@ def _dropped(_: Row, __: Sizes) -> None:
 
 IMAGE_RULES = (
     Rule(
-        "images",
         "an id that is neither a whole number nor a text",
         _no_id,
         "expected a number for each image",
     ),
-    Rule("images", "no size", _no_size, "expected width and height, in px"),
+    Rule("no size", _no_size, "expected width and height, in px"),
     Rule(
-        "images",
-        "no file_name",
-        _no_file,
-        "expected the image's path below its folder",
-        purposes=(TRAINING,),
+        "no file_name", _no_file, "expected the image's path below its folder", purposes=(TRAINING,)
     ),
     Rule(
-        "images",
         "a list of categories that is no list of ids",
         _strange_lists,
         f"expected lists of category ids under {' and '.join(LVIS_LISTS)}",
@@ -218,13 +208,11 @@ IMAGE_RULES = (
 )
 CATEGORY_RULES = (
     Rule(
-        "categories",
         "an id that is no whole number",
         lambda row, _: type(row["id"]) is not int,
         "expected numbers, which the annotations have as category_id",
     ),
     Rule(
-        "categories",
         "a name that is no words",
         lambda row, _: not (isinstance(row["name"], str) and row["name"].strip()),
         "expected words",
@@ -232,29 +220,24 @@ CATEGORY_RULES = (
 )
 BOX_RULES = (
     Rule(
-        "annotations",
-        "a bbox that is not four finite numbers",
-        _no_box,
-        "expected [x, y, width, height], in px",
+        "a bbox that is not four finite numbers", _no_box, "expected [x, y, width, height], in px"
     ),
-    Rule("annotations", "a box of negative width or height", _negative_box, "left out", _dropped),
+    Rule(
+        "a box of negative width or height",
+        lambda row, _: min(row["bbox"][2:]) < 0,
+        "left out",
+        _dropped,
+    ),
 )
 INSTANCE_RULES = (
+    Rule("an id that is neither a whole number nor a text", _no_id, "expected numbers from 1"),
     Rule(
-        "annotations",
-        "an id that is neither a whole number nor a text",
-        _no_id,
-        "expected numbers from 1",
-    ),
-    Rule(
-        "annotations",
         "an iscrowd that is neither 0 nor 1",
         lambda row, _: row.get("iscrowd", 0) not in (0, 1, None),
         "expected 0 or 1",
     ),
     *BOX_RULES,
     Rule(
-        "annotations",
         "a box of zero width or height",
         _empty_box,
         "left out of training",
@@ -262,7 +245,6 @@ INSTANCE_RULES = (
         purposes=(TRAINING,),
     ),
     Rule(
-        "annotations",
         "a box of zero width or height",
         _empty_box,
         "counted as the reference scorers count it: as never found",
@@ -270,19 +252,16 @@ INSTANCE_RULES = (
         purposes=SCORING,
     ),
     Rule(
-        "annotations",
         "a segmentation that is neither polygons nor run lengths",
         _strange_mask,
         "expected a list of polygons, each a list of x, y, x, y in px, or no such key",
     ),
     Rule(
-        "annotations",
         "run lengths of a mask that do not fit its image",
         _strange_runs,
         "expected counts, and size as [height, width] of the image, or no such key",
     ),
     Rule(
-        "annotations",
         "a polygon without an area",
         _bad_polygons,
         "these polygons are left out, and the object where it has no other",
@@ -290,7 +269,6 @@ INSTANCE_RULES = (
         purposes=(TRAINING,),
     ),
     Rule(
-        "annotations",
         "a polygon without an area",
         _bad_polygons,
         "these polygons are left out of the masks",
@@ -298,7 +276,6 @@ INSTANCE_RULES = (
         purposes=SCORING,
     ),
     Rule(
-        "annotations",
         "no area",
         _no_area,
         "taken from the mask, or from the box where there is none",
@@ -306,7 +283,6 @@ INSTANCE_RULES = (
         purposes=SCORING,
     ),
     Rule(
-        "annotations",
         "no iscrowd",
         lambda row, _: row.get("iscrowd") is None,
         "taken as 0",
@@ -315,7 +291,6 @@ INSTANCE_RULES = (
     ),
     # LVIS knows no such key.
     Rule(
-        "annotations",
         "an iscrowd of null",
         lambda row, _: row.get("iscrowd", 0) is None,
         "taken as 0",
@@ -326,7 +301,6 @@ INSTANCE_RULES = (
 # Of the annotations of a panoptic file.
 SEGMENT_RULES = (
     Rule(
-        "annotations",
         "a file_name or segments_info of another kind",
         lambda row, _: (
             not (isinstance(row["file_name"], str) and row["file_name"])

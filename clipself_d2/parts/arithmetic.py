@@ -87,6 +87,7 @@ def _number(node: ast.expr, names: Mapping[str, Any]) -> Any:
         return _UNARY[type(node.op)](*numbers(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
         left, right = numbers(node.left, node.right)
+        # Whole numbers of Python grow without end, and with them the time.
         if isinstance(node.op, ast.Pow) and abs(right) > _MAX_POWER:
             raise ValueError(f"the power {right} is above {_MAX_POWER}")
         return _BINARY[type(node.op)](left, right)

@@ -19,8 +19,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith((".pkl", ".pyth")):
-            loaded: dict[str, Any] = super()._load_file(filename)
-            return loaded
+            return super()._load_file(filename)
         content = self._torch_load(filename)
         if filename.endswith(".pyth"):
             if "model_state" not in content:

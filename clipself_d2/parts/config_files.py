@@ -43,16 +43,14 @@ def _applying(function: Callable[[str], object]) -> Callable[[yaml.SafeLoader, y
     return construct
 
 
-def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
-    """A tuple as the list that merging makes into the kind of sequence that the key holds."""
-    return list(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
-
-
 _DataLoader.add_constructor(f"{_PYTHON}object/apply:eval", _applying(evaluate))
 _DataLoader.add_constructor(
     f"{_PYTHON}object/apply:detectron2.model_zoo.get_config_file", _applying(get_config_file)
 )
-_DataLoader.add_constructor(f"{_PYTHON}tuple", _sequence)
+# A tuple as a list: merging makes it the kind of sequence that the key holds.
+_DataLoader.add_constructor(
+    f"{_PYTHON}tuple", lambda loader, node: list(loader.construct_sequence(node, deep=True))
+)
 
 
 @lru_cache(256)
@@ -122,5 +120,4 @@ def read_config_file(config_file: str | Path) -> dict[str, Any]:
     An OSError or ValueError says that there is no such file, or no yaml, or a tag that could run
     code.
     """
-    content: dict[str, Any] = _DataNode.load_yaml_with_base(str(config_file))
-    return content
+    return _DataNode.load_yaml_with_base(str(config_file))

@@ -75,14 +75,12 @@ def check_form(tower: VisionTower, stored: Form | None, key: str) -> None:
         )
     if _FORM in found and not tower.any_form:
         raise ValueError(
-            f"{key} was trained in the dense form {stored[_FORM]}, but {_FORM} is {wanted[_FORM]}, "
-            f"in which it scores otherwise; set {_FORM} (LazyConfig: dense_form) to the former, or "
-            "MODEL.CLIP.ANY_FORM (any_form) to True if the change is meant"
+            f"{key} was trained in the dense form {stored[_FORM]}, but {_FORM} is {wanted[_FORM]}; "
+            "set it (dense_form) to the former, or MODEL.CLIP.ANY_FORM (any_form) if this is meant"
         )
     if found:
+        changes = ", ".join(f"{name} was {stored[name]}, is {wanted[name]}" for name in found)
+        remedy = "set the keys to the former values unless the change is meant"
         logger.warning(
-            "%s was trained in another form of dense features, and will score otherwise: %s; set "
-            "the keys to the former values unless the change is meant",
-            key,
-            ", ".join(f"{name} was {stored[name]}, is {wanted[name]}" for name in found),
+            "%s was trained in another form of dense features: %s; %s", key, changes, remedy
         )

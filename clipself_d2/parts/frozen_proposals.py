@@ -17,10 +17,10 @@ from clipself_d2.clip.randomness import own_randomness
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.config_files import merge_config_file
 from clipself_d2.parts.pixels import PixelModel
+from clipself_d2.parts.words import shortened
 
 # What a detector's checkpoint has beside its proposal network.
 _BESIDE = ("roi_heads.", "pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")
-_SHOWN = 3
 
 
 class FrozenProposals(PixelModel):
@@ -86,8 +86,8 @@ def build_frozen_proposals(cfg: CfgNode) -> FrozenProposals:
     generator = build_proposal_generator(own, backbone.output_shape())
     if generator is None:
         raise ValueError(
-            f"MODEL.FROZEN_RPN.CONFIG {cfg.MODEL.FROZEN_RPN.CONFIG} has no proposal "
-            "network; its MODEL.PROPOSAL_GENERATOR.NAME must be RPN"
+            f"MODEL.FROZEN_RPN.CONFIG {cfg.MODEL.FROZEN_RPN.CONFIG} has no proposal network; its "
+            "MODEL.PROPOSAL_GENERATOR.NAME must be RPN"
         )
     network = FrozenProposals(
         backbone=backbone,
@@ -114,15 +114,10 @@ class _StrictLoader(SafeCheckpointer):
             "missing": list(incompatible.missing_keys),
             "unknown": foreign,
         }
-        wrong = [
-            f"{len(keys)} {title} ({', '.join(keys[:_SHOWN])})"
-            for title, keys in found.items()
-            if keys
-        ]
+        wrong = [f"{title}: {shortened(keys, 3)}" for title, keys in found.items() if keys]
         if wrong:
-            raise ValueError(
-                "MODEL.FROZEN_RPN.WEIGHTS does not fit the network of CONFIG: " + "; ".join(wrong)
-            )
+            reason = "; ".join(wrong)
+            raise ValueError(f"MODEL.FROZEN_RPN.WEIGHTS does not fit the network: {reason}")
 
 
 def _read_config(cfg: CfgNode) -> CfgNode:

@@ -1,4 +1,4 @@
-"""MODEL.CLIP as an image tower and a text tower; nothing else reads these keys.
+"""MODEL.CLIP as image and text tower, and MODEL.VFM; nothing else reads these keys.
 
 The keys that a model reads for itself, which blocks it takes (TAP_BLOCKS), are read beside it.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 from clipself_d2.clip import ClipModel, VisionTower, load_clip, load_tower
 from clipself_d2.clip.towers.drop_path import set_drop_path
 from clipself_d2.clip.towers.tokens import TokenTower
+from clipself_d2.clip.vision_model import VisionModel
 from clipself_d2.parts.dense_form import check_form
-from clipself_d2.parts.vfm import build_vfm
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def load_whole_clip(cfg: CfgNode) -> ClipModel:
     the original, for ``build_image_tower`` to make the trained one of.
     """
     options = cfg.MODEL.CLIP
-    with _naming("NAME, PRETRAINED, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS"):
+    with _naming("MODEL.CLIP.NAME, PRETRAINED, TEXT_TRAINABLE_BLOCKS and TRAINABLE_PARTS"):
         clip = load_clip(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
         clip.text.freeze(options.TEXT_TRAINABLE_BLOCKS, parts=options.TRAINABLE_PARTS)
     return clip
@@ -45,7 +45,7 @@ def load_original_tower(cfg: CfgNode) -> VisionTower:
     It is in eval mode, with global attention everywhere.
     """
     options = cfg.MODEL.CLIP
-    with _naming("NAME and PRETRAINED"):
+    with _naming("MODEL.CLIP.NAME and PRETRAINED"):
         tower = load_tower(options.NAME, options.PRETRAINED or None, precision=options.PRECISION)
     if isinstance(tower, TokenTower):
         tower.set_compile(options.COMPILE)
@@ -83,10 +83,11 @@ def build_image_tower(
     options = cfg.MODEL.CLIP
     if original is None or options.WEIGHTS:
         weights = options.WEIGHTS or options.PRETRAINED or None
-        with _naming("NAME, WEIGHTS and PRETRAINED"):
+        with _naming("MODEL.CLIP.NAME, WEIGHTS and PRETRAINED"):
             tower = load_tower(options.NAME, weights, precision=options.PRECISION)
     else:
         tower = copy.deepcopy(original)
+    # Compared at the end, when all of the form is set, and of a student's file alone.
     trained_form, tower.trained_form = tower.trained_form, None
     tower.any_form = options.ANY_FORM
     tower.pixel_form = {  # type: ignore[assignment]
@@ -95,7 +96,7 @@ def build_image_tower(
     check_pixels(cfg, tower)
     _warn_of_unused(cfg, used)
     keys = "WINDOW_SIZE, GLOBAL_BLOCKS, DENSE_FORM, TRAINABLE_BLOCKS, TRAINABLE_PARTS and DROP_PATH"
-    with _naming(keys):
+    with _naming(f"MODEL.CLIP.{keys}"):
         tower.set_attention(window_size=options.WINDOW_SIZE, global_blocks=options.GLOBAL_BLOCKS)
         tower.checkpointing = options.ACTIVATION_CHECKPOINTING
         _set_compile(tower, options.COMPILE)
@@ -112,13 +113,18 @@ def build_image_tower(
     return tower
 
 
+def build_vfm(cfg: CfgNode) -> VisionModel:
+    """Build the frozen vision foundation model of MODEL.VFM."""
+    with _naming("MODEL.VFM.NAME and WEIGHTS"):
+        return VisionModel(cfg.MODEL.VFM.NAME, cfg.MODEL.VFM.WEIGHTS)
+
+
 def _proxy(cfg: CfgNode) -> Callable[[Tensor, tuple[int, int]], Tensor]:
     """Features by MODEL.VFM, which is no part of the tower and of its checkpoints."""
     model = build_vfm(cfg)
 
     def features(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        located: Tensor = model.to(pixels.device)(pixels, grid)
-        return located
+        return model.to(pixels.device)(pixels, grid)
 
     return features
 
@@ -136,21 +142,15 @@ def check_pixels(cfg: CfgNode, tower: VisionTower) -> None:
     """Hold INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD against what a tower was trained on."""
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     refuse_bgr(
-        cfg.INPUT.FORMAT,
-        mean,
-        tower,
-        keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+        cfg.INPUT.FORMAT, mean, tower, keys=("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
     )
     pairs = zip([*mean, *std], [*tower.pixel_mean, *tower.pixel_std], strict=True)
     if not all(abs(got - native) <= _PIXEL_TOLERANCE * native for got, native in pairs):
+        native = [[round(value, 3) for value in row] for row in (tower.pixel_mean, tower.pixel_std)]
         logger.warning(
             "images come with mean %s and std %s, but %s was trained with mean %s and std %s; its "
             "features will be poor unless MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say so",
-            mean,
-            std,
-            tower.name,
-            [round(value, 3) for value in tower.pixel_mean],
-            [round(value, 3) for value in tower.pixel_std],
+            *(mean, std, tower.name, *native),
         )
 
 
@@ -168,14 +168,13 @@ def refuse_bgr(
             f"{format_key} is {image_format}, but {tower.name} was trained on RGB; set "
             f"{format_key} RGB, and {mean_key} and {std_key} in the same order"
         )
-    mean, native = list(mean), tower.pixel_mean
-    if len(mean) != len(native):
+    mean = list(mean)
+    if len(mean) != 3:
         raise ValueError(f"{mean_key} has {len(mean)} values but CLIP takes RGB; give it three")
-    if math.dist(mean[::-1], native) < math.dist(mean, native):
+    if math.dist(mean[::-1], tower.pixel_mean) < math.dist(mean, tower.pixel_mean):
         raise ValueError(
             f"{mean_key} is {[round(value, 3) for value in mean]}, in the order BGR, but "
-            f"{tower.name} was trained on RGB with mean {[round(value, 3) for value in native]}; "
-            f"turn {mean_key} and {std_key} round"
+            f"{tower.name} was trained on RGB; turn {mean_key} and {std_key} round"
         )
 
 
@@ -185,18 +184,12 @@ def _naming(keys: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{error}; check MODEL.CLIP.{keys}") from error
+        raise type(error)(f"{error}; check {keys}") from error
 
 
 def _warn_of_unused(cfg: CfgNode, used: Collection[str]) -> None:
-    unused = [
-        f"MODEL.CLIP.{key} {cfg.MODEL.CLIP[key]}"
-        for key in OPTIONAL_KEYS
-        if key not in used and cfg.MODEL.CLIP[key]
-    ]
+    given = {key: cfg.MODEL.CLIP[key] for key in OPTIONAL_KEYS if key not in used}
+    unused = [f"MODEL.CLIP.{key} {value}" for key, value in given.items() if value]
     if unused:
-        logger.warning(
-            "%s is not used by MODEL.META_ARCHITECTURE %s",
-            " and ".join(unused),
-            cfg.MODEL.META_ARCHITECTURE,
-        )
+        keys, model = " and ".join(unused), cfg.MODEL.META_ARCHITECTURE
+        logger.warning("%s is not used by MODEL.META_ARCHITECTURE %s", keys, model)

@@ -15,7 +15,7 @@ _AREA_GAP = 0.01
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
+def read_label_map(path: str) -> np.ndarray:
     """Read a picture of class labels, of 8 or more bits: (H, W), a copy that may be changed.
 
     It is png, tif or what else Pillow reads; a FileNotFoundError or ValueError says that it is
@@ -27,7 +27,7 @@ def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
                 f"label map {path} has the mode {picture.mode}, expected one number a pixel; "
                 "convert it from colours to class labels"
             )
-        return np.array(picture, dtype=dtype)
+        return np.array(picture, dtype=np.int64)
 
 
 def read_segment_colours(path: str) -> np.ndarray:
@@ -46,9 +46,9 @@ def read_segment_colours(path: str) -> np.ndarray:
 
 def segment_ids(colours: np.ndarray) -> np.ndarray:
     """Join the bytes (H, W, 3) of COCO's panoptic pictures: (H, W) int32, R + 256 G + 65536 B."""
+    # Wider first: 256 times a byte overflows one.
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
-    ids: np.ndarray = red + 256 * green + 65536 * blue
-    return ids
+    return red + 256 * green + 65536 * blue
 
 
 def check_segments(
@@ -63,6 +63,7 @@ def check_segments(
     pixels = dict(zip(found, counts, strict=True))
     listed = {int(row["id"]) for row in segments}
     missing = sorted(listed - pixels.keys())
+    # 0 is COCO's unlabelled.
     strange = sorted(pixels.keys() - listed - {0}) if all_listed else []
     gap = sum(abs(pixels.get(row["id"], 0) - row["area"]) for row in segments if "area" in row)
     fault = ""
@@ -74,8 +75,7 @@ def check_segments(
         fault = f"has segments of other areas than the annotation file, by {gap:.0f} px"
     if fault:
         raise ValueError(
-            f"panoptic map {path} {fault}; it may be that of another picture: restore it, or check "
-            "the folder of the maps"
+            f"panoptic map {path} {fault}; it may be another picture's: check the folder"
         )
 
 

@@ -20,8 +20,7 @@ def get_config_file(config_path: str) -> str:
     path = recipe_folder() / config_path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{config_path} is no recipe of clipself_d2; clipself_d2.model_zoo.list_recipes() "
-            "names them"
+            f"{config_path} is no recipe; clipself_d2.model_zoo.list_recipes() names them"
         )
     return str(path)
 

@@ -75,11 +75,7 @@ def dataset_embeddings(
     vocabulary = dataset_vocabulary(name)
     warn_of_doubtful_names(vocabulary)
     return TextEmbeddings.load_or_build(
-        vocabulary,
-        clip=clip,
-        weights=weights,
-        templates=templates,
-        cache_dir=cache_dir,
+        vocabulary, clip=clip, weights=weights, templates=templates, cache_dir=cache_dir
     )
 
 
@@ -101,6 +97,7 @@ def semantic_vocabulary(name: str, key: str = "MODEL.VOCABULARY.DATASET") -> Voc
             f"the metadata of {name} has no stuff_classes, the classes of its label maps; name a "
             f"semantic data set in {key}"
         )
+    # ADE20K and COCO-Stuff list synonyms in one text.
     names = [entry.split(", ")[0] for entry in classes]
     novel = set(metadata.get("novel_classes") or ())
     return Vocabulary.from_names(names, novel=[entry for entry in names if entry in novel])
@@ -114,10 +111,7 @@ def training_vocabulary(cfg: CfgNode, *, semantic: bool = False) -> Vocabulary:
     given = cfg.MODEL.VOCABULARY.DATASET
     name = given or next(iter(cfg.DATASETS.TRAIN), "")
     if not name:
-        raise ValueError(
-            "there is no data set to take classes from; set MODEL.VOCABULARY.DATASET or "
-            "DATASETS.TRAIN"
-        )
+        raise ValueError("there are no classes; set MODEL.VOCABULARY.DATASET or DATASETS.TRAIN")
     read = semantic_vocabulary if semantic else dataset_vocabulary
     return read(name, "MODEL.VOCABULARY.DATASET" if given else "DATASETS.TRAIN")
 
@@ -127,11 +121,8 @@ def training_embeddings(cfg: CfgNode) -> TextEmbeddings:
     vocabulary = training_vocabulary(cfg)
     given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if given not in (_DETECTRON2_NUM_CLASSES, vocabulary.num_classes):
-        logger.warning(
-            "MODEL.ROI_HEADS.NUM_CLASSES %d is ignored: the vocabulary has %d classes",
-            given,
-            vocabulary.num_classes,
-        )
+        words = "MODEL.ROI_HEADS.NUM_CLASSES %d is ignored: the vocabulary has %d classes"
+        logger.warning(words, given, vocabulary.num_classes)
     return read_text_embeddings(cfg, vocabulary)
 
 
@@ -154,11 +145,9 @@ def read_text_embeddings(
         if same_names:
             raise ValueError(_difference(given.vocabulary, vocabulary, options.EMBEDDINGS))
         logger.info(
-            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs "
-            "are built",
-            options.EMBEDDINGS,
-            vocabulary.num_classes,
-        )
+            "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs are "
+            "built", options.EMBEDDINGS, vocabulary.num_classes,
+        )  # fmt: skip
     if not clip.PRETRAINED:
         logger.warning(
             "MODEL.CLIP.PRETRAINED is empty: the text embeddings come from random weights"
@@ -177,18 +166,13 @@ def warn_of_doubtful_names(vocabulary: Vocabulary) -> None:
     """Warn of classes that text cannot tell from one another or from the background."""
     alike = vocabulary.look_alikes
     if alike:
-        logger.warning(
-            "%d groups of classes read alike, so that only the first of a group is ever found: %s",
-            len(alike),
-            "; ".join(" = ".join(map(repr, group)) for group in alike[:_MOST_GROUPS]),
-        )
+        shown = "; ".join(" = ".join(map(repr, group)) for group in alike[:_MOST_GROUPS])
+        words = "%d groups of classes read alike, so that only the first of a group is found: %s"
+        logger.warning(words, len(alike), shown)
     empty = [name for name in vocabulary.names if clean_name(name) == BACKGROUND]
     if empty:
-        logger.warning(
-            "the class %r reads as the background that detectors tell from all classes; leave it "
-            "out of the classes",
-            empty[0],
-        )
+        words = "the class %r reads as the background of detectors; leave it out of the classes"
+        logger.warning(words, empty[0])
 
 
 def build_text_classifier(

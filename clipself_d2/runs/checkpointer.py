@@ -12,12 +12,7 @@ from clipself_d2.clip.weights.form import FORM_KEY
 from clipself_d2.parts.checkpointer import SafeCheckpointer
 from clipself_d2.parts.dense_form import check_forms, forms_of
 from clipself_d2.parts.words import shortened
-from clipself_d2.runs.checkpoints import (
-    check_finite,
-    flat_keys,
-    newest_of_run,
-    warn_of_changes,
-)
+from clipself_d2.runs.checkpoints import check_finite, flat_keys, newest_of_run, warn_of_changes
 from clipself_d2.runs.folder import (
     WholeFiles,
     begin_run,
@@ -51,7 +46,7 @@ class StrictCheckpointer(SafeCheckpointer):
         super().__init__(model, save_dir, **options)
         plain: Any = vars(self)["path_manager"]
         self.path_manager = WholeFiles(plain)
-        self._config = dict(flat_keys({} if config is None else config))
+        self._config = flat_keys({} if config is None else config)
         self._run, self._source, self._may_be_partial = "", "", False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -83,6 +78,7 @@ class StrictCheckpointer(SafeCheckpointer):
         if trains and found is not None:
             self._run = name_run(self.save_dir, found.run)
             self.tag_last_checkpoint(found.path.name)
+        # All processes take what the main one has found: a folder may be seen late elsewhere.
         last = comm.all_gather("" if found is None else str(found.path))[0]
         if not last:
             content = self.load(path, checkpointables=[])
@@ -117,8 +113,7 @@ class StrictCheckpointer(SafeCheckpointer):
             name, got, expected = incompatible.incorrect_shapes[0]
             raise ValueError(
                 f"the checkpoint's {name} has shape {tuple(got)}, the model's {tuple(expected)}, "
-                f"and {len(incompatible.incorrect_shapes) - 1} more differ; it is of another "
-                "model: check MODEL.WEIGHTS against MODEL.CLIP.NAME and the --config-file"
+                "so it is of another one: check MODEL.WEIGHTS, MODEL.CLIP.NAME and --config-file"
             )
         loaded = len(self.model.state_dict()) - len(incompatible.missing_keys)
         if loaded == 0:
@@ -130,8 +125,7 @@ class StrictCheckpointer(SafeCheckpointer):
         if lacking and not self._may_be_partial:
             raise ValueError(
                 f"{self._source} is half a model: it lacks {len(lacking)} parameters "
-                f"({shortened(lacking, 3)}), which would stay random; give the checkpoint of the "
-                "whole model, and a distilled image tower to MODEL.CLIP.WEIGHTS"
+                f"({shortened(lacking, 3)}); a distilled image tower goes to MODEL.CLIP.WEIGHTS"
             )
         super()._log_incompatible_keys(incompatible)
 

@@ -5,9 +5,8 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,14 +22,8 @@ _PLACES = ("OUTPUT_DIR", "train.output_dir")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-@dataclass(frozen=True)
-class Found:
-    """A whole checkpoint.
-
-    Attributes:
-        path: The file.
-        run: Id of the run that goes on with it; "" where neither file nor folder has one.
-    """
+class Found(NamedTuple):
+    """A whole checkpoint, and the run that goes on with it; "" where nothing has an id."""
 
     path: Path
     run: str
@@ -55,8 +48,7 @@ def newest_of_run(folder: str | Path) -> Found | None:
     if found.run and own and found.run != own:
         raise ValueError(
             f"{found.path} is of run {found.run}, but {folder} is the folder of run {own}; move "
-            "the file away, leave out --resume to begin anew, or begin with its weights in a "
-            "folder of their own (MODEL.WEIGHTS, train.init_checkpoint)"
+            "the file away, leave out --resume, or begin with its weights in another folder"
         )
     return Found(found.path, own or found.run)
 
@@ -83,9 +75,10 @@ def newest_checkpoint(folder: str | Path) -> tuple[Found | None, list[str]]:
         try:
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             run = str(content.get("run", {}).get("id", ""))
+            # model_final has no number: it comes behind those that have, unless it is named.
             is_next = path.name == named or path.stem[-1].isdigit()
             found.append((is_next, int(content["iteration"]), path, run))
-        except Exception as error:
+        except Exception as error:  # damaged files raise nearly anything
             reason = "no state of a training" if isinstance(error, KeyError) else "cut or damaged"
             passed.append(f"{path.name} ({reason})")
     for *_, path, run in sorted(found, reverse=True):
@@ -140,11 +133,16 @@ def warn_of_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None
         )
 
 
-def flat_keys(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """List a nested config, of yacs or omegaconf, as dotted keys and values, each a string."""
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List a nested config, of yacs or omegaconf, as dotted keys and values."""
     for key in config:
         value = config[key]
         if isinstance(value, Mapping):
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _ADDRESS.sub("", str(value))
+            yield f"{prefix}{key}", value
+
+
+def flat_keys(config: Any) -> dict[str, str]:
+    """Write the ``leaves`` of a config as texts."""
+    return {key: _ADDRESS.sub("", str(value)) for key, value in leaves(config)}

@@ -91,6 +91,7 @@ class StopOnSignal(HookBase):
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
             return
+        # The first signal; what follows ends the process at once, but not within the patience.
         self._stop, self._time = Interrupted(signum), time.monotonic()
         # Workers of the loader may have got the signal too: their end is no error of this step.
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

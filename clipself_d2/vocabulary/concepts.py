@@ -33,11 +33,7 @@ class ConceptPool:
 
     @classmethod
     def count(
-        cls,
-        captions: Iterable[str],
-        parse: Callable[[str], Sequence[str]],
-        *,
-        min_count: int = 100,
+        cls, captions: Iterable[str], parse: Callable[[str], Sequence[str]], *, min_count: int = 100
     ) -> "ConceptPool":
         """Count the concepts of a corpus that occur ``min_count`` times at least.
 

@@ -25,15 +25,7 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 # What reading damaged and foreign files raises.
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-)
+_UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError)
 # What a file name should not have; ids of the Hugging Face hub hold some of it.
 _UNFIT = re.compile(r"[^\w.-]+")
 # Read at a time to hash a file.
@@ -79,24 +71,19 @@ class TextEmbeddings:
         """Check the tensors against the vocabulary."""
         shape = tuple(self.embeddings_KD.shape)
         if len(shape) != 2 or shape[0] != self.vocabulary.num_classes:
-            raise ValueError(
-                f"text embeddings have shape {shape} for {self.vocabulary.num_classes} classes"
-            )
+            count = self.vocabulary.num_classes
+            raise ValueError(f"text embeddings have shape {shape} for {count} classes")
         rows = self.embeddings_KD
         if self.background_D is not None:
             if tuple(self.background_D.shape) != shape[1:]:
-                raise ValueError(
-                    f"the background's embedding has shape {tuple(self.background_D.shape)}, the "
-                    f"classes' are {shape[1]}-d"
-                )
+                got = tuple(self.background_D.shape)
+                raise ValueError(f"the background's embedding is {got}, not {shape[1]}-d")
             rows = torch.cat([rows, self.background_D[None]])
         if self.words_WD is not None:
             count = sum(map(len, self.vocabulary.words))
             if tuple(self.words_WD.shape) != (count, shape[1]):
-                raise ValueError(
-                    f"the words' embeddings have shape {tuple(self.words_WD.shape)} for {count} "
-                    f"words and {shape[1]}-d classes"
-                )
+                got = tuple(self.words_WD.shape)
+                raise ValueError(f"the words' embeddings are {got}, not ({count}, {shape[1]})")
             rows = torch.cat([rows, self.words_WD])
         # Written so that NaN fails.
         if not ((rows.norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE).all():
@@ -129,7 +116,7 @@ class TextEmbeddings:
         if self.embed_dim != embed_dim:
             raise ValueError(
                 f"text embeddings of {self.clip} are {self.embed_dim}-d but the tower projects "
-                f"to {embed_dim}-d; take those of the tower's own CLIP"
+                f"to {embed_dim}-d; take its own CLIP's"
             )
 
     @classmethod
@@ -274,6 +261,7 @@ class TextEmbeddings:
         path = None
         if cache_dir is not None and weights is not None:
             stamp = _weights_stamp(clip, weights)
+            # Everything that an embedding depends on; a change of any makes another file.
             key = "\n".join([vocabulary.fingerprint, clip, stamp, templates])
             digest = hashlib.sha256(key.encode()).hexdigest()[:20]
             path = Path(cache_dir).expanduser() / f"text_{_UNFIT.sub('_', clip)}_{digest}.pt"
@@ -289,6 +277,7 @@ class TextEmbeddings:
             encoder.to(place)
         if wrap is not None:
             encoder = wrap(encoder)
+        # Half precision on a CPU would be slower.
         with torch.autocast(place.type, torch.float16, enabled=place.type != "cpu"):
             built = cls.build(
                 encoder, vocabulary, clip=clip, templates=templates, weights=weights or ""

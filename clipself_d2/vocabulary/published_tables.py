@@ -74,9 +74,7 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
     except (EOFError, OSError, TypeError, ValueError) as error:
         # What numpy says goes on with advice to run the file's code.
         reason = "it is cut short or holds objects" if path.suffix == ".npy" else str(error)
-        raise ValueError(
-            f"embedding file {path} cannot be read as tensors alone: {reason}"
-        ) from error
+        raise ValueError(f"embedding file {path} cannot be read as tensors: {reason}") from error
     if isinstance(content, np.ndarray):
         content = torch.as_tensor(content)
     if isinstance(content, Tensor) and content.ndim == 2 and content.numel():
@@ -102,6 +100,7 @@ def _read(path: Path) -> Mapping[str, Tensor] | Tensor:
 def _pick(
     vectors: Mapping[str, Tensor], vocabulary: Vocabulary, path: str | Path
 ) -> tuple[Tensor, Tensor | None]:
+    # Of names that read alike the first wins, as later entries of a dict overwrite.
     spoken = {clean_name(name): vector for name, vector in reversed(list(vectors.items()))}
     found = {name: vectors.get(name, spoken.get(clean_name(name))) for name in vocabulary.names}
     missing = [name for name, vector in found.items() if vector is None]
@@ -120,8 +119,7 @@ def _split(table: Tensor, vocabulary: Vocabulary, path: str | Path) -> tuple[Ten
     count = vocabulary.num_classes
     if len(table) not in (count, count + 1):
         raise ValueError(
-            f"{path} is a table of {len(table)} rows without names, and the vocabulary has {count} "
-            f"classes; {count} rows are expected, or one more for the background: check the "
-            "vocabulary"
+            f"{path} is a table of {len(table)} rows without names; {count} rows are expected for "
+            "the vocabulary, or one more for the background"
         )
     return table[:count], table[count] if len(table) > count else None

@@ -1,172 +1,80 @@
 """Prompt templates by name, and how a class name is put into them."""
 
+import re
 from collections.abc import Sequence
+
+
+def _sentences(text: str) -> tuple[str, ...]:
+    """Cut a text behind every full stop, in order: embeddings are means, summed in this order."""
+    return tuple(re.findall(r"\S[^.]*\.", text))
+
 
 SINGLE = ("a photo of {article} {}.",)
 
 # The one prompt of CAT-Seg, arXiv 2303.11797.
 CATSEG = ("A photo of a {} in the scene",)
 
-EMOJI = (
-    "{article} {}.",
-    "a photo of {article} {}.",
-    "a picture of {article} {}.",
-    "a drawing of {article} {}.",
-    "an emoji of {article} {}.",
-    "a small {}.",
-    "a large {}.",
-    "there is {article} {} in the scene.",
+EMOJI = _sentences(
+    """
+    {article} {}. a photo of {article} {}. a picture of {article} {}. a drawing of {article} {}.
+    an emoji of {article} {}. a small {}. a large {}. there is {article} {} in the scene.
+    """
 )
 
 # The prompts of ViLD (arXiv 2104.13921), which F-ViT and CLIPSelf use.
-VILD = (
-    "There is {article} {} in the scene.",
-    "There is the {} in the scene.",
-    "a photo of {article} {} in the scene.",
-    "a photo of the {} in the scene.",
-    "a photo of one {} in the scene.",
-    "itap of {article} {}.",
-    "itap of my {}.",
-    "itap of the {}.",
-    "a photo of {article} {}.",
-    "a photo of my {}.",
-    "a photo of the {}.",
-    "a photo of one {}.",
-    "a photo of many {}.",
-    "a good photo of {article} {}.",
-    "a good photo of the {}.",
-    "a bad photo of {article} {}.",
-    "a bad photo of the {}.",
-    "a photo of a nice {}.",
-    "a photo of the nice {}.",
-    "a photo of a cool {}.",
-    "a photo of the cool {}.",
-    "a photo of a weird {}.",
-    "a photo of the weird {}.",
-    "a photo of a small {}.",
-    "a photo of the small {}.",
-    "a photo of a large {}.",
-    "a photo of the large {}.",
-    "a photo of a clean {}.",
-    "a photo of the clean {}.",
-    "a photo of a dirty {}.",
-    "a photo of the dirty {}.",
-    "a bright photo of {article} {}.",
-    "a bright photo of the {}.",
-    "a dark photo of {article} {}.",
-    "a dark photo of the {}.",
-    "a photo of a hard to see {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of {article} {}.",
-    "a low resolution photo of the {}.",
-    "a cropped photo of {article} {}.",
-    "a cropped photo of the {}.",
-    "a close-up photo of {article} {}.",
-    "a close-up photo of the {}.",
-    "a jpeg corrupted photo of {article} {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a blurry photo of {article} {}.",
-    "a blurry photo of the {}.",
-    "a pixelated photo of {article} {}.",
-    "a pixelated photo of the {}.",
-    "a black and white photo of the {}.",
-    "a black and white photo of {article} {}.",
-    "a plastic {}.",
-    "the plastic {}.",
-    "a toy {}.",
-    "the toy {}.",
-    "a plushie {}.",
-    "the plushie {}.",
-    "a cartoon {}.",
-    "the cartoon {}.",
-    "an embroidered {}.",
-    "the embroidered {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
+VILD = _sentences(
+    """
+    There is {article} {} in the scene. There is the {} in the scene.
+    a photo of {article} {} in the scene. a photo of the {} in the scene.
+    a photo of one {} in the scene. itap of {article} {}. itap of my {}. itap of the {}.
+    a photo of {article} {}. a photo of my {}. a photo of the {}. a photo of one {}.
+    a photo of many {}. a good photo of {article} {}. a good photo of the {}.
+    a bad photo of {article} {}. a bad photo of the {}. a photo of a nice {}.
+    a photo of the nice {}. a photo of a cool {}. a photo of the cool {}. a photo of a weird {}.
+    a photo of the weird {}. a photo of a small {}. a photo of the small {}. a photo of a large {}.
+    a photo of the large {}. a photo of a clean {}. a photo of the clean {}. a photo of a dirty {}.
+    a photo of the dirty {}. a bright photo of {article} {}. a bright photo of the {}.
+    a dark photo of {article} {}. a dark photo of the {}. a photo of a hard to see {}.
+    a photo of the hard to see {}. a low resolution photo of {article} {}.
+    a low resolution photo of the {}. a cropped photo of {article} {}. a cropped photo of the {}.
+    a close-up photo of {article} {}. a close-up photo of the {}.
+    a jpeg corrupted photo of {article} {}. a jpeg corrupted photo of the {}.
+    a blurry photo of {article} {}. a blurry photo of the {}. a pixelated photo of {article} {}.
+    a pixelated photo of the {}. a black and white photo of the {}.
+    a black and white photo of {article} {}. a plastic {}. the plastic {}. a toy {}. the toy {}.
+    a plushie {}. the plushie {}. a cartoon {}. the cartoon {}. an embroidered {}.
+    the embroidered {}. a painting of the {}. a painting of a {}.
+    """
 )
 
 # The 80 prompts of CLIP (arXiv 2103.00020) for ImageNet. Differs: "an" before vowels.
-IMAGENET80 = (
-    "a bad photo of {article} {}.",
-    "a photo of many {}.",
-    "a sculpture of {article} {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of {article} {}.",
-    "graffiti of {article} {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of {article} {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of {article} {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of {article} {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of {article} {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of {article} {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of {article} {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of {article} {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "{article} {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of {article} {}.",
-    "a close-up photo of the {}.",
-    "a photo of {article} {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of {article} {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of {article} {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of {article} {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of {article} {}.",
-    "a cartoon {}.",
-    "art of {article} {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of {article} {}.",
-    "itap of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a good photo of {article} {}.",
-    "a plushie {}.",
-    "a photo of the nice {}.",
-    "a photo of the small {}.",
-    "a photo of the weird {}.",
-    "the cartoon {}.",
-    "art of the {}.",
-    "a drawing of the {}.",
-    "a photo of the large {}.",
-    "a black and white photo of {article} {}.",
-    "the plushie {}.",
-    "a dark photo of {article} {}.",
-    "itap of {article} {}.",
-    "graffiti of the {}.",
-    "a toy {}.",
-    "itap of my {}.",
-    "a photo of a cool {}.",
-    "a photo of a small {}.",
-    "a tattoo of the {}.",
+IMAGENET80 = _sentences(
+    """
+    a bad photo of {article} {}. a photo of many {}. a sculpture of {article} {}.
+    a photo of the hard to see {}. a low resolution photo of the {}. a rendering of {article} {}.
+    graffiti of {article} {}. a bad photo of the {}. a cropped photo of the {}.
+    a tattoo of {article} {}. the embroidered {}. a photo of a hard to see {}.
+    a bright photo of {article} {}. a photo of a clean {}. a photo of a dirty {}.
+    a dark photo of the {}. a drawing of {article} {}. a photo of my {}. the plastic {}.
+    a photo of the cool {}. a close-up photo of {article} {}. a black and white photo of the {}.
+    a painting of the {}. a painting of {article} {}. a pixelated photo of the {}.
+    a sculpture of the {}. a bright photo of the {}. a cropped photo of {article} {}. a plastic {}.
+    a photo of the dirty {}. a jpeg corrupted photo of {article} {}. a blurry photo of the {}.
+    a photo of the {}. a good photo of the {}. a rendering of the {}. {article} {} in a video game.
+    a photo of one {}. a doodle of {article} {}. a close-up photo of the {}.
+    a photo of {article} {}. the origami {}. the {} in a video game. a sketch of {article} {}.
+    a doodle of the {}. a origami {}. a low resolution photo of {article} {}. the toy {}.
+    a rendition of the {}. a photo of the clean {}. a photo of a large {}.
+    a rendition of {article} {}. a photo of a nice {}. a photo of a weird {}.
+    a blurry photo of {article} {}. a cartoon {}. art of {article} {}. a sketch of the {}.
+    a embroidered {}. a pixelated photo of {article} {}. itap of the {}.
+    a jpeg corrupted photo of the {}. a good photo of {article} {}. a plushie {}.
+    a photo of the nice {}. a photo of the small {}. a photo of the weird {}. the cartoon {}.
+    art of the {}. a drawing of the {}. a photo of the large {}.
+    a black and white photo of {article} {}. the plushie {}. a dark photo of {article} {}.
+    itap of {article} {}. graffiti of the {}. a toy {}. itap of my {}. a photo of a cool {}.
+    a photo of a small {}. a tattoo of the {}.
+    """
 )
 
 # RegionCLIP, arXiv 2112.09106: CLIP's 80 sentences with "a" before every name, and the bare name.

@@ -223,10 +223,7 @@ class Vocabulary:
         try:
             # Some editors of Windows begin a file with a byte order mark.
             if path.suffix.lower() in _FOREIGN_SUFFIXES:
-                raise ValueError(
-                    f"{path.suffix} is not read; write one class a line in a .txt file, or a json "
-                    "list"
-                )
+                raise ValueError(f"{path.suffix} is not read; write one class a line in a .txt")
             text = path.read_text(encoding="utf-8-sig")
             content: Any = json.loads(text) if path.suffix == ".json" else _read_lines(text)
             if isinstance(content, list):
@@ -248,10 +245,7 @@ def _read_lines(text: str) -> dict[str, object]:
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     for number, line in numbered:
         if _FOREIGN_LINE.match(line):
-            raise ValueError(
-                f"line {number} is {line[:_SHOWN]!r}, which looks like another format; write one "
-                "class a line, or a json list in a .json file"
-            )
+            raise ValueError(f"line {number} is {line[:_SHOWN]!r}; write one class a line, or json")
     counted = [_COUNT.search(line) is not None for _, line in numbered]
     if len(counted) > 1 and all(counted[1:]) and not counted[0] and "," in numbered[0][1]:
         raise ValueError(f"the first line {numbered[0][1]!r} looks like a header; remove it")

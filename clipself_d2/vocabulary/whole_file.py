@@ -34,8 +34,7 @@ def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         if reason is None:
             raise
         raise OSError(
-            f"{path} cannot be written: {reason.strerror or reason}; free or name another folder, "
-            "nothing is left half-written"
+            f"{path} cannot be written: {reason.strerror or reason}; free or name another folder"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Tiny towers of open_clip's own classes, and what the reference computed with the same weights."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from torch import Tensor
 
+from clipself_d2.clip import registry
 from clipself_d2.clip.model import ClipModel, build_tower
 from clipself_d2.clip.text import TextEncoder
 from clipself_d2.clip.towers.contract import VisionTower
@@ -183,6 +185,36 @@ def tower(made_tower: VisionTower) -> VisionTower:
     """A tower with random weights that makes every parameter matter."""
     torch.manual_seed(0)
     return copy.deepcopy(made_tower)
+
+
+@pytest.fixture(scope="session")
+def check_gradients() -> Callable[..., None]:
+    """Function that holds the gradients of a loss on a dense map against what is trained."""
+
+    def check(tower: VisionTower, *size: int, form: str | None = None) -> None:
+        dense = tower.forward_dense(torch.randn(2, 3, *size), form=form).embedding
+        (dense * torch.randn_like(dense)).sum().backward()
+        for name, parameter in tower.named_parameters():
+            gradient = parameter.grad
+            assert (gradient is not None) == parameter.requires_grad, name
+            assert gradient is None or gradient.abs().max() > 0, name
+
+    return check
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """The embedded CLIP as a folder of the hub, with pixel statistics of its own."""
+    config = json.loads((registry.CONFIG_FOLDER / "ViT-Ti-8-emoji.json").read_text())
+    config["text_cfg"].pop("tokenizer_kwargs")
+    folder = tmp_path / "cache" / "models--org--tiny.clip" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    settings = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.5]}
+    content = json.dumps({"model_cfg": config, "preprocess_cfg": settings})
+    (folder / registry.HUB_CONFIG).write_text(content)
+    weights = registry.PROJECT_WEIGHTS["ViT-Ti-8-emoji", "emoji"]
+    (folder / registry.HUB_WEIGHTS[0]).symlink_to(weights)
+    return folder
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipself_d2 import clip as package
 from clipself_d2.clip import registry
 from clipself_d2.clip.model import build_tower, load_clip, load_tower
 from clipself_d2.clip.towers.eva import EvaTower
@@ -22,12 +21,6 @@ def weights(tmp_path):
     path = tmp_path / "clip.safetensors"
     save_file({key: value.half() for key, value in state.items()}, path)
     return path
-
-
-def test_package_names_what_other_packages_use():
-    assert package.load_clip is load_clip
-    assert package.load_tower is load_tower
-    assert issubclass(OpenClipViTTower, package.VisionTower)
 
 
 @pytest.mark.parametrize(("kind", "tower"), [("vit", OpenClipViTTower), ("eva", EvaTower)])
@@ -120,14 +113,6 @@ def test_loading_is_quiet_on_the_root_logger(weights, caplog):
     assert caplog.records == []
 
 
-def test_random_weights_follow_the_seed():
-    torch.manual_seed(7)
-    first = load_clip(NAME).open_clip_state_dict()
-    torch.manual_seed(7)
-    second = load_clip(NAME).open_clip_state_dict()
-    assert all(torch.equal(second[key], value) for key, value in first.items())
-
-
 def test_precision_is_checked_when_building(new_open_clip):
     assert load_tower(NAME, precision="bf16").precision == "bf16"
     with pytest.raises(ValueError, match="precision is"):
@@ -137,11 +122,6 @@ def test_precision_is_checked_when_building(new_open_clip):
         build_tower(
             new_open_clip("vit").visual, name="x", pixel_mean=mean, pixel_std=mean, precision="8"
         )
-
-
-def test_captioners_are_refused():
-    with pytest.raises(ValueError, match="coca_ViT-B-32 is a CoCa"):
-        load_clip("coca_ViT-B-32")
 
 
 @pytest.mark.parametrize("build", [load_clip, load_tower])
@@ -160,19 +140,17 @@ def test_random_weights_follow_the_seed_of_the_run_and_not_what_it_drew() -> Non
     for seed, drawn in ((5, 0), (5, 7), (6, 0)):
         torch.manual_seed(seed)
         torch.rand(drawn)
-        built.append(next(load_tower(NAME).parameters()))
-    assert torch.equal(built[0], built[1])
-    assert not torch.equal(built[0], built[2])
+        built.append(load_clip(NAME).open_clip_state_dict())
+    assert all(torch.equal(built[1][key], value) for key, value in built[0].items())
+    assert not torch.equal(built[0]["visual.proj"], built[2]["visual.proj"])
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
-def test_a_text_tower_of_a_library_that_is_missing_names_the_extra(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [(load_clip, "ViT-B-16-SigLIP"), (load_clip, "roberta-ViT-B-32")]
+    + [(load_tower, "roberta-ViT-B-32")],
+)
+def test_a_text_tower_of_a_library_that_is_missing_names_the_extra(build, name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=rf"text tower of {name} needs .*\[transformers\]"):
-        load_clip(name)
-
-
-def test_the_image_tower_of_such_a_model_is_built_where_it_can_be(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"roberta-ViT-B-32 needs .*\[transformers\]"):
-        load_tower("roberta-ViT-B-32")
+        build(name)

@@ -10,14 +10,16 @@ import torch
 from clipself_d2.command_line.launch import find_runner
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["INPUT.REGIONS.IMAGE_SIZES", "(64,)", "INPUT.REGIONS.MAX_BOXES", "4"]
-RUNNER = {
-    "MASTER_ADDR": "localhost",
-    "RANK": "3",
-    "WORLD_SIZE": "4",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "2",
-}
+RUNNER = {"MASTER_ADDR": "localhost", "RANK": "3", "WORLD_SIZE": "4"}
+RUNNER |= {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+DISTILLER = [str(ROOT / "tools" / "distill_train_net.py"), "--config-file"]
+DISTILLER += [str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
+
+
+def small_run(output: Path, steps: int) -> list[str]:
+    keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", str(steps)]
+    keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(output)]
+    return [*keys, "INPUT.REGIONS.IMAGE_SIZES", "(64,)", "INPUT.REGIONS.MAX_BOXES", "4"]
 
 
 def test_torchruns_variables_give_the_place_of_the_process() -> None:
@@ -41,14 +43,8 @@ def test_two_processes_of_torchrun_distil_together(
 ) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
     runner = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"]
-    keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
-    keys += SMALL
-    tool = [str(ROOT / "tools" / "distill_train_net.py")]
-    tool += ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
-    done = subprocess.run(
-        [*runner, *tool, *keys], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [*runner, *DISTILLER, *small_run(tmp_path, 1)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "model_final.pth").is_file()
     assert "Rank of current process: 1. World size: 2" in (tmp_path / "log.txt.rank1").read_text()
@@ -88,13 +84,10 @@ def test_two_processes_stop_at_a_signal_to_the_first_and_go_on(
 ) -> None:
     environment = {**os.environ, "DETECTRON2_DATASETS": str(emoji_root), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
-    keys = ["MODEL.CLIP.PRETRAINED", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "500"]
-    keys += ["DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
-    config = ["--config-file", str(ROOT / "configs" / "emoji" / "clipself_patches.yaml")]
-    command = [python, str(ROOT / "tools" / "distill_train_net.py"), *config]
-    command += ["--num-gpus", "2", "--dist-url", "auto", *SMALL]
+    command = [python, *DISTILLER, "--num-gpus", "2", "--dist-url", "auto"]
+    command += small_run(tmp_path, 500)
     with (tmp_path / "said.txt").open("w") as said:
-        process = subprocess.Popen(command + keys, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         while process.poll() is None and " iter: " not in (tmp_path / "said.txt").read_text():
             time.sleep(0.1)
         process.terminate()

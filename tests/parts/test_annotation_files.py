@@ -92,7 +92,7 @@ REFUSED = [
     ("images", {"id": 4.0}, "an id that .* in entry 1 of 'images': id 4.0"),
     ("images", {"id": True}, "an id that .* in entry 1 of 'images': id True"),
     ("images", {"id": [4]}, "an id that .* in entry 1 of 'images': id .4."),
-    ("images", {"id": 3}, "has 2 images with id 3, expected each once"),
+    ("images", {"id": 3}, "has 2 images with id 3, expected one"),
     ("images", {"width": DROP}, "lacks the key 'width' in entry 1 of 'images'"),
     ("images", {"width": None}, "no size in entry 1 of 'images': .*width None"),
     ("images", {"height": 0}, "no size in entry 1 of 'images': .*height 0"),
@@ -104,7 +104,7 @@ REFUSED = [
     ("annotations", {"id": DROP}, "lacks the key 'id' in entry 1 of 'annotations'"),
     ("annotations", {"id": None}, "an id that .* in entry 1 of 'annotations': id None"),
     ("annotations", {"id": [2]}, "an id that .* in entry 1 of 'annotations': id .2."),
-    ("annotations", {"id": 4}, "has 2 annotations with id 4, expected each once"),
+    ("annotations", {"id": 4}, "has 2 annotations with id 4, expected one"),
     ("annotations", {"image_id": DROP}, "lacks the key 'image_id' in entry 1 of 'annotations'"),
     ("annotations", {"image_id": 77}, "image_id 77, which 'images' does not list"),
     ("annotations", {"image_id": "3"}, "image_id '3', which 'images' does not list"),
@@ -120,25 +120,14 @@ REFUSED = [
     ("annotations", {"bbox": [1, 2, 3, None]}, NOT_FOUR + "None"),
     ("annotations", {"bbox": [1, 2, 3, True]}, NOT_FOUR + "True"),
     ("annotations", {"bbox": {"x": 1}}, NOT_FOUR + "'x'"),
-    (
-        "annotations",
-        {"bbox": [NAN] * 4},
-        "a bbox that is not four finite numbers in entry 1 of .*nan",
-    ),
-    (
-        "annotations",
-        {"bbox": [0, 0, INF, 5]},
-        "a bbox that is not four finite numbers in entry 1 of .*inf",
-    ),
-    (
-        "annotations",
-        {"bbox": [0, 0, 10**400, 5]},
-        "a bbox that is not four finite numbers in entry 1 of ",
-    ),
+    ("annotations", {"bbox": [NAN] * 4}, NOT_FOUR + "nan"),
+    ("annotations", {"bbox": [0, 0, INF, 5]}, NOT_FOUR + "inf"),
+    ("annotations", {"bbox": [0, 0, 10**400, 5]}, NOT_FOUR),
     ("annotations", {"iscrowd": 2}, "an iscrowd that .* in entry 1 of 'annotations': .*iscrowd 2"),
     ("annotations", {"iscrowd": "0"}, "an iscrowd that .* in entry 1 of .*iscrowd '0'"),
     ("annotations", {"segmentation": "xx"}, STRANGE_MASK + ".*'xx'"),
     ("annotations", {"segmentation": 7}, STRANGE_MASK + ".*7"),
+    ("annotations", {"segmentation": "x" * 100_000}, STRANGE_MASK),
     ("annotations", {"segmentation": SQUARE}, STRANGE_MASK),
     ("annotations", {"segmentation": [["2"] * 6]}, STRANGE_MASK),
     ("annotations", {"segmentation": [SQUARE, None]}, STRANGE_MASK),
@@ -154,7 +143,7 @@ REFUSED = [
     ("categories", {"name": DROP}, "lacks the key 'name' in entry 1 of 'categories'"),
     ("categories", {"name": " "}, "a name that is no words in entry 1 of 'categories': .*name ' '"),
     ("categories", {"name": None}, "a name that .* in entry 1 of 'categories': .*name None"),
-    ("categories", {"name": "cat"}, "has 2 categories with name 'cat', expected each once"),
+    ("categories", {"name": "cat"}, "has 2 categories with name 'cat', expected one"),
 ]
 
 
@@ -248,13 +237,6 @@ def test_equal_faults_are_counted_in_one_warning(
         "3 rows have a polygon without an area",
         "1 rows have a box of negative width or height",
     ]
-
-
-def test_a_file_of_long_values_is_refused_in_a_short_sentence(tmp_path: Path) -> None:
-    file = write(tmp_path, changed("annotations", {"segmentation": "x" * 100_000}))
-    with pytest.raises(ValueError, match=STRANGE_MASK) as caught:
-        read(file, TRAINING)
-    assert len(str(caught.value)) < 500 + len(str(file))
 
 
 @pytest.mark.parametrize(

@@ -52,22 +52,11 @@ def packed(pixels: np.ndarray) -> dict[str, Any]:
     return {"size": list(coded["size"]), "counts": coded["counts"].decode()}
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (3, True),
-        (-2.5, True),
-        (math.nan, False),
-        (-math.inf, False),
-        (10**400, False),
-        (True, False),
-        ("3", False),
-        (None, False),
-        ([3], False),
-    ],
-)
-def test_numbers_are_those_that_a_float_can_hold(value: object, expected: bool) -> None:
-    assert is_number(value) is expected
+def test_numbers_are_those_that_a_float_can_hold() -> None:
+    assert is_number(3)
+    assert is_number(-2.5)
+    strange = (math.nan, -math.inf, 10**400, True, "3", None, [3])
+    assert not any(is_number(value) for value in strange)
 
 
 @pytest.mark.parametrize(

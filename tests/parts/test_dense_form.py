@@ -12,10 +12,7 @@ from clipself_d2.engine.trainer import Trainer
 from clipself_d2.parts.dense_form import forms_of
 from clipself_d2.runs.checkpointer import StrictCheckpointer
 
-CHANGES = [
-    ("MODEL.CLIP.WINDOW_SIZE", 4),
-    ("MODEL.PIXEL_MEAN", [60.0, 60.0, 50.0]),
-]
+CHANGES = [("MODEL.CLIP.WINDOW_SIZE", 4), ("MODEL.PIXEL_MEAN", [60.0, 60.0, 50.0])]
 
 
 @pytest.fixture
@@ -26,17 +23,21 @@ def weights(emoji_cfg, tmp_path) -> Path:
     return tmp_path / "detector.pth"
 
 
+def load_into(cfg, place: str, weights: Path) -> None:
+    """Give a model the weights of a whole detector, or its tower those of the tower in it."""
+    if place == "MODEL.CLIP.WEIGHTS":
+        cfg.MODEL.CLIP.WEIGHTS = str(weights)
+    model = Trainer.build_model(cfg)
+    if place == "MODEL.WEIGHTS":
+        StrictCheckpointer(model, cfg.OUTPUT_DIR).load(str(weights))
+
+
 @pytest.mark.parametrize(("key", "value"), CHANGES)
 @pytest.mark.parametrize("place", ["MODEL.WEIGHTS", "MODEL.CLIP.WEIGHTS"])
 def test_another_form_is_said(emoji_cfg, weights, caplog, key, value, place) -> None:
     for changes in ((), (key, value)):
         caplog.clear()
-        cfg = emoji_cfg("fvit_untouched", *changes)
-        if place == "MODEL.CLIP.WEIGHTS":
-            cfg.MODEL.CLIP.WEIGHTS = str(weights)
-        model = Trainer.build_model(cfg)
-        if place == "MODEL.WEIGHTS":
-            StrictCheckpointer(model, cfg.OUTPUT_DIR).load(str(weights))
+        load_into(emoji_cfg("fvit_untouched", *changes), place, weights)
         said = [r.message for r in caplog.records if "another form" in r.message]
         assert len(said) == bool(changes)
         assert all(place in line and f"{key} was" in line for line in said)
@@ -46,17 +47,10 @@ def test_another_form_is_said(emoji_cfg, weights, caplog, key, value, place) -> 
 def test_another_dense_form_is_refused_unless_told_otherwise(
     emoji_cfg, weights, caplog, place
 ) -> None:
-    def load(*changes: object) -> None:
-        cfg = emoji_cfg("fvit_untouched", "MODEL.CLIP.DENSE_FORM", "declip_csa", *changes)
-        if place == "MODEL.CLIP.WEIGHTS":
-            cfg.MODEL.CLIP.WEIGHTS = str(weights)
-        model = Trainer.build_model(cfg)
-        if place == "MODEL.WEIGHTS":
-            StrictCheckpointer(model, cfg.OUTPUT_DIR).load(str(weights))
-
+    changes = ("fvit_untouched", "MODEL.CLIP.DENSE_FORM", "declip_csa")
     with pytest.raises(ValueError, match=rf"{place} was trained in the dense form clipself, but"):
-        load()
-    load("MODEL.CLIP.ANY_FORM", True)
+        load_into(emoji_cfg(*changes), place, weights)
+    load_into(emoji_cfg(*changes, "MODEL.CLIP.ANY_FORM", True), place, weights)
     assert "DENSE_FORM was clipself, is declip_csa" in caplog.text
 
 

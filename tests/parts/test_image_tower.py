@@ -8,8 +8,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from clipself_d2.config import add_clipself_config
+from clipself_d2.engine.cli import load_config
 from clipself_d2.parts.image_tower import (
     build_image_tower,
+    build_vfm,
     check_pixels,
     load_original_tower,
     load_whole_clip,
@@ -134,3 +136,17 @@ def test_the_text_tower_follows_the_same_grammar(cfg, blocks, expected) -> None:
     assert not any("logit_" in name for name in trained)
     assert ("clip.text_projection" in trained) == (blocks != 0)
     assert ("clip.token_embedding.weight" in trained) == (blocks == -1)
+
+
+RECIPE = "configs/emoji/declip.yaml"
+
+
+def test_the_keys_choose_the_vision_foundation_model() -> None:
+    assert build_vfm(load_config(RECIPE, [])).patch_size == 8
+
+
+@pytest.mark.parametrize(("key", "value"), [("NAME", "dinov9"), ("WEIGHTS", "no.pth")])
+def test_errors_of_the_vision_foundation_model_name_the_keys(key, value) -> None:
+    cfg = load_config(RECIPE, [f"MODEL.VFM.{key}", value])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"check MODEL\.VFM\.NAME and WEI"):
+        build_vfm(cfg)

@@ -20,13 +20,6 @@ def test_a_checkpoint_without_any_parameter_of_the_model_is_refused(tmp_path) ->
         StrictCheckpointer(nn.Linear(4, 2)).load(str(file))
 
 
-def test_a_fitting_checkpoint_is_loaded(tmp_path) -> None:
-    source, target = nn.Linear(4, 2), nn.Linear(4, 2)
-    torch.save({"model": source.state_dict()}, tmp_path / "same.pth")
-    StrictCheckpointer(target).load(str(tmp_path / "same.pth"))
-    assert torch.equal(source.weight, target.weight)
-
-
 def test_a_changed_config_is_a_copy(emoji_cfg) -> None:
     cfg = emoji_cfg("rpn")
     assert changed(cfg, "DATASETS.TEST", ("a", "b")).DATASETS.TEST == ("a", "b")
@@ -63,9 +56,10 @@ def test_half_a_model_is_scored_by_nobody_but_begins_a_training(tmp_path) -> Non
 
 
 def test_a_model_may_lack_what_it_has_not_learned(tmp_path) -> None:
-    file = str(tmp_path / "old.pth")
-    torch.save({"model": without(Half().state_dict(), "num_batches_tracked")}, file)
-    StrictCheckpointer(Half()).load(file)
+    file, source, target = str(tmp_path / "old.pth"), Half(), Half()
+    torch.save({"model": without(source.state_dict(), "num_batches_tracked")}, file)
+    StrictCheckpointer(target).load(file)
+    assert torch.equal(source.head.weight, target.head.weight)
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path) -> None:

@@ -133,9 +133,9 @@ def test_a_checkpoint_without_a_run_is_adopted(write, tmp_path) -> None:
 
 
 def test_changed_keys_are_listed(caplog) -> None:
-    before = dict(flat_keys({"SEED": 1, "MODEL": {"A": [1], "B": 2}, "OUTPUT_DIR": "a"}))
+    before = flat_keys({"SEED": 1, "MODEL": {"A": [1], "B": 2}, "OUTPUT_DIR": "a"})
     assert before == {"SEED": "1", "MODEL.A": "[1]", "MODEL.B": "2", "OUTPUT_DIR": "a"}
-    after = dict(flat_keys({"SEED": 2, "MODEL": {"A": [1], "B": 2}, "OUTPUT_DIR": "b", "NEW": 1}))
+    after = flat_keys({"SEED": 2, "MODEL": {"A": [1], "B": 2}, "OUTPUT_DIR": "b", "NEW": 1})
     with caplog.at_level("WARNING"):
         warn_of_changes(before, after)
         assert caplog.messages == [
@@ -145,7 +145,7 @@ def test_changed_keys_are_listed(caplog) -> None:
         warn_of_changes(before, before)
         warn_of_changes({}, after)
     assert caplog.text == ""
-    assert "0x" not in dict(flat_keys({"call": test_changed_keys_are_listed}))["call"]
+    assert "0x" not in flat_keys({"call": test_changed_keys_are_listed})["call"]
 
 
 def test_weights_must_be_finite_and_constants_may_be_infinite() -> None:

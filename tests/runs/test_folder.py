@@ -8,12 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipself_d2.runs.folder import (
-    begin_run,
-    claim_folder,
-    name_run,
-    read_run,
-)
+from clipself_d2.runs.folder import begin_run, claim_folder, name_run, read_run
 
 
 def hold(folder: str, told: Connection) -> None:

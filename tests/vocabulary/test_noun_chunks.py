@@ -2,7 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipself_d2.vocabulary.noun_chunks import document_chunks, load_parser, noun_chunks
+from clipself_d2.vocabulary.noun_chunks import (
+    IRREGULAR,
+    UNCHANGED,
+    document_chunks,
+    is_plural,
+    lemmatize_noun,
+    load_parser,
+    noun_chunks,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,29 @@ def test_unknown_and_absent_parsers_say_what_to_do(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"clipself_d2\[concepts\]"):
         load_parser("spacy")
     assert load_parser("rules") is noun_chunks
+
+
+PAIRS = """
+    dogs dog, buses bus, glasses glasses, dresses dress, dishes dish, benches bench, boxes box,
+    horses horse, planes plane, giraffes giraffe, cherries cherry, cookies cookie, ties tie,
+    knives knife, people person, children child, policewomen policewoman, firemen fireman,
+    salesmen salesman, skis ski, potatoes potato
+"""
+
+
+@pytest.mark.parametrize(("plural", "singular"), [pair.split() for pair in PAIRS.split(",")])
+def test_a_plural_becomes_its_singular(plural: str, singular: str) -> None:
+    assert lemmatize_noun(plural) == singular
+
+
+@pytest.mark.parametrize(
+    "word", ["bus", "glass", "scissors", "sunglasses", "cactus", "grass", "sheep", "tennis", "tv"]
+)
+def test_a_word_that_is_no_plural_stays(word: str) -> None:
+    assert lemmatize_noun(word) == word
+    assert not is_plural(word)
+
+
+def test_a_singular_is_its_own_singular() -> None:
+    for word in {*IRREGULAR.values(), *UNCHANGED}:
+        assert lemmatize_noun(word) == word

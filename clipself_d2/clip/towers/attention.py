@@ -96,25 +96,24 @@ def window_attention(
     Reference: ViTDet, arXiv 2203.16527, section 3, which has no class token.
     """
     height, width = min(window_size, grid[0]), min(window_size, grid[1])
-    query, key, value = (
-        _to_windows(part[:, :, num_prefix:], grid, height, width) for part in heads
-    )
+    patches = (part[:, :, num_prefix:] for part in heads)
+    query, key, value = (_to_windows(part, grid, height, width) for part in patches)
     num_windows = query.shape[0] // heads.query.shape[0]
     outputs = []
     if num_prefix:
         prefix = heads.query[:, :, :num_prefix]
         outputs.append(F.scaled_dot_product_attention(prefix, heads.key, heads.value))
-        shared = [
-            part[:, :, :num_prefix].repeat_interleave(num_windows, dim=0) for part in heads[1:]
-        ]
+        # (N * windows, A, prefix, E): every window has its picture's prefix tokens as keys.
+        shared = [p[:, :, :num_prefix].repeat_interleave(num_windows, dim=0) for p in heads[1:]]
         key, value = torch.cat([shared[0], key], dim=2), torch.cat([shared[1], value], dim=2)
     mask = None
     if grid[0] % height or grid[1] % width:
+        # Ones take the way of the patches; what padding has put beside them is 0.
         real = _to_windows(query.new_ones((1, 1, grid[0] * grid[1], 1)), grid, height, width)
         real = F.pad(real[..., 0], (num_prefix, 0), value=1.0).bool()
         mask = real[:, :, None].repeat(heads.query.shape[0], 1, 1, 1)
-    patches = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    outputs.append(_from_windows(patches, grid, height, width))
+    windows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    outputs.append(_from_windows(windows, grid, height, width))
     return torch.cat(outputs, dim=2)
 
 
@@ -122,11 +121,13 @@ def _to_windows(patches: Tensor, grid: tuple[int, int], height: int, width: int)
     """(N, A, h * w, E) to (N * windows, A, height * width, E), padded with zeros."""
     count, num_heads, _, channels = patches.shape
     cells = patches.reshape(count, num_heads, *grid, channels)
+    # What is missing to a whole window, by Python's modulo of a negative number.
     bottom, right = -grid[0] % height, -grid[1] % width
     if bottom or right:
         cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
     rows, columns = (grid[0] + bottom) // height, (grid[1] + right) // width
     cells = cells.reshape(count, num_heads, rows, height, columns, width, channels)
+    # Windows beside the batch: (N, rows, columns, A, height, width, E).
     return cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
 

@@ -94,6 +94,7 @@ class BlockTower(VisionTower):
         """Add a gate that weights all heads of all tokens by half, unless there is one."""
         if self.gate is None:
             block = self.block_modules[-1]
+            # Device and number type of the tower, which may have been moved already.
             weight = next(block.parameters())
             gate = nn.Linear(self.width, block.attn.num_heads).to(weight)  # type: ignore[union-attr, arg-type]
             nn.init.zeros_(gate.weight)
@@ -111,19 +112,16 @@ class BlockTower(VisionTower):
     def check_form(self, form: DenseForm) -> None:
         """Raise a ValueError unless the tower can have a form."""
         if form.residual == "class" and not self.num_prefix:
-            raise ValueError(
-                f"{self.name} has no class token for the residual of the dense form {form}; use "
-                "clipself or attention"
-            )
+            raise ValueError(f"{self.name} has no class token for the form {form}; use clipself")
         if form.layers > self.num_blocks:
             raise ValueError(
-                f"the dense form {form} sums {form.layers} blocks, and {self.name} has "
-                f"{self.num_blocks}"
+                f"{form} sums {form.layers} blocks, and {self.name} has {self.num_blocks}"
             )
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Query, key and MLP of the last block where its form does not use them."""
         form, own = self.dense_form, self.own_parameters(self.block_modules[-1])
+        # The difference binds before the union.
         idle = {"query", "key"} - form.reads | (set() if form.mlp else {"mlp"})
         return [parameter for part in sorted(idle) for parameter in own[part]]
 
@@ -134,6 +132,7 @@ class BlockTower(VisionTower):
         ]
         if not idle:
             return []
+        # Idle parts are neighbours: key alone, query alone, or both.
         return [
             (parameter, slice(*(len(parameter) * n // 3 for n in (idle[0], idle[-1] + 1))))
             for parameter in self.shared_parameters(self.block_modules[-1])

@@ -166,10 +166,7 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell.
 
@@ -204,8 +201,7 @@ class VisionTower(nn.Module, ABC):
         """
         if window_size or global_blocks:
             raise ValueError(
-                f"the blocks of {self.name} have no attention; leave window_size at 0 and "
-                "global_blocks empty"
+                f"{self.name} has no attention; leave window_size at 0, no global_blocks"
             )
 
     def forward_regions(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -302,6 +298,7 @@ class VisionTower(nn.Module, ABC):
                 parameter.requires_grad_(id(parameter) not in hidden)
         for parameter in self.idle_parameters():
             parameter.requires_grad_(False)
+        # Hooks of an earlier call look into their list: emptied, they do nothing.
         if isinstance(self.held_rows, list):
             self.held_rows.clear()
         self.held_rows = restrict_training(self, parts)
@@ -326,6 +323,7 @@ class VisionTower(nn.Module, ABC):
             for parameter in block.parameters()
         }
         depth |= {id(parameter): self.num_blocks + 1 for parameter in self.parameters_behind()}
+        # What is neither in a block nor behind them stands before.
         return {name: depth.get(id(p), 0) for name, p in self.named_parameters()}
 
     def no_weight_decay_names(self) -> set[str]:

@@ -40,6 +40,7 @@ class ConvNeXtTower(VisionTower):
         trunk = visual.trunk
         if trunk.head.global_pool.pool_type != "avg":
             raise ValueError(f"{name} is a ConvNeXt that does not average its last map")
+        # Without a matrix behind the trunk it is the trunk's own head that projects.
         linears = [part for part in visual.head.modules() if isinstance(part, nn.Linear)]
         self.path = "ConvNeXt: norm and head of each cell of the last map"
         self.width = int(trunk.num_features)
@@ -63,10 +64,7 @@ class ConvNeXtTower(VisionTower):
         return embedding.float()
 
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell of the last map, of 32 px, as ``VisionTower``; both forms are one."""
         self.check_dense(blocks, form)
@@ -95,6 +93,7 @@ class ConvNeXtTower(VisionTower):
     def _project(self, features: Tensor) -> Tensor:
         """The pooled head, cell by cell; (N, C, h, w) to (N, D, h, w)."""
         head = self.visual.trunk.head
+        # Matrices act on the last axis: (N, h, w, C).
         cells = _head_norm(self.visual.trunk)(features).permute(0, 2, 3, 1)
         if hasattr(head, "pre_logits"):
             cells = head.pre_logits(cells)

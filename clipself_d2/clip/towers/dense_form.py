@@ -69,9 +69,7 @@ class DenseForm:
             )
         # The last 0 of a list are all of it.
         if self.layers < 1 or self.sigma <= 0:
-            raise ValueError(
-                f"a dense form has {self.layers} layers and sigma {self.sigma}; both are above 0"
-            )
+            raise ValueError(f"{self.layers} layers and sigma {self.sigma} must be above 0")
 
     def __str__(self) -> str:
         """Name of the form, or its fields where it has none."""
@@ -130,16 +128,15 @@ def mix_values(
     """
     if form.attention == "external":
         if affinity is None:
-            raise ValueError(
-                "a dense form of external affinity needs the affinity of the patches; pass one, or "
-                "give the tower a proxy"
-            )
+            raise ValueError(f"the dense form {form} needs the affinity of the patches, or a proxy")
+        # One affinity for all heads; prefix tokens keep their own values.
         patches = affinity[:, None].to(heads.value.dtype) @ heads.value[:, :, num_prefix:]
         return torch.cat([heads.value[:, :, :num_prefix], patches], dim=2)
     # Attention divides by the root of E; without a scale that is taken back.
     factor = 1.0 if form.scale else heads.value.shape[-1] ** 0.5
     if form.attention == "trained":
         return attend(heads._replace(query=heads.query * factor) if factor != 1.0 else heads)
+    # Each part is compared with itself: two softmaxes for csa, one for the others.
     parts = [getattr(heads, name) for name in _COMPARED[form.attention]]
     if form.attention == "neighbour":
         (key,) = parts
@@ -160,6 +157,7 @@ def neighbour_prior(grid: tuple[int, int], sigma: float, num_prefix: int = 0) ->
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     places = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
     squared = (places[:, None] - places).square().sum(-1)
+    # Added to logits, so that it lifts a neighbour by at most 1, whatever the features.
     prior = torch.exp(-squared / (2 * sigma**2))
     return F.pad(prior, (num_prefix, 0, num_prefix, 0))
 
@@ -183,7 +181,7 @@ def proxy_affinity(
     """
     features = F.interpolate(features.float(), grid, mode="bilinear", align_corners=False)
     unit = F.normalize(features.flatten(2), dim=1)
-    likeness = unit.transpose(1, 2) @ unit
+    likeness = unit.transpose(1, 2) @ unit  # (N, h * w, h * w) cosines
     logits = gamma * (likeness - beta * likeness.mean((1, 2), keepdim=True))
     itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
     return logits.masked_fill((logits < 0) & ~itself, float("-inf")).softmax(-1)

@@ -35,11 +35,10 @@ def set_drop_path(tower: VisionTower, rate: float, num_blocks: int | None = None
     blocks = list(tower.block_modules)
     first = 0 if num_blocks is None else len(blocks) - num_blocks
     if rate and not any(hasattr(block, name) for block in blocks for name in _BRANCHES):
-        raise ValueError(
-            f"{tower.name} has no place for stochastic depth; leave the drop path at 0"
-        )
+        raise ValueError(f"{tower.name} has no place for a drop path; leave it at 0")
     tower.drop_path = rate
     for number, block in enumerate(blocks):
+        # The last block has the whole rate; a tower of one block has 0 in it.
         own = rate * number / max(len(blocks) - 1, 1) if number >= first else 0.0
         for name in _BRANCHES:
             if hasattr(block, name):
@@ -50,8 +49,5 @@ def _replace(tower: VisionTower, block: nn.Module, name: str, rate: float) -> No
     if not isinstance(getattr(block, name), nn.Identity | DropPath):
         if rate == 0:
             return
-        raise ValueError(
-            f"{tower.name} has layer scales in its blocks, where stochastic depth would stand; "
-            "leave the drop path at 0"
-        )
+        raise ValueError(f"{tower.name} has layer scales in place of a drop path; leave it at 0")
     setattr(block, name, DropPath(rate) if rate else nn.Identity())

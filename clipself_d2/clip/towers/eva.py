@@ -24,8 +24,7 @@ class EvaTower(TimmViTTower):
         axial = type(rope) is RotaryEmbeddingCat and not rope.in_pixels and not rope.rotate_half
         if rope is not None and not axial:
             raise ValueError(
-                f"{self.name} has rotary positions of type {type(rope).__name__}; use EVA02-B-16, "
-                "EVA02-L-14 or a PE-Core"
+                f"{self.name} has rotary positions of type {type(rope).__name__}; use EVA02-B-16"
             )
 
     def rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:

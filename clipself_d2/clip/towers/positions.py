@@ -32,7 +32,7 @@ def resize_positions(
     # A graph for any grid has no such branch; resizing to the same grid changes no bit.
     if not torch.compiler.is_exporting() and native == grid:
         return table_TC
-    patches = table_TC[num_prefix:].T.reshape(1, -1, *native)
+    patches = table_TC[num_prefix:].T.reshape(1, -1, *native)  # (1, C, h0, w0)
     resized = F.interpolate(patches.float(), grid, mode="bicubic", align_corners=False)
     rows = resized.flatten(2)[0].T.to(table_TC.dtype)
     return torch.cat([table_TC[:num_prefix], rows])
@@ -85,6 +85,7 @@ def all_turns(table_PE: Tensor, num_prefix: int) -> Tensor:
     minus sign that the channel itself would have.
     """
     sin, cos = table_PE.chunk(2, dim=-1)
+    # (x, y) turns to (x cos - y sin, y cos + x sin); ``turn_pairs`` has x and y swapped.
     sin = torch.stack([-sin[:, ::2], sin[:, 1::2]], dim=-1).flatten(1)
     return torch.cat(
         [F.pad(sin, (0, 0, num_prefix, 0)), F.pad(cos, (0, 0, num_prefix, 0), value=1.0)], dim=-1

@@ -56,8 +56,7 @@ class ResNetTower(VisionTower):
         if not isinstance(visual.attnpool, AttentionPool2d):
             raise ValueError(f"{name} has no attention pool; choose RN50-quickgelu or its kin")
         pool = visual.attnpool
-        self.embed_dim = int(pool.c_proj.out_features)
-        width = int(pool.c_proj.in_features)
+        self.embed_dim, width = int(pool.c_proj.out_features), int(pool.c_proj.in_features)
         self.width = width
         self.channels = {"res2": width // 8, "res3": width // 4, "res4": width // 2, "res5": width}
         native = native_grid(len(pool.positional_embedding) - 1, name)
@@ -94,17 +93,16 @@ class ResNetTower(VisionTower):
         self._reads_pool = behind
         super().freeze(trained_blocks, behind=behind, parts=parts)
         self.visual.attnpool.requires_grad_(behind and trained_blocks != 0)
-        self._freeze_norms()
+        if self.norm == "FrozenBN":
+            for module in self._norms():
+                module.requires_grad_(False)
 
     def forward_image(self, images: Tensor) -> Tensor:
         """Embed whole pictures, as ``VisionTower``."""
         return self.pool(self.forward_stages(images)["res5"])
 
     def forward_dense(
-        self,
-        images: Tensor,
-        blocks: Sequence[int] = (),
-        form: DenseForm | str | None = None,
+        self, images: Tensor, blocks: Sequence[int] = (), form: DenseForm | str | None = None
     ) -> DenseFeatures:
         """Embed every cell of the last stage, of 32 px, as ``VisionTower``; block 0 is res2."""
         self.check_dense(blocks, form)
@@ -128,6 +126,7 @@ class ResNetTower(VisionTower):
 
         Reference: RegionCLIP, arXiv 2112.09106, section 3.1.
         """
+        # Thousands of proposals at once would fill the memory; no regions make one empty part.
         parts = [self.pool(self.forward_res5(part)) for part in torch.split(pooled, REGION_BATCH)]
         return torch.cat(parts)
 
@@ -195,11 +194,6 @@ class ResNetTower(VisionTower):
                 module.eval()
         return self
 
-    def _freeze_norms(self) -> None:
-        if self.norm == "FrozenBN":
-            for module in self._norms():
-                module.requires_grad_(False)
-
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -220,10 +214,7 @@ class DenseAttentionPool(nn.Module):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        embed_dim: int,
-        make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        self, in_dim: int, embed_dim: int, make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d(in_dim, embed_dim, kernel_size=1, bias=False)
@@ -250,12 +241,12 @@ def attend_cells(features: Tensor, pool: AttentionPool2d) -> Tensor:
     cells_SNC = features.flatten(2).permute(2, 0, 1)
     cells_SNC = cells_SNC + positions[:, None].to(cells_SNC.dtype)
     attended_SND = _attend(cells_SNC, cells_SNC, pool)
-    return attended_SND.permute(1, 2, 0).reshape(
-        features.shape[0], attended_SND.shape[2], height, width
-    )
+    count, channels = features.shape[0], attended_SND.shape[2]
+    return attended_SND.permute(1, 2, 0).reshape(count, channels, height, width)
 
 
 def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
+    # Row 0 is the mean's; open_clip's own pool takes the native grid only.
     table = pool.positional_embedding
     return resize_positions(table, native_grid(len(table) - 1, "the attention pool"), grid)
 
@@ -263,7 +254,7 @@ def _positions(pool: AttentionPool2d, grid: tuple[int, int]) -> Tensor:
 def _attend(query_SNC: Tensor, cells_SNC: Tensor, pool: AttentionPool2d) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
         shape = (*tokens.shape[:2], pool.num_heads, tokens.shape[2] // pool.num_heads)
-        return tokens.reshape(shape).permute(1, 2, 0, 3)
+        return tokens.reshape(shape).permute(1, 2, 0, 3)  # (N, A, S, E)
 
     attended = F.scaled_dot_product_attention(
         split(pool.q_proj(query_SNC)), split(pool.k_proj(cells_SNC)), split(pool.v_proj(cells_SNC))

@@ -88,6 +88,7 @@ class TimmViTTower(TokenTower):
             tokens = torch.cat([cls, tokens], dim=1)
         if trunk.pos_embed is not None:
             positions = self.positions(trunk.pos_embed, grid, num_prefix=self.num_placed)
+            # Prefix tokens without a row in the table get zeros.
             unplaced = self.num_prefix - self.num_placed
             tokens = tokens + F.pad(positions, (0, 0, unplaced, 0)).to(tokens.dtype)
         return trunk.norm_pre(tokens), self._held_rotary(grid, images.device)
@@ -116,9 +117,11 @@ class TimmViTTower(TokenTower):
             outputs = F.linear(hidden, attention.qkv.weight, _fused_bias(attention))
             fused = list(outputs.chunk(3, dim=-1))
         query, key, value = (split_heads(part, attention.num_heads) for part in fused)
+        # Before the rotation, as in timm; norms are over a head's channels.
         query, key = attention.q_norm(query), attention.k_norm(key)
         if rotary is not None:
             query, key = (turn_pairs(part, rotary) for part in (query, key))
+        # Norms and turns may have widened them under autocast; the kernel wants one number type.
         return Heads(query.type_as(value), key.type_as(value), value)
 
     def value(self, block: AnyBlock, tokens: Tensor) -> Tensor:
@@ -207,6 +210,7 @@ def pool_each(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
     Attention over one token passes its value, whatever the query, so what remains is the value and
     output projections and the MLP.
     """
+    # Keys are the first half of the fused matrix.
     width = tokens.shape[-1]
     bias = pool.kv.bias
     value = F.linear(tokens, pool.kv.weight[width:], None if bias is None else bias[width:])

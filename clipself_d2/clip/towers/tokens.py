@@ -90,6 +90,7 @@ class TokenTower(BlockTower):
         if form.attention == "identity":
             value = self.value(block, tokens)
             if gate is not None:
+                # (N, T, A, E) by one weight a head.
                 value = (value.view(*gate.shape, -1) * gate[..., None]).flatten(2)
             return self.attended(block, value), None
         heads = self.heads(block, tokens, rotary if form.rotary else None)
@@ -103,12 +104,7 @@ class TokenTower(BlockTower):
             return window_attention(heads, grid=grid, window_size=size, num_prefix=self.num_prefix)
 
         mixed = mix_values(
-            form,
-            heads,
-            grid=grid,
-            num_prefix=self.num_prefix,
-            attend=attend,
-            affinity=affinity,
+            form, heads, grid=grid, num_prefix=self.num_prefix, attend=attend, affinity=affinity
         )
         return self.attended(block, merge_heads(mixed)), heads
 
@@ -212,6 +208,7 @@ class TokenTower(BlockTower):
             else:
                 embedding, outputs, heads = _dense_pass(*inputs, run=TokenTower._run)
         embedding = embedding.float()
+        # (N, h * w, D); lengths are kept for what multiplies them in again, as CAT-Seg does.
         lengths = _to_map(embedding.norm(dim=-1, keepdim=True), grid)
         embedding = F.normalize(embedding, dim=-1)
         maps = tuple(_to_map(output.float(), grid) for output in outputs)
@@ -251,11 +248,13 @@ class TokenTower(BlockTower):
             copies = tokens[:, :1].expand(-1, seen.shape[2], -1)
             for block in self.block_modules:
                 heads = self.heads(block, tokens, rotary)
+                # A class token has no place, so that its query is not turned.
                 query = self.heads(block, copies, None).query
                 mixed = masked_attention(query, heads, seen)
                 copies = self.finish(block, copies, merge_heads(mixed))
                 tokens = self.finish(block, tokens, merge_heads(global_attention(heads)))
             pooled = self.project(copies).float()
+        # Images with fewer regions than the most were filled up.
         rows = [pooled.new_zeros((0, self.embed_dim))]
         rows += [row[: len(mask)] for row, mask in zip(pooled, masks, strict=True)]
         return torch.cat(rows)
@@ -268,6 +267,7 @@ class TokenTower(BlockTower):
         """The affinity by the tower's proxy, which sees pixels, or None without one."""
         if self.proxy is None:
             return None
+        # The tower's pixels are normalised by CLIP's statistics; the proxy has its own.
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
         return proxy_affinity(self.proxy(images * std + mean, grid), grid)
 

@@ -40,8 +40,7 @@ class OpenClipViTTower(TokenTower):
         plain = visual.attn_pool is None and visual.pool_type in _PATHS and visual.proj is not None
         if not plain:
             raise ValueError(
-                f"{name} pools by a captioner's attention or not at all; such towers have no dense "
-                "map here, choose a ViT with pool_type tok or avg"
+                f"{name} pools by a captioner's attention or not at all; use pool_type tok or avg"
             )
         blocks = visual.transformer.resblocks
         if not all(type(block) is ResidualAttentionBlock for block in blocks):
@@ -114,6 +113,7 @@ class OpenClipViTTower(TokenTower):
             return self.project(tokens[:, 0])
         if self.visual.final_ln_after_pool:
             return self.project(tokens[:, 1:].mean(dim=1))
+        # The projection is linear, so that its mean is the projection of the mean.
         return self.project(tokens[:, 1:]).mean(dim=1)
 
     def outer_parameters(self) -> list[nn.Parameter]:

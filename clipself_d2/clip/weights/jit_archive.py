@@ -149,8 +149,6 @@ def _flatten(tree: object) -> dict[str, Tensor]:
             tensors[prefix] = node
         elif isinstance(node, _ScriptModule):
             children = reversed(getattr(node, "attributes", {}).items())
-            pending += [
-                (f"{prefix}.{name}".lstrip("."), child, (*above, id(node)))
-                for name, child in children
-            ]
+            for name, child in children:
+                pending.append((f"{prefix}.{name}".lstrip("."), child, (*above, id(node))))
     return tensors

@@ -124,9 +124,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> NamedWeights:
         return NamedWeights(dict(state), f"{kind}open_clip", tuple(ignored))
     # Rotary tables are a function of the grid, stored once for every block.
     ignored += [key for key in state if _is_rotary(key)]
-    renamed = {
-        _rename(key, _EVA_NAMES): value for key, value in state.items() if not _is_rotary(key)
-    }
+    renamed = {_rename(key, _EVA_NAMES): state[key] for key in state if not _is_rotary(key)}
     return NamedWeights(renamed, f"{kind}eva_clip", tuple(ignored))
 
 
@@ -164,11 +162,11 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
         "visual.trunk.cls_token" not in state
     ):
         raise ValueError(
-            "the image tower is one of timm but no EVA02, and CLIPSelf's code has no layout for "
-            "it; choose --to open_clip, d2 or safetensors"
+            "the image tower is of timm but no EVA02, which CLIPSelf's code lacks; choose --to d2"
         )
     names = [(ours, theirs) for theirs, ours in _EVA_NAMES]
     renamed = {_rename(key, names): value for key, value in state.items()}
+    # CLIPSelf's loader is strict, and its towers hold their rotary tables as buffers.
     return {**renamed, **_rotary_tables(renamed, head_dim)}
 
 
@@ -206,10 +204,7 @@ def _with_text_at_root(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     placed = place_text(state, nested=False)
     foreign = [key for key in placed if key.startswith("text.")]
     if foreign:
-        raise ValueError(
-            f"CLIPSelf's code has no text tower with {foreign[0]}; choose --to open_clip, d2 or "
-            "safetensors"
-        )
+        raise ValueError(f"CLIPSelf's code has no text tower with {foreign[0]}; choose --to d2")
     return placed
 
 
@@ -233,8 +228,5 @@ def _rotary_tables(state: Mapping[str, Tensor], head_dim: int | None) -> dict[st
     sin, cos = (half.clone() for half in torch.split(table, head_dim, dim=1))
     blocks = {key.split(".")[2] for key in state if key.startswith("visual.blocks.")}
     owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in sorted(blocks, key=int))]
-    return {
-        f"{owner}.freqs_{name}": half
-        for owner in owners
-        for name, half in (("cos", cos), ("sin", sin))
-    }
+    halves = (("freqs_cos", cos), ("freqs_sin", sin))
+    return {f"{owner}.{name}": half for owner in owners for name, half in halves}

@@ -34,17 +34,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds {type(content).__name__}, expected named tensors")
-    named = {str(key).removeprefix("module."): _tensor(value) for key, value in content.items()}
-    odd = [key for key, value in named.items() if value is None]
+    tensors, odd = {}, []
+    for key, value in content.items():
+        name = str(key).removeprefix("module.")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            tensors[name] = torch.from_numpy(value)
+        elif isinstance(value, Tensor):
+            tensors[name] = value
+        else:
+            odd.append(name)
     if odd:
         raise ValueError(f"{path} holds other things than tensors: {_some(odd)}")
-    return {key: value for key, value in named.items() if value is not None}
-
-
-def _tensor(value: object) -> Tensor | None:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return torch.from_numpy(value)
-    return value if isinstance(value, Tensor) else None
+    return tensors
 
 
 def load_tower_weights(tower: "VisionTower", path: str | Path) -> NamedWeights:
@@ -72,10 +73,7 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> NamedWeights:
     named = to_open_clip(read_checkpoint(path))
     state = named.tensors
     if all(key.startswith("visual.") for key in state):
-        raise ValueError(
-            f"{path} holds an image tower without text tower, expected the whole {model.name}; "
-            "load it as the weights of a tower"
-        )
+        raise ValueError(f"{path} holds no text tower, expected the whole {model.name}")
     text = model.text.clip
     state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
     parts = [model.tower, text]
@@ -127,6 +125,7 @@ def check_fit(
         for key, target in own.items()
         if key in given
         and given[key].shape != target.shape
+        # One number is one number, as a scalar or as a vector.
         and (target.numel() > 1 or given[key].numel() > 1)
     ]
     found = {

@@ -101,16 +101,13 @@ def _encode(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    return b""
-
-
 # Names of numpy 1 and 2.
 _MODULES = ("numpy.core", "numpy._core")
 SCALARS: Names = {
     ("numpy", "dtype"): PlainDtype,
     ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
+    # Python 2 writes empty bytes as a call of the type without arguments.
+    ("__builtin__", "bytes"): lambda: b"",
     **{(f"{module}.multiarray", "scalar"): plain_scalar for module in _MODULES},
 }
 ARRAYS: Names = {

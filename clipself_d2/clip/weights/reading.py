@@ -53,9 +53,8 @@ def read_weights_file(path: str | Path) -> Any:
                 "could run code; have a file of names and tensors alone written where it was made"
             ) from error
         raise ValueError(
-            f"{path} cannot be read as safetensors, as a TorchScript archive, as weights saved by "
-            "torch.save or as a pickle of arrays; it may be cut short: "
-            f"{_reason(error)}"
+            f"{path} cannot be read as safetensors, as a TorchScript archive, as a file of "
+            f"torch.save or as a pickle of arrays; it may be cut short: {_reason(error)}"
         ) from error
 
 
@@ -69,7 +68,11 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path, device="cpu")
     if zipfile.is_zipfile(path):
-        _check_size(path)
+        # torch never compresses: what would unpack to more than it is was made to fill the memory.
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it is an archive that would unpack to {unpacked} bytes")
         if is_jit_archive(path):
             return read_jit_archive(path)
     elif not _is_older_torch(path):
@@ -78,14 +81,6 @@ def _read(path: Path) -> Any:
     known = [(stand_in, ".".join(name)) for name, stand_in in SCALARS.items()]
     with torch.serialization.safe_globals(known):  # type: ignore[arg-type]
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_size(path: Path) -> None:
-    """Refuse archives that would unpack to more than they are; torch never compresses."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise ValueError(f"it is an archive that would unpack to {unpacked} bytes")
 
 
 def _is_older_torch(path: Path) -> bool:

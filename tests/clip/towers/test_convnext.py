@@ -118,6 +118,8 @@ def test_both_forms_of_the_last_block_are_one(tower, picture):
     assert torch.equal(tower.forward_dense(picture, form="attention").embedding, value)
     with pytest.raises(ValueError, match="declip_csa changes the attention .* has not"):
         tower.set_dense_form("declip_csa")
+    with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
+        tower.forward_dense(picture, blocks=(3,))
 
 
 @torch.no_grad()
@@ -130,17 +132,12 @@ def test_sizes_between_cells_are_zero_padded(tower):
 
 @pytest.mark.parametrize("num_blocks", [1, ALL_BLOCKS])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_trainable_parameter_gets_a_gradient(num_blocks, checkpointing):
+def test_every_trainable_parameter_gets_a_gradient(num_blocks, checkpointing, check_gradients):
     torch.manual_seed(0)
     tower = wrap(make_visual())
     tower.freeze(num_blocks)
     tower.checkpointing = checkpointing
-    dense = tower.train().forward_dense(torch.randn(2, 3, 64, 96)).embedding
-    (dense * torch.randn_like(dense)).sum().backward()
-    for name, parameter in tower.named_parameters():
-        gradient = parameter.grad
-        assert (gradient is not None) == parameter.requires_grad, name
-        assert gradient is None or gradient.abs().max() > 0, name
+    check_gradients(tower.train(), 64, 96)
     frozen = {name for name, p in tower.named_parameters() if not p.requires_grad}
     assert "visual.head.0.weight" in frozen
     assert num_blocks != ALL_BLOCKS or len(frozen) == 1
@@ -164,20 +161,6 @@ def test_windows_are_refused(tower):
     for setting in ({"window_size": 4}, {"global_blocks": [0]}):
         with pytest.raises(ValueError, match="leave window_size at 0"):
             tower.set_attention(**setting)
-
-
-def test_regions_need_a_class_token(tower, picture):
-    with pytest.raises(ValueError, match="no token to copy"):
-        tower.forward_regions(picture, [torch.ones(1, 2, 3).bool()] * 2)
-
-
-def test_wrong_numbers_are_named(tower, picture):
-    with pytest.raises(ValueError, match=r"blocks 0 to 2, not \[3\]"):
-        tower.forward_dense(picture, blocks=(3,))
-    with pytest.raises(ValueError, match="form is 'none'"):
-        tower.forward_dense(picture, form="none")
-    with pytest.raises(ValueError, match="has 3; 0 trains none"):
-        tower.freeze(4)
 
 
 @pytest.mark.parametrize("changes", [{"global_pool": "max"}, {"global_pool": ""}])

@@ -210,14 +210,6 @@ def test_values_of_earlier_blocks_leave_every_cell_to_itself(tower, picture, nam
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["declip_csa", "clearclip", "naclip", "denserc"])
-def test_one_window_over_the_map_is_the_form_without_windows(tower, picture, name):
-    expected = tower.forward_dense(picture, form=name).embedding
-    tower.set_attention(window_size=5, global_blocks=[0])
-    assert_close(tower.forward_dense(picture, form=name).embedding, expected)
-
-
-@torch.no_grad()
 def test_windows_act_in_the_last_block_of_a_form(tower, picture):
     whole, narrow = [], []
     for size, found in ((0, whole), (2, narrow)):

@@ -3,12 +3,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
-from clipself_d2.clip.towers.positions import (
-    all_turns,
-    resize_positions,
-    rotary_table,
-    turn_pairs,
-)
+from clipself_d2.clip.towers.positions import all_turns, resize_positions, rotary_table, turn_pairs
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 CPU = torch.device("cpu")
@@ -66,42 +61,19 @@ def test_table_without_a_class_token():
     torch.testing.assert_close(got, resize_positions(table, (4, 4), (3, 5))[1:], **TOLERANCE)
 
 
-def test_columns_may_turn_first_and_positions_may_begin_at_one():
+@pytest.mark.parametrize(("indexing", "offset"), [("ij", 0.0), ("xy", 1.0)])
+def test_rotary_angles_follow_the_formula_on_each_axis(indexing, offset):
+    """Row angles in one half of the head, column angles in the other, each twice."""
     settings = {"head_dim": 32, "temperature": 1e4, "reference": (16, 16), "device": CPU}
-    table = rotary_table((3, 7), offset=1.0, indexing="xy", **settings)
-    sin = table.chunk(2, dim=-1)[0].reshape(3, 7, 32)
+    table = rotary_table((3, 7), offset=offset, indexing=indexing, **settings)
     frequency = 1e4 ** -(torch.arange(8) * 4 / 32)
-    row = ((torch.arange(3) + 1) / 3 * 16)[:, None] * frequency
-    column = ((torch.arange(7) + 1) / 7 * 16)[:, None] * frequency
-    wanted_column = torch.sin(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
-    wanted_row = torch.sin(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
-    torch.testing.assert_close(sin[..., :16], wanted_column, **TOLERANCE)
-    torch.testing.assert_close(sin[..., 16:], wanted_row, **TOLERANCE)
-
-
-def make_rotary(grid):
-    table = rotary_table(grid, head_dim=32, temperature=1e4, reference=(16, 16), device=CPU)
-    sin, cos = table.chunk(2, dim=-1)
-    return sin.reshape(*grid, 32), cos.reshape(*grid, 32)
-
-
-def test_rotary_angles_follow_the_formula_on_each_axis():
-    """Row angles in the first half of the head, column angles in the second, each twice."""
-    sin, cos = make_rotary((3, 7))
-    frequency = 1e4 ** -(torch.arange(8) * 4 / 32)
-    row = (torch.arange(3) / 3 * 16)[:, None] * frequency
-    column = (torch.arange(7) / 7 * 16)[:, None] * frequency
-    for got, function in ((sin, torch.sin), (cos, torch.cos)):
-        wanted_row = function(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
-        wanted_column = function(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
-        torch.testing.assert_close(got[..., :16], wanted_row, **TOLERANCE)
-        torch.testing.assert_close(got[..., 16:], wanted_column, **TOLERANCE)
-
-
-def test_rotary_rectangle_shares_rows_and_columns_with_the_squares():
-    rectangle, tall, wide = make_rotary((3, 7))[0], make_rotary((3, 3))[0], make_rotary((7, 7))[0]
-    torch.testing.assert_close(rectangle[:, 0, :16], tall[:, 0, :16], **TOLERANCE)
-    torch.testing.assert_close(rectangle[0, :, 16:], wide[0, :, 16:], **TOLERANCE)
+    row = ((torch.arange(3) + offset) / 3 * 16)[:, None] * frequency
+    column = ((torch.arange(7) + offset) / 7 * 16)[:, None] * frequency
+    for got, function in zip(table.chunk(2, dim=-1), (torch.sin, torch.cos), strict=True):
+        rows = function(row).repeat_interleave(2, dim=1)[:, None].expand(3, 7, 16)
+        columns = function(column).repeat_interleave(2, dim=1)[None].expand(3, 7, 16)
+        halves = (rows, columns) if indexing == "ij" else (columns, rows)
+        torch.testing.assert_close(got, torch.cat(halves, dim=-1).flatten(0, 1), **TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,7 +26,9 @@ def rectangle():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["clipself", "attention"])
+@pytest.mark.parametrize(
+    "form", ["clipself", "attention", "declip_csa", "clearclip", "naclip", "denserc"]
+)
 def test_one_window_over_the_map_is_global_attention(tower, rectangle, form):
     expected = tower.forward_dense(rectangle, blocks=(0, 1, 2), form=form)
     # Every block but the first has a window.

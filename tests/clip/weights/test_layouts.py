@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from clipself_d2.clip.weights.layouts import (
-    is_beside_tower,
-    place_text,
-    to_clipself,
-    to_open_clip,
-)
+from clipself_d2.clip.weights.layouts import is_beside_tower, place_text, to_clipself, to_open_clip
 
 HEAD_DIM = 32
 

@@ -7,11 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipself_d2.clip.weights.loading import (
-    load_clip_weights,
-    load_tower_weights,
-    read_checkpoint,
-)
+from clipself_d2.clip.weights.loading import load_clip_weights, load_tower_weights, read_checkpoint
 
 # One layout of whole-CLIP files for each row: how the file differs from open_clip's state dict.
 WRAPPERS = {
@@ -104,45 +100,6 @@ def test_logit_scale_may_be_a_vector_of_one(new_clip, tmp_path):
     assert target.logit_scale == source.logit_scale
 
 
-def test_reference_file_of_eva_is_renamed_completely(load_golden, new_clip, tmp_path):
-    golden = load_golden("eva")
-    target = new_clip("eva")
-    state = {f"module.{key}": value for key, value in golden.teacher.items()}
-    report = load_clip_weights(target, save({"state_dict": state}, tmp_path / "clip.pt"))
-    assert report.layout == "eva_clip"
-    assert len(report.tensors) == len([key for key in golden.teacher if ".rope." not in key])
-    trunk = dict(target.tower.named_parameters())
-    for ours, theirs in (
-        ("mlp.fc1_g.weight", "mlp.w1.weight"),
-        ("mlp.fc1_x.bias", "mlp.w2.bias"),
-        ("mlp.norm.weight", "mlp.ffn_ln.weight"),
-        ("attn.v_proj.bias", "attn.v_bias"),
-        ("attn.norm.bias", "attn.inner_attn_ln.bias"),
-    ):
-        got = trunk[f"visual.trunk.blocks.1.{ours}"]
-        assert torch.equal(got, golden.teacher[f"visual.blocks.1.{theirs}"])
-
-
-def test_missing_file_names_the_keys(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        read_checkpoint(tmp_path / "absent.pt")
-
-
-@pytest.mark.parametrize("name", ["clip.pt", "clip.safetensors"])
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_truncated_file_is_named(new_clip, tmp_path, name, kept):
-    path = save(new_clip("vit").tower.state_dict(), tmp_path / name)
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        read_checkpoint(path)
-
-
-def test_file_with_code_is_refused(tmp_path):
-    torch.save({"visual.proj": torch.nn.Linear(2, 2)}, tmp_path / "code.pt")
-    with pytest.raises(ValueError, match=r"code\.pt cannot be read"):
-        read_checkpoint(tmp_path / "code.pt")
-
-
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {}, {"a": torch.zeros(1), "b": 3}])
 def test_file_without_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
@@ -180,7 +137,7 @@ def test_missing_extra_and_misshapen_weights_are_counted(new_clip, tmp_path):
 def test_tower_alone_is_no_whole_clip(new_clip, tmp_path):
     model = new_clip("vit")
     path = save(model.tower.state_dict(), tmp_path / "tower.pt")
-    with pytest.raises(ValueError, match="without text tower, expected the whole"):
+    with pytest.raises(ValueError, match="no text tower, expected the whole"):
         load_clip_weights(model, path)
 
 
@@ -218,24 +175,6 @@ def test_openai_archive_gives_its_weights(new_clip, tmp_path):
         target.open_clip_state_dict(), {key: value.float() for key, value in stored.items()}
     )
     assert report.ignored == ("input_resolution", "vocab_size")
-
-
-@pytest.mark.parametrize("kind", ["vit", "eva"])
-@pytest.mark.parametrize(
-    ("prefix", "rest", "wrapper"),
-    [
-        ("backbone.", "roi_head.bbox_head.fc_cls.bias", "state_dict"),
-        ("backbone.bottom_up.tower.", "roi_heads.box_head.fc1.bias", "model"),
-    ],
-)
-def test_tower_is_read_out_of_a_detector(new_clip, tmp_path, kind, prefix, rest, wrapper):
-    source, target = scrambled(new_clip(kind)).tower, new_clip(kind).tower
-    state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
-    path = save({wrapper: {**state, rest: torch.zeros(2)}, "meta": {}}, tmp_path / "detector.pth")
-    report = load_tower_weights(target, path)
-    assert_same(target.state_dict(), source.state_dict())
-    assert report.ignored == (rest,)
-    assert "detector" in report.layout
 
 
 def test_name_that_no_layout_knows_is_refused(new_clip, tmp_path):

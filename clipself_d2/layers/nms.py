@@ -1,15 +1,55 @@
-"""Non-maximum suppression that lowers the scores of overlapping boxes instead of dropping them.
+"""Non-maximum suppression: stopped when enough boxes are kept, and soft, by lowered scores.
 
-Legend: R boxes.
+Legend: P, R boxes.
 """
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou, nms
 
+# Up to as many boxes torchvision compares in one call, with the classes moved apart.
+_ONE_CALL = {"cpu": 1000}
+_ONE_CALL_ELSEWHERE = 25_000
 SOFT_NMS_METHODS = ("gaussian", "linear", "hard")
 # Scores that have decayed to this are dropped, as published for RegionCLIP.
 PRUNE = 0.001
+
+
+def limited_nms(
+    boxes_P4: Tensor, scores_P: Tensor, classes_P: Tensor, threshold: float, limit: int
+) -> Tensor:
+    """Suppress boxes (XYXY) within each class, and keep the best ``limit`` of all; negative: all.
+
+    A box is suppressed by better ones alone, so that the best boxes are enough if ``limit`` of them
+    are kept; where they are not, more are taken. Gives their numbers, best first: the beginning of
+    what torchvision's ``batched_nms`` gives for all boxes, which leaves the order of equal scores
+    open.
+    """
+    total, count = len(boxes_P4), 4 * limit
+    if limit <= 0 or total <= _ONE_CALL.get(boxes_P4.device.type, _ONE_CALL_ELSEWHERE):
+        kept: Tensor = batched_nms(boxes_P4.float(), scores_P, classes_P, threshold)
+        return kept if limit < 0 else kept[:limit]
+    while True:
+        # All boxes that share the last score.
+        least = scores_P.topk(min(count, total)).values[-1]
+        best = (scores_P >= least).nonzero()[:, 0]
+        boxes, scores, classes = boxes_P4[best].float(), scores_P[best], classes_P[best]
+        kept = best[_class_by_class(boxes, scores, classes, threshold)]
+        if len(kept) >= limit or count >= total:
+            return kept[:limit]
+        count *= 4
+
+
+def _class_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    order = classes.argsort(stable=True)
+    sizes = classes[order].unique_consecutive(return_counts=True)[1].tolist()  # type: ignore[no-untyped-call]
+    groups = [
+        rows if len(rows) == 1 else rows[nms(boxes[rows], scores[rows], threshold)]
+        for rows in order.split(sizes)  # type: ignore[no-untyped-call]
+    ]
+    # In the order of the boxes, so that equal scores keep it in the stable sort.
+    kept = torch.cat(groups).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def batched_soft_nms(
@@ -48,9 +88,8 @@ def batched_soft_nms(
     decayed: list[Tensor] = []
     for label in torch.unique(classes_R):
         member = (classes_R == label).nonzero()[:, 0]
-        kept, scores = _soft_nms(
-            boxes_R4[member].float(), scores_R[member].float(), method, sigma, threshold, prune
-        )
+        boxes, scores = boxes_R4[member].float(), scores_R[member].float()
+        kept, scores = _soft_nms(boxes, scores, method, sigma, threshold, prune)
         numbers.append(member[kept])
         decayed.append(scores)
     if not numbers:
@@ -69,6 +108,7 @@ def _soft_nms(
     open_boxes = torch.ones_like(scores, dtype=torch.bool)
     order, final = [], []
     for _ in range(len(boxes)):
+        # Scores are never negative: -1 is no candidate.
         best = int(scores.masked_fill(~open_boxes, -1.0).argmax())
         if not open_boxes[best] or scores[best] <= prune:
             break

@@ -198,10 +198,10 @@ class TextEncoder(nn.Module):
         order = lengths.argsort(stable=True)
         for rows in torch.split(order, batch_size or _BATCH_SIZES.get(device.type, 256)):
             length = int(lengths[rows[-1]])
-            batch = tokens[rows, :length].to(device)
+            batch = tokens[rows, :length].to(device, non_blocking=True)
             short = length < tokens.shape[1]
             features = self.word_features(batch)[1] if short else self(batch)
-            embedded[rows.to(device)] = F.normalize(features.float(), dim=1)
+            embedded[rows.to(device, non_blocking=True)] = F.normalize(features.float(), dim=1)
             if on_batch is not None:
                 on_batch(len(rows))
         return embedded

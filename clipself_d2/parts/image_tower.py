@@ -172,9 +172,10 @@ def refuse_bgr(
     if len(mean) != 3:
         raise ValueError(f"{mean_key} has {len(mean)} values but CLIP takes RGB; give it three")
     if math.dist(mean[::-1], tower.pixel_mean) < math.dist(mean, tower.pixel_mean):
+        given, native = ([round(value, 3) for value in row] for row in (mean, tower.pixel_mean))
         raise ValueError(
-            f"{mean_key} is {[round(value, 3) for value in mean]}, in the order BGR, but "
-            f"{tower.name} was trained on RGB; turn {mean_key} and {std_key} round"
+            f"{mean_key} is {given}, in the order BGR, but {tower.name} was trained on RGB with "
+            f"mean {native}; turn {mean_key} and {std_key} round"
         )
 
 

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 COMPILE_MODES = ("off", "blocks", "step")
 # Graphs of one form that may differ in shapes, number type and in what is trained; torch's own 8
 # are few where every block has another rate of stochastic depth.
-_MOST_GRAPHS = 64
+_many_graphs = torch._dynamo.config.patch(recompile_limit=64)
 
 
 class Compiler:
@@ -41,7 +41,7 @@ class Compiler:
         """
         if not self.failed:
             try:
-                with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
+                with _many_graphs:
                     result: Result = _compiled(function, self.backend, replay)(*args)
                     return result
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:

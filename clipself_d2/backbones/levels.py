@@ -13,8 +13,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.features import Features
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT, Features
 
 # Stride of the finest level that one-stage detectors read, px.
 _FIRST_DENSE_STRIDE = 8

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip
 from clipself_d2.distillation.build import towers_from_config
-from clipself_d2.distillation.region_proposer import RegionProposer
+from clipself_d2.distillation.regions import RegionProposer
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 from clipself_d2.parts.image_tower import load_whole_clip
 from clipself_d2.parts.text_embeddings import read_text_embeddings

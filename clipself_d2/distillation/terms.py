@@ -16,11 +16,11 @@ from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from clipself_d2.distillation.base import iteration_generator
-from clipself_d2.distillation.losses import cosine_distances
-from clipself_d2.distillation.objectives import (
+from clipself_d2.distillation.losses import (
     REDUCTIONS,
     affinity,
     affinity_loss,
+    cosine_distances,
     grouped_kl,
     map_match,
     spatial_target,

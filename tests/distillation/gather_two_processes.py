@@ -12,8 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from clipself_d2.distillation.gather import gather_rows
-from clipself_d2.distillation.regionclip_batch import PictureRows
+from clipself_d2.distillation.regionclip_batch import PictureRows, gather_rows
 from clipself_d2.distillation.regionclip_losses import image_text_contrastive
 
 # Rows of the first process of six.

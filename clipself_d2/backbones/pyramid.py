@@ -113,6 +113,7 @@ class ClipViTPyramid(PyramidBackbone):
             laterals.append(self.laterals[level](self.align(adapted, level, images.shape[-2:])))
         for level in reversed(range(len(laterals) - 1)):
             coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
+            # Detectron2's FPN doubles instead; sides that are rounded up are no exact doubles.
             laterals[level] = laterals[level] + coarse
         levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
         return self.add_top(levels, features[CLIP_FEATURE])

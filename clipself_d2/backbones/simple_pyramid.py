@@ -19,11 +19,7 @@ from clipself_d2.backbones.levels import (
     doublings,
     plan_levels,
 )
-from clipself_d2.backbones.pyramid import (
-    make_adapter,
-    normed_conv,
-    pyramid_options,
-)
+from clipself_d2.backbones.pyramid import make_adapter, normed_conv, pyramid_options
 
 
 class ClipViTSimplePyramid(PyramidBackbone):

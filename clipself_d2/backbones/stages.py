@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
 from clipself_d2.backbones.levels import PyramidBackbone, check_taps
-from clipself_d2.backbones.pyramid import (
-    make_adapter,
-    normed_conv,
-    spread_blocks,
-)
+from clipself_d2.backbones.pyramid import make_adapter, normed_conv, spread_blocks
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -121,6 +117,7 @@ def stage_strides(
             f"MODEL.RESNETS.OUT_FEATURES is {list(names)}; it names some of {', '.join(STAGES)}"
         )
     kept = {"res4": res4_dilation > 1, "res5": res5_dilation > 1}
+    # From 2, so that res2, the first of the loop, has the 4 px of the stem and its pooling.
     strides, stride = {}, 2
     for name in STAGES:
         stride *= 1 if kept.get(name) else 2

@@ -25,18 +25,3 @@ ROI_HEADS_REGISTRY.register(OpenVocabCascadeROIHeads)
 ROI_HEADS_REGISTRY.register(OpenVocabROIHeads)
 PROPOSAL_GENERATOR_REGISTRY.register(BlendedRPN)
 RPN_HEAD_REGISTRY.register(NormRPNHead)
-
-__all__ = [
-    "BlendedRPN",
-    "CLIPRes5ROIHeads",
-    "EmbeddingFastRCNNOutputLayers",
-    "NormRPNHead",
-    "OfflineProposalRCNN",
-    "OpenVocabCascadeROIHeads",
-    "OpenVocabFCOS",
-    "OpenVocabFCOSHead",
-    "OpenVocabFastRCNNOutputLayers",
-    "OpenVocabROIHeads",
-    "OpenVocabRetinaNet",
-    "OpenVocabRetinaNetHead",
-]

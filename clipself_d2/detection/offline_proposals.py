@@ -1,5 +1,6 @@
 """Detector on boxes that something else proposes: RegionCLIP's transfer and zero-shot inference."""
 
+import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -38,7 +39,16 @@ class AnnotatedBoxes:
 
     @cached_property
     def _boxes(self) -> dict[str, Tensor]:
-        return read_boxes(self._names)
+        boxes = {}
+        for record in itertools.chain.from_iterable(map(DatasetCatalog.get, self._names)):
+            kept = [
+                BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+                for item in record.get("annotations", [])
+                if not item.get("iscrowd", 0)
+            ]
+            # Without annotations (0,) becomes (0, 4).
+            boxes[str(record["file_name"])] = torch.tensor(kept).float().reshape(-1, 4)
+        return boxes
 
     def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
         """Give every sample ``proposal_boxes``, XYXY px of the resized picture.
@@ -68,21 +78,6 @@ class AnnotatedBoxes:
         height, width = int(str(sample["height"])), int(str(sample["width"]))
         scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
         return Instances(size, proposal_boxes=Boxes(boxes * scale))
-
-
-def read_boxes(names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the boxes of data sets by file name, without crowds: (K, 4) XYXY px."""
-    boxes = {}
-    for name in names:
-        for record in DatasetCatalog.get(name):
-            kept = [
-                BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
-                for item in record.get("annotations", [])
-                if not item.get("iscrowd", 0)
-            ]
-            table = torch.tensor(kept, dtype=torch.float32).reshape(-1, 4)
-            boxes[str(record["file_name"])] = table
-    return boxes
 
 
 # Values of MODEL.PROPOSAL_GENERATOR.NAME beside Detectron2's.

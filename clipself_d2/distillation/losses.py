@@ -28,10 +28,7 @@ def cosine_distances(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
             f"student regions are {tuple(student_RD.shape)}, the teacher's "
             f"{tuple(teacher_RD.shape)}"
         )
-    student, teacher = (
-        F.normalize(student_RD.float(), dim=1),
-        F.normalize(teacher_RD.float(), dim=1),
-    )
+    student, teacher = (F.normalize(rows.float(), dim=1) for rows in (student_RD, teacher_RD))
     return 1.0 - (student * teacher).sum(1)
 
 
@@ -202,6 +199,7 @@ def grouped_kl(
     """
     student, teacher = student_RK.float(), teacher_RK.float()
     best, label = teacher.softmax(1).max(1)
+    # Zeros that keep the student's graph.
     loss_R = student.sum(1) * 0.0
     for columns, mine in (
         (slice(num_things), label < num_things),

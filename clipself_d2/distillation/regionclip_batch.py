@@ -32,6 +32,7 @@ def gather_rows(rows_ND: Tensor) -> Tensor:
     if comm.get_world_size() == 1:
         return rows_ND
     counts = _counts(len(rows_ND), rows_ND.device)
+    # all_gather takes equal shapes alone.
     missing = rows_ND.new_zeros(max(counts) - len(rows_ND), *rows_ND.shape[1:])
     padded = torch.cat([rows_ND, missing])
     parts = dist_functional.all_gather(padded)  # type: ignore[no-untyped-call]

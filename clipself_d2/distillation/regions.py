@@ -130,6 +130,7 @@ class RegionProposer(nn.Module):
         count: int = item.get("count", 0)  # type: ignore[assignment]
         generator = iteration_generator(self.seed, count)
         drawn = torch.randperm(len(boxes), generator=generator)[: self.max_regions]
+        # Drawn on the CPU, so that a seed gives the same regions on every device.
         kept = boxes[drawn.to(boxes.device)]
         if not len(boxes):
             kept = whole_frame(image).to(boxes.device)

@@ -158,6 +158,7 @@ class AffinityTerm(Term):
             students = [self._in_regions(part, batch) for part in students]
             teacher = self._in_regions(teacher, batch)
             mean = affinity_loss(_mean_affinity(students), affinity(_cells(teacher)), **options)  # type: ignore[arg-type]
+            # The sum over regions, divided by the mean number of all processes.
             return mean * len(teacher) / batch.count
         rows = None
         real_NS = batch.real
@@ -228,6 +229,7 @@ class MapTerm(Term):
                 shares=(self.semantic, self.spatial),
             )
             losses.append(map_match(model.short_KD[labels] @ student, target, kind=self.kind))
+        # Without labels the loss is 0 and keeps the student's graph.
         found = torch.cat(losses)
         return found.sum() / max(1, len(found)) + maps.sum() * 0.0
 

@@ -1,4 +1,4 @@
-"""Parts of a batch; several processes are in test_gather.py, the model in test_regionclip.py."""
+"""Parts of a batch, of one process and of two; the model is in test_regionclip.py."""
 
 import os
 import subprocess

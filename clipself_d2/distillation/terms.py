@@ -121,7 +121,7 @@ class AffinityTerm(Term):
         of: What of the student: "map" (the dense embedding), "query", "key" or "query_key" (of the
             last block; the mean of both affinities).
         teacher: "vfm" or "clip" (the frozen original's dense map).
-        reduction: As of ``objectives.affinity_loss``.
+        reduction: As of ``losses.affinity_loss``.
         temperature: Likewise.
         rows: Rows drawn of large affinities, at each iteration anew; 0: all.
         region_size: Side in cells of the grid to which every region is pooled, with affinities in
@@ -186,7 +186,7 @@ class MapTerm(Term):
     """Where in a picture its labels are: the student's map of a name, against one of rich texts.
 
     Attributes:
-        kind: As of ``objectives.map_match``.
+        kind: As of ``losses.map_match``.
         top: Strongest cells whose rows of the vision foundation model's affinity are averaged.
         semantic: Share of the teacher's map of the rich text in the target.
         spatial: Share of those rows.

@@ -1,4 +1,4 @@
-"""The gathered image-text loss in two processes; run by test_gather.py.
+"""The gathered image-text loss in two processes; run by test_regionclip_batch.py.
 
 Usage: python gather_two_processes.py FOLDER. Writes one.pt, <split>_<rank>.pt, and the same in
 parts: <split>_parts_<rank>.pt.

@@ -23,33 +23,17 @@ from clipself_d2.backbones.pyramid import ClipViTPyramid
 from clipself_d2.backbones.simple_pyramid import ClipViTSimplePyramid
 from clipself_d2.backbones.stages import ClipViTStages
 
-BACKBONE_REGISTRY.register(build_clip_resnet_backbone)
-BACKBONE_REGISTRY.register(build_clip_resnet_fpn_backbone)
-BACKBONE_REGISTRY.register(build_clip_vit_backbone)
-BACKBONE_REGISTRY.register(build_clip_vit_fpn_backbone)
-BACKBONE_REGISTRY.register(build_clip_vit_simple_fpn_backbone)
-BACKBONE_REGISTRY.register(build_clip_vit_stages_backbone)
-BACKBONE_REGISTRY.register(build_retinanet_clip_vit_fpn_backbone)
-BACKBONE_REGISTRY.register(build_retinanet_clip_vit_simple_fpn_backbone)
-BACKBONE_REGISTRY.register(build_semantic_clip_vit_fpn_backbone)
-BACKBONE_REGISTRY.register(build_semantic_clip_vit_simple_fpn_backbone)
-BACKBONE_REGISTRY.register(build_semantic_clip_vit_stages_backbone)
-
-__all__ = [
-    "ClipResNet",
-    "ClipViT",
-    "ClipViTPyramid",
-    "ClipViTSimplePyramid",
-    "ClipViTStages",
-    "build_clip_resnet_backbone",
-    "build_clip_resnet_fpn_backbone",
-    "build_clip_vit_backbone",
-    "build_clip_vit_fpn_backbone",
-    "build_clip_vit_simple_fpn_backbone",
-    "build_clip_vit_stages_backbone",
-    "build_retinanet_clip_vit_fpn_backbone",
-    "build_retinanet_clip_vit_simple_fpn_backbone",
-    "build_semantic_clip_vit_fpn_backbone",
-    "build_semantic_clip_vit_simple_fpn_backbone",
-    "build_semantic_clip_vit_stages_backbone",
-]
+for _builder in (
+    build_clip_resnet_backbone,
+    build_clip_resnet_fpn_backbone,
+    build_clip_vit_backbone,
+    build_clip_vit_fpn_backbone,
+    build_clip_vit_simple_fpn_backbone,
+    build_clip_vit_stages_backbone,
+    build_retinanet_clip_vit_fpn_backbone,
+    build_retinanet_clip_vit_simple_fpn_backbone,
+    build_semantic_clip_vit_fpn_backbone,
+    build_semantic_clip_vit_simple_fpn_backbone,
+    build_semantic_clip_vit_stages_backbone,
+):
+    BACKBONE_REGISTRY.register(_builder)

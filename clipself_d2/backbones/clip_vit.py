@@ -12,12 +12,25 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from clipself_d2.backbones.features import Features
 from clipself_d2.clip import VisionTower
 from clipself_d2.clip.towers.dense_form import DenseForm
 from clipself_d2.clip.towers.drop_path import set_drop_path
 from clipself_d2.parts.dense_form import set_form
 from clipself_d2.parts.image_tower import build_image_tower
+
+
+class Features(dict[str, ShapeSpec]):
+    """A backbone's ``output_shape()``; Detectron2's heads look names up in it."""
+
+    def __missing__(self, name: str) -> ShapeSpec:
+        """Raise in place of a bare KeyError."""
+        raise ValueError(
+            f"a head asks for the feature {name!r}, but the backbone gives {', '.join(self)}; name "
+            "some of those in the head's IN_FEATURES (lazy: in_features), or take another "
+            "MODEL.BACKBONE.NAME: build_retinanet_clip_vit_fpn_backbone gives p3 to p7, "
+            "build_clip_vit_stages_backbone res2 to res5"
+        )
+
 
 CLIP_FEATURE = "clip"
 

@@ -13,8 +13,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
-from clipself_d2.backbones.features import Features
+from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT, Features
 
 # Stride of the finest level that one-stage detectors read, px.
 _FIRST_DENSE_STRIDE = 8
@@ -118,6 +117,7 @@ class PyramidBackbone(Backbone):
         # Detectron2's top blocks say these two of themselves.
         extra = 1 if self.top_block is None else int(str(self.top_block.num_levels))
         source = None if self.top_block is None else str(self.top_block.in_feature)
+        # Each level above doubles the stride.
         strides = [*self.strides, *(self.strides[-1] << step for step in range(1, extra + 1))]
         self._level_names = [level_name(stride) for stride in strides]
         made = self._level_names[: len(self.strides)]
@@ -158,6 +158,7 @@ class PyramidBackbone(Backbone):
     def add_top(self, levels: Sequence[Tensor], clip: Tensor) -> dict[str, Tensor]:
         """Add the levels above (N, C, h, w) for each stride, and the dense map, by name."""
         if self.top_block is None:
+            # Every second cell, as Detectron2's LastLevelMaxPool.
             above = [F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
         else:
             above = self.top_block(levels[self._level_names.index(str(self.top_block.in_feature))])

@@ -77,6 +77,7 @@ class ClipViTPyramid(PyramidBackbone):
         for _ in strides:
             lateral = normed_conv(width, out_channels, 1, norm)
             output = normed_conv(out_channels, out_channels, 3, norm)
+            # Both are filled after both are made: another order would draw other weights.
             c2_xavier_fill(lateral)
             c2_xavier_fill(output)
             self.laterals.append(lateral)
@@ -113,6 +114,7 @@ class ClipViTPyramid(PyramidBackbone):
             laterals.append(self.laterals[level](self.align(adapted, level, images.shape[-2:])))
         for level in reversed(range(len(laterals) - 1)):
             coarse = F.interpolate(laterals[level + 1], laterals[level].shape[-2:], mode="nearest")
+            # Detectron2's FPN doubles instead; sides that are rounded up are no exact doubles.
             laterals[level] = laterals[level] + coarse
         levels = [conv(merged) for conv, merged in zip(self.outputs, laterals, strict=True)]
         return self.add_top(levels, features[CLIP_FEATURE])
@@ -150,6 +152,13 @@ def normed_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Con
         bias=norm == "",
         norm=get_norm(norm, out_channels),
     )
+
+
+def filled_conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
+    """Make a convolution as ``normed_conv``, with Detectron2's weights of a pyramid."""
+    conv = normed_conv(channels, out_channels, kernel, norm)
+    c2_xavier_fill(conv)
+    return conv
 
 
 def make_adapter(

@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
@@ -19,11 +18,7 @@ from clipself_d2.backbones.levels import (
     doublings,
     plan_levels,
 )
-from clipself_d2.backbones.pyramid import (
-    make_adapter,
-    normed_conv,
-    pyramid_options,
-)
+from clipself_d2.backbones.pyramid import filled_conv, make_adapter, pyramid_options
 
 
 class ClipViTSimplePyramid(PyramidBackbone):
@@ -118,10 +113,7 @@ def make_scaler(
 
 
 def _make_output(channels: int, out_channels: int, norm: str) -> nn.Sequential:
-    convs = []
-    for kernel in (1, 3):
-        conv = normed_conv(channels, out_channels, kernel, norm)
-        c2_xavier_fill(conv)
-        convs.append(conv)
-        channels = out_channels
-    return nn.Sequential(*convs)
+    return nn.Sequential(
+        filled_conv(channels, out_channels, 1, norm),
+        filled_conv(out_channels, out_channels, 3, norm),
+    )

@@ -8,16 +8,11 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE, ClipViT
 from clipself_d2.backbones.levels import PyramidBackbone, check_taps
-from clipself_d2.backbones.pyramid import (
-    make_adapter,
-    normed_conv,
-    spread_blocks,
-)
+from clipself_d2.backbones.pyramid import filled_conv, make_adapter, spread_blocks
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -63,11 +58,9 @@ class ClipViTStages(PyramidBackbone):
         patch, width = backbone.tower.patch_size, backbone.tower.width
         self._names = tuple(strides)
         self.adapters = nn.ModuleList(make_adapter(width, patch, s, norm) for s in self.strides)
-        self.laterals = nn.ModuleList()
-        for name in self._names:
-            lateral = normed_conv(width, channels[name], 1, norm)
-            c2_xavier_fill(lateral)
-            self.laterals.append(lateral)
+        self.laterals = nn.ModuleList(
+            filled_conv(width, channels[name], 1, norm) for name in self._names
+        )
         self.declare(strides, channels)
 
     @classmethod
@@ -121,6 +114,7 @@ def stage_strides(
             f"MODEL.RESNETS.OUT_FEATURES is {list(names)}; it names some of {', '.join(STAGES)}"
         )
     kept = {"res4": res4_dilation > 1, "res5": res5_dilation > 1}
+    # From 2, so that res2, the first of the loop, has the 4 px of the stem and its pooling.
     strides, stride = {}, 2
     for name in STAGES:
         stride *= 1 if kept.get(name) else 2

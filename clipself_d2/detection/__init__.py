@@ -3,16 +3,19 @@
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY
 
-from clipself_d2.detection.blended_rpn import BlendedRPN
 from clipself_d2.detection.cascade import OpenVocabCascadeROIHeads
+from clipself_d2.detection.dense_text import (
+    OpenVocabFCOS,
+    OpenVocabFCOSHead,
+    OpenVocabRetinaNet,
+    OpenVocabRetinaNetHead,
+)
 from clipself_d2.detection.embedding_predictor import EmbeddingFastRCNNOutputLayers
 from clipself_d2.detection.offline_proposals import OfflineProposalRCNN
-from clipself_d2.detection.open_vocab_fcos import OpenVocabFCOS, OpenVocabFCOSHead
-from clipself_d2.detection.open_vocab_retinanet import OpenVocabRetinaNet, OpenVocabRetinaNetHead
 from clipself_d2.detection.output_layers import OpenVocabFastRCNNOutputLayers
 from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
 from clipself_d2.detection.roi_heads import OpenVocabROIHeads
-from clipself_d2.detection.rpn import NormRPNHead
+from clipself_d2.detection.rpn import BlendedRPN, NormRPNHead
 
 META_ARCH_REGISTRY.register(OfflineProposalRCNN)
 META_ARCH_REGISTRY.register(OpenVocabFCOS)
@@ -22,18 +25,3 @@ ROI_HEADS_REGISTRY.register(OpenVocabCascadeROIHeads)
 ROI_HEADS_REGISTRY.register(OpenVocabROIHeads)
 PROPOSAL_GENERATOR_REGISTRY.register(BlendedRPN)
 RPN_HEAD_REGISTRY.register(NormRPNHead)
-
-__all__ = [
-    "BlendedRPN",
-    "CLIPRes5ROIHeads",
-    "EmbeddingFastRCNNOutputLayers",
-    "NormRPNHead",
-    "OfflineProposalRCNN",
-    "OpenVocabCascadeROIHeads",
-    "OpenVocabFCOS",
-    "OpenVocabFCOSHead",
-    "OpenVocabFastRCNNOutputLayers",
-    "OpenVocabROIHeads",
-    "OpenVocabRetinaNet",
-    "OpenVocabRetinaNetHead",
-]

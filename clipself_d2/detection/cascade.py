@@ -12,11 +12,7 @@ from torch import Tensor
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE
 from clipself_d2.detection.output_layers import CLIP_FIELD, OpenVocabFastRCNNOutputLayers
-from clipself_d2.detection.roi_heads import (
-    OpenVocabMixin,
-    check_widths,
-    embed_proposals,
-)
+from clipself_d2.detection.roi_heads import OpenVocabMixin, check_widths, embed_proposals
 
 
 class OpenVocabCascadeROIHeads(OpenVocabMixin, CascadeROIHeads):

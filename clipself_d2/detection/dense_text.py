@@ -1,4 +1,4 @@
-"""What RetinaNet and FCOS share where classes are text.
+"""RetinaNet and FCOS whose classes are text, and what they share.
 
 Legend: N images, A anchors of a cell, R anchors of an image, K classes, D joint embedding, h w
 cells of a level.
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
@@ -164,3 +167,82 @@ def _classifier_of(head: nn.Module) -> SigmoidTextClassifier:
     score = head.cls_score
     assert isinstance(score, DenseTextScore), f"cls_score of the head is {type(score)}"
     return score.classifier
+
+
+class OpenVocabRetinaNetHead(TextHeadMixin, RetinaNetHead):
+    """Detectron2's head with an embedding and a text classifier, as ``TextHeadMixin``."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``."""
+        options: dict[str, object] = super().from_config(cfg, input_shape)
+        # The vocabulary and the classifier have these.
+        del options["num_classes"], options["prior_prob"]
+        return {"classifier": training_classifier(cfg), **options}
+
+
+class OpenVocabRetinaNet(TextClassesMixin, RetinaNet):
+    """Detectron2's RetinaNet with text classes: sigmoid over scaled cosines.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        kwargs: Further keyword arguments of ``RetinaNet``; the number of classes is the
+            classifier's.
+
+    Reference: RetinaNet, arXiv 1708.02002; text classes as Detic, arXiv 2201.02605.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read what ``RetinaNet`` reads; the number of classes is the vocabulary's."""
+        options: dict[str, object] = super().from_config(cfg)
+        del options["num_classes"]
+        shapes = options["backbone"].output_shape()  # type: ignore[attr-defined]
+        levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+        return {**options, "head": OpenVocabRetinaNetHead(cfg, levels)}
+
+
+class OpenVocabFCOSHead(TextHeadMixin, FCOSHead):
+    """Detectron2's head with an embedding and a text classifier, as ``TextHeadMixin``."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Read MODEL.RETINANET, and the classes as ``training_classifier``."""
+        return {
+            "input_shape": input_shape,
+            "classifier": training_classifier(cfg),
+            "conv_dims": [input_shape[0].channels] * cfg.MODEL.RETINANET.NUM_CONVS,
+            "norm": cfg.MODEL.RETINANET.NORM,
+        }
+
+
+class OpenVocabFCOS(TextClassesMixin, FCOS):
+    """Detectron2's FCOS with text classes: sigmoid over scaled cosines.
+
+    Detectron2 has no yaml keys for FCOS; here it reads those of MODEL.RETINANET that fit.
+
+    Args:
+        head: Head whose ``cls_score`` is a ``DenseTextScore``.
+        kwargs: Further keyword arguments of ``FCOS``; the number of classes is the classifier's.
+
+    Reference: FCOS, arXiv 2006.09214; text classes as Detic, arXiv 2201.02605.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read MODEL.RETINANET; the number of classes is the vocabulary's."""
+        backbone = build_backbone(cfg)
+        shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
+        return {
+            "backbone": backbone,
+            "head": OpenVocabFCOSHead(cfg, [shapes[name] for name in options.IN_FEATURES]),
+            "head_in_features": options.IN_FEATURES,
+            "focal_loss_alpha": options.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": options.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": options.SCORE_THRESH_TEST,
+            "test_topk_candidates": options.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": options.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }

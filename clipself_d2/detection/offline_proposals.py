@@ -1,9 +1,13 @@
 """Detector on boxes that something else proposes: RegionCLIP's transfer and zero-shot inference."""
 
-from collections.abc import MutableMapping
+import itertools
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import (
     Backbone,
     GeneralizedRCNN,
@@ -11,14 +15,70 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor, nn
 
 from clipself_d2.backbones.clip_resnet import ClipResNet
-from clipself_d2.detection.annotated_boxes import AnnotatedBoxes
 from clipself_d2.detection.regionclip_checkpoints import OFFLINE, is_published, rename_published
 from clipself_d2.detection.res5_heads import CLIPRes5ROIHeads
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
+
+
+class AnnotatedBoxes:
+    """Proposals that are the ground truth; crowds are left out.
+
+    In training they are those of the mapped sample. In tests Detectron2's mapper drops the
+    annotations, and they are looked up by the picture's file name.
+
+    Args:
+        names: Registered test sets, which are read when the first of their pictures comes.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+
+    @cached_property
+    def _boxes(self) -> dict[str, Tensor]:
+        boxes = {}
+        for record in itertools.chain.from_iterable(map(DatasetCatalog.get, self._names)):
+            kept = [
+                BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+                for item in record.get("annotations", [])
+                if not item.get("iscrowd", 0)
+            ]
+            # Without annotations (0,) becomes (0, 4).
+            boxes[str(record["file_name"])] = torch.tensor(kept).float().reshape(-1, 4)
+        return boxes
+
+    def __call__(self, inputs: Sequence[Mapping[str, object]]) -> list[Instances]:
+        """Give every sample ``proposal_boxes``, XYXY px of the resized picture.
+
+        Without objectness in tests; a ValueError says that a picture is of none of the data
+        sets.
+        """
+        return [self._propose(sample) for sample in inputs]
+
+    def _propose(self, sample: Mapping[str, object]) -> Instances:
+        image = sample["image"]
+        assert isinstance(image, Tensor), f"image is {type(image)}"
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        instances = sample.get("instances")
+        if isinstance(instances, Instances):
+            boxes = instances.gt_boxes.tensor.clone()
+            # Detectron2 adds the ground truth to proposals, with this field.
+            objectness = boxes.new_zeros(len(boxes))
+            return Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=objectness)
+        boxes = self._boxes.get(str(sample.get("file_name")))
+        if boxes is None:
+            raise ValueError(
+                f"MODEL.PROPOSAL_GENERATOR.NAME AnnotatedBoxes finds no annotations of "
+                f"{sample.get('file_name')}; DATASETS.TEST must name its data set"
+            )
+        # Detectron2 gives the size before its resizing.
+        height, width = int(str(sample["height"])), int(str(sample["width"]))
+        scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
+        return Instances(size, proposal_boxes=Boxes(boxes * scale))
+
 
 # Values of MODEL.PROPOSAL_GENERATOR.NAME beside Detectron2's.
 FROZEN_RPN, ANNOTATED_BOXES = "FrozenRPN", "AnnotatedBoxes"

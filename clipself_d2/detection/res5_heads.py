@@ -99,12 +99,14 @@ class CLIPRes5ROIHeads(ROIHeads):
             sampling_ratio=head.POOLER_SAMPLING_RATIO,
             pooler_type=head.POOLER_TYPE,
         )
+        # The width is known once the classifier is built; from_config reads no shape.
         options = EmbeddingFastRCNNOutputLayers.from_config(cfg, ShapeSpec())
         options["input_shape"] = ShapeSpec(channels=options["classifier"].embed_dim)
         kwargs["in_features"] = names
         kwargs["box_predictor"] = EmbeddingFastRCNNOutputLayers(**options)
         check_masks(cfg)
         if cfg.MODEL.MASK_ON:
+            # res5 halves the side and doubles the channels of res4.
             side = head.POOLER_RESOLUTION // _RES5_STRIDE
             shape = ShapeSpec(channels=2 * input_shape[names[0]].channels, width=side, height=side)
             kwargs["mask_head"] = build_mask_head(cfg, shape)
@@ -128,7 +130,9 @@ class CLIPRes5ROIHeads(ROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Train on, or detect in, proposals: as Detectron2's ``ROIHeads``."""
         if not self.training:
-            found = self._detect(features, proposals)
+            maps = self.region_maps(features, [item.proposal_boxes for item in proposals])
+            predictions = self.box_predictor(self.tower.pool(maps))
+            found, _ = self.box_predictor.inference(predictions, proposals)
             return self.forward_with_given_boxes(features, found), {}
         assert targets is not None, "training without targets"
         sampled = self.label_and_sample_proposals(proposals, targets)
@@ -147,12 +151,6 @@ class CLIPRes5ROIHeads(ROIHeads):
         maps = self.region_maps(features, [item.pred_boxes for item in instances])
         masked: list[Instances] = self.mask_head(maps, instances)
         return masked
-
-    def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
-        maps = self.region_maps(features, [item.proposal_boxes for item in proposals])
-        predictions = self.box_predictor(self.tower.pool(maps))
-        found, _ = self.box_predictor.inference(predictions, proposals)
-        return found
 
     def _mask_loss(self, maps: Tensor, sampled: list[Instances]) -> dict[str, Tensor]:
         foreground, masks = select_foreground_proposals(sampled, self.num_classes)

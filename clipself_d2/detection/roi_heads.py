@@ -49,6 +49,7 @@ class OpenVocabMixin:
             or torch.cat([item.gt_classes < self.num_classes for item in instances]).any()
         ):
             return super()._forward_mask(features, instances)  # type: ignore[misc]
+        # Detectron2 would run the head on no region; one box keeps norms and gradients in step.
         maps = [features[name] for name in self.mask_in_features]
         boxes = [item.proposal_boxes[:1] for item in instances]
         logits = self.mask_head.layers(self.mask_pooler(maps, boxes))

@@ -3,7 +3,7 @@
 Legend: R regions, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -64,7 +64,12 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         soft_nms_sigma: float = 0.5,
         **kwargs: object,
     ) -> None:
-        _check_softmax(kwargs)
+        for option in ("use_sigmoid_ce", "use_fed_loss"):
+            if kwargs.get(option):
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{option.upper()} is True, but text classes are trained "
+                    "with softmax over base classes; set it to False"
+                )
         super().__init__(
             input_shape,
             box2box_transform=box2box_transform,
@@ -216,6 +221,7 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
                 sigma=self.soft_nms_sigma,
                 threshold=self.test_nms_thresh,
             )
+            # Detectron2's -1 is no limit.
             if limit >= 0:
                 kept, scores = kept[:limit], scores[:limit]
         else:
@@ -238,12 +244,3 @@ def multiply_objectness(scores_RK1: Tensor, logits_R: Tensor, rpn_score: str) ->
     """
     objectness_R = {"sigmoid": logits_R.sigmoid(), "raw_logit": logits_R}[rpn_score]
     return (scores_RK1 * objectness_R[:, None]).sqrt()
-
-
-def _check_softmax(options: Mapping[str, object]) -> None:
-    for option in ("use_sigmoid_ce", "use_fed_loss"):
-        if options.get(option):
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.{option.upper()} is True, but text classes are trained "
-                "with softmax over base classes; set it to False"
-            )

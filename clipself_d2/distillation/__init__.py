@@ -10,12 +10,3 @@ from clipself_d2.distillation.term_distiller import TermDistiller
 
 for _distiller in (CLIPSelfDistiller, RegionCLIPPretrainer, RegionTextDistiller, TermDistiller):
     META_ARCH_REGISTRY.register(_distiller)
-
-__all__ = [
-    "CLIPSelfDistiller",
-    "RegionCLIPPretrainer",
-    "RegionDistiller",
-    "RegionTextDistiller",
-    "TermDistiller",
-    "Towers",
-]

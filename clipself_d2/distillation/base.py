@@ -105,6 +105,7 @@ class RegionDistiller(PixelModel, ABC):
         Returns:
             Self.
         """
+        # nn.Module.train would set every child, the teacher too.
         super().train(False)
         self.training = mode
         self.student.train(mode)
@@ -132,6 +133,7 @@ class RegionDistiller(PixelModel, ABC):
         boxes = [self.moved(item["boxes"]) for item in batched_inputs]  # type: ignore[arg-type]
         missing = self.region_slots * len(boxes) - sum(map(len, boxes))
         if self.training and missing > 0:
+            # Boxes of no size at the corner; their losses are masked.
             boxes[-1] = F.pad(boxes[-1], (0, 0, 0, missing))
         dense = self.student.forward_dense(images)
         student_RD = roi_embeddings(dense.embedding, boxes, self.student.patch_size)
@@ -181,6 +183,7 @@ class RegionDistiller(PixelModel, ABC):
         width = max(least[1], *(image.shape[2] for image in images))
         if self.pad_to_square:
             height = width = max(height, width)
+        # Up to whole patches.
         height, width = -(-height // patch) * patch, -(-width // patch) * patch
         batch = torch.zeros(len(images), 3, height, width, device=self.device)
         for canvas, image in zip(batch, images, strict=True):
@@ -228,6 +231,7 @@ class RegionDistiller(PixelModel, ABC):
         tower = tower or self.teacher
         compiled = getattr(tower, "compile_mode", "off") != "off"
         most = CROP_STEP if compiled else TEACHER_BATCH
+        # A batch without crops has no chunk to join.
         parts = [torch.zeros(0, self.teacher.embed_dim, device=self.device)]
         for chunk in self.preprocess_crops(items, "crops").split(most):
             if len(chunk):
@@ -314,8 +318,11 @@ class RegionDistiller(PixelModel, ABC):
                 row["crop"] = crop
         for number, (row, item) in enumerate(zip(rows, items, strict=True)):
             if "masks" in item:
-                masks = _fit_grid(item["masks"], dense.shape[2:]).to(dense)  # type: ignore[arg-type]
-                row["mask"] = mask_embeddings(dense[number : number + 1], [masks])
+                masks: Tensor = item["masks"]  # type: ignore[assignment]
+                # To the grid of the batch, which the image's own may be smaller than.
+                missing = (dense.shape[3] - masks.shape[2], dense.shape[2] - masks.shape[1])
+                padded = F.pad(masks, (0, missing[0], 0, missing[1])).to(dense)
+                row["mask"] = mask_embeddings(dense[number : number + 1], [padded])
         return rows
 
 
@@ -333,10 +340,3 @@ def iteration_generator(seed: int, *numbers: int) -> torch.Generator:
     # torch's generator takes no more than 32 bits of a seed.
     state = np.random.SeedSequence([seed, iteration, *numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def _fit_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Pad masks of one image to the grid of the batch."""
-    padded = masks.new_zeros(len(masks), *grid)
-    padded[:, : masks.shape[1], : masks.shape[2]] = masks
-    return padded

@@ -34,21 +34,16 @@ def towers_from_config(
         )
     if original is None:
         original = load_original_tower(cfg)
+    # SOURCE both draws up to MAX_BOXES from each of its two sources.
+    slots = cfg.INPUT.REGIONS.MAX_BOXES * (2 if cfg.INPUT.REGIONS.SOURCE == "both" else 1)
     return Towers(
         student=build_image_tower(cfg, original=original, reads_embedding=True),
         teacher=original if teacher is None else teacher,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
         pad_to_square=cfg.MODEL.DISTILL.PAD_TO_SQUARE,
-        region_slots=_region_slots(cfg),
+        region_slots=slots if cfg.MODEL.CLIP.COMPILE != "off" else 0,
     )
-
-
-def _region_slots(cfg: CfgNode) -> int:
-    if cfg.MODEL.CLIP.COMPILE == "off":
-        return 0
-    regions = cfg.INPUT.REGIONS
-    return regions.MAX_BOXES * (2 if regions.SOURCE == "both" else 1)
 
 
 def text_from_config(cfg: CfgNode) -> tuple[Tensor, float]:

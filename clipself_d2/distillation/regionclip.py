@@ -15,10 +15,12 @@ from torch import Tensor
 from clipself_d2.clip import TextEncoder
 from clipself_d2.data.items import check_items
 from clipself_d2.distillation.base import TOOL, Item, Losses, RegionDistiller, Scene, Towers
-from clipself_d2.distillation.gather import gather_rows
-from clipself_d2.distillation.region_features import RegionFeatures, whole_frame
-from clipself_d2.distillation.region_proposer import RegionProposer
-from clipself_d2.distillation.regionclip_batch import BatchShare, PictureRows, RegionTargets
+from clipself_d2.distillation.regionclip_batch import (
+    BatchShare,
+    PictureRows,
+    RegionTargets,
+    gather_rows,
+)
 from clipself_d2.distillation.regionclip_build import regionclip_parts
 from clipself_d2.distillation.regionclip_losses import (
     concept_contrastive,
@@ -26,6 +28,7 @@ from clipself_d2.distillation.regionclip_losses import (
     pseudo_labels,
     region_distillation,
 )
+from clipself_d2.distillation.regions import RegionFeatures, RegionProposer, whole_frame
 
 # Difference of normalised pixels below which two statistics are one.
 _SAME_PIXELS = 1e-3

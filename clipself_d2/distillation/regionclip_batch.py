@@ -1,17 +1,62 @@
-"""What RegionCLIP's losses of some pictures need of the whole batch that they are from.
+"""What RegionCLIP's losses need of the rest of the batch: its other parts, and other processes.
 
-Legend: R regions, K kept regions, M kept regions of the batch, N pictures of all processes, D joint
-embedding.
+Legend: R regions, K kept regions, M kept regions of the batch (or rows of all processes), N rows of
+this process, or pictures of all of them, D joint embedding.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
 from detectron2.utils import comm
 from torch import Tensor
 
-from clipself_d2.distillation.gather import first_row, gather_rows
 from clipself_d2.distillation.regionclip_losses import PseudoLabels, image_text_contrastive
+
+
+def gather_rows(rows_ND: Tensor) -> Tensor:
+    """Join the rows of all processes; every process must call it.
+
+    Args:
+        rows_ND: Rows of this process; N may differ between processes, and be 0.
+
+    Returns:
+        (M, D), in the order of the processes. The backward pass adds up what all processes send
+        back, so that a loss of all rows that every process computes has, after
+        DistributedDataParallel's mean, the gradient of one process with all rows.
+
+    Reference: RegionCLIP, arXiv 2112.09106, section 3.2. Differs: the published code cuts every
+    process to the smallest number of rows.
+    """
+    if comm.get_world_size() == 1:
+        return rows_ND
+    counts = _counts(len(rows_ND), rows_ND.device)
+    # all_gather takes equal shapes alone.
+    missing = rows_ND.new_zeros(max(counts) - len(rows_ND), *rows_ND.shape[1:])
+    padded = torch.cat([rows_ND, missing])
+    parts = dist_functional.all_gather(padded)  # type: ignore[no-untyped-call]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def first_row(count: int, device: torch.device) -> int:
+    """Find where the rows of this process begin in what ``gather_rows`` joins.
+
+    Args:
+        count: Number of rows of this process; every process must call it.
+        device: Device of the rows.
+
+    Returns:
+        The number of rows of the processes before.
+    """
+    return sum(_counts(count, device)[: comm.get_rank()]) if comm.get_world_size() > 1 else 0
+
+
+def _counts(count: int, device: torch.device) -> list[int]:
+    mine = torch.tensor([count], device=device)
+    found = [torch.zeros_like(mine) for _ in range(comm.get_world_size())]
+    dist.all_gather(found, mine)
+    return [int(each) for each in found]
 
 
 @dataclass(frozen=True)

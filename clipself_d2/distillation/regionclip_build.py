@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipself_d2.clip import ClipModel, VisionTower, load_clip
 from clipself_d2.distillation.build import towers_from_config
-from clipself_d2.distillation.region_proposer import RegionProposer
+from clipself_d2.distillation.regions import RegionProposer
 from clipself_d2.parts.frozen_proposals import FrozenProposals, build_frozen_proposals
 from clipself_d2.parts.image_tower import load_whole_clip
 from clipself_d2.parts.text_embeddings import read_text_embeddings
@@ -37,24 +37,23 @@ def regionclip_parts(cfg: CfgNode) -> dict[str, object]:
     embeddings.check(model.text.embed_dim)
     concepts = embeddings.embeddings_KD
     teacher, teacher_concepts = _teacher(cfg, model, vocabulary, concepts)
+    options, proposer = cfg.INPUT.REGIONS, None
+    if options.SOURCE == "rpn":
+        on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
+        proposer = RegionProposer(
+            _proposal_network(cfg),
+            max_regions=options.MAX_BOXES,
+            crop_enlarge=options.CROP_ENLARGE if on_crops else None,
+            # A negative SEED asks Detectron2 for a random one; draws of ours take none below 0.
+            seed=max(cfg.SEED, 0),
+        )
     return {
         "towers": towers_from_config(cfg, original=model.tower, teacher=teacher),
         "text": model.text,
         "concepts_CD": concepts,
         "teacher_concepts_CD": teacher_concepts,
-        "proposer": _proposer(cfg) if cfg.INPUT.REGIONS.SOURCE == "rpn" else None,
+        "proposer": proposer,
     }
-
-
-def _proposer(cfg: CfgNode) -> RegionProposer:
-    options = cfg.INPUT.REGIONS
-    on_crops = cfg.MODEL.REGIONCLIP.TEACHER_REGIONS == "crop"
-    return RegionProposer(
-        _proposal_network(cfg),
-        max_regions=options.MAX_BOXES,
-        crop_enlarge=options.CROP_ENLARGE if on_crops else None,
-        seed=max(cfg.SEED, 0),
-    )
 
 
 def _teacher(

@@ -137,6 +137,7 @@ def multi_positive_loss(logits_KM: Tensor, positive_KM: Tensor) -> Tensor:
     Returns:
         (K,) float32, ``log sum exp(all) - log sum exp(positives)``.
     """
+    # Differences of logarithms: with a temperature of 0.01, exp alone would overflow.
     logits_KM = logits_KM.float()
     hidden = logits_KM.masked_fill(~positive_KM, float("-inf"))
     return logits_KM.logsumexp(dim=1) - hidden.logsumexp(dim=1)

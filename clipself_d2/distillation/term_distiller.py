@@ -16,10 +16,10 @@ from clipself_d2.clip import VisionTower, load_clip, load_tower
 from clipself_d2.distillation.base import Item, Losses, RegionDistiller, Scene, Towers
 from clipself_d2.distillation.build import towers_from_config
 from clipself_d2.distillation.losses import constant_prediction_loss
+from clipself_d2.distillation.term_batch import Batch
 from clipself_d2.distillation.terms import (
     KEY,
     AffinityTerm,
-    Batch,
     CropTerm,
     Term,
     VocabularyTerm,
@@ -74,6 +74,7 @@ class TermDistiller(RegionDistiller):
         super().__init__(towers=towers)
         self.terms, self.num_things, self.seed = tuple(terms), num_things, seed
         self.vfm, self.other = vfm, other
+        # Other terms do not mask the regions that fill up a batch.
         if all(isinstance(term, CropTerm) for term in self.terms):
             self.region_slots = towers.region_slots
         for name, table in (("short_KD", short_KD), ("rich_KD", rich_KD), ("other_KD", other_KD)):
@@ -108,7 +109,9 @@ class TermDistiller(RegionDistiller):
             original, vocabulary = clip.tower, training_vocabulary(cfg)
             parts["short_KD"] = clip.text.encode(list(vocabulary.names))
             parts["rich_KD"] = clip.text.encode(_rich_texts(cfg, vocabulary))
-            parts["num_things"] = _num_things(vocabulary)
+            # Things come first; all classes are things where nothing is said of stuff.
+            things = vocabulary.thing_mask
+            parts["num_things"] = sum(things) if things else vocabulary.num_classes
             for term in terms:
                 if isinstance(term, VocabularyTerm):
                     name = term.clip or cfg.MODEL.CLIP.NAME
@@ -158,6 +161,7 @@ class TermDistiller(RegionDistiller):
         momentum = next(t.momentum for t in self.terms if isinstance(t, CropTerm) and t.needs)
         past: list[Tensor] = list(self.averaged.parameters())
         now: list[Tensor] = list(self.student.parameters())
+        # past += (1 - momentum) * (now - past), for all tensors in a few kernels.
         torch._foreach_lerp_(past, now, 1 - momentum)
 
     def log_regions(self, teacher_RD: Tensor) -> None:
@@ -181,11 +185,6 @@ class TermDistiller(RegionDistiller):
                     f"dense form {form} does not compute; set MODEL.CLIP.DENSE_FORM to declip_csa, "
                     "or declip_qq for the query alone"
                 )
-
-
-def _num_things(vocabulary: Vocabulary) -> int:
-    """Number of things, which come first; all where nothing is said of stuff."""
-    return sum(vocabulary.thing_mask) if vocabulary.thing_mask else vocabulary.num_classes
 
 
 def _rich_texts(cfg: CfgNode, vocabulary: Vocabulary) -> list[str]:

@@ -16,11 +16,11 @@ from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from clipself_d2.distillation.base import iteration_generator
-from clipself_d2.distillation.losses import cosine_distances
-from clipself_d2.distillation.objectives import (
+from clipself_d2.distillation.losses import (
     REDUCTIONS,
     affinity,
     affinity_loss,
+    cosine_distances,
     grouped_kl,
     map_match,
     spatial_target,
@@ -121,7 +121,7 @@ class AffinityTerm(Term):
         of: What of the student: "map" (the dense embedding), "query", "key" or "query_key" (of the
             last block; the mean of both affinities).
         teacher: "vfm" or "clip" (the frozen original's dense map).
-        reduction: As of ``objectives.affinity_loss``.
+        reduction: As of ``losses.affinity_loss``.
         temperature: Likewise.
         rows: Rows drawn of large affinities, at each iteration anew; 0: all.
         region_size: Side in cells of the grid to which every region is pooled, with affinities in
@@ -158,6 +158,7 @@ class AffinityTerm(Term):
             students = [self._in_regions(part, batch) for part in students]
             teacher = self._in_regions(teacher, batch)
             mean = affinity_loss(_mean_affinity(students), affinity(_cells(teacher)), **options)  # type: ignore[arg-type]
+            # The sum over regions, divided by the mean number of all processes.
             return mean * len(teacher) / batch.count
         rows = None
         real_NS = batch.real
@@ -185,7 +186,7 @@ class MapTerm(Term):
     """Where in a picture its labels are: the student's map of a name, against one of rich texts.
 
     Attributes:
-        kind: As of ``objectives.map_match``.
+        kind: As of ``losses.map_match``.
         top: Strongest cells whose rows of the vision foundation model's affinity are averaged.
         semantic: Share of the teacher's map of the rich text in the target.
         spatial: Share of those rows.
@@ -228,6 +229,7 @@ class MapTerm(Term):
                 shares=(self.semantic, self.spatial),
             )
             losses.append(map_match(model.short_KD[labels] @ student, target, kind=self.kind))
+        # Without labels the loss is 0 and keeps the student's graph.
         found = torch.cat(losses)
         return found.sum() / max(1, len(found)) + maps.sum() * 0.0
 

@@ -10,14 +10,3 @@ from clipself_d2.referring.neck import CrisNeck
 from clipself_d2.referring.projector import CrisProjector
 
 META_ARCH_REGISTRY.register(CRIS)
-
-__all__ = [
-    "CRIS",
-    "CrisDecoder",
-    "CrisNeck",
-    "CrisProjector",
-    "ResNetLevels",
-    "ViTLevels",
-    "ViTResampling",
-    "text_to_pixel_contrastive_loss",
-]

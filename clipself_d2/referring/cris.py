@@ -19,11 +19,7 @@ from clipself_d2.layers.letterbox import restore_map
 from clipself_d2.parts.image_tower import build_image_tower, load_whole_clip
 from clipself_d2.parts.pixels import PixelModel
 from clipself_d2.referring.decoder import CrisDecoder
-from clipself_d2.referring.encoder import (
-    ResNetLevels,
-    ViTLevels,
-    ViTResampling,
-)
+from clipself_d2.referring.encoder import ResNetLevels, ViTLevels, ViTResampling
 from clipself_d2.referring.losses import text_to_pixel_contrastive_loss
 from clipself_d2.referring.neck import CrisNeck
 from clipself_d2.referring.norms import norm_maker
@@ -100,7 +96,8 @@ class CRIS(PixelModel):
         return {
             "backbone": backbone,
             "text": text,
-            "resampling": build_resampling(backbone),
+            # New weights, so no part of the backbone: they learn at the full rate.
+            "resampling": ViTResampling(backbone.channels[0]) if over_vit else nn.Identity(),
             "neck": CrisNeck(
                 in_dims=backbone.channels,
                 state_dim=state_dim,
@@ -173,6 +170,7 @@ class CRIS(PixelModel):
         words, state = self.text.word_features(tokens)
         fused = self.neck(levels, state)
         if self.decoder is not None:
+            # The end token has the largest number; what follows it is padding.
             places = torch.arange(tokens.shape[1], device=self.device)
             fused = self.decoder(fused, words, places > tokens.argmax(dim=1, keepdim=True))
         logits: Tensor = self.proj(fused, state)
@@ -221,17 +219,6 @@ def build_encoders(cfg: CfgNode) -> tuple[ResNetLevels | ViTLevels, TextEncoder]
     if isinstance(tower, ResNetTower):
         return ResNetLevels(tower=tower, norm=cfg.MODEL.CRIS.NORM), clip.text
     return ViTLevels(tower=tower, tap_blocks=cfg.MODEL.CLIP.TAP_BLOCKS), clip.text
-
-
-def build_resampling(backbone: ResNetLevels | ViTLevels) -> nn.Module:
-    """Build what brings a backbone's three maps to the grids of the neck.
-
-    The transposed convolution of a ViT's early block is new, so that it is no part of the backbone
-    and learns at the full rate.
-    """
-    if isinstance(backbone, ViTLevels):
-        return ViTResampling(backbone.channels[0])
-    return nn.Identity()
 
 
 def build_decoder(cfg: CfgNode, word_dim: int) -> CrisDecoder:

@@ -87,12 +87,7 @@ class ViTLevels(_Levels):
     densely pooled stage.
     """
 
-    def __init__(
-        self,
-        *,
-        tower: VisionTower,
-        tap_blocks: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, *, tower: VisionTower, tap_blocks: Sequence[int] = ()) -> None:
         super().__init__(tower)
         if len(tap_blocks) not in (0, 2):
             raise ValueError(
@@ -102,6 +97,7 @@ class ViTLevels(_Levels):
         thirds = [max(0, round(share * tower.num_blocks) - 1) for share in _TAP_SHARES]
         self.tap_blocks = tuple(tap_blocks) or tuple(thirds)
         self.channels = (tower.width, tower.width, tower.embed_dim)
+        # Level 5 is the patch grid halved.
         self.divisor = 2 * tower.patch_size
         self.train(self.training)
 

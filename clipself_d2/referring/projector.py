@@ -93,11 +93,7 @@ def sentence_convolution(pixels: Tensor, kernels: Tensor, kernel_size: int) -> T
     if kernel_size == 1:
         product = torch.einsum("nchw,nc->nhw", pixels, weight[:, :, 0, 0])
         return (product + kernels[:, -1, None, None])[:, None]
-    joined = F.conv2d(
-        pixels.flatten(0, 1)[None],
-        weight,
-        kernels[:, -1],
-        padding=kernel_size // 2,
-        groups=count,
-    )
+    # One grouped convolution over (1, N * C, h, w): a group for each pair, as the released code.
+    pairs, bias = pixels.flatten(0, 1)[None], kernels[:, -1]
+    joined = F.conv2d(pairs, weight, bias, padding=kernel_size // 2, groups=count)
     return joined.transpose(0, 1)

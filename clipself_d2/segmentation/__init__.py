@@ -10,13 +10,3 @@ from clipself_d2.segmentation.words import LearnedWords
 
 META_ARCH_REGISTRY.register(CATSegmentor)
 META_ARCH_REGISTRY.register(OpenVocabPanoptic)
-
-__all__ = [
-    "AggregatorSizes",
-    "CATSegmentor",
-    "CatSegOptions",
-    "CostAggregator",
-    "LearnedWords",
-    "OpenVocabPanoptic",
-    "WindowPlan",
-]

@@ -74,6 +74,7 @@ class ClassAggregation(nn.Module):
             query, key, value = (
                 part.float().reshape(shape).transpose(2, 3) for part in (query, key, value)
             )
+            # The kernel of linear attention: positive, so that totals are above 0.
             query, key = F.elu(query) + 1, F.elu(key) + 1
             if missing:
                 weight = key.new_ones(key.shape[-2])

@@ -73,6 +73,7 @@ def assign(
     # Binary cross entropy of every pair is linear in the truth.
     inside_QP, outside_QP = F.softplus(-masks_QP), F.softplus(masks_QP)
     bce_QT = (inside_QP @ truth_TP.T + outside_QP @ (1 - truth_TP).T) / rules.num_points
+    # Dice with 1 added above and below, so that empty masks agree.
     sigmoid_QP = masks_QP.sigmoid()
     overlap_QT = 2 * sigmoid_QP @ truth_TP.T
     dice_QT = 1 - (overlap_QT + 1) / (sigmoid_QP.sum(1)[:, None] + truth_TP.sum(1) + 1)

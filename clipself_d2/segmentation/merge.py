@@ -55,6 +55,7 @@ def panoptic_map(
     segments: list[dict[str, Any]] = []
     if not len(label_Q):
         return ids_HW, segments
+    # A mask may win pixels outside of itself; min_overlap counts them too, as published.
     winner_HW = (score_Q[:, None, None] * prob_QHW).argmax(0)
     stuff_ids: dict[int, int] = {}
     for number, (label, score) in enumerate(zip(label_Q.tolist(), score_Q.tolist(), strict=True)):
@@ -106,6 +107,7 @@ def instances_of(
     """
     probs_QK = log_probs_QK1.softmax(-1)[..., :-1]
     num_classes = probs_QK.shape[1]
+    # A pair's number is mask * K + class.
     score_P, pair_P = probs_QK.flatten().topk(min(most, probs_QK.numel()), sorted=False)
     label_P, mask_P = pair_P % num_classes, pair_P // num_classes
     is_thing_P = thing_mask.to(label_P.device)[label_P]

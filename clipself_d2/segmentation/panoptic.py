@@ -187,7 +187,10 @@ class OpenVocabPanoptic(PixelModel):
         results = []
         for number, item in enumerate(batched_inputs):
             size = images.image_sizes[number]
-            masks = self._to_picture(last.masks[number], images.tensor.shape[-2:], size)
+            padded = tuple(images.tensor.shape[-2:])
+            masks = F.interpolate(last.masks[number][None].float(), padded, mode="bilinear")[0]
+            # The picture without its padding.
+            masks = masks[:, : size[0], : size[1]]
             log_probs = self._score(logits[number], masks, features, images, number)
             height, width = item.get("height", size[0]), item.get("width", size[1])
             masks = sem_seg_postprocess(masks, size, height, width)
@@ -200,6 +203,7 @@ class OpenVocabPanoptic(PixelModel):
         """Losses of every layer on base classes and void."""
         base_K = self.classifier.base_mask
         columns = torch.cat([base_K, base_K.new_ones(1)])
+        # Number of each base class among the base classes alone, the columns of the loss.
         number_K = base_K.cumsum(0) - 1
         classes, truth = [], []
         padded = images.tensor.shape[-2:]
@@ -219,11 +223,6 @@ class OpenVocabPanoptic(PixelModel):
             last = layer == len(predictions) - 1
             losses |= {name if last else f"{name}_{layer}": term for name, term in terms.items()}
         return losses
-
-    def _to_picture(self, masks: Tensor, padded: Sequence[int], size: Sequence[int]) -> Tensor:
-        """(Q, H, W) logits of the picture without its padding."""
-        full = F.interpolate(masks[None].float(), tuple(padded), mode="bilinear")[0]
-        return full[:, : size[0], : size[1]]
 
     def _score(
         self,

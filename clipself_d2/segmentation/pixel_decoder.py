@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
+from clipself_d2.backbones.pyramid import filled_conv
 from clipself_d2.layers.deformable_attention import DeformableAttention
 from clipself_d2.layers.positions import map_positions
 
@@ -57,8 +58,8 @@ class PixelDecoder(nn.Module):
         self.channels = channels
         self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
         for name in in_features:
-            self.laterals.append(_conv(input_shape[name].channels, channels, 1, norm))
-            self.outputs.append(_conv(channels, channels, 3, norm))
+            self.laterals.append(filled_conv(input_shape[name].channels, channels, 1, norm))
+            self.outputs.append(filled_conv(channels, channels, 3, norm))
         self.mask_features = Conv2d(channels, channels, kernel_size=1)
         c2_xavier_fill(self.mask_features)
         self.encoder: nn.Module | None = None
@@ -155,19 +156,6 @@ class _EncoderLayer(nn.Module):
         tokens = self.norm1(tokens + attended)
         output: Tensor = self.norm2(tokens + self.mlp(tokens))
         return output
-
-
-def _conv(channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
-    conv = Conv2d(
-        channels,
-        out_channels,
-        kernel_size=kernel,
-        padding=kernel // 2,
-        bias=norm == "",
-        norm=get_norm(norm, out_channels),
-    )
-    c2_xavier_fill(conv)
-    return conv
 
 
 def _centres(grid: Sequence[int], device: torch.device) -> Tensor:

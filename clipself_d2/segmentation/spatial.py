@@ -119,6 +119,7 @@ def _apart_mask(
     for side, padded in zip(grid, sides, strict=True):
         places = (torch.arange(padded, device=device) + shift) % padded
         wrapped = torch.arange(padded, device=device) + shift >= padded
+        # 0: in its place, 1: wrapped round by the roll, 2: padding.
         regions.append(torch.where(places >= side, 2, wrapped.long()))
     numbers = 3 * regions[0][:, None] + regions[1][None, :]
     windows = _to_windows(numbers[None, :, :, None].float(), size, 0)[..., 0]

@@ -10,6 +10,7 @@ from detectron2.modeling import build_backbone
 from detectron2.structures import ImageList
 
 from clipself_d2.backbones import ClipViT
+from clipself_d2.backbones.clip_vit import Features
 
 
 def test_features_are_those_of_the_tower(make_tower):
@@ -234,3 +235,13 @@ def test_grey_images_are_refused(clip_cfg):
     clip_cfg.MODEL.PIXEL_MEAN, clip_cfg.MODEL.PIXEL_STD = [120.0], [60.0]
     with pytest.raises(ValueError, match="MODEL.PIXEL_MEAN has 1 values"):
         ClipViT(clip_cfg, ShapeSpec(channels=1))
+
+
+def test_it_is_a_dict_but_for_a_missing_name() -> None:
+    given = {"p2": ShapeSpec(stride=4), "clip": ShapeSpec(stride=8)}
+    features = Features(given)
+    assert features == given
+    assert features.get("p7") is None
+    assert "p7" not in features
+    with pytest.raises(ValueError, match=r"feature 'p7', but the backbone gives p2, clip;"):
+        features["p7"]

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import Tensor, nn
 
+from clipself_d2.detection import OpenVocabFCOS, OpenVocabRetinaNet, OpenVocabRetinaNetHead
 from clipself_d2.detection.dense_text import (
     DenseTextScore,
     TextClassesMixin,
@@ -149,3 +152,39 @@ def test_text_does_not_enter_the_checkpoint(dense_cfg, name: str) -> None:
     saved = [key for key in build_model(dense_cfg(name)).state_dict() if "classifier" in key]
     prefix = "head.cls_score.classifier."
     assert saved == [f"{prefix}scale", f"{prefix}shift"]
+
+
+def test_it_has_the_losses_of_detectron2s_retinanet(dense_cfg, step) -> None:
+    model, losses = step(dense_cfg("retinanet"))
+    assert isinstance(model, OpenVocabRetinaNet)
+    assert isinstance(model, RetinaNet)
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+
+
+@pytest.mark.parametrize("num_anchors", [3, 6])
+def test_every_anchor_of_a_cell_has_an_embedding_and_a_box(dense_cfg, num_anchors: int) -> None:
+    cfg = dense_cfg("retinanet")
+    parts = OpenVocabRetinaNet.from_config(cfg)
+    classifier = parts["head"].cls_score.classifier
+    shapes = [parts["backbone"].output_shape()["p3"]]
+    head = OpenVocabRetinaNetHead(
+        input_shape=shapes, classifier=classifier, num_anchors=num_anchors, conv_dims=[8]
+    )
+    assert head.cls_score.embed.out_channels == num_anchors * classifier.embed_dim
+    assert head.bbox_pred.out_channels == num_anchors * 4
+
+
+def test_it_has_the_losses_of_detectron2s_fcos(dense_cfg, step) -> None:
+    model, losses = step(dense_cfg("fcos"))
+    assert isinstance(model, OpenVocabFCOS)
+    assert isinstance(model, FCOS)
+    assert set(losses) == {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
+    assert model.head.cls_score.num_anchors == 1
+
+
+def test_keys_of_retinanet_set_its_options(dense_cfg) -> None:
+    keys = {"NUM_CONVS": 3, "FOCAL_LOSS_ALPHA": 0.4, "NMS_THRESH_TEST": 0.7}
+    flat = [part for key, value in keys.items() for part in (f"MODEL.RETINANET.{key}", value)]
+    model = OpenVocabFCOS(dense_cfg("fcos", *flat))
+    assert len([part for part in model.head.bbox_subnet if isinstance(part, nn.Conv2d)]) == 3
+    assert (model.focal_loss_alpha, model.test_nms_thresh) == (0.4, 0.7)

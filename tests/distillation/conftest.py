@@ -17,8 +17,8 @@ from clipself_d2.distillation import (
     RegionTextDistiller,
     Towers,
 )
-from clipself_d2.distillation.region_proposer import RegionProposer
 from clipself_d2.distillation.regionclip import LossWeights
+from clipself_d2.distillation.regions import RegionProposer
 
 NAME = "ViT-Ti-8-emoji"
 

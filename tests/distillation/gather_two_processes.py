@@ -1,4 +1,4 @@
-"""The gathered image-text loss in two processes; run by test_gather.py.
+"""The gathered image-text loss in two processes; run by test_regionclip_batch.py.
 
 Usage: python gather_two_processes.py FOLDER. Writes one.pt, <split>_<rank>.pt, and the same in
 parts: <split>_parts_<rank>.pt.
@@ -12,8 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from clipself_d2.distillation.gather import gather_rows
-from clipself_d2.distillation.regionclip_batch import PictureRows
+from clipself_d2.distillation.regionclip_batch import PictureRows, gather_rows
 from clipself_d2.distillation.regionclip_losses import image_text_contrastive
 
 # Rows of the first process of six.

@@ -4,13 +4,13 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 
 from clipself_d2.clip import load_tower
-from clipself_d2.distillation.region_features import RegionFeatures
 from clipself_d2.distillation.regionclip_losses import (
     concept_contrastive,
     image_text_contrastive,
     pseudo_labels,
     region_distillation,
 )
+from clipself_d2.distillation.regions import RegionFeatures
 from clipself_d2.engine.accumulation import AccumulatingModel
 from clipself_d2.layers import resize_longest
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipself_d2.segmentation.cost_aggregator import AggregatorSizes, CostAggregator
+from clipself_d2.segmentation.cost_aggregator import (
+    AggregatorSizes,
+    CostAggregator,
+    GuidedUpsampling,
+)
 from clipself_d2.segmentation.published_checkpoints import rename_aggregator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "catseg"
@@ -92,3 +96,13 @@ def test_the_published_size_is_met():
     with torch.device("meta"):
         module = CostAggregator(embed_dim=512, guide_dims=(256, 128))
     assert round(sum(p.numel() for p in module.parameters()) / 1e6, 2) == 2.31
+
+
+def test_each_class_is_decoded_by_itself_beside_its_image_guide():
+    torch.manual_seed(0)
+    module = GuidedUpsampling(in_dim=12, out_dim=16, guide_dim=4)
+    cost, guide = torch.randn(2, 3, 12, 5, 7), torch.randn(2, 4, 10, 14)
+    whole = module(cost, guide)
+    assert whole.shape == (2, 3, 16, 10, 14)
+    torch.testing.assert_close(module(cost[1:, 2:], guide[1:])[0, 0], whole[1, 2])
+    assert not torch.allclose(module(cost[1:, 2:], guide[:1])[0, 0], whole[1, 2])

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from clipself_d2.apps.predict.prompts import parse_classes
 from clipself_d2.clip import VisionTower
-from clipself_d2.detection.open_vocab_fcos import OpenVocabFCOS
-from clipself_d2.detection.open_vocab_retinanet import OpenVocabRetinaNet
+from clipself_d2.detection.dense_text import OpenVocabFCOS, OpenVocabRetinaNet
 from clipself_d2.layers.text_classifier import TextClassifier
 from clipself_d2.parts.text_embeddings import read_text_embeddings, training_vocabulary
 from clipself_d2.referring.cris import CRIS

@@ -137,6 +137,7 @@ TERMS = "MODEL.DISTILL.TERMS"
         ("declip", ()),
         ("densevlm", (TERMS, [{"loss": "vocabulary"}])),
         ("sc_clipself", ()),
+        ("synclip", ()),
         ("region_text", ()),
     ],
 )

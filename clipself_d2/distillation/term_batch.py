@@ -38,13 +38,18 @@ class Batch:
         """Number of regions, the mean of all processes."""
         return self.model.loss_weight(self.items)
 
+    @property
+    def real_sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of cells that lie in each picture as a whole."""
+        patch = self.model.student.patch_size
+        return [(max(1, h // patch), max(1, w // patch)) for h, w in self.scene.sizes]
+
     @cached_property
     def real(self) -> Tensor:
         """Which cells lie in the picture as a whole, none of them in the padding."""
-        patch = self.model.student.patch_size
         real = torch.zeros(len(self.scene.sizes), *self.grid, dtype=torch.bool)
-        for mask, (height, width) in zip(real, self.scene.sizes, strict=True):
-            mask[: max(1, height // patch), : max(1, width // patch)] = True
+        for mask, (rows, columns) in zip(real, self.real_sizes, strict=True):
+            mask[:rows, :columns] = True
         return real.flatten(1).to(self.scene.images.device, non_blocking=True)
 
     @cached_property

@@ -215,12 +215,16 @@ class MapTerm(Term):
                 "have none; name a detection data set there"
             )
         losses = [maps.new_zeros(0) + maps.sum() * 0.0]
-        for number, (item, real) in enumerate(zip(batch.items, batch.real, strict=True)):
-            labels = item["image_classes"][:_MAX_LABELS].to(maps.device)  # type: ignore[index]
+        for number, (item, (rows, columns)) in enumerate(
+            zip(batch.items, batch.real_sizes, strict=True)
+        ):
+            labels: Tensor = item["image_classes"][:_MAX_LABELS]  # type: ignore[index]
             if not len(labels):
                 continue
+            labels = model.moved(labels)
             student, teacher, vfm = (
-                part[number].flatten(1)[:, real] for part in (maps, batch.clip, batch.vfm)
+                part[number, :, :rows, :columns].flatten(1)
+                for part in (maps, batch.clip, batch.vfm)
             )
             target = spatial_target(
                 model.rich_KD[labels] @ teacher,
@@ -299,7 +303,7 @@ class LabelTerm(Term):
         if any("region_classes" not in item for item in batch.items):
             raise ValueError(f"the term label of {KEY} needs INPUT.REGIONS.SOURCE labels")
         labels = torch.cat([item["region_classes"] for item in batch.items])  # type: ignore[misc]
-        labels = labels.to(batch.student_RD.device)
+        labels = batch.model.moved(labels)
         names_KD = batch.model.short_KD
         rows = concept_contrastive(batch.student_RD, names_KD, labels, self.temperature)
         return rows.sum() / batch.count

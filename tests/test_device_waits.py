@@ -112,7 +112,7 @@ def to_fake(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def waits_of(cfg, trainer: type[Trainer]) -> DeviceWaits:
-    """Take the second step, when what is held is there, of a model on a GPU that is not."""
+    """Take a step of a model on a GPU that is not there."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     items = next(iter(trainer.build_train_loader(cfg)))
@@ -120,9 +120,9 @@ def waits_of(cfg, trainer: type[Trainer]) -> DeviceWaits:
     to_fake_gpu(model, mode)
     with mode, EventStorage():
         batch = to_fake(items, mode)
-        for waits in (DeviceWaits(), DeviceWaits()):
-            with waits:
-                losses = model(batch)
+        waits = DeviceWaits()
+        with waits:
+            losses = model(batch)
     assert all(loss.device.type == "cuda" for loss in losses.values())
     return waits
 

@@ -15,9 +15,10 @@ _AREA_GAP = 0.01
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_label_map(path: str) -> np.ndarray:
+def read_label_map(path: str, dtype: type = np.int64) -> np.ndarray:
     """Read a picture of class labels, of 8 or more bits: (H, W), a copy that may be changed.
 
+    Detectron2's evaluators name the ``dtype``.
     It is png, tif or what else Pillow reads; a FileNotFoundError or ValueError says that it is
     missing, no picture, or of several channels.
     """
@@ -27,7 +28,7 @@ def read_label_map(path: str) -> np.ndarray:
                 f"label map {path} has the mode {picture.mode}, expected one number a pixel; "
                 "convert it from colours to class labels"
             )
-        return np.array(picture, dtype=np.int64)
+        return np.array(picture, dtype=dtype)
 
 
 def read_segment_colours(path: str) -> np.ndarray:

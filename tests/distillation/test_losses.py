@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clipself_d2.distillation.losses import (
     REDUCTIONS,
@@ -186,6 +187,19 @@ def test_regions_of_which_the_teacher_is_unsure_take_no_part() -> None:
     found = grouped_kl(torch.zeros(2, 4), teacher, num_things=4, threshold=0.3)
     assert float(found[0]) == 0.0
     assert float(found[1]) > 0.5
+
+
+def test_a_region_counts_by_the_number_of_its_group_that_takes_part() -> None:
+    sure = torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0]])
+    zeros = torch.zeros(4, 4)
+    # One thing and one stuff, then two things, one stuff, and one that takes no part.
+    one = grouped_kl(zeros[:2], sure, num_things=2, threshold=0.6)
+    more = grouped_kl(
+        zeros, torch.cat([sure[:1], sure, torch.zeros(1, 4)]), num_things=2, threshold=0.6
+    )
+    by_hand = F.kl_div(zeros[:1, :2].log_softmax(1), sure[:1, :2].softmax(1), reduction="sum")
+    torch.testing.assert_close(one[0], by_hand)
+    torch.testing.assert_close(more, torch.stack([one[0] / 2, one[0] / 2, one[1], 0 * one[0]]))
 
 
 def test_no_region_gives_no_divergence() -> None:

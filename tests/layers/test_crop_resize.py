@@ -62,3 +62,11 @@ def test_crops_of_many_sizes_make_one_batch() -> None:
     crops = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((1, 1), (1, 300), (50, 20))]
     assert resize_crops(crops, 16, CPU).shape == (3, 3, 16, 16)
     assert resize_crops([], 16, CPU).shape == (0, 3, 16, 16)
+
+
+def test_crops_of_mixed_sizes_are_each_as_alone_to_the_bit() -> None:
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(20, 30), (31, 17), (20, 30), (40, 40), (31, 17), (20, 30)]
+    crops = [torch.randint(0, 256, (3, *s), generator=rng, dtype=torch.uint8) for s in sizes]
+    alone = torch.cat([resize_crops([crop], 32, CPU) for crop in crops])
+    assert torch.equal(resize_crops(crops, 32, CPU), alone)

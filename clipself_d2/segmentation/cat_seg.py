@@ -234,7 +234,8 @@ class CATSegmentor(PixelModel):
         """
         text_TD = self.class_embeddings() if text_TD is None else text_TD.to(self.device)
         views = (self._score_view(features[number], text_TD) for number in range(len(features)))
-        if self.aggregator.longest_list(len(text_TD), self.options.shortlist) == len(text_TD):
+        # Not len, of which torch.export makes a constant.
+        if text_TD.shape[0] <= self.aggregator.longest_list(self.options.shortlist):
             # One view at a time: a decoder's map of every class is what takes memory.
             return self._join((logits for logits, _ in views), size)
         listed = [(logits, chosen) for logits, chosen in views if chosen is not None]

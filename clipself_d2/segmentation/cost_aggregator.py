@@ -130,9 +130,9 @@ class CostAggregator(nn.Module):
             return logits
         return place_listed(logits, chosen, len(text_TD))
 
-    def longest_list(self, num_classes: int, shortlist: int = 0) -> int:
-        """Count the classes that are aggregated of so many, 0 for no shortlist."""
-        return min(limit for limit in (num_classes, shortlist, self.list_length) if limit)
+    def longest_list(self, shortlist: int = 0) -> int:
+        """Tell how many classes are aggregated at most, 0 for no shortlist."""
+        return min(shortlist or _NO_LIMIT, self.list_length or _NO_LIMIT)
 
     def score_likeliest(
         self,
@@ -152,7 +152,7 @@ class CostAggregator(nn.Module):
             text = F.normalize(text_TD.float(), dim=-1)
             cost = torch.einsum("ndhw,td->nthw", F.normalize(dense.float(), dim=1), text)
         num_classes = text_TD.shape[0]
-        length = self.longest_list(num_classes, shortlist)
+        length = self.longest_list(shortlist)
         text_guide = self.text(text).expand(dense.shape[0], -1, -1)
         chosen = None
         if length < num_classes:
@@ -192,6 +192,7 @@ def _projection(in_dim: int, out_dim: int) -> nn.Sequential:
 
 # Channels of a group of the group norms.
 _GROUP = 16
+_NO_LIMIT = 1 << 30
 
 
 class GuidedUpsampling(nn.Module):

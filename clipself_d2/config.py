@@ -18,11 +18,22 @@ def add_clipself_config(cfg: CN) -> None:
     """
     if "CLIP_FPN" in cfg.MODEL:
         return
-    add_models = (_add_clip, _add_pyramid, _add_vocabulary, _add_open_vocab, _add_distill, _add_vfm)
-    add_methods = (_add_regionclip, _add_frozen_rpn, _add_cris, _add_ov_panoptic, _add_cat_seg)
-    add_runs = (_add_regions, _add_input, _add_solver, _add_test, _add_watching)
-    for add_group in (*add_models, *add_methods, *add_runs):
-        add_group(cfg)
+    _add_clip(cfg)
+    _add_pyramid(cfg)
+    _add_vocabulary(cfg)
+    _add_open_vocab(cfg)
+    _add_distill(cfg)
+    _add_vfm(cfg)
+    _add_regionclip(cfg)
+    _add_frozen_rpn(cfg)
+    _add_cris(cfg)
+    _add_ov_panoptic(cfg)
+    _add_cat_seg(cfg)
+    _add_regions(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+    _add_watching(cfg)
 
 
 def extend_defaults() -> None:

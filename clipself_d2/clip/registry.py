@@ -148,7 +148,8 @@ def fetch_weights(name: str, tag: str) -> tuple[dict[str, Any], str]:
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache and cannot be downloaded "
-            f"({_first_line(error).partition('. ')[0]}); without network, copy the file here"
+            f"({_first_line(error).partition('. ')[0]}); without network, copy the file "
+            "here and give its path as the weights"
         ) from error
 
 

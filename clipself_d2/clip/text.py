@@ -219,8 +219,12 @@ class TextEncoder(nn.Module):
         if cut:
             logger.warning(
                 "%d of %d texts are longer than the %d tokens that the text tower reads, and cut: "
-                "%r and others", len(cut), len(texts), length, f"{cut[0][:_SHOWN]}...",
-            )  # fmt: skip
+                "%r and others",
+                len(cut),
+                len(texts),
+                length,
+                f"{cut[0][:_SHOWN]}...",
+            )
 
     def unseen_words(self, texts: Sequence[str]) -> list[str]:
         """List lower-case words that the model cannot know, in order of appearance.

@@ -16,6 +16,14 @@ from clipself_d2.backbones.clip_vit import CLIP_FEATURE
 from clipself_d2.parts.text_embeddings import read_text_embeddings
 from clipself_d2.vocabulary import Vocabulary
 
+# Ours; those of the paper, 30 of each, are not published.
+FOREGROUND = ("object", "thing", "item", "animal", "person", "vehicle", "tool", "food", "toy")
+BACKGROUND = ("background", "sky", "ground", "wall", "water", "grass", "floor", "road", "texture")
+# Multiplier of CLIP's cosines.
+_SCALE = 100.0
+# Probabilities are kept this far from 0 and 1, where logits are infinite.
+_EDGE = 1e-6
+
 
 class NormRPNHead(StandardRPNHead):
     """Detectron2's RPN head with a norm between each 3 x 3 convolution and its ReLU.
@@ -42,15 +50,6 @@ class NormRPNHead(StandardRPNHead):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
         """Read MODEL.RPN, and the norm of MODEL.FPN."""
         return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.FPN.NORM}
-
-
-# Ours; those of the paper, 30 of each, are not published.
-FOREGROUND = ("object", "thing", "item", "animal", "person", "vehicle", "tool", "food", "toy")
-BACKGROUND = ("background", "sky", "ground", "wall", "water", "grass", "floor", "road", "texture")
-# Multiplier of CLIP's cosines.
-_SCALE = 100.0
-# Probabilities are kept this far from 0 and 1, where logits are infinite.
-_EDGE = 1e-6
 
 
 class BlendedRPN(RPN):

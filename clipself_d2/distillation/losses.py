@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of ``affinity_loss``.
+REDUCTIONS = ("row_l2", "mse_mean", "mse_rowsum", "kl", "cross_entropy")
+
 
 def cosine_distances(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
     """One minus the cosine of each pair.
@@ -94,9 +97,6 @@ def federated_bce(
     region = F.normalize(region_RD.float(), dim=1)
     logit_RS = scale * region @ text_KD[sampled_S].float().T
     return F.binary_cross_entropy_with_logits(logit_RS, target_RS, reduction="none").sum(1)
-
-
-REDUCTIONS = ("row_l2", "mse_mean", "mse_rowsum", "kl", "cross_entropy")
 
 
 def affinity(features_NTC: Tensor, rows_S: Tensor | None = None) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
@@ -131,11 +130,13 @@ def evaluator_of(
         yield SynonymEvaluator(own=own, renamed=renamed, predict=None if same else predict)
 
 
-def _remembered_features(model: nn.Module) -> AbstractContextManager[object]:
+@contextmanager
+def _remembered_features(model: nn.Module) -> Iterator[None]:
     """Let the backbone of a model answer at once where it is asked the same twice in a row."""
     backbone = getattr(model, "backbone", None)
     if backbone is None:
-        return nullcontext()
+        yield
+        return
     forward = backbone.forward
     last: list[Any] = []
 
@@ -144,7 +145,11 @@ def _remembered_features(model: nn.Module) -> AbstractContextManager[object]:
             last[:] = [pixels, forward(pixels)]
         return last[1]
 
-    return mock.patch.object(backbone, "forward", remembered)
+    backbone.forward = remembered
+    try:
+        yield
+    finally:
+        del backbone.forward
 
 
 def reads_text(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils import comm
 from torch import Tensor
 
 
@@ -39,6 +40,14 @@ class LateMetrics(HookBase):
         """Log what has waited, where the writers write."""
         done = self.trainer.iter + 1
         if done % self._period == 0 or done >= self.trainer.max_iter:
+            self.flush()
+
+    def after_train(self) -> None:
+        """Log what a run that was stopped had yet to log, as Detectron2's writers then do.
+
+        Several processes gather their losses, for which one that has failed must not wait.
+        """
+        if comm.get_world_size() == 1:
             self.flush()
 
     def flush(self) -> None:

@@ -1,9 +1,8 @@
 """What Detectron2's training loops lack: processes on CPUs, bf16, and accumulation."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from unittest import mock
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, defaults
@@ -25,14 +24,20 @@ def parallel_model(model: nn.Module, **options: object) -> nn.Module:
     return create_ddp_model(model, **options)
 
 
-def cpu_processes() -> AbstractContextManager[object]:
+@contextmanager
+def cpu_processes() -> Iterator[None]:
     """Let ``DefaultTrainer.__init__`` wrap models on a CPU, for which it leaves no seam.
 
     A single process needs no wrapping and finds Detectron2 as it is.
     """
     if comm.get_world_size() == 1:
-        return nullcontext()
-    return mock.patch.object(defaults, "create_ddp_model", parallel_model)
+        yield
+        return
+    defaults.create_ddp_model = parallel_model
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = create_ddp_model
 
 
 def amp_runs(device: str, enabled: bool) -> bool:

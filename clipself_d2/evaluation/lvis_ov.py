@@ -3,10 +3,9 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +24,20 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 FIXED_DETS_PER_CLASS = 10_000
 
 
-def numpy_float_alias() -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def numpy_float_alias() -> Iterator[None]:
     """Give numpy back ``np.float`` inside a with block.
 
     lvis 0.5.3 reads this alias, which numpy removed in 1.24. It means Python's float.
     """
-    return mock.patch.object(np, "float", float, create=True)
+    if "float" in vars(np):
+        yield
+        return
+    np.float = float  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del np.float  # type: ignore[attr-defined]
 
 
 class LVISOVEvaluator(DetectionEvaluator):

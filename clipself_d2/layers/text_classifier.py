@@ -63,7 +63,8 @@ class TextClassifier(nn.Module):
         if background_mode == "learned":
             if background is None:
                 raise ValueError(
-                    "a learned background starts from its text embedding, of which there is none"
+                    "a learned background starts from its text embedding, of which there is none; "
+                    "rebuild the embeddings"
                 )
             self.learned_background = nn.Parameter(_unit(background))
         self.register_buffer("embeddings_KD", torch.empty(0, self.embed_dim), persistent=False)

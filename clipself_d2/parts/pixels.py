@@ -25,7 +25,8 @@ class PixelModel(nn.Module):
 
     def moved(self, tensor: Tensor) -> Tensor:
         """Copy to the model's device, from pinned memory without waiting for what runs there."""
-        return tensor.to(self.device, non_blocking=True)
+        # Towards the CPU torch would not wait for the values either.
+        return tensor.to(self.device, non_blocking=self.device.type != "cpu")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Subtract the mean and divide by the deviation; (..., 3, H, W), 0 to 255."""

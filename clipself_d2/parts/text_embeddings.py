@@ -146,8 +146,10 @@ def read_text_embeddings(
             raise ValueError(_difference(given.vocabulary, vocabulary, options.EMBEDDINGS))
         logger.info(
             "MODEL.VOCABULARY.EMBEDDINGS %s has other classes than the %d to be scored; theirs are "
-            "built", options.EMBEDDINGS, vocabulary.num_classes,
-        )  # fmt: skip
+            "built",
+            options.EMBEDDINGS,
+            vocabulary.num_classes,
+        )
     if not clip.PRETRAINED:
         logger.warning(
             "MODEL.CLIP.PRETRAINED is empty: the text embeddings come from random weights"

@@ -125,7 +125,8 @@ class StrictCheckpointer(SafeCheckpointer):
         if lacking and not self._may_be_partial:
             raise ValueError(
                 f"{self._source} is half a model: it lacks {len(lacking)} parameters "
-                f"({shortened(lacking, 3)}); a distilled image tower goes to MODEL.CLIP.WEIGHTS"
+                f"({shortened(lacking, 3)}); give the whole model's checkpoint, and a distilled "
+                "image tower to MODEL.CLIP.WEIGHTS"
             )
         super()._log_incompatible_keys(incompatible)
 

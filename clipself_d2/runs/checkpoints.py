@@ -48,7 +48,8 @@ def newest_of_run(folder: str | Path) -> Found | None:
     if found.run and own and found.run != own:
         raise ValueError(
             f"{found.path} is of run {found.run}, but {folder} is the folder of run {own}; move "
-            "the file away, leave out --resume, or begin with its weights in another folder"
+            "the file away, leave out --resume, or begin with its weights (MODEL.WEIGHTS, lazy: "
+            "train.init_checkpoint) in another folder"
         )
     return Found(found.path, own or found.run)
 

@@ -16,6 +16,10 @@ from clipself_d2.segmentation.spatial import SpatialAggregation
 # Logit of a class that is not on the shortlist.
 _LEFT_OUT = -100.0
 
+# Channels of a group of the group norms.
+_GROUP = 16
+_NO_LIMIT = 1 << 30
+
 
 @dataclass(frozen=True)
 class AggregatorSizes:
@@ -188,11 +192,6 @@ def place_listed(logits: Tensor, chosen: Tensor, num_classes: int) -> Tensor:
 
 def _projection(in_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1), nn.ReLU())
-
-
-# Channels of a group of the group norms.
-_GROUP = 16
-_NO_LIMIT = 1 << 30
 
 
 class GuidedUpsampling(nn.Module):

@@ -116,7 +116,7 @@ class TextEmbeddings:
         if self.embed_dim != embed_dim:
             raise ValueError(
                 f"text embeddings of {self.clip} are {self.embed_dim}-d but the tower projects "
-                f"to {embed_dim}-d; take its own CLIP's"
+                f"to {embed_dim}-d; take those of the tower's own CLIP"
             )
 
     @classmethod

@@ -38,7 +38,20 @@ class Watched(hooks.HookBase):
         self.known.append(0 if history is None else len(history.values()))
 
 
-def run(folder: Path, *, late: int | None, period: int, broken: int = -1) -> list[int]:
+class Stopper(hooks.HookBase):
+    """Ends the run before an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise InterruptedError("stopped")
+
+
+def run(
+    folder: Path, *, late: int | None, period: int, broken: int = -1, stopped: int = -1
+) -> list[int]:
     torch.manual_seed(0)
     model = TwoLosses(broken)
     items = [torch.tensor(float(number)) for number in range(ITERATIONS)]
@@ -46,7 +59,7 @@ def run(folder: Path, *, late: int | None, period: int, broken: int = -1) -> lis
     watched = Watched()
     writer = hooks.PeriodicWriter([JSONWriter(str(folder / "metrics.json"), 3)], period=period)
     made = [] if late is None else [LateMetrics(loop, period=late)]
-    loop.register_hooks([*made, watched, writer])
+    loop.register_hooks([*made, watched, writer, Stopper(stopped)])
     loop.train(0, ITERATIONS)
     return watched.known
 
@@ -66,6 +79,16 @@ def test_files_are_those_of_detectron2(tmp_path, period):
     run(late, late=period, period=period)
     assert rows(early) == rows(late)
     assert len(rows(early)) == -(-ITERATIONS // period)
+
+
+def test_a_stopped_run_logs_what_it_has_done_as_detectron2_does(tmp_path):
+    early, late = tmp_path / "early", tmp_path / "late"
+    for folder, wait in ((early, None), (late, 3)):
+        folder.mkdir()
+        with pytest.raises(InterruptedError):
+            run(folder, late=wait, period=3, stopped=5)
+    assert rows(early) == rows(late)
+    assert rows(late)[-1]["total_loss"] != rows(late)[0]["total_loss"]
 
 
 def test_losses_are_read_where_they_are_written_and_at_the_end(tmp_path):

@@ -162,7 +162,8 @@ def to_clipself(state: Mapping[str, Tensor], *, head_dim: int | None = None) -> 
         "visual.trunk.cls_token" not in state
     ):
         raise ValueError(
-            "the image tower is of timm but no EVA02, which CLIPSelf's code lacks; choose --to d2"
+            "the image tower is of timm but no EVA02, which CLIPSelf's code lacks; choose --to "
+            "open_clip, d2 or safetensors"
         )
     names = [(ours, theirs) for theirs, ours in _EVA_NAMES]
     renamed = {_rename(key, names): value for key, value in state.items()}
@@ -204,7 +205,10 @@ def _with_text_at_root(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     placed = place_text(state, nested=False)
     foreign = [key for key in placed if key.startswith("text.")]
     if foreign:
-        raise ValueError(f"CLIPSelf's code has no text tower with {foreign[0]}; choose --to d2")
+        raise ValueError(
+            f"CLIPSelf's code has no text tower with {foreign[0]}; choose --to open_clip, d2 or "
+            "safetensors"
+        )
     return placed
 
 

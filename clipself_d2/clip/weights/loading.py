@@ -73,7 +73,10 @@ def load_clip_weights(model: "ClipModel", path: str | Path) -> NamedWeights:
     named = to_open_clip(read_checkpoint(path))
     state = named.tensors
     if all(key.startswith("visual.") for key in state):
-        raise ValueError(f"{path} holds no text tower, expected the whole {model.name}")
+        raise ValueError(
+            f"{path} holds no text tower, expected the whole {model.name}; give it as the weights "
+            "of an image tower"
+        )
     text = model.text.clip
     state = place_text(state, nested=any(key.startswith("text.") for key in text.state_dict()))
     parts = [model.tower, text]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.structures import Boxes
 from torch import Tensor
 
 from clipself_d2.backbones.clip_vit import CLIP_FEATURE
@@ -52,7 +53,18 @@ class NormRPNHead(StandardRPNHead):
         return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.FPN.NORM}
 
 
-class BlendedRPN(RPN):
+class JointRPN(RPN):
+    """Detectron2's RPN, which decodes the boxes of all levels at once instead of one by one.
+
+    Boxes are the same to the bit, with a fifth of the launches on a GPU.
+    """
+
+    def _decode_proposals(self, anchors: list[Boxes], deltas: list[Tensor]) -> list[Tensor]:
+        boxes = super()._decode_proposals([Boxes.cat(anchors)], [torch.cat(deltas, dim=1)])[0]
+        return list(boxes.split([level.tensor.shape[0] for level in anchors], dim=1))
+
+
+class BlendedRPN(JointRPN):
     """Detectron2's RPN that also asks CLIP, in tests, whether a cell shows a thing.
 
     The dense CLIP map is scored against words of things and of background, and the share of the

@@ -58,11 +58,23 @@ class AccumulatingModel(nn.Module):
             with no_sync():
                 losses = {name: weight * loss for name, loss in self.module(part).items()}
                 self._backward(cast(Tensor, sum(losses.values())))
+            if not total:
+                self._own_gradients()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach()
         # The loop itself runs the last backward, in which DistributedDataParallel joins gradients.
         last = self.module(parts[-1])
         return {name: weights[-1] * loss + total.get(name, 0.0) for name, loss in last.items()}
+
+    def _own_gradients(self) -> None:
+        """Copy the first part's gradients; those of later parts are added to the copies.
+
+        A backward pass that a GPU recorded (MODEL.CLIP.COMPILE step) gives its results in memory
+        that it writes over the next time it is played.
+        """
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def _split(self, items: Items) -> list[Items]:
         if len(items) < self.steps:

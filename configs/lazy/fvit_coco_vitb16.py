@@ -14,12 +14,10 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
@@ -29,7 +27,8 @@ from omegaconf import OmegaConf
 from clipself_d2.data.build import build_detection_train_loader
 from clipself_d2.data.detection_mapper import PictureMapper, lsj_augmentations
 from clipself_d2.detection import OpenVocabFastRCNNOutputLayers, OpenVocabROIHeads
-from clipself_d2.detection.rpn import NormRPNHead
+from clipself_d2.detection.anchors import HeldAnchorGenerator
+from clipself_d2.detection.rpn import JointRPN, NormRPNHead
 from clipself_d2.engine.solver import ClippedAdamW
 from clipself_d2.evaluation.build import build_evaluator
 from clipself_d2.parts.text_embeddings import build_text_classifier, dataset_embeddings
@@ -54,10 +53,10 @@ backbone.square_size = "${shared.size}"
 
 model = L(GeneralizedRCNN)(
     backbone=backbone,
-    proposal_generator=L(RPN)(
+    proposal_generator=L(JointRPN)(
         in_features=levels,
         head=L(NormRPNHead)(in_channels=256, num_anchors=3, conv_dims=[-1, -1], norm=""),
-        anchor_generator=L(DefaultAnchorGenerator)(
+        anchor_generator=L(HeldAnchorGenerator)(
             sizes=[[32], [64], [128], [256], [512]],
             aspect_ratios=[0.5, 1.0, 2.0],
             strides=[4, 8, 16, 32, 64],

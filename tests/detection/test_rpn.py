@@ -4,12 +4,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.proposal_generator import StandardRPNHead
+from detectron2.modeling.proposal_generator import StandardRPNHead, build_proposal_generator
 from detectron2.modeling.proposal_generator.rpn import build_rpn_head
 from torch import nn
 
 from clipself_d2.config import add_clipself_config
-from clipself_d2.detection.rpn import NormRPNHead, blend, share_pyramid, thing_share
+from clipself_d2.detection.rpn import JointRPN, NormRPNHead, blend, share_pyramid, thing_share
 from clipself_d2.engine.trainer import Trainer
 
 SHAPES = [ShapeSpec(channels=32, stride=stride) for stride in (4, 8)]
@@ -23,6 +23,22 @@ def cfg() -> CfgNode:
     config.MODEL.RPN.CONV_DIMS = [-1, -1]
     config.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64]]
     return config
+
+
+def test_boxes_decoded_at_once_are_detectron2s(cfg: CfgNode) -> None:
+    shapes = {f"p{level}": shape for level, shape in enumerate(SHAPES, start=2)}
+    cfg.MODEL.RPN.IN_FEATURES = list(shapes)
+    found = []
+    for name in ("RPN", "JointRPN"):
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
+        torch.manual_seed(0)
+        network = build_proposal_generator(cfg, shapes)
+        anchors = network.anchor_generator([torch.zeros(1, 32, 6, 5), torch.zeros(1, 32, 3, 3)])
+        deltas = [torch.randn(2, len(boxes), 4) for boxes in anchors]
+        found.append(network._decode_proposals(anchors, deltas))
+    assert type(network) is JointRPN
+    assert [level.shape for level in found[1]] == [(2, 6 * 5 * 3, 4), (2, 3 * 3 * 3, 4)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("conv_dims", [[-1], [-1, 64]])

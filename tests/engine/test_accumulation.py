@@ -47,6 +47,35 @@ def test_parts_give_the_loss_and_gradient_of_the_whole(steps: int) -> None:
     assert calls == steps
 
 
+class Replayed(torch.autograd.Function):
+    """Gives gradients as a pass does that a GPU recorded: always in the same memory."""
+
+    memory = torch.zeros(())
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight * 1.0
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Replayed.memory.copy_(gradient)
+        return Replayed.memory.detach()
+
+
+def test_gradients_outlive_the_memory_of_a_recorded_pass() -> None:
+    class Recorded(Weighted):
+        def forward(self, items):
+            rows = torch.cat([item["rows"] for item in items])
+            return {"loss": (Replayed.apply(self.weight) * rows).mean()}
+
+    gradients = []
+    for steps in (1, 2, 4):
+        model = Recorded()
+        wrap(model, steps)(ITEMS)["loss"].backward()
+        gradients.append(float(model.weight.grad))
+    assert gradients == pytest.approx([gradients[0]] * 3, rel=1e-6)
+
+
 def test_items_count_alike_where_the_model_does_not_weigh_them() -> None:
     class Plain(Weighted):
         loss_weight = property()  # raises AttributeError, as if it were not there

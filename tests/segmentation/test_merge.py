@@ -5,8 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.structures import BitMasks
 
-from clipself_d2.segmentation.merge import instances_of, panoptic_map, semantic_map
+from clipself_d2.segmentation.merge import (
+    boxes_around,
+    instances_of,
+    panoptic_map,
+    semantic_map,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "panoptic"
 
@@ -80,3 +86,11 @@ def test_instances_are_things_with_boxes_and_the_masks_quality() -> None:
     torch.testing.assert_close(found.scores[best], expected)
     assert 2 not in found.pred_classes
     assert found.pred_masks.flatten(1).any(1).all()
+
+
+def test_boxes_around_masks_are_detectron2s() -> None:
+    masks = torch.rand(40, 9, 7, generator=torch.Generator().manual_seed(0)) > 0.93
+    masks = masks[masks.flatten(1).any(1)]
+    expected = BitMasks(masks).get_bounding_boxes().tensor
+    assert torch.equal(boxes_around(masks).tensor, expected)
+    assert boxes_around(masks[:0]).tensor.shape == (0, 4)

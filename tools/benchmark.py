@@ -36,7 +36,7 @@ def main() -> int:
         help="sides of the image in px; default: 1024 512 on a GPU, 384 256 on a CPU",
     )
     add("--batch", type=positive, nargs="+", help="distill: images of a step")
-    add("--compile", choices=COMPILE_MODES, nargs="+", help="distill: our variants")
+    add("--compile", choices=COMPILE_MODES, nargs="+", help="distill, detector: our variants")
     add("--minutes", type=real(0, 600), help="distill: begin no case after")
     add("--precision", choices=PRECISIONS, default="auto", help="of our variants")
     add("--repeats", type=positive, default=5, help="runs; their median is taken")

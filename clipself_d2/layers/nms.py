@@ -86,6 +86,9 @@ def batched_soft_nms(
         raise ValueError(f"method is {method!r}; it is one of {SOFT_NMS_METHODS}")
     numbers: list[Tensor] = []
     decayed: list[Tensor] = []
+    # One box after another is chosen, for each of which a GPU would be waited for.
+    device = boxes_R4.device
+    boxes_R4, scores_R, classes_R = boxes_R4.cpu(), scores_R.cpu(), classes_R.cpu()
     for label in torch.unique(classes_R):
         member = (classes_R == label).nonzero()[:, 0]
         boxes, scores = boxes_R4[member].float(), scores_R[member].float()
@@ -93,9 +96,9 @@ def batched_soft_nms(
         numbers.append(member[kept])
         decayed.append(scores)
     if not numbers:
-        return classes_R.new_zeros(0, dtype=torch.long), scores_R.new_zeros(0)
+        return torch.zeros(0, dtype=torch.long, device=device), scores_R.to(device)
     values, order = torch.cat(decayed).sort(descending=True, stable=True)
-    return torch.cat(numbers)[order], values.to(scores_R.dtype)
+    return torch.cat(numbers)[order].to(device), values.to(device, scores_R.dtype)
 
 
 def _soft_nms(

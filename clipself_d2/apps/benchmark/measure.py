@@ -37,7 +37,8 @@ class BenchmarkOptions:
         sizes: Sides of the square images of the detector, px.
         cases: Models and sides of the square images of the distillation, the most telling first.
         batches: Images in a step of the distillation, all cases of one before the next.
-        compile_modes: Our variants of the distillation, as MODEL.CLIP.COMPILE.
+        compile_modes: Our variants of the distillation and of the detector, as MODEL.CLIP.COMPILE.
+        detector_batches: Pictures in a step of the detector.
         minutes: Time after which the distillation begins no other case.
         precision: Number type of our variants: fp32, bf16, fp16 or auto.
         repeats: Measured runs of every variant; their median is reported.
@@ -57,6 +58,7 @@ class BenchmarkOptions:
     cases: tuple[tuple[str, int], ...] = (("ViT-B-16-quickgelu", 256),)
     batches: tuple[int, ...] = (2,)
     compile_modes: tuple[str, ...] = ("off", "blocks")
+    detector_batches: tuple[int, ...] = (1,)
     minutes: float = 60.0
     precision: str = "auto"
     repeats: int = 5

@@ -4,6 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ DEFAULTS: dict[str, Row] = {
             ("ViT-B-16-quickgelu", 1024),
         ),
         "batches": (2, 8, 4),
-        "minutes": 5.0,
+        "minutes": 4.0,
+        "detector_batches": (1, 8),
         "regions": (512, 1000),
         "text_classes": 5,
     },
@@ -78,7 +80,8 @@ DEFAULTS: dict[str, Row] = {
 Report = dict[str, object]
 Variants = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]
 
-DETECTOR_VARIANTS = {"two passes, graph": True, "ours": False}
+# Whether it is careless, and MODEL.CLIP.COMPILE.
+CARELESS = {"two passes, graph": (True, "off")}
 
 
 def _distill(options: BenchmarkOptions) -> list[Row]:
@@ -119,7 +122,7 @@ def _distill(options: BenchmarkOptions) -> list[Row]:
                 "share of product peak": rate / peaks[dtype],
                 "launches": launched.launched,
                 "casts": launched.casts,
-                "idle share": 1 - launched.busy / seconds if launched.busy else None,
+                "idle share": idle_share(launched, seconds),
             }
             if "published" in measured:
                 first_seconds, first_memory, *_ = measured["published"]
@@ -148,6 +151,11 @@ def _measure(
     }
 
 
+def idle_share(launched: Launches, seconds: float) -> float | None:
+    """Part of a step in which the GPU does nothing; None on a CPU."""
+    return 1 - launched.busy / seconds if launched.busy else None
+
+
 def _flops(step: Step) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
@@ -156,31 +164,35 @@ def _flops(step: Step) -> int:
 
 def _detector(options: BenchmarkOptions) -> list[Row]:
     """Training step and inference of F-ViT; ratios compare with the careless variant."""
-    detectors = {
-        name: build_detector(options, careless) for name, careless in DETECTOR_VARIANTS.items()
-    }
-    cases = [(size, task) for size in options.sizes for task in HEAD_REGIONS]
+    modes = dict.fromkeys(("off", *options.compile_modes))
+    variants = CARELESS | {f"ours, {mode}": (False, mode) for mode in modes}
+    detectors = {name: build_detector(options, *variant) for name, variant in variants.items()}
     rows: list[Row] = []
-    for size, task in cases:
+    for size, count, task in product(options.sizes, options.detector_batches, HEAD_REGIONS):
+        case = (size, task, count)
         memory = {
-            name: peak_memory(build_detector_step, options, size, task, careless, options=options)
-            for name, careless in DETECTOR_VARIANTS.items()
+            name: peak_memory(build_detector_step, options, variant, *case, options=options)
+            for name, variant in variants.items()
         }
-        steps = {name: detector_step(*parts, size, task) for name, parts in detectors.items()}
+        steps = {name: detector_step(*parts, *case) for name, parts in detectors.items()}
         seconds = median_seconds(steps, options.repeats, options.device)
         first = next(iter(detectors))
         for name, (_, backbone) in detectors.items():
+            launched = launches(steps[name], options.device)
             with watch_tower(backbone) as watch:
                 steps[name]()
             rows.append(
                 {
                     "size": size,
+                    "images": count,
                     "task": task,
                     "regions": options.regions[task == "inference"],
                     "variant": name,
-                    "images/s": 1 / seconds[name],
+                    "images/s": count / seconds[name],
                     "speed ratio": seconds[first] / seconds[name],
                     "tower passes": watch["passes"],
+                    "launches": launched.launched,
+                    "idle share": idle_share(launched, seconds[name]),
                     "saved MiB": watch["bytes"] / MIB,
                     "peak MiB": memory[name].total,
                     "step MiB": memory[name].step,

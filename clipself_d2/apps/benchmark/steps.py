@@ -25,10 +25,13 @@ _RECIPE = Path(__file__).parents[3] / "configs" / "Base-fvit.yaml"
 _DATASET = "clipself_d2_benchmark"
 
 
-def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module, ClipViT]:
+def build_detector(
+    options: BenchmarkOptions, careless: bool, mode: str = "off"
+) -> tuple[nn.Module, ClipViT]:
     """Make F-ViT with random weights and 65 random classes, and its ViT.
 
-    A careless one keeps a graph of its frozen ViT, and runs it a second time for CLIP's map.
+    A careless one keeps a graph of its frozen ViT, and runs it a second time for CLIP's map;
+    ``mode`` is as MODEL.CLIP.COMPILE.
     """
     torch.manual_seed(0)
     tower, names = load_tower(options.model), [f"class {number}" for number in range(65)]
@@ -37,7 +40,7 @@ def build_detector(options: BenchmarkOptions, careless: bool) -> tuple[nn.Module
     cfg = load_config(str(_RECIPE), [])
     model = cfg.MODEL
     model.DEVICE, model.CLIP.NAME = options.device, options.model
-    model.CLIP.PRECISION = options.precision
+    model.CLIP.PRECISION, model.CLIP.COMPILE = options.precision, mode
     model.PIXEL_MEAN, model.PIXEL_STD = list(tower.pixel_mean), list(tower.pixel_std)
     # SyncBN needs several processes.
     model.FPN.NORM = model.ROI_BOX_HEAD.NORM = "GN"
@@ -95,10 +98,13 @@ def watch_tower(backbone: ClipViT) -> Iterator[Counter[str]]:
         backbone.tower.forward_dense = dense  # type: ignore[method-assign]
 
 
-def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) -> Step:
-    """Make a training step (forward, backward, AdamW) or an inference on one random picture.
+def detector_step(
+    detector: nn.Module, backbone: ClipViT, size: int, task: str, count: int = 1
+) -> Step:
+    """Make a training step (forward, backward, AdamW) or an inference on random pictures.
 
-    Inference makes a graph only where the backbone is careless.
+    On a GPU the step has the recipes' mixed precision, in bf16. Inference makes a graph only where
+    the backbone is careless.
     """
     rng = torch.Generator().manual_seed(0)
     corner = torch.rand(7, 2, generator=rng) * size / 2
@@ -108,24 +114,27 @@ def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) 
     instances.gt_classes = torch.randint(0, 65, (7,), generator=rng)
     image = torch.randint(0, 256, (3, size, size), generator=rng, dtype=torch.uint8)
     picture = {"image": image, "instances": instances, "height": size, "width": size}
+    pictures = [picture] * count
+    device = next(detector.parameters()).device
     if task == "inference":
         careless = any(parameter.requires_grad for parameter in backbone.tower.parameters())
 
         def infer() -> None:
             detector.eval()
             with torch.set_grad_enabled(careless):
-                detector([picture])
+                detector(pictures)
 
         return infer
     # The careless variant computes gradients of the tower, but nobody wants them.
     tower = {id(parameter) for parameter in backbone.tower.parameters()}
     trained = [p for p in detector.parameters() if p.requires_grad and id(p) not in tower]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device.type == "cuda")
 
     def train() -> None:
         detector.train()
-        with EventStorage():
-            losses = detector([picture])
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+        with EventStorage(), mixed:
+            losses = detector(pictures)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         detector.zero_grad()
@@ -133,6 +142,8 @@ def detector_step(detector: nn.Module, backbone: ClipViT, size: int, task: str) 
     return train
 
 
-def build_detector_step(options: BenchmarkOptions, size: int, task: str, careless: bool) -> Step:
+def build_detector_step(
+    options: BenchmarkOptions, variant: tuple[bool, str], size: int, task: str, count: int
+) -> Step:
     """Make a detector and its step, from importable arguments."""
-    return detector_step(*build_detector(options, careless), size, task)
+    return detector_step(*build_detector(options, *variant), size, task, count)

@@ -84,6 +84,7 @@ class DistillMapper:
             item = picture_item(record, picture, student)
         else:
             item = picture_item(record, picture, picture) | {"longest_side": max(fitted)}
+        pixels = None if self.resize_image else item["image"]
         if caption is not None:
             item["caption"] = caption
         if regions is not None:
@@ -94,13 +95,13 @@ class DistillMapper:
             if regions.classes is not None:
                 item["region_classes"] = torch.from_numpy(regions.classes)
             elif self.has_crops:
-                item["crops"] = cut_regions(picture, crops, self.crop_size)
+                item["crops"] = cut_regions(picture, crops, self.crop_size, pixels)
                 if "annotations" in record:
                     classes = sorted({row["category_id"] for row in record["annotations"]})
                     item["image_classes"] = torch.tensor(classes, dtype=torch.int64)
         if self.whole_image:
             whole = np.array([[0.0, 0.0, *picture.size]])
-            item["whole"] = cut_regions(picture, whole, self.crop_size)
+            item["whole"] = cut_regions(picture, whole, self.crop_size, pixels)
         return item
 
 

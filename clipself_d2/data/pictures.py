@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from clipself_d2.data.tar_shards import is_member, read_member
@@ -59,6 +59,7 @@ def naming_picture(path: str | Path) -> Iterator[None]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn a picture by its EXIF data, and its pixels into RGB of 8 bits a channel.
 
+    What is so already is returned as it is.
     Transparency is dropped, as CLIP's preprocessing does; of 16 bits the upper eight are kept. A
     ValueError refuses pictures without a pixel, and pixels of 32 bits or floats.
     """
@@ -70,10 +71,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             f"pixels of mode {image.mode} have no range from black to white; save the picture with "
             "8 bits a channel"
         )
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    # Only what has to change is copied, or a worker would copy every photograph twice.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
@@ -120,15 +124,28 @@ def cut_crops(image: Image.Image, boxes: np.ndarray, size: int) -> Tensor:
     return torch.cat(crops)
 
 
-def cut_regions(image: Image.Image, boxes: np.ndarray, size: int | None) -> Tensor | list[Tensor]:
+def cut_regions(
+    image: Image.Image, boxes: np.ndarray, size: int | None, pixels: Tensor | None = None
+) -> Tensor | list[Tensor]:
     """Cut boxes (R, 4) XYXY px for a teacher.
 
     As ``cut_crops``; for a size of None R tensors (3, hi, wi) uint8, which are left for
-    ``layers.resize_crops`` as they are cut.
+    ``layers.resize_crops`` as they are cut. ``pixels`` (3, H, W) are the picture's, where they are
+    at hand.
     """
-    if size is None:
-        return [to_tensor(image.crop(_whole(box))) for box in boxes]
-    return cut_crops(image, boxes, size)
+    if size is not None:
+        return cut_crops(image, boxes, size)
+    pixels = to_tensor(image) if pixels is None else pixels
+    return [_cut(image, pixels, *_whole(box)) for box in boxes]
+
+
+def _cut(
+    image: Image.Image, pixels: Tensor, left: int, top: int, right: int, bottom: int
+) -> Tensor:
+    """Cut a box of ``pixels``, which are those of the picture; beyond its edges it is black."""
+    if left < 0 or top < 0 or right > image.width or bottom > image.height:
+        return to_tensor(image.crop((left, top, right, bottom)))
+    return pixels[:, top:bottom, left:right].clone()
 
 
 def _whole(box: np.ndarray) -> tuple[int, int, int, int]:

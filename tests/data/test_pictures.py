@@ -10,6 +10,7 @@ from PIL import Image
 from clipself_d2.data.pictures import (
     check_picture,
     cut_crops,
+    cut_regions,
     fit_longest,
     fitted_size,
     read_picture,
@@ -61,6 +62,23 @@ def test_a_box_thinner_than_a_pixel_gives_a_crop() -> None:
     crops = cut_crops(Image.new("RGB", (20, 20), "red"), np.array([[3.2, 3.2, 3.3, 9.0]]), 8)
     assert crops.shape == (1, 3, 8, 8)
     assert crops[0, 0].max() == 255
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_pieces_are_what_pil_cuts_beyond_the_edges_too(at_hand: bool) -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (20, 30, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    boxes = np.array(
+        [[0, 0, 30, 20], [3.5, 2.5, 9.4, 20.4], [29.8, 4, 29.9, 9], [30, 0, 30, 20], [-2, -1, 5, 9]]
+    )
+    given = to_tensor(picture) if at_hand else None
+    pieces = cut_regions(picture, boxes, None, given)
+    for piece, box in zip(pieces, boxes, strict=True):
+        left, top, right, bottom = (round(float(side)) for side in box)
+        expected = picture.crop((left, top, max(right, left + 1), bottom))
+        assert torch.equal(piece, to_tensor(expected))
+    pieces[0].zero_()
+    assert given is None or given.all(), "pieces are copies"
 
 
 def test_no_box_gives_no_crop() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from clipself_d2.clip.model import load_clip
 
@@ -20,6 +21,29 @@ def test_tokens_are_those_of_open_clip(text):
     expected = open_clip.get_tokenizer("ViT-Ti-8-emoji")(TEXTS)
     assert torch.equal(text.tokenize(TEXTS), expected)
     assert expected.shape == (4, text.context_length)
+
+
+ODD = [
+    "There's   a PHOTO of the 24-inch T.V. set (used), isn't it?!\t\n",
+    "caf\u00e9 & cr\u00e8me; &amp;lt; l\u2019\u00e9t\u00e9 \u201cquoted\u201d",
+    "fish &amp; chips &lt;3",
+    "<start_of_text> a <end_of_text>",
+    "schÃ¶n \u732b \U0001f600 x\u00a0y",
+    "",
+    "antidisestablishmentarianism " * 60,
+    *("".join(map(chr, range(first, first + 8))) * 2 for first in range(32, 127, 8)),
+]
+
+
+@pytest.mark.parametrize("length", [None, 16, 3])
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_tokens_of_odd_texts_are_those_of_open_clip(text, clean, length, monkeypatch):
+    tokenizer = SimpleTokenizer(clean=clean)
+    monkeypatch.setattr(text, "tokenizer", tokenizer)
+    expected = tokenizer(ODD, context_length=length or text.context_length)
+    # Twice, since words are looked up the second time.
+    for _ in range(2):
+        assert torch.equal(text.tokenize(ODD, length), expected)
 
 
 def test_embeddings_are_those_of_open_clip_with_unit_norm(text):

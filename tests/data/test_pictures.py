@@ -141,7 +141,7 @@ def test_numbers_without_a_white_are_refused_by_name(kind, tmp_path: Path) -> No
         read_picture(file)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
 def test_pictures_of_every_mode_are_read_in_rgb(mode: str, tmp_path: Path) -> None:
     colours = np.repeat(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8), 8, axis=1)
     file = tmp_path / "picture.tif"

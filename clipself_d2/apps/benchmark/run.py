@@ -169,12 +169,15 @@ def _detector(options: BenchmarkOptions) -> list[Row]:
     detectors = {name: build_detector(options, *variant) for name, variant in variants.items()}
     rows: list[Row] = []
     for size, count, task in product(options.sizes, options.detector_batches, HEAD_REGIONS):
-        case = (size, task, count)
         memory = {
-            name: peak_memory(build_detector_step, options, variant, *case, options=options)
+            name: peak_memory(
+                build_detector_step, options, variant, size, task, count, options=options
+            )
             for name, variant in variants.items()
         }
-        steps = {name: detector_step(*parts, *case) for name, parts in detectors.items()}
+        steps = {
+            name: detector_step(*parts, size, task, count) for name, parts in detectors.items()
+        }
         seconds = median_seconds(steps, options.repeats, options.device)
         first = next(iter(detectors))
         for name, (_, backbone) in detectors.items():

@@ -95,8 +95,8 @@ def build_head(num_classes: int, device: str, task: str) -> Step:
 def lvis_dataset(scale: float) -> Iterator[tuple[str, list[tuple[int, Instances]]]]:
     """Register a made-up LVIS val for the time of a with block.
 
-    Twelve objects an image, whose last classes are the most frequent, as in LVIS; detections are
-    shifted objects, a third of them under a wrong class.
+    Twelve objects an image, with a long tail of classes as LVIS has, but here the first classes are
+    the most frequent; detections are shifted objects, a third of them under a wrong class.
 
     Args:
         scale: Share of LVIS val, in (0, 1].

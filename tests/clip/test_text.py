@@ -28,7 +28,7 @@ ODD = [
     "caf\u00e9 & cr\u00e8me; &amp;lt; l\u2019\u00e9t\u00e9 \u201cquoted\u201d",
     "fish &amp; chips &lt;3",
     "<start_of_text> a <end_of_text>",
-    "schÃ¶n \u732b \U0001f600 x\u00a0y",
+    "sch\u00c3\u00b6n \u732b \U0001f600 x\u00a0y",
     "",
     "antidisestablishmentarianism " * 60,
     *("".join(map(chr, range(first, first + 8))) * 2 for first in range(32, 127, 8)),

@@ -121,6 +121,7 @@ class TextClassesMixin:
         anchors: list,
         pred_logits: list[Tensor],
         gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
         *others: list[Tensor],
     ) -> dict[str, Tensor]:
         """Losses over base classes and boxes.
@@ -129,6 +130,7 @@ class TextClassesMixin:
             anchors: Boxes of the anchors of every level.
             pred_logits: (N, Rl, K) of every level.
             gt_labels: (R,) class numbers of every image, K for background, -1 for ignored anchors.
+            pred_anchor_deltas: (N, Rl, 4) of every level.
             others: What the parent takes beside.
 
         Returns:
@@ -141,7 +143,9 @@ class TextClassesMixin:
         labels = torch.cat(gt_labels)
         check_labels(labels[labels >= 0], base_mask)
         masked = [logits.masked_fill(~base_mask, _NEVER) for logits in pred_logits]
-        return super().losses(anchors, masked, gt_labels, *others)  # type: ignore[misc]
+        # Mixed precision would decode pixels to 8 or 11 bits, and fvcore's GIoU refuses two types.
+        deltas = [level.float() for level in pred_anchor_deltas]
+        return super().losses(anchors, masked, gt_labels, deltas, *others)  # type: ignore[misc]
 
 
 def training_classifier(cfg: CfgNode) -> SigmoidTextClassifier:

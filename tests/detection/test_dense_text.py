@@ -78,7 +78,7 @@ def detector() -> Detector:
 def test_novel_classes_are_no_negatives(detector: Detector) -> None:
     logits = random(1, 4, 3).requires_grad_()
     labels = [torch.tensor([0, 3, -1, 2])]
-    loss = detector.losses([], [logits], labels)["loss_cls"]
+    loss = detector.losses([], [logits], labels, [])["loss_cls"]
     loss.backward()
     assert torch.equal(logits.grad[..., 1], torch.zeros(1, 4))
     assert (logits.grad[0, [0, 1, 3]][:, [0, 2]] != 0).all()
@@ -93,7 +93,7 @@ def test_labels_that_are_not_trained_are_refused(
     detector: Detector, label: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        detector.losses([], [random(1, 1, 3)], [torch.tensor([label])])
+        detector.losses([], [random(1, 1, 3)], [torch.tensor([label])], [])
 
 
 def test_number_of_classes_follows_the_vocabulary(detector: Detector) -> None:
@@ -122,6 +122,15 @@ def test_a_step_trains_every_parameter_on_base_classes(dense_cfg, step, name: st
     assert {"head.cls_score.classifier.scale", "head.cls_score.classifier.shift"} <= set(trained)
     without = [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_mixed_precision_decodes_boxes_in_full(dense_cfg, step, name: str) -> None:
+    _, whole = step(dense_cfg(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, half = step(dense_cfg(name))
+    for key, loss in half.items():
+        assert float(loss.detach()) == pytest.approx(float(whole[key].detach()), rel=0.05), key
 
 
 @pytest.mark.parametrize("name", DETECTORS)

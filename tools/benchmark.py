@@ -37,7 +37,7 @@ def main() -> int:
     )
     add("--batch", type=positive, nargs="+", help="distill: images of a step")
     add("--compile", choices=COMPILE_MODES, nargs="+", help="distill, detector: our variants")
-    add("--minutes", type=real(0, 600), help="distill: begin no case after")
+    add("--minutes", type=real(0, 600), help="distill, detector: begin no case after")
     add("--precision", choices=PRECISIONS, default="auto", help="of our variants")
     add("--repeats", type=positive, default=5, help="runs; their median is taken")
     add("--classes", type=positive, help="text: classes; default: 5 on a GPU, 2 on a CPU")

@@ -250,7 +250,7 @@ def _tokenize_words(tokenizer: SimpleTokenizer, texts: Sequence[str], length: in
     """What the tokenizer gives, with the tokens of a word looked up once.
 
     The prompts of a large vocabulary are few words again and again, each of which open_clip cleans
-    and splits anew: 75,789 prompts of LVIS took as long as a GPU has in all.
+    and splits anew.
     """
     rows = np.zeros((len(texts), length), np.int64)
     is_plain = tokenizer.clean_fn == _LOWER

@@ -56,7 +56,7 @@ class NormRPNHead(StandardRPNHead):
 class JointRPN(RPN):
     """Detectron2's RPN, which decodes the boxes of all levels at once instead of one by one.
 
-    Boxes are the same to the bit, with a fifth of the launches on a GPU.
+    The boxes are the same to the bit; a GPU has a fifth of the operations to launch for them.
     """
 
     def _decode_proposals(self, anchors: list[Boxes], deltas: list[Tensor]) -> list[Tensor]:

@@ -39,7 +39,7 @@ class BenchmarkOptions:
         batches: Images in a step of the distillation, all cases of one before the next.
         compile_modes: Our variants of the distillation and of the detector, as MODEL.CLIP.COMPILE.
         detector_batches: Pictures in a step of the detector.
-        minutes: Time after which the distillation begins no other case.
+        minutes: Time after which the distillation, and the detector, begin no other case.
         precision: Number type of our variants: fp32, bf16, fp16 or auto.
         repeats: Measured runs of every variant; their median is reported.
         num_crops: Regions of the image in a distillation step, at most 16.

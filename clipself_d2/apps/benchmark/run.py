@@ -3,9 +3,9 @@
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tabulate import tabulate
@@ -64,7 +64,7 @@ DEFAULTS: dict[str, Row] = {
             ("ViT-B-16-quickgelu", 1024),
         ),
         "batches": (2, 8, 4),
-        "minutes": 4.0,
+        "minutes": 3.0,
         "detector_batches": (1, 8),
         "regions": (512, 1000),
         "text_classes": 5,
@@ -78,6 +78,7 @@ DEFAULTS: dict[str, Row] = {
     },
 }
 Report = dict[str, object]
+Case = TypeVar("Case")
 Variants = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]
 
 # Whether it is careless, and MODEL.CLIP.COMPILE.
@@ -86,15 +87,11 @@ CARELESS = {"two passes, graph": (True, "off")}
 
 def _distill(options: BenchmarkOptions) -> list[Row]:
     """A step of CLIPSelf; ratios compare with the published step, above 1 we are better."""
-    end = time.monotonic() + 60 * options.minutes
     dtypes = {"published": published_type(options), "ours": number_type(options)}
     peaks = {dtype: matrix_peak(options.device, dtype) for dtype in {*dtypes.values()}}
     cases = [(*case, batch) for batch in options.batches for case in options.cases]
     rows: list[Row] = []
-    for number, case in enumerate(cases):
-        if time.monotonic() > end:
-            logger.warning("--minutes %g are over; left out: %s", options.minutes, cases[number:])
-            break
+    for case in _while_there_is_time(cases, options):
         # Shapes of the last case would make this one's graphs those of any shape.
         torch.compiler.reset()
         variants: Variants = {"published": (build_published, (options, *case))}
@@ -151,6 +148,16 @@ def _measure(
     }
 
 
+def _while_there_is_time(cases: list[Case], options: BenchmarkOptions) -> Iterator[Case]:
+    """Give the cases one by one, until the minutes of a part are over."""
+    end = time.monotonic() + 60 * options.minutes
+    for number, case in enumerate(cases):
+        if time.monotonic() > end:
+            logger.warning("--minutes %g are over; left out: %s", options.minutes, cases[number:])
+            return
+        yield case
+
+
 def idle_share(launched: Launches, seconds: float) -> float | None:
     """Part of a step in which the GPU does nothing; None on a CPU."""
     return 1 - launched.busy / seconds if launched.busy else None
@@ -168,7 +175,8 @@ def _detector(options: BenchmarkOptions) -> list[Row]:
     variants = CARELESS | {f"ours, {mode}": (False, mode) for mode in modes}
     detectors = {name: build_detector(options, *variant) for name, variant in variants.items()}
     rows: list[Row] = []
-    for size, count, task in product(options.sizes, options.detector_batches, HEAD_REGIONS):
+    cases = [*product(options.sizes, options.detector_batches, HEAD_REGIONS)]
+    for size, count, task in _while_there_is_time(cases, options):
         memory = {
             name: peak_memory(
                 build_detector_step, options, variant, size, task, count, options=options

@@ -31,6 +31,7 @@ from clipself_d2.engine.cli import load_config
         ("TEST.DETECTIONS_PER_IMAGE", 0),
         ("SOLVER.ADAM_BETAS", [0.9]),
         ("MODEL.META_ARCHITECTURE", "GeneralizedRCN"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "HeldAnchors"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_key(key: str, value: object) -> None:

@@ -19,6 +19,17 @@ GPU = torch.device("cuda:0")
 # Operations that may have tensors of both.
 MEETING = ("_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")
 
+# What torch.cuda says of it.
+ANSWERS: dict[str, object] = {
+    "_lazy_init": None,
+    "is_available": True,
+    "device_count": 1,
+    "current_device": 0,
+    "is_initialized": False,
+    "is_bf16_supported": True,
+    "synchronize": None,
+}
+
 
 class Played(Tensor):
     """A tensor of the GPU; ``on_cpu`` is the CPU's."""
@@ -59,13 +70,14 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     name = func.overloadpacket.__name__
     if name == "device":
         return GPU
-    own = [isinstance(each, Played) for each in tree_leaves((args, kwargs)) if _is_tensor(each)]
-    others = [each for each in tree_leaves((args, kwargs)) if _is_tensor(each)]
-    others = [each for each in others if not isinstance(each, Played) and each.dim() > 0]
-    into_cpu = name.startswith("index") and any(own) and not isinstance(args[0], Played)
-    if into_cpu or (any(own) and others and name not in MEETING):
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    has_own = any(isinstance(each, Played) for each in tensors)
+    # A number without dimensions may come from the CPU.
+    has_other = any(not isinstance(each, Played) and each.dim() > 0 for each in tensors)
+    into_cpu = name.startswith("index") and has_own and not isinstance(args[0], Played)
+    if into_cpu or (has_own and has_other and name not in MEETING):
         raise RuntimeError(f"{name} has tensors of the CPU and of the GPU")
-    is_played = isinstance(args[0], Played) if name == "copy_" else any(own)
+    is_played = isinstance(args[0], Played) if name == "copy_" else has_own
     if kwargs.get("device") is not None:
         is_played = torch.device(kwargs["device"]).type in ("cuda", "meta")
         kwargs = {**kwargs, "device": "cpu"}
@@ -74,12 +86,7 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     if not is_played or name == "_local_scalar_dense":
         return real
     result = tree_map_only(Tensor, Played, real)
-    aliased: Any = return_and_correct_aliasing(func, args, kwargs, result) if any(own) else result
-    return aliased
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+    return return_and_correct_aliasing(func, args, kwargs, result) if has_own else result
 
 
 def _unwrapped(value: Any) -> Any:
@@ -136,21 +143,14 @@ def _as_tensors(index: Any) -> Any:
 
 
 @contextmanager
-def played_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def played_gpu() -> Iterator[None]:
     """Play a GPU in a with block."""
     torch._C._ensureCUDADeviceGuardSet()
-    for name, value in {
-        "_lazy_init": None,
-        "is_available": True,
-        "device_count": 1,
-        "current_device": 0,
-        "is_initialized": False,
-        "is_bf16_supported": True,
-        "synchronize": None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
-    # cuDNN's batch norm is an operation of its own.
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
-    with _Operations(), _Functions():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ANSWERS.items():
+            patch.setattr(torch.cuda, name, lambda *args, value=value: value)
+        # cuDNN's batch norm is an operation of its own.
+        patch.setattr(torch.backends.cudnn, "enabled", False)
+        patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+        with _Operations(), _Functions():
+            yield

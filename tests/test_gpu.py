@@ -106,6 +106,7 @@ def test_shipped_models_find_what_they_find_on_the_cpu(emoji_cfg, emoji_root, na
         for _ in range(3):
             found = [each["instances"].to("cpu") for each in predictor.detect_all(pictures)]
         best.append([one[one.scores == one.scores.max()] for one in found if len(one)])
+    assert best[0], "the CPU finds something"
     for real, own in zip(*best, strict=True):
         assert own.pred_classes.tolist() == real.pred_classes.tolist()
         torch.testing.assert_close(own.scores, real.scores, atol=0.01, rtol=0)

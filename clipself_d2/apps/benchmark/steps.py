@@ -101,7 +101,7 @@ def watch_tower(backbone: ClipViT) -> Iterator[Counter[str]]:
 def detector_step(
     detector: nn.Module, backbone: ClipViT, size: int, task: str, count: int = 1
 ) -> Step:
-    """Make a training step (forward, backward, AdamW) or an inference on random pictures.
+    """Make a training step (forward, backward, AdamW) or an inference on copies of a picture.
 
     On a GPU the step has the recipes' mixed precision, in bf16. Inference makes a graph only where
     the backbone is careless.

@@ -1,6 +1,9 @@
+from inspect import getclosurevars, unwrap
+
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from torch import nn
 
 from clipself_d2.apps.benchmark.vocabulary import (
     FREQUENCIES,
@@ -22,7 +25,11 @@ def test_one_by_one_gives_the_embeddings_of_a_batch() -> None:
 def test_a_run_leaves_nothing_behind_for_the_next(task: str) -> None:
     step = build_head(12, "cpu", task)
     step()
-    step()
+    kept = list(getclosurevars(unwrap(step)).nonlocals.values())
+    tensors = [value for value in kept if isinstance(value, torch.Tensor)]
+    tensors += [p for value in kept if isinstance(value, nn.Module) for p in value.parameters()]
+    assert tensors, "the step holds its head"
+    assert all(tensor.grad is None for tensor in tensors)
 
 
 def test_detections_lie_near_their_objects_and_the_data_set_is_forgotten() -> None:
